@@ -1,0 +1,291 @@
+"""Hierarchical Global Attention (HGA).
+
+Cao, Gao, Choi, Duan: Learning a Hierarchical Global Attention for Image Classification,
+Future Internet 12(11):178, 2020, https://doi.org/10.3390/fi12110178.
+
+Three stages on a map `[B, H, W, C]`: multi-scale feature exploitation (MFE, Eqs. 1-2),
+hierarchical global average pooling (HAP, Eq. 3) and excitation exploration (EE, Eqs. 4-5); the
+sigmoid of the result gates the channels (Eqs. 6-7). Cost by the paper's count: 84 C + 11/2 C^2
+parameters (Eq. 12). Everything up to the EE's ReLU is linear, so MFE and HAP together are also
+available without their convolutions, exactly (`shift_pool.py`).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from hga_flax.attention.shift_pool import cell_edges, pooled_convolutions, stack_kernels
+
+FORMS = ("auto", "conv", "shift")
+ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu, "tanh": nn.tanh}
+
+
+class MultiScaleFeatureExploitation(nn.Module):
+    """MFE, Eqs. 1-2: grouped convolutions of several kernel sizes, stride 1, no bias, concatenated.
+
+    Attributes:
+        channels: C, channels of the input and of each scale.
+        kernels: odd kernel sizes; zero padding keeps H x W.
+        groups: number of groups of each convolution; C is depthwise.
+        norm: BatchNorm after each convolution (not in the paper's equations).
+        act: name of an activation after each scale (not in the paper's equations), or None.
+        dtype: dtype of the computation; parameters are float32.
+        axis_name: mesh axis over which BatchNorm's batch statistics are averaged, or None.
+
+    Raises:
+        ValueError: a kernel size is not odd, or `groups` does not divide `channels`.
+    """
+
+    channels: int
+    kernels: Sequence[int] = (1, 3, 5, 7)
+    groups: int | None = None
+    norm: bool = False
+    act: str | None = None
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    def setup(self) -> None:
+        if not self.kernels or any(k < 1 or k % 2 == 0 for k in self.kernels):
+            raise ValueError(f"kernels={tuple(self.kernels)}: every kernel size must be odd, and there must be one")
+        groups = self.channels if self.groups is None else self.groups
+        if groups < 1 or self.channels % groups:
+            raise ValueError(f"groups={groups} does not divide the {self.channels} channels")
+        if self.act is not None and self.act not in ACTIVATIONS:
+            raise ValueError(f"mfe_act={self.act!r} is not one of {', '.join(ACTIVATIONS)}")
+        self.weights = [
+            self.param(f"kernel_{k}", nn.initializers.lecun_normal(), (k, k, self.channels // groups, self.channels))
+            for k in self.kernels
+        ]
+        if self.norm:
+            self.norms = [
+                nn.BatchNorm(momentum=0.9, epsilon=1e-5, dtype=self.dtype, axis_name=self.axis_name, name=f"norm_{k}")
+                for k in self.kernels
+            ]
+
+    def is_linear(self, train: bool) -> bool:
+        """True where the scales are an affine map of the input, so that averaging commutes with them."""
+        return self.act is None and not (self.norm and train)
+
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Reference form: `[B, H, W, C]` -> `[B, H, W, S * C]`, scale by scale."""
+        scales = []
+        for i, weight in enumerate(self.weights):
+            radius = weight.shape[0] // 2
+            scale = lax.conv_general_dilated(
+                x.astype(self.dtype),
+                weight.astype(self.dtype),
+                window_strides=(1, 1),
+                padding=((radius, radius), (radius, radius)),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=self.channels // weight.shape[2],
+            )
+            if self.norm:
+                scale = self.norms[i](scale, use_running_average=not train)
+            if self.act is not None:
+                scale = ACTIVATIONS[self.act](scale)
+            scales.append(scale)
+        return jnp.concatenate(scales, axis=-1)
+
+    def pooled(self, x: jax.Array, bins: Sequence[int], train: bool = False, merge: bool = False) -> jax.Array:
+        """Shift-pooling form of MFE and HAP: `[B, H, W, C]` -> `[B, S, cells, C]`.
+
+        With `merge` the scales come summed, `[B, 1, cells, C]`: without BatchNorm their kernels
+        add up to one, which is all that an excitation shared by the scales needs.
+        """
+        if not self.is_linear(train):
+            raise ValueError("form='shift' needs a linear MFE: mfe_act=None, and mfe_norm only in inference")
+        kernels = stack_kernels(self.weights)
+        if merge and not self.norm:
+            kernels = kernels.sum(axis=0, keepdims=True)
+        cells = pooled_convolutions(x.astype(self.dtype), kernels, bins)
+        if self.norm:
+            # In inference BatchNorm is affine per channel: it may follow the averaging.
+            normed = [norm(cells[:, i], use_running_average=True) for i, norm in enumerate(self.norms)]
+            cells = jnp.stack(normed, axis=1)
+            cells = cells.sum(axis=1, keepdims=True) if merge else cells
+        return cells
+
+
+class HierarchicalGlobalAveragePooling(nn.Module):
+    """HAP, Eq. 3: adaptive average pooling to several grids, `[B, H, W, D]` -> `[B, cells, D]`.
+
+    Attributes:
+        bins: cells along each axis; (1, 2, 4) gives 1 + 4 + 16 = 21 cells.
+    """
+
+    bins: Sequence[int] = (1, 2, 4)
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        _, height, width, _ = x.shape
+        x = x.astype(jnp.float32)
+        cells = []
+        for j in self.bins:
+            if height % j == 0 and width % j == 0:
+                window = (height // j, width // j)
+                cells.append(nn.avg_pool(x, window, strides=window).reshape(x.shape[0], j * j, x.shape[-1]))
+            else:
+                for top, bottom in cell_edges(height, j):
+                    for left, right in cell_edges(width, j):
+                        cells.append(x[:, top:bottom, left:right].mean(axis=(1, 2))[:, None])
+        return jnp.concatenate(cells, axis=1)
+
+
+class ExcitationExploration(nn.Module):
+    """EE, Eqs. 4-5: FC, ReLU, FC, no bias: `[B, S, cells, C]` -> `[B, C]`.
+
+    Attributes:
+        channels: C, channels of the result.
+        reduction: the hidden layer has C / reduction units (the paper: 4), at least one.
+        excitation: "shared" applies one first FC of cells * C inputs to every scale and sums the
+            results, the one reading that satisfies Eqs. 2, 4, 10 and 12; "concat" has a first FC
+            over scales * cells * C inputs (Eqs. 2 and 10 only).
+    """
+
+    channels: int
+    reduction: int = 4
+    excitation: str = "shared"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, cells: jax.Array) -> jax.Array:
+        if self.excitation not in ("shared", "concat"):
+            raise ValueError(f"excitation={self.excitation!r} is not 'shared' or 'concat'")
+        if self.reduction < 1:
+            raise ValueError(f"reduction={self.reduction} is not positive")
+        hidden = max(1, self.channels // self.reduction)
+        if self.excitation == "shared":
+            cells = cells.sum(axis=1, keepdims=True)  # the first FC is linear: sum, then multiply once
+        inputs = cells.shape[1:]
+        scales, count, channels = inputs
+        shape = (count, channels, hidden) if self.excitation == "shared" else (scales, count, channels, hidden)
+        suppress = self.param(
+            "suppress", nn.initializers.he_normal(in_axis=tuple(range(len(shape) - 1)), out_axis=-1), shape
+        )
+        excite = self.param("excite", nn.initializers.lecun_normal(), (hidden, self.channels))
+        flat = cells.reshape(cells.shape[0], -1).astype(self.dtype)
+        e = nn.relu(flat @ suppress.reshape(-1, hidden).astype(self.dtype))
+        return e @ excite.astype(self.dtype)
+
+
+class HGA(nn.Module):
+    """Hierarchical global attention: gates the channels of `[B, H, W, channels]`.
+
+    Attributes:
+        channels: A, channels of the input and of the output.
+        reduced_channels: with A above it, the mechanism works on `reduced_channels` channels
+            between two FCs (Table 1's HGA(A, 32, A)); None never reduces.
+        kernels: kernel sizes of the MFE (Table 6).
+        bins: grids of the HAP.
+        groups: groups of the MFE's convolutions; None means one group per `group_size` channels.
+        group_size: channels per group where `groups` is None; 1 is depthwise, as Eq. 12 counts.
+        reduction: of the EE's hidden layer.
+        excitation: "shared" or "concat", see `ExcitationExploration`.
+        mfe, hap, ee: False removes a stage (Table 5): without MFE the map is its own only scale,
+            without HAP the only cell is the whole map, without EE scales and cells are averaged
+            and go to the sigmoid; without all three the module is the identity.
+        mfe_norm, mfe_act: BatchNorm and activation after each scale. The paper's equations have
+            neither, which leaves the MFE linear; these options test whether that matters.
+        restore: "gate" applies the restoring FC to the attention vector (fits Table 2's FLOPs);
+            "features" applies it to the gated map, the literal text of section 5.1.
+        restore_norm: BatchNorm on the restored vector before the sigmoid (Table 2's parameters).
+        form: "conv" computes the convolutions, "shift" the equal shift pooling, "auto" takes
+            "shift" wherever the MFE is linear. The parameters are the same.
+        dtype: dtype of the computation; parameters and pooled cells are float32.
+        axis_name: mesh axis of BatchNorm's batch statistics, or None.
+
+    Raises:
+        ValueError: the input has another number of channels, or an option is out of range.
+    """
+
+    channels: int
+    reduced_channels: int | None = 32
+    kernels: Sequence[int] = (1, 3, 5, 7)
+    bins: Sequence[int] = (1, 2, 4)
+    groups: int | None = None
+    group_size: int = 1
+    reduction: int = 4
+    excitation: str = "shared"
+    mfe: bool = True
+    hap: bool = True
+    ee: bool = True
+    mfe_norm: bool = False
+    mfe_act: str | None = None
+    restore: str = "gate"
+    restore_norm: bool = False
+    form: str = "auto"
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """`[B, H, W, channels]` -> the same shape and dtype; sows `cells`, `excitation` and `gate`."""
+        self._check(x)
+        if not (self.mfe or self.hap or self.ee):
+            return x
+        reduced = self.reduced_channels is not None and self.channels > self.reduced_channels
+        dense = lambda features, name: nn.Dense(features, use_bias=False, dtype=self.dtype, name=name)  # noqa: E731
+        z = dense(self.reduced_channels, "reduce")(x) if reduced else x
+        cells = self._cells(z, train)
+        self.sow("intermediates", "cells", cells)
+        if self.ee:
+            e = ExcitationExploration(z.shape[-1], self.reduction, self.excitation, self.dtype, name="ee")(cells)
+        else:
+            scales = len(self.kernels) if self.mfe else 1
+            e = cells.sum(axis=1).mean(axis=1) / scales
+        self.sow("intermediates", "excitation", e)
+        if reduced and self.restore == "features":
+            return dense(self.channels, "restore")(self._gated(z, e)).astype(x.dtype)
+        if reduced:
+            e = dense(self.channels, "restore")(e)
+            if self.restore_norm:
+                norm = nn.BatchNorm(
+                    momentum=0.9, epsilon=1e-5, dtype=self.dtype, axis_name=self.axis_name, name="restore_norm"
+                )
+                e = norm(e, use_running_average=not train)
+        return self._gated(x, e)
+
+    def _cells(self, z: jax.Array, train: bool) -> jax.Array:
+        """MFE and HAP, in the form asked for: `[B, H, W, C]` -> `[B, S, cells, C]` (S = 1 if summed)."""
+        channels = z.shape[-1]
+        bins = tuple(self.bins) if self.hap else (1,)
+        pool = HierarchicalGlobalAveragePooling(bins, name="hap")
+        if not self.mfe:
+            return pool(z)[:, None]
+        if self.groups is None and channels % self.group_size:
+            raise ValueError(f"group_size={self.group_size} does not divide the {channels} channels")
+        groups = self.groups if self.groups is not None else channels // self.group_size
+        mfe = MultiScaleFeatureExploitation(
+            channels, self.kernels, groups, self.mfe_norm, self.mfe_act, self.dtype, self.axis_name, name="mfe"
+        )
+        if self.form == "shift" or (self.form == "auto" and mfe.is_linear(train)):
+            return mfe.pooled(z, bins, train, merge=self.excitation == "shared" or not self.ee)
+        cells = pool(mfe(z, train))
+        return cells.reshape(*cells.shape[:2], -1, channels).swapaxes(1, 2)
+
+    def _gated(self, x: jax.Array, e: jax.Array) -> jax.Array:
+        gate = nn.sigmoid(e.astype(jnp.float32))
+        self.sow("intermediates", "gate", gate)
+        return x * gate.astype(x.dtype)[:, None, None, :]
+
+    def _check(self, x: jax.Array) -> None:
+        if x.ndim != 4 or x.shape[-1] != self.channels:
+            raise ValueError(f"HGA({self.channels}) needs a map [B, H, W, {self.channels}], not {list(x.shape)}")
+        if self.form not in FORMS:
+            raise ValueError(f"form={self.form!r} is not one of {', '.join(FORMS)}")
+        if self.restore not in ("gate", "features"):
+            raise ValueError(f"restore={self.restore!r} is not 'gate' or 'features'")
+        if self.restore == "features" and self.restore_norm:
+            raise ValueError("restore_norm acts on the vector that restore='gate' makes; restore='features' has none")
+        if self.group_size < 1:
+            raise ValueError(f"group_size={self.group_size} is not positive")
+        if self.groups is not None and self.group_size != 1:
+            raise ValueError("give groups or group_size, not both")
+        if not self.bins or min(self.bins) < 1:
+            raise ValueError(f"bins={tuple(self.bins)}: every grid needs at least one cell")
+        if self.reduced_channels is not None and self.reduced_channels < 1:
+            raise ValueError(f"reduced_channels={self.reduced_channels} is not positive")

@@ -1,0 +1,95 @@
+"""The attentions by name: `create_attention("hga", channels, **options)`."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from hga_flax.attention.hga import HGA
+
+# What a block is given: called with the channels and a name, it returns a module that maps
+# (x [B, H, W, C], train) to the same shape.
+AttentionFactory = Callable[..., nn.Module]
+
+_COMMON = {"name", "dtype", "axis_name"}  # given by the network, not by the user
+_REGISTRY: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {}
+
+
+class NoAttention(nn.Module):
+    """The identity: what a plain network has where others have their attention."""
+
+    channels: int
+    dtype: Any = None
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        return x
+
+
+def register_attention(name: str, module: type[nn.Module], **preset: Any) -> None:
+    """Makes `module` available as `name`, with `preset` overriding its defaults.
+
+    The module's fields are `channels` first, its options, then `dtype` and `axis_name`; it is
+    called with (x, train).
+    """
+    if name in _REGISTRY:
+        raise ValueError(f"attention '{name}' is already registered")
+    _REGISTRY[name] = (module, preset)
+
+
+def attention_names() -> list[str]:
+    """Returns the registered names, "none" first."""
+    return list(_REGISTRY)
+
+
+def attention_options(name: str) -> dict[str, Any]:
+    """Returns the options of an attention with their defaults, its preset applied.
+
+    Raises:
+        ValueError: no attention has this name.
+    """
+    if name not in _REGISTRY:
+        raise ValueError(f"unknown attention '{name}'; known: {', '.join(_REGISTRY)}")
+    module, preset = _REGISTRY[name]
+    hidden = _COMMON | {"channels", "parent"}
+    return {f.name: f.default for f in dataclasses.fields(module) if f.name not in hidden} | preset
+
+
+def create_attention(name: str, channels: int, **options: Any) -> nn.Module:
+    """Creates a registered attention for maps of `channels` channels.
+
+    Args:
+        name: one of `attention_names()`.
+        channels: C of the map `[B, H, W, C]` that the module will gate.
+        **options: fields of the module; `dtype`, `axis_name` and the Flax `name` always fit.
+
+    Raises:
+        ValueError: unknown name, or an option that the attention does not have.
+    """
+    return attention_factory(name, **{k: v for k, v in options.items() if k not in _COMMON})(
+        channels, **{k: v for k, v in options.items() if k in _COMMON}
+    )
+
+
+def attention_factory(name: str, **options: Any) -> AttentionFactory:
+    """Returns what a network is given: `factory(channels, name=..., dtype=..., axis_name=...)`.
+
+    Raises:
+        ValueError: unknown name, or an option that the attention does not have.
+    """
+    known = attention_options(name)
+    for option in options:
+        if option not in known:
+            raise ValueError(f"attention '{name}' has no option '{option}'; it has: {', '.join(known) or 'none'}")
+    module, _ = _REGISTRY[name]
+    return partial(module, **(known | options))
+
+
+register_attention("none", NoAttention)
+register_attention("hga", HGA)
+# The simplest configuration found that has Table 2's parameter counts (see docs/paper.md).
+register_attention("hga_table2", HGA, group_size=2, mfe_norm=True, restore_norm=True)

@@ -1,0 +1,110 @@
+"""Convolution followed by average pooling, without the convolution (exact).
+
+Averaging the output of a stride-1 convolution over a cell of positions is linear in the input:
+
+    mean_{(h, w) in A x B} conv(z, K)[h, w] = sum_{u, v} K[u, v] * T[A, u, B, v]
+    T[A, u, B, v] = mean_{(h, w) in A x B} z[h + u, w + v]           (z is zero outside the map)
+
+T is a box sum that separates into rows and columns: two small matrix products with constant
+matrices of zeros and ones. Its size depends on the cells and the kernel, not on the map, so the
+full-size maps of the convolutions are never computed. Derived from Eqs. 1-3 of Cao et al.,
+Future Internet 12(11):178, 2020.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def cell_edges(length: int, bins: int) -> list[tuple[int, int]]:
+    """Returns the `bins` cells of adaptive average pooling along an axis, as (start, stop).
+
+    Cell i covers floor(i * length / bins) .. ceil((i + 1) * length / bins), so cells overlap where
+    `bins` does not divide `length`, and `length` may be smaller than `bins` (PyTorch's
+    `AdaptiveAvgPool2d` uses the same rule).
+    """
+    return [(i * length // bins, -((i + 1) * length // -bins)) for i in range(bins)]
+
+
+def shifted_cells(length: int, bins: int, radius: int) -> np.ndarray:
+    """Returns the 0/1 matrix `[bins, 2 * radius + 1, length]` that sums each shifted cell.
+
+    Entry [i, radius + u, h] is 1 where h - u lies in cell i: the rows of the input that tap u of a
+    kernel meets while its output runs through the cell. Zeros and ones are exact in any dtype.
+    """
+    matrix = np.zeros((bins, 2 * radius + 1, length), np.float32)
+    for i, (start, stop) in enumerate(cell_edges(length, bins)):
+        for u in range(-radius, radius + 1):
+            matrix[i, radius + u, max(start + u, 0) : max(stop + u, 0)] = 1
+    return matrix
+
+
+def shifted_means(z: jax.Array, bins: int, radius: int) -> jax.Array:
+    """Returns T: `z` `[B, H, W, C]` -> float32 `[B, bins, bins, taps, taps, C]`."""
+    _, height, width, _ = z.shape
+    # Both the map and the 0/1 matrices may be bfloat16; the sums are float32.
+    rows = jnp.asarray(shifted_cells(height, bins, radius), z.dtype)
+    columns = jnp.asarray(shifted_cells(width, bins, radius), jnp.float32)
+    sums = jnp.einsum("auh,bhwc->bauwc", rows, z, preferred_element_type=jnp.float32)
+    sums = jnp.einsum("xvw,bauwc->baxuvc", columns, sums)
+    extent = [np.array([stop - start for start, stop in cell_edges(n, bins)], np.float32) for n in (height, width)]
+    area = np.outer(*extent)[None, :, :, None, None, None]
+    return sums / area
+
+
+def stack_kernels(kernels: Sequence[jax.Array]) -> jax.Array:
+    """Stacks odd kernels `[k, k, I, O]`, each padded with zeros to the largest: `[S, K, K, I, O]`."""
+    size = max(kernel.shape[0] for kernel in kernels)
+    padded = []
+    for kernel in kernels:
+        margin = (size - kernel.shape[0]) // 2
+        padded.append(jnp.pad(kernel, ((margin, margin), (margin, margin), (0, 0), (0, 0))))
+    return jnp.stack(padded)
+
+
+def apply_kernels(means: jax.Array, kernels: jax.Array) -> jax.Array:
+    """Contracts T with grouped kernels: `[B, y, x, K, K, C]`, `[S, K, K, C / G, C]` -> `[B, S, y * x, C]`."""
+    batch, rows, columns, size, _, channels = means.shape
+    scales, _, _, group_size, _ = kernels.shape
+    kernels = kernels.astype(jnp.float32)
+    if group_size == 1:
+        cells = jnp.einsum("byxuvc,suvc->bsyxc", means, kernels[:, :, :, 0, :])
+    else:
+        groups = channels // group_size
+        means = means.reshape(batch, rows, columns, size, size, groups, group_size)
+        kernels = kernels.reshape(scales, size, size, group_size, groups, group_size)
+        cells = jnp.einsum("byxuvgi,suvigo->bsyxgo", means, kernels)
+    return cells.reshape(batch, scales, rows * columns, channels)
+
+
+def coarsen(cells: jax.Array, fine: int, coarse: int) -> jax.Array:
+    """Averages `[..., fine * fine, C]` cells into `[..., coarse * coarse, C]`; `coarse` divides `fine`."""
+    *lead, _, channels = cells.shape
+    step = fine // coarse
+    grid = cells.reshape(*lead, coarse, step, coarse, step, channels)
+    return grid.mean(axis=(-4, -2)).reshape(*lead, coarse * coarse, channels)
+
+
+def pooled_convolutions(z: jax.Array, kernels: jax.Array, bins: Sequence[int]) -> jax.Array:
+    """Adaptive average pooling of grouped convolutions of `z`, without convolving.
+
+    Args:
+        z: feature map `[B, H, W, C]`.
+        kernels: `[S, K, K, C / groups, C]`, K odd, as made by `stack_kernels`.
+        bins: cells along each axis, for example `(1, 2, 4)`.
+
+    Returns:
+        float32 `[B, S, sum(j * j for j in bins), C]`: the cells of each bin row by row, bins in order.
+    """
+    _, height, width, _ = z.shape
+    radius = kernels.shape[1] // 2
+    computed: dict[int, jax.Array] = {}
+    for j in sorted(set(bins), reverse=True):
+        # Where a finer grid tiles the map evenly, its cells average to this one's: no second pass.
+        finer = [f for f in computed if f % j == 0 and height % f == 0 and width % f == 0]
+        computed[j] = (
+            coarsen(computed[finer[0]], finer[0], j) if finer else apply_kernels(shifted_means(z, j, radius), kernels)
+        )
+    return jnp.concatenate([computed[j] for j in bins], axis=2)

@@ -1,0 +1,39 @@
+"""One kind of error for everything a user can mend, and the wrapper that prints it."""
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+
+class UserError(Exception):
+    """Bad input: the message is one line that says what is wrong and what to do."""
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be run; the message names the key."""
+
+
+def one_line(message: object) -> str:
+    """Joins the lines of a message, so that an error stays one line on the terminal."""
+    return " ".join(str(message).split())
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns `"; did you mean 'x'?"` for the known name nearest to `name`, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def run_main(main: Callable[[], int | None]) -> None:
+    """Runs a command's `main` and exits: 0, 1 for a `UserError` (one line), 130 for Ctrl-C.
+
+    Any other exception is a bug of ours and keeps its traceback.
+    """
+    try:
+        sys.exit(main() or 0)
+    except UserError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,126 @@
+"""ResNet and ResNeXt for ImageNet-sized images, with an attention in every block.
+
+He et al., Deep Residual Learning, CVPR 2016, https://arxiv.org/abs/1512.03385; Xie et al.,
+Aggregated Residual Transformations (ResNeXt), CVPR 2017, https://arxiv.org/abs/1611.05431. The
+structure is torchvision's (v1.5): the stride sits in the 3x3, padding is explicit on both sides.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hga_flax.attention import AttentionFactory, create_attention
+
+ModuleDef = Any  # a module class with its fields partly given
+
+kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015; torchvision's choice
+no_attention = partial(create_attention, "none")
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1, attention, sum: `[B, H, W, C]` -> `[B, H / stride, W / stride, 4 * features]`.
+
+    Attributes:
+        features: the stage's base width (64, 128, 256, 512).
+        width: channels of the 3x3.
+        cardinality: groups of the 3x3.
+        zero_init_residual: start the last norm's scale at zero, so that the block starts as identity.
+    """
+
+    features: int
+    width: int
+    conv: ModuleDef
+    norm: ModuleDef
+    attention: AttentionFactory
+    stride: int = 1
+    cardinality: int = 1
+    zero_init_residual: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        strides = (self.stride, self.stride)
+        out = 4 * self.features
+        y = self.conv(self.width, (1, 1), name="conv1")(x)
+        y = nn.relu(self.norm(name="norm1")(y))
+        y = self.conv(
+            self.width, (3, 3), strides, padding=((1, 1), (1, 1)), feature_group_count=self.cardinality, name="conv2"
+        )(y)
+        y = nn.relu(self.norm(name="norm2")(y))
+        y = self.conv(out, (1, 1), name="conv3")(y)
+        scale_init = nn.initializers.zeros if self.zero_init_residual else nn.initializers.ones
+        y = self.norm(scale_init=scale_init, name="norm3")(y)
+        y = self.attention(out, name="attention")(y, train)
+        if x.shape != y.shape:
+            x = self.conv(out, (1, 1), strides, name="downsample_conv")(x)
+            x = self.norm(name="downsample_norm")(x)
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """A ResNet (`cardinality` 1) or ResNeXt of bottleneck blocks: `[B, H, W, 3]` -> logits `[B, num_classes]`.
+
+    Attributes:
+        stage_sizes: blocks in each stage.
+        num_classes: size of the output.
+        attention: called with (channels, name=...) in every block, after its last norm.
+        features: base width of the stem and the first stage; it doubles from stage to stage.
+        cardinality: groups of each 3x3 (ResNeXt: 32).
+        width_per_group: channels per group where `features` is 64 (ResNet: 64, ResNeXt 32x4d: 4).
+        zero_init_residual: see `Bottleneck`.
+        dtype: dtype of the computation; parameters, statistics and logits are float32.
+        axis_name: mesh axis over which batch statistics are averaged, or None.
+    """
+
+    stage_sizes: Sequence[int]
+    num_classes: int = 1000
+    attention: AttentionFactory = no_attention
+    features: int = 64
+    cardinality: int = 1
+    width_per_group: int = 64
+    zero_init_residual: bool = False
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        conv = partial(nn.Conv, use_bias=False, padding=0, kernel_init=kernel_init, dtype=self.dtype)
+        norm = partial(
+            nn.BatchNorm,
+            use_running_average=not train,
+            momentum=0.9,
+            epsilon=1e-5,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
+        )
+        attention = partial(self.attention, dtype=self.dtype, axis_name=self.axis_name)
+        x = conv(self.features, (7, 7), (2, 2), padding=((3, 3), (3, 3)), name="stem_conv")(x.astype(self.dtype))
+        x = nn.relu(norm(name="stem_norm")(x))
+        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        for stage, blocks in enumerate(self.stage_sizes):
+            features = self.features * 2**stage
+            width = features * self.width_per_group // 64 * self.cardinality
+            for block in range(blocks):
+                x = Bottleneck(
+                    features,
+                    width,
+                    conv,
+                    norm,
+                    attention,
+                    stride=2 if stage > 0 and block == 0 else 1,
+                    cardinality=self.cardinality,
+                    zero_init_residual=self.zero_init_residual,
+                    name=f"stage{stage + 1}_block{block + 1}",
+                )(x, train)
+        x = x.mean(axis=(1, 2), dtype=jnp.float32)
+        return nn.Dense(self.num_classes, name="classifier")(x)
+
+
+ResNet50 = partial(ResNet, stage_sizes=(3, 4, 6, 3))
+ResNet101 = partial(ResNet, stage_sizes=(3, 4, 23, 3))
+ResNet152 = partial(ResNet, stage_sizes=(3, 8, 36, 3))
+ResNeXt50 = partial(ResNet50, cardinality=32, width_per_group=4)
+ResNeXt101 = partial(ResNet101, cardinality=32, width_per_group=4)
