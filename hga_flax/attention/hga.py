@@ -158,17 +158,15 @@ class ExcitationExploration(nn.Module):
         if self.reduction < 1:
             raise ValueError(f"reduction={self.reduction} is not positive")
         hidden = max(1, self.channels // self.reduction)
-        if self.excitation == "shared":
-            cells = cells.sum(axis=1, keepdims=True)  # the first FC is linear: sum, then multiply once
-        inputs = cells.shape[1:]
-        scales, count, channels = inputs
+        batch, scales, count, channels = cells.shape
         shape = (count, channels, hidden) if self.excitation == "shared" else (scales, count, channels, hidden)
         suppress = self.param(
             "suppress", nn.initializers.he_normal(in_axis=tuple(range(len(shape) - 1)), out_axis=-1), shape
         )
         excite = self.param("excite", nn.initializers.lecun_normal(), (hidden, self.channels))
-        flat = cells.reshape(cells.shape[0], -1).astype(self.dtype)
-        e = nn.relu(flat @ suppress.reshape(-1, hidden).astype(self.dtype))
+        # A shared FC meets every scale, as Eq. 10 counts it; shift pooling hands over their sum (one scale).
+        flat = cells.reshape(batch, scales if self.excitation == "shared" else 1, -1).astype(self.dtype)
+        e = nn.relu((flat @ suppress.reshape(-1, hidden).astype(self.dtype)).sum(axis=1))
         return e @ excite.astype(self.dtype)
 
 
