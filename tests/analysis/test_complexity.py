@@ -90,12 +90,12 @@ def test_unpadded_operations_equal_xlas_count(name):
 
 
 def test_a_network_agrees_with_xlas_cost_analysis():
-    """Within 3 %: XLA leaves out the taps on the padding and adds the elementwise operations."""
+    """Within 2 %: XLA leaves out the taps on the padding and adds the elementwise operations."""
     model = create_model("resnet50", attention="hga", num_classes=10, features=16)
     images = array(1, 224, 224, 3)
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(images.shape)))
     xla = xla_flops(lambda variables, images: model.apply(variables, images, train=False), variables, images)
-    assert 2 * complexity(model).conv_fc_macs == pytest.approx(xla, rel=0.03)
+    assert 2 * complexity(model).conv_fc_macs == pytest.approx(xla, rel=0.02)
 
 
 class Stack(nn.Module):
