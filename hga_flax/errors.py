@@ -1,8 +1,10 @@
 """One kind of error for everything a user can mend, and the wrapper that prints it."""
 
+import argparse
 import difflib
 import sys
 from collections.abc import Callable, Iterable
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -11,6 +13,13 @@ class UserError(Exception):
 
 class ConfigError(UserError):
     """A configuration that cannot be run; the message names the key."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with one line and exit code 1 for a bad command line, like every other bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def one_line(message: object) -> str:

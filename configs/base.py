@@ -1,0 +1,74 @@
+"""Every configuration key with its default. The other files override a few; any key is also a flag:
+
+python train.py --config=configs/digits.py --config.optimizer.learning_rate=0.05
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+
+    config.seed = 0  # initial weights, order of the examples, augmentation
+
+    config.model = ConfigDict()
+    config.model.name = "resnet50"  # a name of hga_flax.models, e.g. resnext50_32x4d, cifar_resnet20
+    config.model.options = ""  # keyword arguments of the network, e.g. "zero_init_residual=True"
+    config.model.attention = "none"  # a name of hga_flax.attention, e.g. none, hga, hga_table2
+    config.model.attention_options = ""  # keyword arguments of the attention, e.g. "kernels=(7,), mfe_act='relu'"
+    config.model.dtype = "float32"  # of the computation: float32 or bfloat16; parameters are always float32
+
+    config.data = ConfigDict()
+    config.data.name = "imagenet2012"  # "digits" (embedded) or a TFDS data set
+    config.data.dir = ""  # TFDS's data directory; "": $TFDS_DATA_DIR or ~/tensorflow_datasets
+    config.data.fake = False  # synthetic images in the data set's place
+    config.data.fake_examples = 256  # examples in each split of the synthetic data
+    config.data.train_split = "train"  # in TFDS's notation
+    config.data.eval_split = "validation"  # in TFDS's notation
+    config.data.image_size = 224  # height and width of the network's input, pixels
+    config.data.mean = (0.485, 0.456, 0.406)  # per channel, of values in 0..1 (ImageNet's)
+    config.data.std = (0.229, 0.224, 0.225)  # per channel, of values in 0..1 (ImageNet's)
+    config.data.augmentation = "imagenet"  # "imagenet": random crop on the host; "small": on the device; "none"
+    config.data.flip = True  # mirror half of the training images
+    config.data.rotation_degrees = 10.0  # rotate training images by up to +- this angle
+    config.data.crop_padding = 0  # "small": pad by this many pixels, then crop at random
+    config.data.eval_crop_fraction = 0.875  # "imagenet": evaluate the centre 224 of a short side of 256
+    config.data.num_threads = 16  # threads that read and decode; 0 reads in the main thread
+
+    config.training = ConfigDict()
+    config.training.epochs = 100.0  # passes over the training split
+    config.training.steps = 0  # optimizer steps; wins over epochs when above 0
+    config.training.batch_size = 1024  # of the global batch, over all devices
+    config.training.label_smoothing = 0.0  # share of the target spread over all classes
+    config.training.batch_norm_scope = "global"  # batch statistics over the "global" batch or one "device"'s part
+    config.training.log_every_steps = 100  # steps between two lines of training metrics
+    config.training.deterministic = True  # on GPUs: kernels that give the same bits in every run
+    config.training.compilation_cache = "~/.cache/hga_flax/xla"  # compiled steps are kept here; "" keeps none
+
+    config.optimizer = ConfigDict()  # stochastic gradient descent
+    config.optimizer.learning_rate = 0.6  # at its peak
+    config.optimizer.momentum = 0.9
+    config.optimizer.nesterov = False
+    config.optimizer.weight_decay = 1e-4  # added to the gradient, as L2 regularisation
+    config.optimizer.decay_norm_and_bias = True  # weight decay on 1-d parameters too, as the paper's baselines do
+
+    config.schedule = ConfigDict()
+    config.schedule.name = "step"  # "step", "cosine" or "constant"
+    config.schedule.decay_every_epochs = 30.0  # "step": epochs between two decays
+    config.schedule.decay_at_steps = ()  # "step": the steps at which to decay instead, when given
+    config.schedule.decay_factor = 0.1  # "step": multiplies the learning rate at each decay
+    config.schedule.warmup_epochs = 0.0  # length of the warm-up
+    config.schedule.warmup_steps = 0  # length of the warm-up; wins over warmup_epochs when above 0
+    config.schedule.warmup_shape = "linear"  # "linear" from warmup_learning_rate to the peak, or "constant"
+    config.schedule.warmup_learning_rate = 0.0  # where a linear warm-up starts, or what a constant one holds
+
+    config.evaluation = ConfigDict()
+    config.evaluation.every_epochs = 1.0  # epochs between two evaluations; always one at the end
+    config.evaluation.batch_size = 0  # of the global batch; 0: the training's
+
+    config.checkpoint = ConfigDict()  # written after each evaluation, and
+    config.checkpoint.every_steps = 0  # also every so many steps, when above 0
+    config.checkpoint.keep = 3  # latest checkpoints kept; the best is kept beside them
+
+    config.lock()
+    return config

@@ -1,0 +1,16 @@
+"""HGA-ResNeXt-101 32x4d on ImageNet with the paper's recipe.
+
+    python train.py --config=configs/hga_resnext101.py --workdir=DIR
+
+Reproduces Table 2, HGA-ResNeXt-101: top-1 / top-5 error 19.82 / 4.59 %. Not run here: nobody has yet
+trained this on ImageNet with this code. Without ImageNet, --config.data.fake=true runs it on
+synthetic images.
+"""
+
+from configs import hga_resnet50
+
+
+def get_config():
+    config = hga_resnet50.get_config()  # the same recipe
+    config.model.name = "resnext101_32x4d"
+    return config

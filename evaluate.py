@@ -1,0 +1,40 @@
+"""Evaluates a checkpoint of a run on a split of its data set.
+
+python evaluate.py --workdir=DIR [--checkpoint=best|latest|STEP] [--split=NAME] [--json]
+"""
+
+import json
+
+from hga_flax.errors import ArgumentParser, run_main
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="the folder that train.py was given")
+    parser.add_argument("--checkpoint", default="best", metavar="best|latest|STEP", help="which one (default: best)")
+    parser.add_argument("--split", metavar="NAME", help="default: the run's data.eval_split")
+    parser.add_argument("--data-dir", metavar="DIR", help="where the data set lies now; default: the run's data.dir")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="images at once; default: the run's")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    arguments = parser.parse_args()
+
+    from hga_flax.training.console import Console  # after the arguments: --help and mistakes answer at once
+    from hga_flax.training.restore import evaluate_workdir
+
+    result = evaluate_workdir(
+        arguments.workdir, arguments.checkpoint, arguments.split, arguments.data_dir, arguments.batch_size
+    )
+    rows = [
+        ("checkpoint", f"step {result['step']} of {arguments.workdir}"),
+        ("split", f"{result['split']}, {result['num_examples']:,} images"),
+        ("top-1 error", f"{result['top1_error']:.2f} %"),
+        ("top-5 error", f"{result['top5_error']:.2f} %"),
+        ("loss", f"{result['loss']:.4f}"),
+    ]
+    Console().table("evaluation", rows)
+    if arguments.json:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,264 @@
+"""Reads, overrides and checks configurations: a mistake ends in one line that names the key."""
+
+import argparse
+import ast
+import importlib.util
+import json
+import math
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from hga_flax.errors import ConfigError, UserError, nearest, one_line
+
+DTYPES = ("float32", "bfloat16")
+CHOICES = {
+    "model.dtype": DTYPES,
+    "data.augmentation": ("imagenet", "small", "none"),
+    "training.batch_norm_scope": ("global", "device"),
+    "schedule.name": ("step", "cosine", "constant"),
+    "schedule.warmup_shape": ("linear", "constant"),
+}
+# key: (smallest, largest, is the smallest itself excluded?)
+RANGES = {
+    "seed": (0, 2**31 - 1, False),
+    "data.fake_examples": (1, math.inf, False),
+    "data.image_size": (1, 8192, False),
+    "data.rotation_degrees": (0, 180, False),
+    "data.crop_padding": (0, 8192, False),
+    "data.eval_crop_fraction": (0, 1, True),
+    "data.num_threads": (0, 1024, False),
+    "training.epochs": (0, math.inf, True),
+    "training.steps": (0, math.inf, False),
+    "training.batch_size": (1, math.inf, False),
+    "training.label_smoothing": (0, 0.999, False),
+    "training.log_every_steps": (1, math.inf, False),
+    "optimizer.learning_rate": (0, math.inf, True),
+    "optimizer.momentum": (0, 0.99999, False),
+    "optimizer.weight_decay": (0, math.inf, False),
+    "schedule.decay_every_epochs": (0, math.inf, True),
+    "schedule.decay_factor": (0, 1, True),
+    "schedule.warmup_epochs": (0, math.inf, False),
+    "schedule.warmup_steps": (0, math.inf, False),
+    "schedule.warmup_learning_rate": (0, math.inf, False),
+    "evaluation.every_epochs": (0, math.inf, True),
+    "evaluation.batch_size": (0, math.inf, False),
+    "checkpoint.every_steps": (0, math.inf, False),
+    "checkpoint.keep": (1, math.inf, False),
+}
+
+
+def parse_arguments(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None
+) -> tuple[argparse.Namespace, ConfigDict]:
+    """Parses a command's own flags, `--config=FILE` and any `--config.key=value`.
+
+    Args:
+        parser: has the command's own flags; `--config` is added here.
+        arguments: what follows the command; None reads `sys.argv`.
+
+    Raises:
+        ConfigError: the file cannot be loaded, or an override has an unknown key or a wrong type.
+    """
+    parser.add_argument("--config", required=True, metavar="FILE", help="a file of configs/")
+    parser.epilog = "Any key of configs/base.py is a flag too: --config.optimizer.learning_rate=0.05"
+    own: list[str] = []
+    overrides: list[str] = []
+    pending = list(sys.argv[1:] if arguments is None else arguments)
+    while pending:
+        argument = pending.pop(0)
+        if not argument.startswith("--config."):
+            own.append(argument)
+            continue
+        if "=" not in argument and pending and not pending[0].startswith("--"):
+            argument += "=" + pending.pop(0)  # "--config.key value"
+        overrides.append(argument)
+    parsed = parser.parse_args(own)
+    return parsed, override(load_config(parsed.config), overrides)
+
+
+def load_config(path: str) -> ConfigDict:
+    """Loads the configuration that a file's `get_config()` returns, locked.
+
+    Raises:
+        ConfigError: no such file, no `get_config`, or it sets a key that configs/base.py lacks.
+    """
+    if not pathlib.Path(path).is_file():
+        shipped = sorted(p.name for p in pathlib.Path(path).parent.glob("*.py") if p.stem not in ("base", "__init__"))
+        there = f"; there are: {', '.join(shipped)}" if shipped else ""
+        raise ConfigError(f"--config={path}: no such file{there}")
+    spec = importlib.util.spec_from_file_location(f"config_{pathlib.Path(path).stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"--config={path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except Exception as error:
+        raise ConfigError(f"--config={path}: {type(error).__name__}: {_key_error(error)}") from None
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"--config={path}: get_config() returns {type(config).__name__}, not a ConfigDict")
+    return config.lock()
+
+
+def _key_error(error: Exception) -> str:
+    return one_line(str(error).replace("\\n", " ").replace("\\", "").strip("'\""))
+
+
+def config_keys(config: ConfigDict, prefix: str = "") -> list[str]:
+    """Returns every key as a dotted path: "model.name", ..."""
+    keys: list[str] = []
+    for key, value in config.items():
+        keys += config_keys(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [prefix + key]
+    return keys
+
+
+def get_key(config: ConfigDict, key: str) -> Any:
+    """Returns the value at a dotted path."""
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """Applies `--config.key=value` arguments, with the value read as the type of the key's default.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest known one) or a value of another type.
+    """
+    keys = config_keys(config)
+    for argument in overrides:
+        key = argument.removeprefix("--config.").split("=")[0]
+        if key not in keys:
+            inside = [k for k in keys if k.startswith(key + ".")]
+            hint = f"; it is a group: {', '.join(inside)}" if inside else nearest(key, keys)
+            raise ConfigError(f"--config.{key}: there is no such key{hint}")
+    if not overrides:
+        return config
+    values, command = flags.FlagValues(), ["command", *overrides]
+    try:
+        holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=command)
+        values(command)
+    except (flags.Error, TypeError, ValueError, SyntaxError) as error:
+        raise ConfigError(_wrong_type(config, overrides, error)) from None
+    return holder.value
+
+
+def _wrong_type(config: ConfigDict, overrides: Sequence[str], error: Exception) -> str:
+    for argument in overrides:  # which of them was it: they are read one by one
+        key, _, value = argument.removeprefix("--config.").partition("=")
+        if argument in str(error) or f"--config.{key}" in str(error):
+            kind = type(get_key(config, key)).__name__
+            return f"--config.{key}={value}: the value must be of type {kind}"
+    return one_line(error)
+
+
+def parse_options(text: str, key: str) -> dict[str, Any]:
+    """Reads keyword arguments, "kernels=(7,), mfe_act='relu'", without evaluating code.
+
+    Raises:
+        ConfigError: not keyword arguments with literal values.
+    """
+    try:
+        call = ast.parse(f"options({text})", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
+            raise ValueError
+        options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (ValueError, SyntaxError):
+        raise ConfigError(f'{key}={text!r}: write keyword arguments, like "kernels=(7,), mfe_norm=True"') from None
+    return {name: value for name, value in options.items() if name is not None}
+
+
+def validate(config: ConfigDict) -> ConfigDict:
+    """Checks what can be checked before anything expensive starts; returns the configuration.
+
+    Raises:
+        ConfigError: names the key, its value and what would be right.
+    """
+    for key, choices in CHOICES.items():
+        value = get_key(config, key)
+        if value not in choices:
+            raise ConfigError(f"{key}='{value}'{nearest(value, choices)}; choose from: {', '.join(choices)}")
+    for key, (low, high, open_below) in RANGES.items():
+        value = get_key(config, key)
+        if not (low < value or (value == low and not open_below)) or not value <= high:
+            bound = "above" if open_below else "at least"
+            upper = f" and at most {high}" if high != math.inf else ""
+            raise ConfigError(f"{key}={value}: must be {bound} {low}{upper}")
+    for key in ("data.mean", "data.std"):
+        value = get_key(config, key)
+        if not value or not all(isinstance(v, int | float) for v in value) or (key == "data.std" and min(value) <= 0):
+            raise ConfigError(f"{key}={value}: one number for all channels or one for each; std above 0")
+    if any(not isinstance(s, int) or s < 1 for s in config.schedule.decay_at_steps):
+        raise ConfigError(f"schedule.decay_at_steps={config.schedule.decay_at_steps}: positive whole numbers")
+    if config.data.augmentation != "small" and config.data.crop_padding:
+        raise ConfigError("data.crop_padding: only data.augmentation='small' pads and crops")
+    build_model(config, num_classes=1)
+    return config
+
+
+def build_model(config: ConfigDict, num_classes: int, axis_name: str | None = None) -> Any:
+    """Creates the network that `config.model` describes.
+
+    Raises:
+        ConfigError: an unknown model, attention or option; the message lists the known ones.
+    """
+    import jax.numpy as jnp
+
+    from hga_flax.models import create_model
+
+    model = config.model
+    options = parse_options(model.options, "model.options")
+    attention_options = parse_options(model.attention_options, "model.attention_options")
+    try:
+        return create_model(
+            model.name,
+            attention=model.attention,
+            attention_options=attention_options,
+            num_classes=num_classes,
+            dtype=jnp.dtype(model.dtype),
+            axis_name=axis_name,
+            **options,
+        )
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"config.model: {error}") from None
+
+
+def to_json(config: ConfigDict) -> str:
+    """Returns the configuration as JSON text, keys in their declared order."""
+    return json.dumps(config.to_dict(), indent=2)
+
+
+def from_json(text: str) -> ConfigDict:
+    """Returns the locked configuration of a workdir's config.json.
+
+    Raises:
+        UserError: the text is not a configuration.
+    """
+
+    def tuples(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: tuples(inner) for key, inner in value.items()}
+        return tuple(tuples(inner) for inner in value) if isinstance(value, list) else value
+
+    try:
+        return ConfigDict(tuples(json.loads(text))).lock()
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"not a configuration: {one_line(error)}") from None
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """Returns the keys whose values differ, as "key: old -> new"."""
+    keys = dict.fromkeys(config_keys(old) + config_keys(new))
+
+    def value(config: ConfigDict, key: str) -> Any:
+        try:
+            return get_key(config, key)
+        except (KeyError, AttributeError):
+            return "(absent)"
+
+    return [f"{k}: {value(old, k)} -> {value(new, k)}" for k in keys if value(old, k) != value(new, k)]

@@ -1,0 +1,1 @@
+"""Sources, augmentation and the input pipeline. Grain and TFDS are imported here alone."""

@@ -1,0 +1,1 @@
+"""The training loop and its parts. Only the commands import this package."""

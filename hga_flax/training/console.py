@@ -1,0 +1,64 @@
+"""What a person sees of a run: lines, and on a terminal a live progress bar below them."""
+
+from types import TracebackType
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.table import Table
+
+
+def duration(seconds: float) -> str:
+    """Returns hours, minutes and seconds, "1:02:03" or "2:03"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Console:
+    """Prints lines and, between `__enter__` and `__exit__`, a live progress bar (on terminals only).
+
+    Args:
+        active: False prints nothing (processes other than the first).
+    """
+
+    def __init__(self, active: bool = True):
+        self._rich = RichConsole(quiet=not active, highlight=False, soft_wrap=True)
+        self._progress: Progress | None = None
+
+    def line(self, text: str, style: str | None = None) -> None:
+        """Prints one line, above the bar if there is one."""
+        self._rich.print(text, style=style, markup=False)
+
+    def table(self, title: str, rows: list[tuple[str, str]]) -> None:
+        """Prints names and values in two columns."""
+        table = Table(
+            title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False
+        )
+        table.add_column(style="cyan", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in rows:
+            table.add_row(name, value)
+        self._rich.print(table, markup=False)
+
+    def start_progress(self, done: int, total: int) -> "Console":
+        """Shows a bar of `total` steps of which `done` are done; use as a context."""
+        if self._rich.is_terminal:
+            columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(24), TaskProgressColumn())
+            self._progress = Progress(*columns, TextColumn("{task.description}"), console=self._rich, transient=True)
+            self._task = self._progress.add_task("compiling ...", total=total, completed=done)
+        return self
+
+    def update(self, step: int, text: str) -> None:
+        """Moves the bar and replaces the text behind it."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, description=text)
+
+    def __enter__(self) -> "Console":
+        if self._progress is not None:
+            self._progress.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None

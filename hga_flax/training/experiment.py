@@ -1,0 +1,162 @@
+"""A configuration turned into the parts of a run: devices, data, network, optimizer."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from hga_flax.config import build_model, validate
+from hga_flax.data.pipeline import Dataset, Shard
+from hga_flax.data.sources import DatasetInfo
+from hga_flax.errors import ConfigError
+from hga_flax.training.mesh import DATA_AXIS, check_batch_size, create_mesh
+from hga_flax.training.optimizer import create_optimizer, create_schedule
+from hga_flax.training.state import TrainState, make_init
+
+DETERMINISTIC_FLAG = "--xla_gpu_deterministic_ops=true"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """When things happen, in optimizer steps.
+
+    Attributes:
+        num_examples: in the training split.
+        steps_per_epoch: not whole where the batch does not divide the split.
+        total_steps: where training ends.
+        eval_every: steps between two evaluations.
+    """
+
+    num_examples: int
+    steps_per_epoch: float
+    total_steps: int
+    eval_every: int
+
+    def evaluates_at(self, step: int) -> bool:
+        """True after every `eval_every` steps and at the end."""
+        return step % self.eval_every == 0 or step == self.total_steps
+
+
+def make_plan(config: ConfigDict, num_examples: int) -> Plan:
+    """Turns epochs into steps for a training split of `num_examples`.
+
+    Raises:
+        ConfigError: one batch is larger than the split.
+    """
+    batch_size = config.training.batch_size
+    if batch_size > num_examples:
+        raise ConfigError(f"training.batch_size={batch_size}: the training split has only {num_examples} examples")
+    per_epoch = num_examples / batch_size
+    total = config.training.steps or max(1, round(config.training.epochs * per_epoch))
+    return Plan(num_examples, per_epoch, total, max(1, round(config.evaluation.every_epochs * per_epoch)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """The parts of a run that follow from its configuration and the devices at hand."""
+
+    config: ConfigDict
+    mesh: Mesh
+    shard: Shard
+    dataset: Dataset
+    model: nn.Module
+    image_shape: tuple[int, int, int]
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Of the global batch."""
+        return self.config.evaluation.batch_size or self.config.training.batch_size
+
+    def optimizer(self, schedule: optax.Schedule) -> optax.GradientTransformation:
+        """The optimizer of the configuration."""
+        return create_optimizer(self.config, schedule)
+
+    def schedule(self, plan: Plan) -> optax.Schedule:
+        """The learning rate by step."""
+        return create_schedule(self.config, plan.steps_per_epoch, plan.total_steps)
+
+    def init(self, optimizer: optax.GradientTransformation) -> Callable[[jax.Array], TrainState]:
+        """The function that makes the initial state."""
+        return make_init(self.model, optimizer, self.image_shape)
+
+
+def configure_jax(config: ConfigDict) -> None:
+    """Sets what must be set before JAX touches a device: determinism and the compilation cache."""
+    if config.training.deterministic and DETERMINISTIC_FLAG.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC_FLAG}".strip()
+    cache = config.training.compilation_cache
+    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(cache).expanduser()) if cache else None)
+
+
+def create_experiment(config: ConfigDict, info: DatasetInfo | Callable[[], DatasetInfo]) -> Experiment:
+    """Checks the configuration and builds the parts of the run.
+
+    Args:
+        config: a whole configuration.
+        info: what is known of the data set, or a function that finds out once the configuration is checked.
+
+    Raises:
+        UserError: the configuration cannot be run here.
+    """
+    validate(config)
+    configure_jax(config)
+    mesh = create_mesh()
+    check_batch_size("training.batch_size", config.training.batch_size, mesh)
+    check_batch_size("evaluation.batch_size", config.evaluation.batch_size, mesh)
+    info = info() if callable(info) else info
+    for key in ("mean", "std"):
+        if len(config.data[key]) not in (1, info.channels):
+            raise ConfigError(
+                f"data.{key}={config.data[key]}: {info.name} has {info.channels} channels; "
+                f"give one number or {info.channels}"
+            )
+    axis_name = DATA_AXIS if config.training.batch_norm_scope == "global" else None
+    size = config.data.image_size
+    return Experiment(
+        config=config,
+        mesh=mesh,
+        shard=Shard(jax.process_index(), jax.process_count()),
+        dataset=Dataset(info, config.data, config.seed),
+        model=build_model(config, info.num_classes, axis_name),
+        image_shape=(size, size, info.channels),
+    )
+
+
+def describe(experiment: Experiment, plan: Plan | None, state: Any) -> list[tuple[str, str]]:
+    """Returns what a run prints about itself at its start: (name, value) rows."""
+    from hga_flax.analysis.complexity import complexity
+
+    config, mesh = experiment.config, experiment.mesh
+    counts = complexity(experiment.model, experiment.image_shape)
+    device = mesh.devices.flat[0]
+    batch = config.training.batch_size
+    rows = [
+        ("model", f"{config.model.name}, attention {config.model.attention}, {config.model.dtype}"),
+        (
+            "size",
+            f"{counts.params:,} parameters, {counts.gflops:.4g} GFLOPs an image (multiply-accumulates + 2 x norm)",
+        ),
+        (
+            "images",
+            "x".join(str(n) for n in experiment.image_shape) + f", {experiment.dataset.info.num_classes} classes",
+        ),
+        (
+            "devices",
+            f"{mesh.devices.size} x {device.device_kind} ({device.platform}), {jax.process_count()} process(es), "
+            f"{batch // mesh.devices.size} images each",
+        ),
+    ]
+    if plan is not None:
+        fake = " (synthetic)" if config.data.fake else ""
+        rows += [
+            ("data", f"{config.data.name}{fake}, {plan.num_examples:,} examples to train on"),
+            ("plan", f"{plan.total_steps:,} steps of {batch} = {plan.total_steps / plan.steps_per_epoch:.4g} epochs"),
+        ]
+    return rows

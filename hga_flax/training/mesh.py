@@ -1,0 +1,52 @@
+"""Devices, and how arrays lie on them: one mesh axis, over which the batch is split."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from hga_flax.errors import ConfigError
+
+DATA_AXIS = "data"
+
+
+def create_mesh() -> Mesh:
+    """Returns the mesh of all devices of all processes along the `data` axis."""
+    return Mesh(np.asarray(jax.devices()), (DATA_AXIS,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Copies a tree of host or device arrays, equal in all processes, to every device."""
+    # From NumPy, so that in a pod each process fills its own devices without a collective.
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(replicated(mesh), np.asarray(x)), tree)
+
+
+def check_batch_size(key: str, batch_size: int, mesh: Mesh) -> None:
+    """Raises a ConfigError unless the global batch divides evenly over the devices."""
+    devices = mesh.devices.size
+    if batch_size % devices:
+        below, above = batch_size // devices * devices, (batch_size // devices + 1) * devices
+        raise ConfigError(
+            f"{key}={batch_size}: does not divide over {devices} devices; try {below or above} or {above}"
+        )
+
+
+def to_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
+    """Places this process's part of each global batch on its devices, one batch ahead of its use."""
+    sharding = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+    place = lambda x: jax.make_array_from_process_local_data(sharding, x)  # noqa: E731
+    ahead = None
+    for batch in batches:
+        placed = {name: place(value) for name, value in batch.items()}
+        if ahead is not None:
+            yield ahead
+        ahead = placed
+    if ahead is not None:
+        yield ahead

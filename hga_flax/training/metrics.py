@@ -1,0 +1,54 @@
+"""Loss, top-1 and top-5 error as clu metrics: sums and counts, averaged only when they are read."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from clu import metrics
+from jax import lax
+
+
+@flax.struct.dataclass
+class ClassificationMetrics(metrics.Collection):
+    """`loss` (cross-entropy, nats), `top1_error` and `top5_error` (shares); masked examples do not count."""
+
+    loss: metrics.Average.from_output("loss")
+    top1_error: metrics.Average.from_output("top1_error")
+    top5_error: metrics.Average.from_output("top5_error")
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
+    """Returns the cross-entropy of each example: `[B, classes]`, int `[B]` -> float32 `[B]`."""
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+    picked = jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
+    return -(1 - label_smoothing) * picked - label_smoothing * log_p.mean(axis=-1)
+
+
+def top_k_errors(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
+    """Returns 1 where the label's logit is not among the k largest, else 0: float32 `[B]`.
+
+    Ties count against the network, as they do where the order among equals is not known.
+    """
+    own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    # NaN compares false with everything: without this a diverged network would make no errors.
+    rank = (~(logits < own)).sum(axis=-1) - 1
+    return jnp.where(rank < k, 0.0, 1.0)
+
+
+def batch_metrics(
+    logits: jax.Array, labels: jax.Array, loss: jax.Array, mask: jax.Array | None, axis_name: str
+) -> ClassificationMetrics:
+    """Returns the metrics of the global batch, from each device's part and a sum over `axis_name`."""
+    local = ClassificationMetrics.single_from_model_output(
+        loss=loss,
+        top1_error=top_k_errors(logits, labels, 1),
+        top5_error=top_k_errors(logits, labels, 5),
+        mask=jnp.ones_like(labels, bool) if mask is None else mask,
+    )
+    return lax.psum(local, axis_name)
+
+
+def read(collection: ClassificationMetrics) -> dict[str, float]:
+    """Waits for the device and returns the averages by name, errors in percent."""
+    return {
+        name: float(value) * (100 if name.endswith("_error") else 1) for name, value in collection.compute().items()
+    }

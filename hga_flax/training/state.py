@@ -1,0 +1,68 @@
+"""Everything of a run that lives on the devices and goes into a checkpoint."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from hga_flax.errors import ConfigError, one_line
+from hga_flax.training.mesh import replicated
+from hga_flax.training.metrics import ClassificationMetrics
+
+
+@flax.struct.dataclass
+class TrainState:
+    """The state of training after `step` optimizer steps.
+
+    `metrics` are the running sums since the last logged line, so that a resumed run logs the same.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+    metrics: ClassificationMetrics
+
+
+def make_init(
+    model: nn.Module, optimizer: optax.GradientTransformation, image_shape: tuple[int, int, int]
+) -> Callable[[jax.Array], TrainState]:
+    """Returns `init(key) -> TrainState`, to be traced by `abstract_state` or compiled by `create_state`."""
+
+    def init(key: jax.Array) -> TrainState:
+        params_key, dropout_key = jax.random.split(key)
+        keys = {"params": params_key, "dropout": dropout_key}
+        variables = model.init(keys, jnp.zeros((1, *image_shape), jnp.float32), train=False)
+        params = variables["params"]
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=optimizer.init(params),
+            metrics=ClassificationMetrics.empty(),
+        )
+
+    return init
+
+
+def abstract_state(init: Callable[[jax.Array], TrainState], mesh: Mesh) -> TrainState:
+    """Returns the state's shapes, dtypes and placement, without computing it.
+
+    Raises:
+        ConfigError: the network refuses its options or the shape of its images.
+    """
+    try:
+        shapes = jax.eval_shape(init, jax.random.key(0))
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise ConfigError(f"config.model cannot be built: {one_line(error)}") from None
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes)
+
+
+def create_state(init: Callable[[jax.Array], TrainState], seed: int, mesh: Mesh) -> TrainState:
+    """Returns the initial state, a function of the seed, on every device of the mesh."""
+    return jax.jit(init, out_shardings=replicated(mesh))(jax.random.key(seed))

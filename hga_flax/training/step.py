@@ -1,0 +1,93 @@
+"""The compiled steps of training and evaluation, spread over the devices by shard_map.
+
+shard_map and not sharded jit: for grouped convolutions XLA's partitioner gathers the whole batch on
+every device (openxla/xla#47945). Here each device runs its part, and what must be global (the loss,
+the batch statistics, the metrics) is summed by name.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import optax
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+from ml_collections import ConfigDict
+
+from hga_flax.data.device_augmentation import augment, example_keys, normalize
+from hga_flax.training.mesh import DATA_AXIS
+from hga_flax.training.metrics import ClassificationMetrics, batch_metrics, cross_entropy
+from hga_flax.training.state import TrainState
+
+Batch = dict[str, jax.Array]
+REPLICATED, SPLIT = PartitionSpec(), PartitionSpec(DATA_AXIS)
+
+
+def prepare_images(batch: Batch, config: ConfigDict, train: bool) -> jax.Array:
+    """uint8 `[B, H, W, C]` -> augmented (in training, with "small") and normalised float32."""
+    data, images = config.data, batch["image"]
+    if train and data.augmentation == "small":
+        keys = example_keys(config.seed, batch["epoch"], batch["index"])
+        images = augment(images.astype("float32"), keys, data.crop_padding, data.flip, data.rotation_degrees)
+    return normalize(images, data.mean, data.std)
+
+
+def make_train_step(
+    model: nn.Module, optimizer: optax.GradientTransformation, config: ConfigDict, mesh: Mesh
+) -> Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]:
+    """Returns the jitted training step, (state, batch) -> (state, loss); it consumes (donates) the state.
+
+    The batch holds `image` uint8 `[B, H, W, C]`, `label`, `index` and `epoch` int32 `[B]`, split over
+    the mesh. The gradient is that of the mean loss over the global batch.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
+        images = prepare_images(batch, config, train=True)
+        # A stream of its own for each step and device; no random state is kept between steps.
+        dropout = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        dropout = jax.random.fold_in(dropout, lax.axis_index(DATA_AXIS))
+
+        def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            logits, updates = model.apply(
+                variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": dropout}
+            )
+            loss = cross_entropy(logits, batch["label"], config.training.label_smoothing)
+            return lax.pmean(loss.mean(), DATA_AXIS), (logits, loss, updates.get("batch_stats", {}))
+
+        # The parameters are the same on all devices, so shard_map sums their gradient over the mesh.
+        (mean_loss, (logits, loss, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        if config.training.batch_norm_scope == "device":
+            batch_stats = lax.pmean(batch_stats, DATA_AXIS)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        metrics = batch_metrics(logits, batch["label"], loss, None, DATA_AXIS)
+        state = TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            metrics=state.metrics.merge(metrics),
+        )
+        return state, mean_loss
+
+    sharded = jax.shard_map(step, mesh=mesh, in_specs=(REPLICATED, SPLIT), out_specs=REPLICATED)
+    return jax.jit(sharded, donate_argnums=0)
+
+
+def make_eval_step(
+    model: nn.Module, config: ConfigDict, mesh: Mesh
+) -> Callable[[Any, Any, ClassificationMetrics, Batch], ClassificationMetrics]:
+    """Returns the jitted evaluation step: (params, batch_stats, sums so far, batch) -> sums.
+
+    The batch holds `image`, `label` and `mask`, false for the padding that does not count.
+    """
+
+    def step(params: Any, batch_stats: Any, sums: ClassificationMetrics, batch: Batch) -> ClassificationMetrics:
+        variables = {"params": params, "batch_stats": batch_stats}
+        logits = model.apply(variables, prepare_images(batch, config, train=False), train=False)
+        loss = cross_entropy(logits, batch["label"])
+        return sums.merge(batch_metrics(logits, batch["label"], loss, batch["mask"], DATA_AXIS))
+
+    specs = (REPLICATED, REPLICATED, REPLICATED, SPLIT)
+    return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=REPLICATED))

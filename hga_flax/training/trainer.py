@@ -1,0 +1,247 @@
+"""The training loop: restore or start, step, log, evaluate, save, sum up."""
+
+import collections
+import dataclasses
+import math
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from clu import parameter_overview
+from ml_collections import ConfigDict
+
+from hga_flax.data.sources import Source, dataset_info
+from hga_flax.errors import UserError
+from hga_flax.training import workdir as files
+from hga_flax.training.checkpoints import Checkpoints, rank
+from hga_flax.training.clock import Clock
+from hga_flax.training.console import Console, duration
+from hga_flax.training.evaluation import evaluate
+from hga_flax.training.experiment import Experiment, Plan, create_experiment, describe, make_plan
+from hga_flax.training.mesh import replicate, to_devices
+from hga_flax.training.metrics import ClassificationMetrics, read
+from hga_flax.training.state import TrainState, abstract_state, create_state
+from hga_flax.training.step import make_eval_step, make_train_step
+from hga_flax.training.writers import MetricWriter
+
+# Steps that may be under way on the devices: enough to hide the host, few enough to bound memory.
+STEPS_IN_FLIGHT = 2
+
+
+@dataclasses.dataclass
+class Progress:
+    """What a checkpoint keeps beside the state, as JSON.
+
+    Attributes:
+        examples_seen: place in the global order of training examples.
+        num_examples: of the training split, to notice a data set that has changed.
+        best: the best evaluation so far and its `step`, or None.
+        elapsed_seconds: over all sessions.
+    """
+
+    examples_seen: int = 0
+    num_examples: int = 0
+    best: dict[str, float] | None = None
+    elapsed_seconds: float = 0.0
+
+
+def train(config: ConfigDict, workdir_path: str) -> None:
+    """Trains as configured, from the workdir's newest checkpoint if it has one.
+
+    Raises:
+        UserError: the configuration, the data or the workdir cannot be used, or training diverged.
+    """
+    experiment = create_experiment(config, lambda: dataset_info(config.data.name, config.data.dir))
+    console = Console(active=experiment.shard.process == 0)
+    workdir = files.open_workdir(workdir_path)
+    changes = files.check_same_run(workdir, config)
+    source = experiment.dataset.source(config.data.train_split)
+    eval_source = experiment.dataset.source(config.data.eval_split)
+    plan = make_plan(config, len(source))
+
+    schedule = experiment.schedule(plan)
+    init = experiment.init(experiment.optimizer(schedule))
+    abstract = abstract_state(init, experiment.mesh)
+    console.table("hga_flax", describe(experiment, plan, abstract))
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep, warn=lambda text: console.line(text, "yellow"))
+    restored = checkpoints.restore_latest(abstract)
+    if restored is None:
+        state, progress = create_state(init, config.seed, experiment.mesh), Progress(num_examples=len(source))
+        step = 0
+    else:
+        step, state, run = restored
+        progress = Progress(**run)
+        if progress.num_examples != len(source):
+            raise UserError(
+                f"the training split has {len(source)} examples, but this run began with {progress.num_examples}: "
+                "the data set has changed; choose another --workdir"
+            )
+        if step < plan.total_steps:
+            console.line(f"resuming {workdir} at step {step}" + ("; changed: " + ", ".join(changes) if changes else ""))
+
+    loop = Loop(experiment, plan, workdir, console, checkpoints, progress)
+    if step >= plan.total_steps:
+        console.line(f"training is complete: {workdir} holds step {step} of {plan.total_steps}")
+    else:
+        if experiment.shard.process == 0:
+            files.write_config(workdir, config)
+            files.write_dataset(workdir, experiment.dataset.info)
+            overview = parameter_overview.get_parameter_overview(
+                {"params": state.params, "batch_stats": state.batch_stats}
+            )
+            files.write_text(workdir / "parameters.txt", overview + "\n")
+            console.line(f"every parameter: {workdir / 'parameters.txt'}")
+        loop.run(state, step, source, eval_source, schedule)
+    checkpoints.close()
+    loop.summary()
+
+
+class Loop:
+    """The steps of one session, from a state to the end of training."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        plan: Plan,
+        workdir: pathlib.Path,
+        console: Console,
+        checkpoints: Checkpoints,
+        progress: Progress,
+    ):
+        self._experiment, self._plan, self._workdir = experiment, plan, workdir
+        self._console, self._checkpoints, self._progress = console, checkpoints, progress
+        self._batch_size = experiment.config.training.batch_size
+        self._start = 0
+        self._losses: collections.deque[tuple[int, jax.Array]] = collections.deque()
+
+    def run(self, state: TrainState, step: int, source: Source, eval_source: Source, schedule: Any) -> TrainState:
+        """Trains from `step` to the end of the plan and returns the last state."""
+        experiment, plan, config = self._experiment, self._plan, self._experiment.config
+        self._start, self._eval_source, self._schedule = step, eval_source, schedule
+        optimizer = experiment.optimizer(schedule)
+        train_step = make_train_step(experiment.model, optimizer, config, experiment.mesh)
+        self._eval_step = make_eval_step(experiment.model, config, experiment.mesh)
+        self._clock = Clock(plan.total_steps, self._batch_size, self._progress.elapsed_seconds)
+        self._writer = MetricWriter(self._workdir, step, active=experiment.shard.process == 0)
+        if step == 0:
+            self._writer.config(config, ["eval/top1_error", "eval/top5_error", "eval/loss"])
+
+        seen = self._progress.examples_seen
+        host = experiment.dataset.train_batches(source, self._batch_size, experiment.shard, seen)
+        batches = to_devices(host, experiment.mesh)
+        with self._console.start_progress(step, plan.total_steps):
+            while step < plan.total_steps:
+                with self._clock.waiting():
+                    batch = next(batches)
+                state, loss = train_step(state, batch)
+                step += 1
+                self._progress.examples_seen += self._batch_size
+                self._check_losses(step, loss)
+                if step == self._start + 1:
+                    jax.block_until_ready(loss)
+                    self._clock.start(step)
+                if step % config.training.log_every_steps == 0 or step == plan.total_steps:
+                    state = self._log(step, state)
+                self._after_step(step, state)
+        self._writer.close()
+        return state
+
+    def _check_losses(self, step: int, loss: jax.Array | None) -> None:
+        """Waits for all but the newest steps, shows their loss, and stops if one is not finite."""
+        if loss is not None:
+            self._losses.append((step, loss))
+        keep = STEPS_IN_FLIGHT if loss is not None else 0
+        while len(self._losses) > keep:
+            at, value = self._losses.popleft()
+            if not math.isfinite(float(value)):
+                raise self._diverged(f"the loss of step {at} is {float(value)}")
+            speed = self._clock.speed(at)
+            left = duration(self._clock.eta(at))
+            self._console.update(
+                at,
+                f"loss {float(value):.3f}  {speed['images_per_second']:,.0f} images/s  "
+                f"data wait {speed['data_wait_share']:.0%}  ETA {left}",
+            )
+
+    def _diverged(self, what: str) -> UserError:
+        self._checkpoints.wait()
+        steps = self._checkpoints.steps()
+        kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint had been written"
+        return UserError(
+            f"training diverged: {what}; {kept}. Try a lower optimizer.learning_rate or a longer "
+            "schedule.warmup_epochs; JAX_DEBUG_NANS=1 with the same command shows where it begins"
+        )
+
+    def _log(self, step: int, state: TrainState) -> TrainState:
+        """Writes the metrics since the last line and returns the state with them set to zero."""
+        self._check_losses(step, None)
+        values = read(state.metrics)
+        speed = self._clock.speed(step)
+        rate = float(self._schedule(jnp.asarray(step - 1)))
+        self._writer.scalars(step, "train", values | speed | {"learning_rate": rate})
+        epoch = step / self._plan.steps_per_epoch
+        self._console.line(
+            f"step {step:>6}/{self._plan.total_steps}  epoch {epoch:6.2f}  loss {values['loss']:.4f}  "
+            f"top-1 error {values['top1_error']:6.2f} %  lr {rate:.4g}  {speed['images_per_second']:,.0f} images/s  "
+            f"data wait {speed['data_wait_share']:.0%}  ETA {duration(self._clock.eta(step))}"
+        )
+        self._clock.reset(step)
+        zero = replicate(ClassificationMetrics.empty(), self._experiment.mesh)
+        return dataclasses.replace(state, metrics=zero)
+
+    def _after_step(self, step: int, state: TrainState) -> None:
+        """Evaluates and saves where the plan says so."""
+        every = self._experiment.config.checkpoint.every_steps
+        evaluates = self._plan.evaluates_at(step)
+        if not evaluates and not (every and step % every == 0):
+            return
+        self._check_losses(step, None)
+        with self._clock.paused():
+            metrics = self._evaluate(step, state) if evaluates else None
+            self._progress.elapsed_seconds = self._clock.elapsed
+            self._checkpoints.save(step, state, dataclasses.asdict(self._progress), metrics)
+
+    def _evaluate(self, step: int, state: TrainState) -> dict[str, float]:
+        metrics = evaluate(
+            self._eval_step, state.params, state.batch_stats, self._eval_batches(), self._experiment.mesh
+        )
+        if not math.isfinite(metrics["loss"]):
+            raise self._diverged(f"the evaluation's loss after step {step} is {metrics['loss']}")
+        self._writer.scalars(step, "eval", metrics)
+        best = self._progress.best
+        improved = best is None or rank(metrics) < rank(best)
+        if improved:
+            self._progress.best = {"step": step} | metrics
+        self._console.line(
+            f"step {step:>6}/{self._plan.total_steps}  evaluation on {metrics['num_examples']:,}  "
+            f"loss {metrics['loss']:.4f}  top-1 error {metrics['top1_error']:6.2f} %  "
+            f"top-5 error {metrics['top5_error']:6.2f} %" + ("  (best so far)" if improved else ""),
+            style="bold",
+        )
+        return metrics
+
+    def _eval_batches(self) -> Any:
+        experiment = self._experiment
+        return experiment.dataset.eval_batches(self._eval_source, experiment.eval_batch_size, experiment.shard)
+
+    def summary(self) -> None:
+        """Prints how the run ended and where its results lie."""
+        workdir, progress = self._workdir, self._progress
+        best = progress.best
+        steps = self._checkpoints.steps()
+        last = self._checkpoints.metrics(steps[-1]) if steps else None
+        rows = []
+        if last is not None:
+            rows.append(
+                ("last", f"top-1 error {last['top1_error']:.2f} %, top-5 {last['top5_error']:.2f} % (step {steps[-1]})")
+            )
+        if best is not None:
+            rows.append(("best", f"top-1 error {best['top1_error']:.2f} % (step {int(best['step'])})"))
+        rows += [
+            ("time", duration(progress.elapsed_seconds)),
+            ("checkpoints", f"{workdir / 'checkpoints'} (steps {', '.join(map(str, steps))})"),
+            ("evaluate", f"python evaluate.py --workdir={workdir}"),
+            ("curves", f"tensorboard --logdir={workdir}"),
+        ]
+        self._console.table("finished", rows)

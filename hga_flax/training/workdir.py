@@ -1,0 +1,101 @@
+"""The folder of a run: what lies where, and reading it back.
+
+config.json       the whole configuration          checkpoints/   Orbax
+dataset.json      classes and their names          tensorboard/   event files
+metrics.jsonl     one JSON object per logged line  parameters.txt every parameter, its shape and statistics
+"""
+
+import dataclasses
+import json
+import pathlib
+
+from ml_collections import ConfigDict
+
+from hga_flax.config import differences, from_json, to_json
+from hga_flax.data.sources import DatasetInfo
+from hga_flax.errors import UserError, one_line
+
+# Whatever these say, a checkpoint's arrays are those of one network.
+MODEL_KEYS = ("model.name", "model.options", "model.attention", "model.attention_options", "data.name")
+
+
+def open_workdir(path: str) -> pathlib.Path:
+    """Creates the folder where it is missing and makes sure that it can be written to.
+
+    Raises:
+        UserError: it cannot.
+    """
+    workdir = pathlib.Path(path).expanduser().absolute()
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"--workdir={path} cannot be written to: {error.strerror or one_line(error)}") from None
+    return workdir
+
+
+def check_same_run(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
+    """Returns how the configuration differs from the one the workdir was started with.
+
+    Raises:
+        UserError: the workdir belongs to another model or data set.
+    """
+    if not (workdir / "config.json").exists():
+        return []
+    changed = differences(read_config(workdir), config)
+    for change in changed:
+        key, _, values = change.partition(": ")
+        if key in MODEL_KEYS:
+            old, _, new = values.partition(" -> ")
+            raise UserError(
+                f"--workdir={workdir} belongs to another run: there {key} is '{old}', here '{new}'; "
+                "choose another --workdir"
+            )
+    return changed
+
+
+def read_config(workdir: pathlib.Path) -> ConfigDict:
+    """Returns the configuration that a workdir was last trained with.
+
+    Raises:
+        UserError: the workdir holds none, or it cannot be read.
+    """
+    file = workdir / "config.json"
+    try:
+        return from_json(file.read_text())
+    except FileNotFoundError:
+        raise UserError(f"--workdir={workdir}: no run here (there is no config.json)") from None
+    except (OSError, UserError) as error:
+        raise UserError(f"{file} cannot be read: {one_line(error)}") from None
+
+
+def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Writes config.json."""
+    write_text(workdir / "config.json", to_json(config) + "\n")
+
+
+def write_dataset(workdir: pathlib.Path, info: DatasetInfo) -> None:
+    """Writes dataset.json."""
+    write_text(workdir / "dataset.json", json.dumps(dataclasses.asdict(info)) + "\n")
+
+
+def read_dataset(workdir: pathlib.Path) -> DatasetInfo:
+    """Returns what a workdir knows of its data set.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        fields = json.loads((workdir / "dataset.json").read_text())
+        return DatasetInfo(**{**fields, "class_names": tuple(fields["class_names"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{workdir / 'dataset.json'} cannot be read: {one_line(error)}") from None
+
+
+def write_text(file: pathlib.Path, text: str) -> None:
+    """Replaces a file in one move, so that a kill leaves the old one or the new one."""
+    scratch = file.with_name(f".{file.name}.new")
+    scratch.write_text(text)
+    scratch.replace(file)
