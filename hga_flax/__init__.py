@@ -2,6 +2,6 @@
 
 from hga_flax.attention import HGA, create_attention
 from hga_flax.models import create_model
+from hga_flax.version import __version__
 
-__version__ = "0.1.0"
-__all__ = ["HGA", "create_attention", "create_model"]
+__all__ = ["HGA", "__version__", "create_attention", "create_model"]

@@ -226,7 +226,7 @@ class HGA(nn.Module):
         if not (self.mfe or self.hap or self.ee):
             return x
         reduced = self.reduced_channels is not None and self.channels > self.reduced_channels
-        dense = lambda features, name: nn.Dense(features, use_bias=False, dtype=self.dtype, name=name)  # noqa: E731
+        dense = lambda features, name: nn.Dense(features, use_bias=False, dtype=self.dtype, name=name)
         z = dense(self.reduced_channels, "reduce")(x) if reduced else x
         cells = self._cells(z, train)
         self.sow("intermediates", "cells", cells)

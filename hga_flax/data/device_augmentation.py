@@ -14,7 +14,7 @@ from jax.scipy.ndimage import map_coordinates
 def example_keys(seed: int, epoch: jax.Array, index: jax.Array) -> jax.Array:
     """Returns one random key per example from int32 `epoch` `[B]` and `index` `[B]`."""
     root = jax.random.key(seed)
-    fold = lambda e, i: jax.random.fold_in(jax.random.fold_in(root, e), i)  # noqa: E731
+    fold = lambda e, i: jax.random.fold_in(jax.random.fold_in(root, e), i)
     return jax.vmap(fold)(epoch, index)
 
 
@@ -37,7 +37,7 @@ def random_rotation(key: jax.Array, image: jax.Array, degrees: float) -> jax.Arr
     y, x = jnp.meshgrid(jnp.arange(height) - (height - 1) / 2, jnp.arange(width) - (width - 1) / 2, indexing="ij")
     rows = jnp.cos(angle) * y - jnp.sin(angle) * x + (height - 1) / 2
     columns = jnp.sin(angle) * y + jnp.cos(angle) * x + (width - 1) / 2
-    rotate = lambda plane: map_coordinates(plane, [rows, columns], order=1, mode="constant")  # noqa: E731
+    rotate = lambda plane: map_coordinates(plane, [rows, columns], order=1, mode="constant")
     return jax.vmap(rotate, in_axes=-1, out_axes=-1)(image)
 
 

@@ -76,7 +76,7 @@ def _builder(name: str, directory: str) -> Any:
             return tfds.builder_from_directory(str(prepare_digits(data_directory(directory))))
         return tfds.builder(name, data_dir=str(data_directory(directory)), file_format="array_record")
     except tfds.core.DatasetNotFoundError:
-        known = ["digits", *tfds.list_builders()]
+        known = ["digits", *tfds.list_builders(with_community_datasets=False)]
         raise UserError(f"data.name: there is no data set '{name}'{nearest(name, known)}") from None
     except OSError as error:
         raise UserError(f"data.dir: cannot use {data_directory(directory)}: {one_line(error)}") from None

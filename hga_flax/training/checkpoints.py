@@ -100,6 +100,7 @@ class Checkpoints:
         Raises:
             UserError: there are checkpoints, but none reads, or they are another network's.
         """
+        self.wait()  # a step that is still being written counts as there
         steps = self.steps()
         for step in reversed(steps):
             try:

@@ -41,7 +41,7 @@ def check_batch_size(key: str, batch_size: int, mesh: Mesh) -> None:
 def to_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
     """Places this process's part of each global batch on its devices, one batch ahead of its use."""
     sharding = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
-    place = lambda x: jax.make_array_from_process_local_data(sharding, x)  # noqa: E731
+    place = lambda x: jax.make_array_from_process_local_data(sharding, x)
     ahead = None
     for batch in batches:
         placed = {name: place(value) for name, value in batch.items()}

@@ -30,11 +30,11 @@ def create_schedule(config: ConfigDict, steps_per_epoch: float, total_steps: int
         count = int(total_steps / every)
         boundaries = schedule.decay_at_steps or [max(1, round(every * (i + 1))) for i in range(count)]
         # Repeated products, not a mapping: two decays may fall on one step in a very short run.
-        main = lambda step: peak * jnp.prod(jnp.where(step >= jnp.asarray(boundaries), schedule.decay_factor, 1.0))  # noqa: E731
+        main = lambda step: peak * jnp.prod(jnp.where(step >= jnp.asarray(boundaries), schedule.decay_factor, 1.0))
         main = main if len(boundaries) else optax.constant_schedule(peak)
     elif schedule.name == "cosine":
         decay = optax.cosine_decay_schedule(peak, max(1, total_steps - warmup))
-        main = lambda step: decay(step - warmup)  # noqa: E731
+        main = lambda step: decay(step - warmup)
     else:
         main = optax.constant_schedule(peak)
     if not warmup:

@@ -1,0 +1,41 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := runs/digits
+
+.PHONY: help demo test test-all lint format clean
+
+help:
+	@echo "make demo      train HGA on handwritten digits, evaluate it, say where to look"
+	@echo "make test      the test suite"
+	@echo "make test-all  the test suite with the slow tests"
+	@echo "make lint      check the style;  make format  mend it"
+	@echo "make clean     remove the environment and the caches (not your runs)"
+
+# The environment. An interrupted installation leaves no stamp and is taken up again.
+$(VENV)/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing requirements.txt into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+demo: $(VENV)/installed
+	@$(BIN)/python train.py --config=configs/digits.py --workdir=$(DEMO)
+	@$(BIN)/python evaluate.py --workdir=$(DEMO)
+	@echo "see the curves: $(BIN)/tensorboard --logdir=$(DEMO)    train afresh: rm -r $(DEMO) && make demo"
+
+test: $(VENV)/installed lint
+	@$(BIN)/python -m pytest
+
+test-all: $(VENV)/installed lint
+	@$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: $(VENV)/installed
+	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .
+
+format: $(VENV)/installed
+	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
+
+clean:
+	@rm -rf $(VENV) .cache .pytest_cache .ruff_cache

@@ -1,0 +1,94 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from configs import base
+from hga_flax.data.pipeline import Dataset, Shard, create_dataset
+from hga_flax.data.sources import DatasetInfo
+
+ALONE = Shard()
+
+
+def make_dataset(examples=22, seed=3, threads=0):
+    data = base.get_config().data
+    with data.unlocked():
+        data.fake, data.fake_examples, data.image_size = True, examples, 8
+        data.augmentation, data.num_threads = "none", threads
+    return Dataset(DatasetInfo("x", 10, 3, ()), data, seed)
+
+
+def take(dataset, count, batch_size=4, shard=ALONE, start=0):
+    return list(itertools.islice(dataset.train_batches(dataset.source("train"), batch_size, shard, start), count))
+
+
+def assert_same(a, b):
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        assert x.keys() == y.keys()
+        for name in x:
+            np.testing.assert_array_equal(x[name], y[name])
+
+
+def test_every_epoch_holds_every_example_once_in_a_new_order():
+    batches = take(make_dataset(), 11)  # 44 examples: two epochs of 22, and a batch across their border
+    index = np.concatenate([b["index"] for b in batches])
+    epoch = np.concatenate([b["epoch"] for b in batches])
+    assert sorted(index[:22]) == sorted(index[22:]) == list(range(22))
+    assert (epoch == np.repeat([0, 1], 22)).all()
+    assert (index[:22] != index[22:]).any() and (index[:22] != np.arange(22)).any()
+
+
+def test_a_batch_holds_the_examples_that_its_index_names():
+    dataset = make_dataset()
+    source = dataset.source("train")
+    for batch in take(dataset, 3):
+        assert batch["image"].shape == (4, 8, 8, 3) and batch["image"].dtype == np.uint8
+        for image, label, index in zip(batch["image"], batch["label"], batch["index"], strict=True):
+            np.testing.assert_array_equal(image, source[int(index)]["image"])
+            assert label == source[int(index)]["label"]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_change_nothing(threads):
+    assert_same(take(make_dataset(threads=threads), 8), take(make_dataset(), 8))
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_each_global_batch_in_order(processes):
+    whole = take(make_dataset(), 8)
+    parts = [take(make_dataset(), 8, shard=Shard(p, processes)) for p in range(processes)]
+    joined = [{k: np.concatenate([p[k] for p in step]) for k in step[0]} for step in zip(*parts, strict=True)]
+    assert_same(joined, whole)
+
+
+@pytest.mark.parametrize("cut", [1, 5, 6, 9])
+def test_going_on_at_any_place_equals_not_having_stopped(cut):
+    assert_same(take(make_dataset(), 10 - cut, start=4 * cut), take(make_dataset(), 10)[cut:])
+
+
+def test_the_seed_changes_the_order():
+    assert (take(make_dataset(seed=4), 1)[0]["index"] != take(make_dataset(), 1)[0]["index"]).any()
+
+
+@pytest.mark.parametrize(
+    ("examples", "batch_size", "processes"), [(22, 4, 1), (22, 8, 4), (5, 8, 2), (8, 8, 8), (1, 8, 4)]
+)
+def test_evaluation_sees_every_example_once_whatever_the_batch_and_hosts(examples, batch_size, processes):
+    dataset = make_dataset(examples)
+    source = dataset.source("test")
+    parts = [list(dataset.eval_batches(source, batch_size, Shard(p, processes))) for p in range(processes)]
+    assert len({len(p) for p in parts}) == 1  # every process takes part in every step
+    assert all(len(b["mask"]) == batch_size // processes for p in parts for b in p)
+    seen = [img.tobytes() for p in parts for b in p for img, real in zip(b["image"], b["mask"], strict=True) if real]
+    assert sorted(seen) == sorted(source[i]["image"].tobytes() for i in range(examples))
+
+
+def test_create_dataset_reads_the_digits():
+    data = base.get_config().data
+    with data.unlocked():
+        data.name, data.augmentation, data.image_size, data.num_threads = "digits", "small", 16, 2
+    dataset = create_dataset(data, 0)
+    batch = take(dataset, 1, batch_size=32)[0]
+    assert batch["image"].shape == (32, 16, 16, 1)
+    assert dataset.info.num_classes == 10

@@ -1,0 +1,81 @@
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hga_flax.errors import ConfigError
+from hga_flax.training.optimizer import create_optimizer, create_schedule
+from tests.training import tiny
+
+
+def rates(steps, **schedule):
+    c = tiny.config(optimizer__learning_rate=0.6, **{f"schedule__{k}": v for k, v in schedule.items()})
+    function = create_schedule(c, steps_per_epoch=10.0, total_steps=1000)
+    return [float(function(jnp.asarray(s))) for s in steps]
+
+
+def test_the_papers_schedule():
+    ours = rates([0, 299, 300, 599, 600, 900, 999], name="step", decay_every_epochs=30.0)
+    np.testing.assert_allclose(ours, [0.6, 0.6, 0.06, 0.06, 0.006, 0.0006, 0.0006], rtol=1e-5)
+
+
+def test_the_cifar_schedule_of_identity_mappings():
+    options = {"name": "step", "decay_at_steps": (320, 480), "warmup_steps": 40, "warmup_shape": "constant"}
+    ours = rates([0, 39, 40, 319, 320, 480], warmup_learning_rate=0.01, **options)
+    np.testing.assert_allclose(ours, [0.01, 0.01, 0.6, 0.6, 0.06, 0.006], rtol=1e-5)
+
+
+def test_warm_up_is_linear_and_counts_from_the_start_of_training():
+    ours = rates([0, 25, 50, 299, 300], name="step", warmup_epochs=5.0, warmup_learning_rate=0.1)
+    np.testing.assert_allclose(ours, [0.1, 0.35, 0.6, 0.6, 0.06], rtol=1e-5)
+
+
+def test_cosine_ends_at_zero():
+    ours = rates([0, 100, 550, 1000], name="cosine", warmup_steps=100)
+    np.testing.assert_allclose(ours, [0.0, 0.6, 0.3, 0.0], atol=1e-6)
+
+
+def test_constant_and_decay_factor():
+    assert rates([0, 999], name="constant") == pytest.approx([0.6, 0.6])
+    assert rates([300], name="step", decay_factor=0.5) == pytest.approx([0.3])
+
+
+def test_a_warm_up_as_long_as_the_training_is_refused():
+    with pytest.raises(ConfigError, match="warm-up"):
+        rates([0], name="step", warmup_epochs=100.0)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("decay_norm_and_bias", [False, True])
+def test_sgd_against_plain_arithmetic(nesterov, decay_norm_and_bias):
+    c = tiny.config(
+        optimizer__nesterov=nesterov, optimizer__weight_decay=0.1, optimizer__decay_norm_and_bias=decay_norm_and_bias
+    )
+    optimizer = create_optimizer(c, optax.constant_schedule(0.5))
+    params = {"kernel": jnp.ones((2, 2)), "scale": jnp.full(2, 3.0)}
+    grads = [
+        {"kernel": jnp.full((2, 2), 0.3), "scale": jnp.full(2, 0.2)},
+        {"kernel": jnp.ones((2, 2)), "scale": jnp.ones(2)},
+    ]
+    state, velocity = optimizer.init(params), {"kernel": 0.0, "scale": 0.0}
+    expected = {"kernel": 1.0, "scale": 3.0}
+    for g in grads:
+        updates, state = optimizer.update(g, state, params)
+        params = optax.apply_updates(params, updates)
+        for name in expected:
+            decay = 0.1 if name == "kernel" or decay_norm_and_bias else 0.0
+            total = float(g[name].ravel()[0]) + decay * expected[name]
+            velocity[name] = 0.9 * velocity[name] + total
+            expected[name] -= 0.5 * (total + 0.9 * velocity[name] if nesterov else velocity[name])
+    for name in expected:
+        np.testing.assert_allclose(params[name], np.full_like(params[name], expected[name]), rtol=1e-5)
+
+
+def test_without_momentum():
+    c = tiny.config(optimizer__momentum=0.0, optimizer__weight_decay=0.0)
+    optimizer = create_optimizer(c, optax.constant_schedule(0.5))
+    params = {"w": jnp.ones(())}
+    state = optimizer.init(params)
+    for _ in range(2):
+        updates, state = optimizer.update({"w": jnp.ones(())}, state, params)
+    assert float(updates["w"]) == -0.5

@@ -1,0 +1,141 @@
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hga_flax.training.mesh import replicate, to_devices
+from hga_flax.training.metrics import ClassificationMetrics, read
+from hga_flax.training.step import make_eval_step
+from tests.training import tiny
+
+RESNEXT = {
+    "model__name": "resnext50_32x4d",
+    "model__options": "stage_sizes=(1, 1), features=16",
+    "model__attention_options": "reduced_channels=8",
+}
+
+
+def one_step(c, devices, batch, image_shape=(8, 8, 1)):
+    """Returns (HLO text, state before, state after, loss) of one step on so many devices."""
+    on = tiny.mesh(devices)
+    _, state, step = tiny.build(c, on, image_shape)
+    placed = next(to_devices(iter([batch]), on))
+    text = step.lower(state, placed).compile().as_text()
+    before = jax.tree.map(np.asarray, state)
+    after, loss = step(state, placed)
+    return text, before, jax.tree.map(np.asarray, after), float(loss)
+
+
+def worst(a, b):
+    errors = jax.tree.map(lambda x, y: np.linalg.norm(x - y) / max(np.linalg.norm(x), 1e-6), a, b)
+    return max(jax.tree.leaves(errors))
+
+
+def test_a_resnext_with_hga_steps_the_same_on_8_devices_and_gathers_nothing():
+    c = tiny.config(**RESNEXT, data__image_size=32, seed=1)
+    batch = tiny.batch(16, 32, 3)
+    _, before, one, loss_one = one_step(c, 1, batch, (32, 32, 3))
+    text, _, eight, loss_eight = one_step(c, 8, batch, (32, 32, 3))
+    assert "all-gather" not in text and "all-to-all" not in text
+    assert "all-reduce" in text
+    assert loss_eight == pytest.approx(loss_one, rel=1e-6)
+    assert worst(one.batch_stats, eight.batch_stats) < 1e-5
+    # float32 rounding alone; relative to the step, which is much smaller than the parameters.
+    change = lambda after: jax.tree.map(np.subtract, after.params, before.params)
+    assert worst(change(one), change(eight)) < 1e-4
+
+
+@pytest.mark.parametrize("scope", ["global", "device"])
+def test_in_float64_the_step_is_the_same_on_8_devices_exactly_where_statistics_are_global(scope):
+    """In float32 rounding may flip a ReLU that stands near zero; in float64 nothing hides behind that."""
+    with jax.enable_x64(True):
+        options = {"model__dtype": "float64", "training__batch_norm_scope": scope}
+        options["model__options"] = "stage_sizes=(1,), features=16"
+        c = tiny.config(**(RESNEXT | options), data__augmentation="none", data__crop_padding=0)
+        batch = tiny.batch(16, 16, 3)
+        after = [one_step(c, devices, batch, (16, 16, 3))[2] for devices in (1, 8)]
+    errors = [worst(after[0].params, after[1].params), worst(after[0].batch_stats, after[1].batch_stats)]
+    if scope == "global":
+        assert max(errors) < 1e-6  # parameters and statistics themselves are float32
+    else:  # each device normalises by its own two images: another result
+        assert min(errors) > 1e-3
+
+
+def test_a_step_is_sgd_on_the_mean_loss():
+    """Against a step written without shard_map, clu or optax."""
+    c = tiny.config(optimizer__weight_decay=0.01, data__augmentation="none", data__crop_padding=0)
+    batch = tiny.batch()
+    _, before, after, loss = one_step(c, 4, batch)
+    model, _, _ = tiny.build(tiny.config(training__batch_norm_scope="device"), tiny.mesh())
+    images = (batch["image"] / 255.0 - 0.5) / 0.25
+
+    def loss_fn(params):
+        variables = {"params": params, "batch_stats": before.batch_stats}
+        logits, _ = model.apply(variables, jnp.asarray(images, jnp.float32), train=True, mutable=["batch_stats"])
+        p = jnp.exp(logits) / jnp.exp(logits).sum(axis=-1, keepdims=True)
+        return -jnp.log(p[jnp.arange(16), batch["label"]]).mean()
+
+    expected_loss, grads = jax.jit(jax.value_and_grad(loss_fn))(before.params)
+    expected = jax.tree.map(lambda w, g: w - 0.05 * (g + 0.01 * w), before.params, grads)
+    assert loss == pytest.approx(float(expected_loss), rel=1e-5)
+    assert worst(expected, after.params) < 1e-5
+    assert after.step == 1
+
+
+def test_augmentation_in_the_step_does_not_depend_on_the_devices():
+    c = tiny.config(data__rotation_degrees=20.0)
+    plain = tiny.config(data__augmentation="none", data__crop_padding=0)
+    losses = [one_step(c, devices, tiny.batch())[3] for devices in (1, 4)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert abs(losses[0] - one_step(plain, 1, tiny.batch())[3]) > 1e-4
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"training__label_smoothing": 0.1}, {"model__dtype": "bfloat16"}])
+def test_options_of_the_step_change_it(change):
+    base, changed = tiny.config(), tiny.config(**change)
+    assert one_step(base, 1, tiny.batch())[3] != one_step(changed, 1, tiny.batch())[3]
+
+
+def test_bfloat16_keeps_parameters_and_statistics_in_float32():
+    _, _, after, loss = one_step(tiny.config(model__dtype="bfloat16"), 2, tiny.batch())
+    for tree in (after.params, after.batch_stats, after.opt_state):
+        assert {leaf.dtype for leaf in jax.tree.leaves(tree) if leaf.dtype != np.int32} == {np.dtype("float32")}
+    assert np.isfinite(loss)
+
+
+def test_training_metrics_add_up_over_devices_and_steps():
+    c, on = tiny.config(optimizer__learning_rate=1e-6), tiny.mesh(4)
+    _, state, step = tiny.build(c, on)
+    losses = []
+    for placed in to_devices(iter([tiny.batch(seed=s) for s in range(3)]), on):
+        state, loss = step(state, placed)
+        losses.append(float(loss))
+    assert int(state.metrics.loss.count) == 48
+    assert read(state.metrics)["loss"] == pytest.approx(np.mean(losses), rel=1e-6)
+
+
+def test_evaluation_ignores_the_padding():
+    c, on = tiny.config(), tiny.mesh(8)
+    model, state, _ = tiny.build(c, on)
+    batch = tiny.batch()
+    batch["mask"] = np.arange(16) < 11
+    zero = replicate(ClassificationMetrics.empty(), on)
+    placed = next(to_devices(iter([batch]), on))
+    sums = make_eval_step(model, c, on)(state.params, state.batch_stats, zero, placed)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    logits = model.apply(variables, jnp.asarray((batch["image"] / 255 - 0.5) / 0.25, jnp.float32), train=False)
+    expected = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])[:11].mean()
+    assert int(sums.loss.count) == 11
+    assert read(sums)["loss"] == pytest.approx(float(expected), rel=1e-5)
+    wrong = np.argmax(np.asarray(logits), axis=-1)[:11] != batch["label"][:11]
+    assert read(sums)["top1_error"] == pytest.approx(100 * wrong.mean())
+
+
+def test_the_state_is_donated():
+    c, on = tiny.config(), tiny.mesh()
+    _, state, step = tiny.build(c, on)
+    text = step.lower(state, next(to_devices(iter([tiny.batch()]), on))).as_text()
+    assert len(re.findall(r"tf.aliasing_output|jax.buffer_donor", text)) >= len(jax.tree.leaves(state.params))
