@@ -1,11 +1,16 @@
-"""Attention modules: every one maps `[B, H, W, C]` to the same shape."""
+"""Attention modules: every one maps `[B, H, W, C]` to the same shape (SK, in a 3x3's place, strides as it does)."""
 
+from hga_flax.attention.cbam import ConvolutionalBlockAttention
+from hga_flax.attention.eca import EfficientChannelAttention
+from hga_flax.attention.gc import GlobalContext
+from hga_flax.attention.ge import GatherExcite
 from hga_flax.attention.hga import (
     HGA,
     ExcitationExploration,
     HierarchicalGlobalAveragePooling,
     MultiScaleFeatureExploitation,
 )
+from hga_flax.attention.nl import NonLocal
 from hga_flax.attention.registry import (
     AttentionFactory,
     attention_factory,
@@ -13,17 +18,28 @@ from hga_flax.attention.registry import (
     attention_options,
     create_attention,
     register_attention,
+    replaces_convolution,
 )
+from hga_flax.attention.se import SqueezeExcitation
+from hga_flax.attention.sk import SelectiveKernel
 
 __all__ = [
     "HGA",
     "AttentionFactory",
+    "ConvolutionalBlockAttention",
+    "EfficientChannelAttention",
     "ExcitationExploration",
+    "GatherExcite",
+    "GlobalContext",
     "HierarchicalGlobalAveragePooling",
     "MultiScaleFeatureExploitation",
+    "NonLocal",
+    "SelectiveKernel",
+    "SqueezeExcitation",
     "attention_factory",
     "attention_names",
     "attention_options",
     "create_attention",
     "register_attention",
+    "replaces_convolution",
 ]

@@ -8,7 +8,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from hga_flax.attention.cbam import ConvolutionalBlockAttention
+from hga_flax.attention.eca import EfficientChannelAttention
+from hga_flax.attention.gc import GlobalContext
+from hga_flax.attention.ge import GatherExcite
 from hga_flax.attention.hga import HGA
+from hga_flax.attention.nl import NonLocal
+from hga_flax.attention.se import SqueezeExcitation
+from hga_flax.attention.sk import SelectiveKernel
 
 # What a block is given: called with the channels and a name, it returns a module that maps
 # (x [B, H, W, C], train) to the same shape.
@@ -34,7 +41,8 @@ def register_attention(name: str, module: type[nn.Module], **preset: Any) -> Non
     """Makes `module` available as `name`, with `preset` overriding its defaults.
 
     The module's fields are `channels` first, its options, then `dtype` and `axis_name`; it is
-    called with (x, train).
+    called with (x, train). A class attribute `replaces_convolution = True` makes it stand in for a
+    block's 3x3 (see `replaces_convolution`); `given_by_block` names the fields that are not options.
     """
     if name in _REGISTRY:
         raise ValueError(f"attention '{name}' is already registered")
@@ -55,7 +63,7 @@ def attention_options(name: str) -> dict[str, Any]:
     if name not in _REGISTRY:
         raise ValueError(f"unknown attention '{name}'; known: {', '.join(_REGISTRY)}")
     module, preset = _REGISTRY[name]
-    hidden = _COMMON | {"channels", "parent"}
+    hidden = _COMMON | {"channels", "parent"} | set(getattr(module, "given_by_block", ()))
     return {f.name: f.default for f in dataclasses.fields(module) if f.name not in hidden} | preset
 
 
@@ -89,7 +97,25 @@ def attention_factory(name: str, **options: Any) -> AttentionFactory:
     return partial(module, **(known | options))
 
 
+def replaces_convolution(factory: AttentionFactory) -> bool:
+    """True where the attention stands in for a block's 3x3, its norm and ReLU, instead of following its last norm.
+
+    Such a factory is called with (channels, stride=..., replaced_groups=..., name=..., dtype=...,
+    axis_name=...), and its module maps `[B, H, W, D]` to `[B, H / stride, W / stride, channels]`.
+    """
+    while isinstance(factory, partial):
+        factory = factory.func
+    return getattr(factory, "replaces_convolution", False)
+
+
 register_attention("none", NoAttention)
 register_attention("hga", HGA)
 # The simplest configuration found that has Table 2's parameter counts (see docs/paper.md).
 register_attention("hga_table2", HGA, group_size=2, mfe_norm=True, restore_norm=True)
+register_attention("se", SqueezeExcitation)
+register_attention("sk", SelectiveKernel)
+register_attention("eca", EfficientChannelAttention)
+register_attention("cbam", ConvolutionalBlockAttention)
+register_attention("gc", GlobalContext)
+register_attention("ge", GatherExcite)
+register_attention("nl", NonLocal)

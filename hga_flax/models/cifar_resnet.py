@@ -1,22 +1,22 @@
-"""ResNets for small images (CIFAR), post- and pre-activation, with an attention in every block.
+"""ResNets and Wide ResNets for small images (CIFAR), with an attention in every block.
 
 He et al., Deep Residual Learning, CVPR 2016, section 4.2, https://arxiv.org/abs/1512.03385
 (post-activation), and Identity Mappings in Deep Residual Networks, ECCV 2016,
 https://arxiv.org/abs/1603.05027 (pre-activation, bottlenecks). Three stages of 16, 32 and 64 base
-channels; 6n + 2 layers of basic blocks or 9n + 2 of bottlenecks.
+channels; 6n + 2 layers of basic blocks or 9n + 2 of bottlenecks. Zagoruyko and Komodakis, Wide
+Residual Networks, BMVC 2016, https://arxiv.org/abs/1605.07146: pre-activation basic blocks k times
+as wide behind the same stem; their depth also counts two of the shortcuts, 6n + 4.
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hga_flax.attention import AttentionFactory
-from hga_flax.models.resnet import ModuleDef, kernel_init, no_attention
-
-PAD1 = ((1, 1), (1, 1))
+from hga_flax.attention import AttentionFactory, replaces_convolution
+from hga_flax.models.resnet import PAD1, ModuleDef, check_rate, kernel_init, no_attention
 
 
 class SmallBlock(nn.Module):
@@ -26,10 +26,15 @@ class SmallBlock(nn.Module):
     with nothing after it. The attention acts on the main path's result, just before the sum. A
     bottleneck's stride sits in its first 1x1, as in both papers.
 
+    An attention that replaces a convolution (SK) takes a bottleneck's 3x3 or a basic block's first
+    one (in post-activation with its norm and ReLU). Not the second: SK ends in a ReLU, and a main
+    path that ends so could only add to the shortcut, never subtract.
+
     Attributes:
         features: the stage's base width; `out` is `features`, or 4 times it in a bottleneck.
         shortcut: where the shape changes, "A" subsamples and pads channels with zeros (no
             parameters), "B" is a strided 1x1 convolution (with a norm in post-activation).
+        dropout: rate of the dropout before the second convolution.
     """
 
     features: int
@@ -40,6 +45,7 @@ class SmallBlock(nn.Module):
     bottleneck: bool = False
     preact: bool = False
     shortcut: str = "B"
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -55,17 +61,24 @@ class SmallBlock(nn.Module):
         else:
             layers = [(self.features, (3, 3), strides, PAD1), (out, (3, 3), (1, 1), PAD1)]
 
+        replaced = (2 if self.bottleneck else 1) if replaces_convolution(self.attention) else None
         y = x
         for i, (features, kernel, layer_strides, padding) in enumerate(layers, start=1):
             if self.preact:
                 y = nn.relu(self.norm(name=f"norm{i}")(y))
                 if i == 1 and changes:
                     x = y  # the shortcut of a block that changes the shape starts after the first activation
+            if i == 2 and self.dropout > 0:
+                y = nn.Dropout(self.dropout, deterministic=not train)(y)
+            if i == replaced:
+                y = self.attention(features, stride=layer_strides[0], replaced_groups=1, name="attention")(y, train)
+                continue
             y = self.conv(features, kernel, layer_strides, padding=padding, name=f"conv{i}")(y)
             if not self.preact:
                 y = self.norm(name=f"norm{i}")(y)
                 y = nn.relu(y) if i < len(layers) else y
-        y = self.attention(out, name="attention")(y, train)
+        if replaced is None:
+            y = self.attention(out, name="attention")(y, train)
         if changes:
             x = self._shortcut(x, out, strides)
         return x + y if self.preact else nn.relu(x + y)
@@ -84,16 +97,20 @@ class CifarResNet(nn.Module):
     Attributes:
         depth: number of layers, 6n + 2 (basic) or 9n + 2 (bottleneck).
         num_classes: size of the output.
-        attention: called with (channels, name=...) in every block, before the sum.
+        attention: called with (channels, name=...) in every block, before the sum, or in a 3x3's
+            place, see `SmallBlock`.
         bottleneck: blocks of 1x1, 3x3, 1x1 instead of two 3x3.
         preact: pre-activation blocks and a last norm before the pooling.
         shortcut: "A" or "B", see `SmallBlock`.
-        features: width of the first stage (16); it doubles from stage to stage.
+        features: width of the stem (16) and, `widen` times, of the first stage; it doubles from
+            stage to stage.
+        widen: the stages' width in multiples of the plain network's (Wide ResNet's k).
+        dropout: rate before each block's second convolution, in training (a "dropout" rng).
         dtype: dtype of the computation; parameters, statistics and logits are float32.
         axis_name: mesh axis over which batch statistics are averaged, or None.
 
     Raises:
-        ValueError: the depth does not fit the block, or the shortcut is unknown.
+        ValueError: the depth does not fit the block, or an option is out of range.
     """
 
     depth: int
@@ -103,14 +120,20 @@ class CifarResNet(nn.Module):
     preact: bool = False
     shortcut: str = "B"
     features: int = 16
+    widen: int = 1
+    dropout: float = 0.0
     dtype: Any = jnp.float32
     axis_name: str | None = None
+    hosts_convolution: ClassVar[bool] = True  # its blocks have a place for an attention that replaces a 3x3
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         blocks = blocks_per_stage(self.depth, self.bottleneck)
         if self.shortcut not in ("A", "B"):
             raise ValueError(f"shortcut={self.shortcut!r} is not 'A' or 'B'")
+        if self.widen < 1:
+            raise ValueError(f"widen={self.widen} is not positive")
+        check_rate("dropout", self.dropout)
         conv = partial(nn.Conv, use_bias=False, padding=0, kernel_init=kernel_init, dtype=self.dtype)
         norm = partial(
             nn.BatchNorm,
@@ -127,7 +150,7 @@ class CifarResNet(nn.Module):
         for stage in range(3):
             for block in range(blocks):
                 x = SmallBlock(
-                    self.features * 2**stage,
+                    self.features * self.widen * 2**stage,
                     conv,
                     norm,
                     attention,
@@ -135,6 +158,7 @@ class CifarResNet(nn.Module):
                     bottleneck=self.bottleneck,
                     preact=self.preact,
                     shortcut=self.shortcut,
+                    dropout=self.dropout,
                     name=f"stage{stage + 1}_block{block + 1}",
                 )(x, train)
         if self.preact:
@@ -159,3 +183,18 @@ def blocks_per_stage(depth: int, bottleneck: bool) -> int:
             f"the nearest are {layers * low + 2} and {layers * (low + 1) + 2}"
         )
     return n
+
+
+def wide_depth(depth: int) -> int:
+    """Returns `CifarResNet`'s depth, 6n + 2, of a Wide ResNet of 6n + 4 layers by its own count.
+
+    Raises:
+        ValueError: no n fits; the message names the nearest depths that do.
+    """
+    n, rest = divmod(depth - 4, 6)
+    if n < 1 or rest:
+        low = max(1, n)
+        raise ValueError(
+            f"depth {depth} is not 6n + 4, as Wide ResNets need; the nearest are {6 * low + 4} and {6 * low + 10}"
+        )
+    return depth - 2

@@ -10,10 +10,11 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from hga_flax.attention import AttentionFactory, attention_factory
+from hga_flax.attention import AttentionFactory, attention_factory, replaces_convolution
 from hga_flax.errors import nearest
-from hga_flax.models import resnet
-from hga_flax.models.cifar_resnet import CifarResNet, blocks_per_stage
+from hga_flax.models import densenet, resnet
+from hga_flax.models.cifar_resnet import CifarResNet, blocks_per_stage, wide_depth
+from hga_flax.models.googlenet import GoogLeNet
 
 _NAMED: dict[str, Callable[..., nn.Module]] = {
     "resnet50": resnet.ResNet50,
@@ -21,22 +22,36 @@ _NAMED: dict[str, Callable[..., nn.Module]] = {
     "resnet152": resnet.ResNet152,
     "resnext50_32x4d": resnet.ResNeXt50,
     "resnext101_32x4d": resnet.ResNeXt101,
+    "wide_resnet50_2": resnet.WideResNet50,
+    "wide_resnet101_2": resnet.WideResNet101,
+    "googlenet": GoogLeNet,
+    "densenet121": densenet.DenseNet121,
+    "densenet161": densenet.DenseNet161,
+    "densenet169": densenet.DenseNet169,
+    "densenet201": densenet.DenseNet201,
 }
 _CIFAR = re.compile(r"cifar_(preact_)?resnet(\d+)(_bottleneck)?")
+_WIDE = re.compile(r"cifar_wide_resnet(\d+)_(\d+)")
 CIFAR_PATTERN = "cifar_[preact_]resnet{DEPTH}[_bottleneck]"
+WIDE_PATTERN = "cifar_wide_resnet{DEPTH}_{WIDEN}"
 
 
 def model_names() -> list[str]:
-    """Returns the fixed names; CIFAR-style nets come beside them in every depth (`CIFAR_PATTERN`)."""
+    """Returns the fixed names; CIFAR-style nets come beside them in every depth (`CIFAR_PATTERN`, `WIDE_PATTERN`)."""
     return list(_NAMED)
 
 
 def _builder(name: str) -> Callable[..., nn.Module]:
     if name in _NAMED:
         return _NAMED[name]
+    match = _WIDE.fullmatch(name)
+    if match:
+        if int(match[2]) < 1:
+            raise ValueError(f"model '{name}': the widening factor is not positive")
+        return partial(CifarResNet, depth=wide_depth(int(match[1])), preact=True, widen=int(match[2]))
     match = _CIFAR.fullmatch(name)
     if not match:
-        known = [*_NAMED, CIFAR_PATTERN]
+        known = [*_NAMED, CIFAR_PATTERN, WIDE_PATTERN]
         raise ValueError(f"unknown model '{name}'{nearest(name, _NAMED)}; known: {', '.join(known)}")
     preact, depth, bottleneck = bool(match[1]), int(match[2]), bool(match[3])
     blocks_per_stage(depth, bottleneck)  # fails here, not at the first call
@@ -57,7 +72,15 @@ def model_options(name: str) -> dict[str, Any]:
     hidden = {"num_classes", "attention", "dtype", "axis_name", "parent", "name"}
     if _CIFAR.fullmatch(name):
         hidden |= {"depth", "bottleneck", "preact"}  # the name says these
+    elif _WIDE.fullmatch(name):
+        hidden |= {"depth", "bottleneck", "preact", "widen"}
     return {f.name: given.get(f.name, f.default) for f in dataclasses.fields(builder) if f.name not in hidden}
+
+
+def _model_class(builder: Callable[..., nn.Module]) -> type[nn.Module]:
+    while isinstance(builder, functools.partial):
+        builder = builder.func
+    return builder
 
 
 def create_model(
@@ -74,7 +97,7 @@ def create_model(
 
     Args:
         name: one of `model_names()`, or a CIFAR-style net such as "cifar_resnet110",
-            "cifar_preact_resnet164_bottleneck".
+            "cifar_preact_resnet164_bottleneck", "cifar_wide_resnet28_10".
         attention: one of `attention_names()`, or your own factory: called with (channels, name=...,
             dtype=..., axis_name=...) it returns a module that maps (x `[B, H, W, C]`, train) to the same shape.
         attention_options: options of a named attention, for example `{"kernels": (7,)}`.
@@ -84,7 +107,8 @@ def create_model(
         **options: structural options of the network, see `model_options`.
 
     Raises:
-        ValueError: an unknown name or option; the message lists the known ones.
+        ValueError: an unknown name or option (the message lists the known ones), or an attention
+            that replaces a 3x3 in a network whose blocks have no one 3x3 that feeds a ReLU.
     """
     builder = _builder(name)
     known = model_options(name)
@@ -97,4 +121,9 @@ def create_model(
         attention = attention_factory(attention, **(attention_options or {}))
     elif attention_options:
         raise ValueError("attention_options need a named attention; give your own factory its options itself")
+    if replaces_convolution(attention) and not getattr(_model_class(builder), "hosts_convolution", False):
+        raise ValueError(
+            f"model '{name}' has no place for an attention that replaces a 3x3 convolution, as 'sk' does; "
+            "the ResNets, ResNeXts, Wide ResNets and CIFAR nets have"
+        )
     return builder(num_classes=num_classes, attention=attention, dtype=dtype, axis_name=axis_name, **options)

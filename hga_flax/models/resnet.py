@@ -1,28 +1,38 @@
-"""ResNet and ResNeXt for ImageNet-sized images, with an attention in every block.
+"""ResNet, ResNeXt and Wide ResNet for ImageNet-sized images, with an attention in every block.
 
 He et al., Deep Residual Learning, CVPR 2016, https://arxiv.org/abs/1512.03385; Xie et al.,
-Aggregated Residual Transformations (ResNeXt), CVPR 2017, https://arxiv.org/abs/1611.05431. The
-structure is torchvision's (v1.5): the stride sits in the 3x3, padding is explicit on both sides.
+Aggregated Residual Transformations (ResNeXt), CVPR 2017, https://arxiv.org/abs/1611.05431; Zagoruyko
+and Komodakis, Wide Residual Networks, BMVC 2016, https://arxiv.org/abs/1605.07146. The structure is
+torchvision's (v1.5): the stride sits in the 3x3, padding is explicit on both sides.
 """
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hga_flax.attention import AttentionFactory, create_attention
+from hga_flax.attention import AttentionFactory, create_attention, replaces_convolution
 
 ModuleDef = Any  # a module class with its fields partly given
 
 kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015; torchvision's choice
 no_attention = partial(create_attention, "none")
+PAD1 = ((1, 1), (1, 1))
+
+
+def check_rate(option: str, rate: float) -> None:
+    """Raises a ValueError unless a dropout rate lies in [0, 1)."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"{option}={rate} is not a rate from 0 to below 1")
 
 
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1, attention, sum: `[B, H, W, C]` -> `[B, H / stride, W / stride, 4 * features]`.
+
+    An attention that replaces a convolution (SK) takes the place of the 3x3, its norm and ReLU.
 
     Attributes:
         features: the stage's base width (64, 128, 256, 512).
@@ -46,14 +56,21 @@ class Bottleneck(nn.Module):
         out = 4 * self.features
         y = self.conv(self.width, (1, 1), name="conv1")(x)
         y = nn.relu(self.norm(name="norm1")(y))
-        y = self.conv(
-            self.width, (3, 3), strides, padding=((1, 1), (1, 1)), feature_group_count=self.cardinality, name="conv2"
-        )(y)
-        y = nn.relu(self.norm(name="norm2")(y))
+        in_place = replaces_convolution(self.attention)
+        if in_place:
+            y = self.attention(self.width, stride=self.stride, replaced_groups=self.cardinality, name="attention")(
+                y, train
+            )
+        else:
+            y = self.conv(
+                self.width, (3, 3), strides, padding=PAD1, feature_group_count=self.cardinality, name="conv2"
+            )(y)
+            y = nn.relu(self.norm(name="norm2")(y))
         y = self.conv(out, (1, 1), name="conv3")(y)
         scale_init = nn.initializers.zeros if self.zero_init_residual else nn.initializers.ones
         y = self.norm(scale_init=scale_init, name="norm3")(y)
-        y = self.attention(out, name="attention")(y, train)
+        if not in_place:
+            y = self.attention(out, name="attention")(y, train)
         if x.shape != y.shape:
             x = self.conv(out, (1, 1), strides, name="downsample_conv")(x)
             x = self.norm(name="downsample_norm")(x)
@@ -66,10 +83,12 @@ class ResNet(nn.Module):
     Attributes:
         stage_sizes: blocks in each stage.
         num_classes: size of the output.
-        attention: called with (channels, name=...) in every block, after its last norm.
+        attention: called with (channels, name=...) in every block, after its last norm, or in the
+            3x3's place, see `Bottleneck`.
         features: base width of the stem and the first stage; it doubles from stage to stage.
         cardinality: groups of each 3x3 (ResNeXt: 32).
-        width_per_group: channels per group where `features` is 64 (ResNet: 64, ResNeXt 32x4d: 4).
+        width_per_group: channels per group where `features` is 64 (ResNet: 64, ResNeXt 32x4d: 4,
+            wide_resnet50_2: 128).
         zero_init_residual: see `Bottleneck`.
         dtype: dtype of the computation; parameters, statistics and logits are float32.
         axis_name: mesh axis over which batch statistics are averaged, or None.
@@ -84,6 +103,7 @@ class ResNet(nn.Module):
     zero_init_residual: bool = False
     dtype: Any = jnp.float32
     axis_name: str | None = None
+    hosts_convolution: ClassVar[bool] = True  # its blocks have a place for an attention that replaces a 3x3
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -99,7 +119,7 @@ class ResNet(nn.Module):
         attention = partial(self.attention, dtype=self.dtype, axis_name=self.axis_name)
         x = conv(self.features, (7, 7), (2, 2), padding=((3, 3), (3, 3)), name="stem_conv")(x.astype(self.dtype))
         x = nn.relu(norm(name="stem_norm")(x))
-        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=PAD1)
         for stage, blocks in enumerate(self.stage_sizes):
             features = self.features * 2**stage
             width = features * self.width_per_group // 64 * self.cardinality
@@ -124,3 +144,5 @@ ResNet101 = partial(ResNet, stage_sizes=(3, 4, 23, 3))
 ResNet152 = partial(ResNet, stage_sizes=(3, 8, 36, 3))
 ResNeXt50 = partial(ResNet50, cardinality=32, width_per_group=4)
 ResNeXt101 = partial(ResNet101, cardinality=32, width_per_group=4)
+WideResNet50 = partial(ResNet50, width_per_group=128)
+WideResNet101 = partial(ResNet101, width_per_group=128)

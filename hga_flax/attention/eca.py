@@ -1,0 +1,65 @@
+"""Efficient channel attention (ECA).
+
+Wang, Wu, Zhu, Li, Zuo, Hu: ECA-Net, CVPR 2020, https://arxiv.org/abs/1910.03151. Global average
+pooling, one 1-D convolution of k taps along the channels (zero padding, no bias), sigmoid. Cost: k
+parameters, k C multiply-accumulates, with k = |log2(C)/gamma + b/gamma| taken to an odd number
+(Eq. 12). The paper writes "nearest odd"; the authors' code, which this follows, cuts the fraction
+and goes up to the next odd number, and never below 3 in timm: 86 parameters in ResNet-50.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from hga_flax.attention.common import check_map, gated, global_mean
+
+
+def adaptive_kernel_size(channels: int, gamma: float = 2.0, beta: float = 1.0) -> int:
+    """Returns ECA's odd kernel size for `channels` channels, at least 3 (Eq. 12)."""
+    taps = int(abs(math.log2(channels) + beta) / gamma)
+    return max(3, taps if taps % 2 else taps + 1)
+
+
+class EfficientChannelAttention(nn.Module):
+    """ECA: gates the channels of `[B, H, W, channels]` by neighbouring channels' means.
+
+    Attributes:
+        channels: C of the map.
+        kernel_size: odd number of taps, or None for `adaptive_kernel_size(channels)`.
+        circular: the channels wrap around instead of being padded with zeros (timm's "ceca").
+        dtype: dtype of the computation; parameters, pooling and gate are float32.
+        axis_name: unused, for there is no batch statistic; every attention has it.
+
+    Raises:
+        ValueError: the input has another number of channels, or the kernel size is not odd.
+    """
+
+    channels: int
+    kernel_size: int | None = None
+    circular: bool = False
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """`[B, H, W, channels]` -> the same shape and dtype."""
+        check_map("EfficientChannelAttention", x, self.channels)
+        size = adaptive_kernel_size(self.channels) if self.kernel_size is None else self.kernel_size
+        if size < 1 or size % 2 == 0:
+            raise ValueError(f"kernel_size={size} is not odd")
+        kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=0, out_axis=1), (size, 1))
+        margin = size // 2
+        mode = "wrap" if self.circular else "constant"
+        means = jnp.pad(global_mean(x).astype(self.dtype), ((0, 0), (margin, margin)), mode=mode)
+        e = lax.conv_general_dilated(
+            means[:, :, None],
+            kernel[:, :, None].astype(self.dtype),
+            window_strides=(1,),
+            padding="VALID",
+            dimension_numbers=("NWC", "WIO", "NWC"),
+        )
+        return gated(x, e[:, None, None, :, 0])

@@ -1,0 +1,48 @@
+"""Squeeze-and-excitation (SE).
+
+Hu, Shen, Albanie, Sun, Wu: Squeeze-and-Excitation Networks, CVPR 2018 and IEEE TPAMI 2020,
+https://arxiv.org/abs/1709.01507. Global average pooling, FC C -> C/r, ReLU, FC C/r -> C, sigmoid;
+the result scales the channels. Cost: 2 C^2/r + C/r + C parameters (the last two terms are the
+biases, which the released networks have and the paper's ablations leave out) and 2 C^2/r
+multiply-accumulates. With r = 16, 2,530,992 parameters in ResNet-50.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hga_flax.attention.common import check_map, gated, global_mean, hidden_channels
+
+
+class SqueezeExcitation(nn.Module):
+    """SE: gates the channels of `[B, H, W, channels]` by their global means.
+
+    Attributes:
+        channels: C of the map.
+        ratio: the hidden layer has `channels // ratio` units, at least one.
+        bias: biases in both FCs.
+        dtype: dtype of the computation; parameters, pooling and gate are float32.
+        axis_name: unused, for there is no batch statistic; every attention has it.
+
+    Raises:
+        ValueError: the input has another number of channels, or `ratio` is not positive.
+    """
+
+    channels: int
+    ratio: int = 16
+    bias: bool = True
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """`[B, H, W, channels]` -> the same shape and dtype."""
+        check_map("SqueezeExcitation", x, self.channels)
+        hidden = hidden_channels(self.channels, self.ratio)
+        e = nn.Dense(hidden, self.bias, dtype=self.dtype, kernel_init=nn.initializers.he_normal(), name="squeeze")(
+            global_mean(x)
+        )
+        e = nn.Dense(self.channels, self.bias, dtype=self.dtype, name="excite")(nn.relu(e))
+        return gated(x, e[:, None, None, :])

@@ -1,0 +1,110 @@
+"""Selective kernel convolution (SK).
+
+Li, Wang, Hu, Yang: Selective Kernel Networks, CVPR 2019, https://arxiv.org/abs/1903.06586. It takes
+the place of a block's 3x3 convolution with its norm and ReLU: M branches of grouped 3x3
+convolutions, one per dilation, each with BatchNorm and ReLU; their sum is averaged over positions,
+FC C -> d, BatchNorm, ReLU, FC d -> M C, and a softmax over the branches weights them channel by
+channel. d = max(C/r, L). Cost on C channels, kernel groups G: M (9 C^2/G + 2 C) + C d + 2 d + M d C
+parameters, M 9 H W C^2/G + (1 + M) C d multiply-accumulates.
+
+In ResNeXt-50 32x4d with the defaults this is SKNet-50: 27,479,784 parameters, 4,462,710,784
+multiply-accumulates at 224 (timm's skresnext50_32x4d; the paper prints 27.5 M and 4.47 G). In
+ResNeXt-101 32x4d it has 48,736,040 parameters and 8,448,724,992 multiply-accumulates, which is not
+what the paper prints for SKNet-101 (48.9 M, 8.46 G); the authors' released definition has
+48,686,760, because one of its layers violates L = 32. Here L holds everywhere.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hga_flax.attention.common import global_mean, hidden_channels
+
+
+def select_channels(channels: int, ratio: int, min_channels: int) -> int:
+    """Returns d = max(channels // ratio, min_channels) (the paper's Eq. 4; L is `min_channels`)."""
+    return max(hidden_channels(channels, ratio), min_channels)
+
+
+class SelectiveKernel(nn.Module):
+    """SK in place of a 3x3, its norm and ReLU: `[B, H, W, D]` -> `[B, H / stride, W / stride, channels]`.
+
+    Attributes:
+        channels: C, channels of the result; the input may have others.
+        ratio: r of d = max(C / r, L).
+        min_channels: L of d.
+        dilations: one branch of 3x3 for each; (1, 2) sees 3x3 and 5x5.
+        groups: of every branch; None keeps those of the convolution that is replaced (32 in a
+            ResNeXt, 1 in a ResNet).
+        stride: given by the block, of every branch.
+        replaced_groups: given by the block, see `groups`.
+        dtype: dtype of the computation; parameters, pooling and softmax are float32.
+        axis_name: mesh axis of BatchNorm's batch statistics, or None.
+
+    Raises:
+        ValueError: `groups` does not divide the channels, or an option is out of range.
+    """
+
+    # A block that finds this set gives the module its 3x3's place, not the place after its last norm.
+    replaces_convolution: ClassVar[bool] = True
+    given_by_block: ClassVar[tuple[str, ...]] = ("stride", "replaced_groups")
+
+    channels: int
+    ratio: int = 16
+    min_channels: int = 32
+    dilations: Sequence[int] = (1, 2)
+    groups: int | None = None
+    stride: int = 1
+    replaced_groups: int = 1
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """`[B, H, W, D]` -> `[B, ceil(H / stride), ceil(W / stride), channels]`, never negative."""
+        groups = self.replaced_groups if self.groups is None else self.groups
+        self._check(x, groups)
+        norm = lambda name: nn.BatchNorm(  # noqa: E731
+            use_running_average=not train,
+            momentum=0.9,
+            epsilon=1e-5,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
+            name=name,
+        )
+        he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+        branches = []
+        for i, dilation in enumerate(self.dilations, start=1):
+            y = nn.Conv(
+                self.channels,
+                (3, 3),
+                (self.stride, self.stride),
+                padding=((dilation, dilation), (dilation, dilation)),
+                kernel_dilation=(dilation, dilation),
+                feature_group_count=groups,
+                use_bias=False,
+                kernel_init=he,
+                dtype=self.dtype,
+                name=f"branch{i}_conv",
+            )(x)
+            branches.append(nn.relu(norm(f"branch{i}_norm")(y)))
+        d = select_channels(self.channels, self.ratio, self.min_channels)
+        e = nn.Dense(d, use_bias=False, dtype=self.dtype, name="reduce")(global_mean(sum(branches)))
+        e = nn.relu(norm("reduce_norm")(e))
+        count = len(branches)
+        e = nn.Dense(count * self.channels, use_bias=False, dtype=self.dtype, name="select")(e)
+        weights = nn.softmax(e.reshape(-1, count, self.channels).astype(jnp.float32), axis=1).astype(branches[0].dtype)
+        return sum(branch * weights[:, i, None, None, :] for i, branch in enumerate(branches))
+
+    def _check(self, x: jax.Array, groups: int) -> None:
+        if x.ndim != 4:
+            raise ValueError(f"SelectiveKernel({self.channels}) needs a map [B, H, W, D], not {list(x.shape)}")
+        if groups < 1 or self.channels % groups or x.shape[-1] % groups:
+            raise ValueError(f"groups={groups} does not divide the channels {x.shape[-1]} -> {self.channels}")
+        if not self.dilations or min(self.dilations) < 1:
+            raise ValueError(f"dilations={tuple(self.dilations)}: every branch needs a positive dilation")
+        if self.min_channels < 1:
+            raise ValueError(f"min_channels={self.min_channels} is not positive")

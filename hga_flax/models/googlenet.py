@@ -1,0 +1,177 @@
+"""GoogLeNet (Inception v1) with an attention after each Inception block's concatenation.
+
+Szegedy et al., Going Deeper with Convolutions, CVPR 2015, https://arxiv.org/abs/1409.4842; the place
+of the attention: Fig. 2d of the HGA paper, and SE-Inception in the SE paper. The structure is
+torchvision's, which comes from TensorFlow's weights: convolutions without bias followed by
+BatchNorm with epsilon 1e-3, max pooling that keeps a last partial window, and, in the branch that
+the paper calls 5x5, a 3x3 (https://github.com/pytorch/vision/issues/906; `true_5x5` for the paper's).
+"""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hga_flax.attention import AttentionFactory, HierarchicalGlobalAveragePooling
+from hga_flax.models.resnet import PAD1, ModuleDef, check_rate, kernel_init, no_attention
+
+# Inception blocks: 1x1; 3x3 behind a 1x1; "5x5" behind a 1x1; 1x1 behind the pooling (the paper's Table 1).
+BLOCKS = {
+    "3a": (64, 96, 128, 16, 32, 32),
+    "3b": (128, 128, 192, 32, 96, 64),
+    "4a": (192, 96, 208, 16, 48, 64),
+    "4b": (160, 112, 224, 24, 64, 64),
+    "4c": (128, 128, 256, 24, 64, 64),
+    "4d": (112, 144, 288, 32, 64, 64),
+    "4e": (256, 160, 320, 32, 128, 128),
+    "5a": (256, 160, 320, 32, 128, 128),
+    "5b": (384, 192, 384, 48, 128, 128),
+}
+POOL_AFTER = {"3b": 3, "4e": 2}  # size of the max pooling, stride 2, that follows a block
+AUXILIARY_AFTER = {"4a": "auxiliary1", "4d": "auxiliary2"}
+
+
+def max_pool_ceil(x: jax.Array, size: int) -> jax.Array:
+    """Max pooling with stride 2 that keeps a last partial window.
+
+    `[B, H, W, C]` -> `[B, ceil((H - size) / 2) + 1, ..., C]`; a map smaller than the window gives one position.
+    """
+    padding = []
+    for length in x.shape[1:3]:
+        windows = max(1, -((length - size) // -2) + 1)
+        padding.append((0, max(0, (windows - 1) * 2 + size - length)))
+    return nn.max_pool(x, (size, size), strides=(2, 2), padding=padding)
+
+
+class ConvNorm(nn.Module):
+    """Convolution, BatchNorm, ReLU: `[B, H, W, C]` -> `[B, H / stride, W / stride, features]`."""
+
+    features: int
+    size: int
+    conv: ModuleDef
+    norm: ModuleDef
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        margin = self.size // 2
+        strides, padding = (self.stride, self.stride), ((margin, margin), (margin, margin))
+        x = self.conv(self.features, (self.size, self.size), strides, padding=padding, name="conv")(x)
+        return nn.relu(self.norm(name="norm")(x))
+
+
+class Inception(nn.Module):
+    """Four branches, concatenated, and the attention: `[B, H, W, C]` -> `[B, H, W, sum of the branches]`.
+
+    Attributes:
+        widths: 1x1; 3x3's reduction, 3x3; 5x5's reduction, 5x5; projection of the pooled map.
+        size5: size of the third branch's kernel.
+    """
+
+    widths: tuple[int, int, int, int, int, int]
+    unit: ModuleDef
+    attention: AttentionFactory
+    size5: int = 3
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        one, reduce3, three, reduce5, five, project = self.widths
+        branches = [
+            self.unit(one, 1, name="branch1")(x),
+            self.unit(three, 3, name="branch2")(self.unit(reduce3, 1, name="branch2_reduce")(x)),
+            self.unit(five, self.size5, name="branch3")(self.unit(reduce5, 1, name="branch3_reduce")(x)),
+            self.unit(project, 1, name="branch4")(nn.max_pool(x, (3, 3), strides=(1, 1), padding=PAD1)),
+        ]
+        y = jnp.concatenate(branches, axis=-1)
+        return self.attention(y.shape[-1], name="attention")(y, train)
+
+
+class AuxiliaryHead(nn.Module):
+    """The classifier at the middle of the network: `[B, H, W, C]` -> logits `[B, num_classes]`."""
+
+    num_classes: int
+    unit: ModuleDef
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        cells = HierarchicalGlobalAveragePooling(bins=(4,), name="pool")(x)
+        x = self.unit(128, 1, name="reduce")(cells.reshape(-1, 4, 4, x.shape[-1]))
+        x = nn.relu(nn.Dense(1024, name="hidden")(x.reshape(x.shape[0], -1).astype(jnp.float32)))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(self.num_classes, name="classifier")(x)
+
+
+class GoogLeNet(nn.Module):
+    """GoogLeNet: `[B, H, W, 3]` -> logits `[B, num_classes]`.
+
+    Attributes:
+        num_classes: size of the output.
+        attention: called with (channels, name=...) on each of the nine concatenations.
+        aux_logits: two auxiliary heads. Their logits are sown, in training only, into the collection
+            "aux_logits" (names "auxiliary1", "auxiliary2"): `apply(..., mutable=[..., "aux_logits"])`
+            hands them over, each in a one-element tuple; the paper adds their losses times 0.3.
+        true_5x5: the paper's 5x5 in the third branch instead of torchvision's 3x3.
+        transform_input: turn inputs normalised by ImageNet's statistics into (x - 0.5) / 0.5, which
+            torchvision's released weights expect.
+        dropout: rate before the classifier, in training (a "dropout" rng).
+        aux_dropout: the same in the auxiliary heads.
+        width_divisor: divides every width but the heads', for small experiments and tests.
+        dtype: dtype of the computation; parameters, statistics and logits are float32.
+        axis_name: mesh axis over which batch statistics are averaged, or None.
+
+    Raises:
+        ValueError: a rate or the divisor is out of range.
+    """
+
+    num_classes: int = 1000
+    attention: AttentionFactory = no_attention
+    aux_logits: bool = False
+    true_5x5: bool = False
+    transform_input: bool = False
+    dropout: float = 0.2
+    aux_dropout: float = 0.7
+    width_divisor: int = 1
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        check_rate("dropout", self.dropout)
+        check_rate("aux_dropout", self.aux_dropout)
+        if self.width_divisor < 1 or any(w % self.width_divisor for widths in BLOCKS.values() for w in widths):
+            raise ValueError(f"width_divisor={self.width_divisor} does not divide every width; 1, 2, 4, 8 and 16 do")
+        conv = partial(nn.Conv, use_bias=False, kernel_init=kernel_init, dtype=self.dtype)
+        norm = partial(
+            nn.BatchNorm,
+            use_running_average=not train,
+            momentum=0.9,
+            epsilon=1e-3,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
+        )
+        unit = partial(ConvNorm, conv=conv, norm=norm)
+        attention = partial(self.attention, dtype=self.dtype, axis_name=self.axis_name)
+        if self.transform_input:
+            x = x * (jnp.array([0.229, 0.224, 0.225]) / 0.5) + (jnp.array([0.485, 0.456, 0.406]) - 0.5) / 0.5
+        x = unit(64 // self.width_divisor, 7, stride=2, name="stem1")(x.astype(self.dtype))
+        x = max_pool_ceil(x, 3)
+        x = unit(64 // self.width_divisor, 1, name="stem2")(x)
+        x = unit(192 // self.width_divisor, 3, name="stem3")(x)
+        x = max_pool_ceil(x, 3)
+        for block, widths in BLOCKS.items():
+            widths = tuple(width // self.width_divisor for width in widths)
+            size5 = 5 if self.true_5x5 else 3
+            x = Inception(widths, unit, attention, size5, name=f"inception{block}")(x, train)
+            if block in AUXILIARY_AFTER and self.aux_logits and (train or self.is_initializing()):
+                name = AUXILIARY_AFTER[block]
+                logits = AuxiliaryHead(self.num_classes, unit, self.aux_dropout, name=name)(x, train)
+                if not self.is_initializing():  # `init` keeps whatever is sown
+                    self.sow("aux_logits", name, logits)
+            if block in POOL_AFTER:
+                x = max_pool_ceil(x, POOL_AFTER[block])
+        x = x.mean(axis=(1, 2), dtype=jnp.float32)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(self.num_classes, name="classifier")(x)
