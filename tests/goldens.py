@@ -1,8 +1,10 @@
 """Checks the project against files of values from independent references.
 
     python -m tests.goldens hga FILE      both forms of the mechanism; last line: max relative error X
+    python -m tests.goldens models FILE   networks against torchvision's and timm's; the same last line
 
-Exits with 1 where an error passes the tolerance. The files' format: tests/golden/README.md.
+Exits with 1 where an error passes the tolerance, or a network's top class differs. The files'
+format: tests/golden/README.md.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import numpy as np
 
 from hga_flax.attention import HGA, HierarchicalGlobalAveragePooling, MultiScaleFeatureExploitation
 from hga_flax.errors import UserError, run_main
+from tests.goldens_models import MODELS_TOLERANCE, check_models
 
 KERNELS = (1, 3, 5, 7)
 BINS = (1, 2, 4)
@@ -114,14 +117,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.goldens", description=__doc__.split("\n")[0])
     kinds = parser.add_subparsers(dest="kind", required=True)
     kinds.add_parser("hga", help="the mechanism, in both forms").add_argument("file")
+    kinds.add_parser("models", help="networks with rule-made weights").add_argument("file")
     arguments = parser.parse_args()
     cases = load(arguments.file)
+    agree = True
     try:
-        worst, tolerance = check_hga(cases), HGA_TOLERANCE
+        if arguments.kind == "hga":
+            worst, tolerance = check_hga(cases), HGA_TOLERANCE
+        else:
+            (worst, agree), tolerance = check_models(cases, relative_error), MODELS_TOLERANCE
     except KeyError as error:
         raise UserError(f"golden file {arguments.file}: a case lacks {error}") from None
     print(f"max relative error {worst:.2e}")
-    return 0 if worst <= tolerance else 1
+    return 0 if worst <= tolerance and agree else 1
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ _NAMED: dict[str, Callable[..., nn.Module]] = {
     "resnet152": resnet.ResNet152,
     "resnext50_32x4d": resnet.ResNeXt50,
     "resnext101_32x4d": resnet.ResNeXt101,
+    "resnext101_32x8d": resnet.ResNeXt101Wide,
+    "resnext101_64x4d": resnet.ResNeXt101Groups64,
     "wide_resnet50_2": resnet.WideResNet50,
     "wide_resnet101_2": resnet.WideResNet101,
     "googlenet": GoogLeNet,

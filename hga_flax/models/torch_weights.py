@@ -1,0 +1,192 @@
+"""Weights of torchvision's and timm's networks as this project's variables.
+
+A network here and its peer there have the same tensors under other names and axes. Each of our
+parameters is given the peer's name by a few rules, so that a wrong file is refused with the names
+that are missing, unexpected or of another shape. Released weights:
+https://docs.pytorch.org/vision/stable/models.html, https://huggingface.co/timm.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from hga_flax.errors import UserError, nearest
+from hga_flax.models.registry import create_model
+
+# The peers' names -> our model and attention. Plain networks have the same names in both libraries.
+PEERS: dict[str, tuple[str, str]] = {
+    **{
+        name: (name, "none")
+        for name in (
+            "resnet50",
+            "resnet101",
+            "resnet152",
+            "resnext50_32x4d",
+            "resnext101_32x4d",
+            "resnext101_32x8d",
+            "resnext101_64x4d",
+            "wide_resnet50_2",
+            "wide_resnet101_2",
+            "googlenet",
+            "densenet121",
+            "densenet161",
+            "densenet169",
+            "densenet201",
+        )
+    },
+    **{
+        "se" + name: (name, "se")
+        for name in ("resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x4d")
+    },
+    "skresnext50_32x4d": ("resnext50_32x4d", "sk"),
+}
+_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+# Substitutions, in order, that turn a module's path here into the peer's name.
+_BLOCK = (r"^stage(\d+)_block(\d+)", lambda match: f"layer{match[1]}.{int(match[2]) - 1}")
+_DOWNSAMPLE = (("downsample_conv", "downsample.0"), ("downsample_norm", "downsample.1"))
+_RESNET = (
+    ("^stem_conv", "conv1"),
+    ("^stem_norm", "bn1"),
+    ("^classifier", "fc"),
+    _BLOCK,
+    *_DOWNSAMPLE,
+    ("/norm", "/bn"),
+    ("attention/squeeze", "se/fc1"),
+    ("attention/excite", "se/fc2"),
+)
+_SKNET = (
+    *_RESNET[:3],
+    _BLOCK,
+    *_DOWNSAMPLE,
+    (r"/conv(\d)", r"/conv\1/conv"),
+    (r"/norm(\d)", r"/conv\1/bn"),
+    (r"attention/branch(\d+)_conv", lambda match: f"conv2/paths/{int(match[1]) - 1}/conv"),
+    (r"attention/branch(\d+)_norm", lambda match: f"conv2/paths/{int(match[1]) - 1}/bn"),
+    ("attention/reduce_norm", "conv2/attn/bn"),
+    ("attention/reduce", "conv2/attn/fc_reduce"),
+    ("attention/select", "conv2/attn/fc_select"),
+)
+_GOOGLENET = (
+    ("^stem", "conv"),
+    (r"branch([23])_reduce", r"branch\1/0"),
+    (r"branch([23])/(conv|norm)", r"branch\1/1/\2"),
+    ("branch4", "branch4/1"),
+    (r"^auxiliary(\d)/hidden", r"aux\1/fc1"),
+    (r"^auxiliary(\d)/classifier", r"aux\1/fc2"),
+    (r"^auxiliary(\d)/reduce", r"aux\1/conv"),
+    ("^classifier", "fc"),
+    ("/norm", "/bn"),
+)
+_DENSENET = (
+    (r"^stem_(conv|norm)", r"features/\g<1>0"),
+    (r"^block(\d+)_layer(\d+)", r"features/denseblock\1/denselayer\2"),
+    (r"^transition(\d+)_(conv|norm)", r"features/transition\1/\2"),
+    ("^final_norm", "features/norm5"),
+)
+
+
+def _rules(name: str) -> tuple:
+    if name.startswith("sk"):
+        return _SKNET
+    return {"googlenet": _GOOGLENET}.get(name, _DENSENET if name.startswith("densenet") else _RESNET)
+
+
+def peer_name(name: str, path: tuple[str, ...]) -> str:
+    """Returns the name that network `name`'s state dict gives to our variable at `path`.
+
+    Args:
+        name: one of `PEERS`.
+        path: path in `params` or `batch_stats`, for example `("stage1_block1", "conv1", "kernel")`.
+    """
+    module = "/".join(path[:-1])
+    for pattern, replacement in _rules(name):
+        module = re.sub(pattern, replacement, module)
+    return f"{module.replace('/', '.')}.{_LEAVES[path[-1]]}"
+
+
+def _torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the peer's shape of our variable: OIHW convolutions, out x in for fully connected layers."""
+    if path[-1] != "kernel":
+        return shape
+    return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1]
+
+
+def _converted(path: tuple[str, ...], tensor: np.ndarray) -> np.ndarray:
+    """Returns a peer's tensor with our axes."""
+    if path[-1] != "kernel":
+        return tensor
+    if tensor.ndim == 4:
+        return tensor.transpose(2, 3, 1, 0)
+    if path[-2] == "hidden":  # an auxiliary head's first layer reads the 128 x 4 x 4 map, channels first there
+        outputs = tensor.shape[0]
+        return tensor.reshape(outputs, -1, 4, 4).transpose(2, 3, 1, 0).reshape(-1, outputs)
+    return tensor.T
+
+
+def torch_model(name: str, tensors: Mapping[str, np.ndarray], **options: Any) -> nn.Module:
+    """Creates our model for a peer's state dict; the number of classes and auxiliary heads come from it.
+
+    Args:
+        name: one of `PEERS`: a torchvision or timm name.
+        tensors: the state dict.
+        **options: further options of `create_model`, for example `dtype`.
+
+    Raises:
+        ValueError: an unknown network or option.
+    """
+    if name not in PEERS:
+        raise ValueError(f"no PyTorch weights for '{name}'{nearest(name, PEERS)}; known: {', '.join(PEERS)}")
+    model, attention = PEERS[name]
+    bias = tensors.get("classifier.bias" if name.startswith("densenet") else "fc.bias")
+    if bias is not None and bias.ndim == 1:
+        options = {"num_classes": bias.shape[0], **options}
+    if name == "googlenet" and any(key.startswith("aux") for key in tensors):
+        options = {"aux_logits": True, **options}
+    return create_model(model, attention=attention, **options)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def variables_from_torch(name: str, tensors: Mapping[str, np.ndarray], model: nn.Module | None = None) -> dict:
+    """Turns a torchvision or timm state dict into `{"params": ..., "batch_stats": ...}`, float32.
+
+    Args:
+        name: one of `PEERS`: the network that the state dict belongs to.
+        tensors: arrays by name, for example from `read_torch_file`. `num_batches_tracked` is ignored.
+        model: our network, from `torch_model` unless given.
+
+    Raises:
+        UserError: names are missing, unexpected or of another shape; the message lists them.
+        ValueError: an unknown network.
+    """
+    given = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.", r"\1\2.", key): value for key, value in tensors.items()}
+    given = {key: value for key, value in given.items() if not key.endswith("num_batches_tracked")}
+    model = torch_model(name, given) if model is None else model
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    missing, misshapen, converted = [], [], {}
+    for path, variable in flatten_dict(dict(variables)).items():
+        key = peer_name(name, path[1:])
+        if key not in given:
+            missing.append(key)
+            continue
+        tensor, expected = given.pop(key), _torch_shape(path, variable.shape)
+        # SE and SK have 1x1 convolutions on a vector where we have fully connected layers.
+        if len(expected) == 2 and tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
+            tensor = tensor[:, :, 0, 0]
+        if tensor.shape != expected:
+            misshapen.append(f"{key} {list(tensor.shape)} instead of {list(expected)}")
+            continue
+        converted[path] = jnp.asarray(_converted(path, tensor), jnp.float32)
+    problems = (("missing", missing), ("unexpected", list(given)), ("of another shape", misshapen))
+    if missing or given or misshapen:
+        listed = "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in problems if names)
+        raise UserError(f"these are not the weights of {name}: {listed}")
+    return unflatten_dict(converted)
