@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hga_flax.attention.common import check_map, gated, global_mean, hidden_channels
+from hga_flax.attention.common import at_least_float32, check_map, gated, global_mean, hidden_channels
 
 
 class ConvolutionalBlockAttention(nn.Module):
@@ -51,13 +51,13 @@ class ConvolutionalBlockAttention(nn.Module):
         hidden = hidden_channels(self.channels, self.ratio)
         squeeze = nn.Dense(hidden, self.bias, dtype=self.dtype, kernel_init=nn.initializers.he_normal(), name="squeeze")
         excite = nn.Dense(self.channels, self.bias, dtype=self.dtype, name="excite")
-        pooled = jnp.stack([global_mean(x), x.max(axis=(1, 2)).astype(jnp.float32)])  # [2, B, C]
+        pooled = jnp.stack([global_mean(x), at_least_float32(x.max(axis=(1, 2)))])  # [2, B, C]
         e = excite(nn.relu(squeeze(pooled))).sum(axis=0)
         x = gated(x, e[:, None, None, :])
         if not self.spatial:
             return x
-        mean = x.mean(axis=-1, keepdims=True, dtype=jnp.float32)
-        planes = jnp.concatenate([mean, x.max(axis=-1, keepdims=True).astype(jnp.float32)], axis=-1)
+        mean = at_least_float32(x).mean(axis=-1, keepdims=True)
+        planes = jnp.concatenate([mean, at_least_float32(x.max(axis=-1, keepdims=True))], axis=-1)
         margin = self.kernel_size // 2
         conv = nn.Conv(
             1,

@@ -23,11 +23,16 @@ def check_map(module: str, x: jax.Array, channels: int) -> None:
         raise ValueError(f"{module}({channels}) needs a map [B, H, W, {channels}], not {list(x.shape)}")
 
 
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """Returns `x` in float32, or in float64 if it is so: what pooling, softmax and gates compute in."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def global_mean(x: jax.Array) -> jax.Array:
-    """Averages over positions: `[B, H, W, C]` -> float32 `[B, C]`."""
-    return x.mean(axis=(1, 2), dtype=jnp.float32)
+    """Averages over positions, at least in float32: `[B, H, W, C]` -> `[B, C]`."""
+    return x.mean(axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
 
 
 def gated(x: jax.Array, e: jax.Array) -> jax.Array:
-    """Multiplies `x` by the sigmoid of `e`, taken in float32; `e` must broadcast to `x`."""
-    return x * jax.nn.sigmoid(e.astype(jnp.float32)).astype(x.dtype)
+    """Multiplies `x` by the sigmoid of `e`, taken at least in float32; `e` must broadcast to `x`."""
+    return x * jax.nn.sigmoid(at_least_float32(e)).astype(x.dtype)

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hga_flax.attention.common import check_map, gated, global_mean, hidden_channels
+from hga_flax.attention.common import at_least_float32, check_map, gated, global_mean, hidden_channels
 
 
 class GlobalContext(nn.Module):
@@ -51,7 +51,7 @@ class GlobalContext(nn.Module):
         he = nn.initializers.he_normal()
         if self.pooling == "attention":
             logits = nn.Dense(1, dtype=self.dtype, kernel_init=he, name="attend")(x)[..., 0]
-            weights = nn.softmax(logits.astype(jnp.float32), axis=(1, 2)).astype(self.dtype)
+            weights = nn.softmax(at_least_float32(logits), axis=(1, 2)).astype(self.dtype)
             context = jnp.einsum("bhw,bhwc->bc", weights, x.astype(self.dtype), preferred_element_type=jnp.float32)
         else:
             context = global_mean(x)

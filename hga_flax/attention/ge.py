@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hga_flax.attention.common import check_map, gated, global_mean, hidden_channels
+from hga_flax.attention.common import at_least_float32, check_map, gated, global_mean, hidden_channels
 
 
 def upsampled(cells: jax.Array, height: int, width: int) -> jax.Array:
@@ -76,7 +76,7 @@ class GatherExcite(nn.Module):
             return global_mean(x)[:, None, None, :]
         size, margin = 2 * self.extent - 1, self.extent - 1
         return nn.avg_pool(
-            x.astype(jnp.float32),
+            at_least_float32(x),
             (size, size),
             strides=(self.extent, self.extent),
             padding=((margin, margin), (margin, margin)),

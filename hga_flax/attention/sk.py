@@ -21,7 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hga_flax.attention.common import global_mean, hidden_channels
+from hga_flax.attention.common import at_least_float32, global_mean, hidden_channels
 
 
 def select_channels(channels: int, ratio: int, min_channels: int) -> int:
@@ -96,7 +96,7 @@ class SelectiveKernel(nn.Module):
         e = nn.relu(norm("reduce_norm")(e))
         count = len(branches)
         e = nn.Dense(count * self.channels, use_bias=False, dtype=self.dtype, name="select")(e)
-        weights = nn.softmax(e.reshape(-1, count, self.channels).astype(jnp.float32), axis=1).astype(branches[0].dtype)
+        weights = nn.softmax(at_least_float32(e.reshape(-1, count, self.channels)), axis=1).astype(branches[0].dtype)
         return sum(branch * weights[:, i, None, None, :] for i, branch in enumerate(branches))
 
     def _check(self, x: jax.Array, groups: int) -> None:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from hga_flax.attention import AttentionFactory, replaces_convolution
+from hga_flax.attention.common import global_mean
 from hga_flax.models.resnet import PAD1, ModuleDef, check_rate, kernel_init, no_attention
 
 
@@ -163,7 +164,7 @@ class CifarResNet(nn.Module):
                 )(x, train)
         if self.preact:
             x = nn.relu(norm(name="final_norm")(x))
-        x = x.mean(axis=(1, 2), dtype=jnp.float32)
+        x = global_mean(x)
         return nn.Dense(self.num_classes, name="classifier")(x)
 
 

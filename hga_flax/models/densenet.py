@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from hga_flax.attention import AttentionFactory
+from hga_flax.attention.common import global_mean
 from hga_flax.models.resnet import PAD1, ModuleDef, check_rate, kernel_init, no_attention
 
 
@@ -110,7 +111,7 @@ class DenseNet(nn.Module):
                 window = tuple(min(2, length) for length in x.shape[1:3])
                 x = nn.avg_pool(x, window, strides=window)
         x = nn.relu(norm(name="final_norm")(x))
-        x = x.mean(axis=(1, 2), dtype=jnp.float32)
+        x = global_mean(x)
         return nn.Dense(self.num_classes, name="classifier")(x)
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from hga_flax.attention import AttentionFactory, HierarchicalGlobalAveragePooling
+from hga_flax.attention.common import at_least_float32, global_mean
 from hga_flax.models.resnet import PAD1, ModuleDef, check_rate, kernel_init, no_attention
 
 # Inception blocks: 1x1; 3x3 behind a 1x1; "5x5" behind a 1x1; 1x1 behind the pooling (the paper's Table 1).
@@ -99,7 +100,7 @@ class AuxiliaryHead(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         cells = HierarchicalGlobalAveragePooling(bins=(4,), name="pool")(x)
         x = self.unit(128, 1, name="reduce")(cells.reshape(-1, 4, 4, x.shape[-1]))
-        x = nn.relu(nn.Dense(1024, name="hidden")(x.reshape(x.shape[0], -1).astype(jnp.float32)))
+        x = nn.relu(nn.Dense(1024, name="hidden")(at_least_float32(x.reshape(x.shape[0], -1))))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.num_classes, name="classifier")(x)
 
@@ -172,6 +173,6 @@ class GoogLeNet(nn.Module):
                     self.sow("aux_logits", name, logits)
             if block in POOL_AFTER:
                 x = max_pool_ceil(x, POOL_AFTER[block])
-        x = x.mean(axis=(1, 2), dtype=jnp.float32)
+        x = global_mean(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.num_classes, name="classifier")(x)

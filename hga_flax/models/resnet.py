@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from hga_flax.attention import AttentionFactory, create_attention, replaces_convolution
+from hga_flax.attention.common import global_mean
 
 ModuleDef = Any  # a module class with its fields partly given
 
@@ -135,7 +136,7 @@ class ResNet(nn.Module):
                     zero_init_residual=self.zero_init_residual,
                     name=f"stage{stage + 1}_block{block + 1}",
                 )(x, train)
-        x = x.mean(axis=(1, 2), dtype=jnp.float32)
+        x = global_mean(x)
         return nn.Dense(self.num_classes, name="classifier")(x)
 
 

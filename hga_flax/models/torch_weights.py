@@ -155,13 +155,16 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def variables_from_torch(name: str, tensors: Mapping[str, np.ndarray], model: nn.Module | None = None) -> dict:
-    """Turns a torchvision or timm state dict into `{"params": ..., "batch_stats": ...}`, float32.
+def variables_from_torch(
+    name: str, tensors: Mapping[str, np.ndarray], model: nn.Module | None = None, dtype: Any = jnp.float32
+) -> dict:
+    """Turns a torchvision or timm state dict into `{"params": ..., "batch_stats": ...}`.
 
     Args:
         name: one of `PEERS`: the network that the state dict belongs to.
         tensors: arrays by name, for example from `read_torch_file`. `num_batches_tracked` is ignored.
         model: our network, from `torch_model` unless given.
+        dtype: of the variables.
 
     Raises:
         UserError: names are missing, unexpected or of another shape; the message lists them.
@@ -184,7 +187,7 @@ def variables_from_torch(name: str, tensors: Mapping[str, np.ndarray], model: nn
         if tensor.shape != expected:
             misshapen.append(f"{key} {list(tensor.shape)} instead of {list(expected)}")
             continue
-        converted[path] = jnp.asarray(_converted(path, tensor), jnp.float32)
+        converted[path] = jnp.asarray(_converted(path, tensor), dtype)
     problems = (("missing", missing), ("unexpected", list(given)), ("of another shape", misshapen))
     if missing or given or misshapen:
         listed = "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in problems if names)
