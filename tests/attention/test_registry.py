@@ -1,0 +1,82 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hga_flax.attention import attention_names, attention_options, create_attention, register_attention
+from hga_flax.attention.se import SqueezeExcitation
+from tests.reference import perturbed, sample
+
+CHANNELS = 64
+# For each option another value than the default, and what both sides of the comparison need beside it.
+HGA_OPTIONS = {
+    "reduced_channels": (16, {}),
+    "kernels": ((3,), {}),
+    "bins": ((1, 2), {}),
+    "groups": (8, {"group_size": 1}),
+    "group_size": (4, {}),
+    "reduction": (2, {}),
+    "excitation": ("concat", {}),
+    "mfe": (False, {}),
+    "hap": (False, {}),
+    "ee": (False, {}),
+    "mfe_norm": (True, {}),
+    "mfe_act": ("relu", {}),
+    "restore": ("features", {"restore_norm": False}),
+    "restore_norm": (True, {}),
+}
+ALTERNATIVES = {
+    "none": {},
+    "hga": HGA_OPTIONS,
+    "hga_table2": HGA_OPTIONS | {"mfe_norm": (False, {}), "restore_norm": (False, {})},
+    "se": {"ratio": (4, {}), "bias": (False, {})},
+    "sk": {"ratio": (1, {}), "min_channels": (8, {}), "dilations": ((1, 3), {}), "groups": (4, {})},
+    "eca": {"kernel_size": (5, {}), "circular": (True, {})},
+    "cbam": {"ratio": (4, {}), "kernel_size": (3, {}), "bias": (True, {}), "spatial": (False, {})},
+    "gc": {"ratio": (4, {}), "fusion": ("add", {}), "pooling": ("mean", {})},
+    "ge": {"ratio": (4, {}), "extent": (2, {}), "learned": (True, {}), "mlp": (False, {})},
+    "nl": {"ratio": (4, {}), "scaled": (False, {}), "zero_init": (False, {})},
+}
+# "form" chooses between two ways to the same result: tests/attention/test_hga.py and tests.goldens compare them.
+SAME_RESULT = {"hga": {"form"}, "hga_table2": {"form"}}
+
+
+def outputs(name: str, options: dict) -> list[np.ndarray]:
+    """Returns the output on fixed noise as initialised and with perturbed variables."""
+    x = jnp.asarray(sample((2, 6, 5, CHANNELS)), jnp.float32)
+    module = create_attention(name, CHANNELS, **options)
+    variables = {k: v for k, v in module.init(jax.random.key(0), x).items() if k != "intermediates"}
+    return [np.asarray(module.apply(v, x)) for v in (variables, perturbed(variables))]
+
+
+@pytest.mark.parametrize("name", attention_names())
+def test_no_option_is_missing_from_the_table(name):
+    assert set(attention_options(name)) == set(ALTERNATIVES[name]) | SAME_RESULT.get(name, set())
+
+
+@pytest.mark.parametrize(("name", "option"), [(name, option) for name in ALTERNATIVES for option in ALTERNATIVES[name]])
+def test_every_option_changes_the_output(name, option):
+    value, beside = ALTERNATIVES[name][option]
+    assert attention_options(name)[option] != value
+    before, after = outputs(name, beside), outputs(name, beside | {option: value})
+    assert any(np.abs(a - b).max() > 1e-4 for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("name", attention_names())
+def test_keeps_shape_and_dtype(name):
+    x = jnp.asarray(sample((2, 5, 7, 32)), jnp.bfloat16)
+    module = create_attention(name, 32, dtype=jnp.bfloat16)
+    y, variables = jax.eval_shape(module.init_with_output, jax.random.key(0), x)
+    assert (y.shape, y.dtype) == (x.shape, x.dtype)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables.get("params", {})))
+
+
+def test_unknown_names_and_options_are_refused():
+    with pytest.raises(ValueError, match="unknown attention 'sse'; known: none, hga"):
+        create_attention("sse", 8)
+    with pytest.raises(ValueError, match="attention 'se' has no option 'reduction'; it has: ratio, bias"):
+        create_attention("se", 8, reduction=4)
+    with pytest.raises(ValueError, match="has no option 'stride'"):  # the block's to give, not the user's
+        create_attention("sk", 8, stride=2)
+    with pytest.raises(ValueError, match="already registered"):
+        register_attention("se", SqueezeExcitation)
