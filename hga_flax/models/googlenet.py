@@ -112,7 +112,7 @@ class GoogLeNet(nn.Module):
         num_classes: size of the output.
         attention: called with (channels, name=...) on each of the nine concatenations.
         aux_logits: two auxiliary heads. Their logits are sown, in training only, into the collection
-            "aux_logits" (names "auxiliary1", "auxiliary2"): `apply(..., mutable=[..., "aux_logits"])`
+            "aux_logits" (names "auxiliary1_logits", "auxiliary2_logits"): `apply(..., mutable=[..., "aux_logits"])`
             hands them over, each in a one-element tuple; the paper adds their losses times 0.3.
         true_5x5: the paper's 5x5 in the third branch instead of torchvision's 3x3.
         transform_input: turn inputs normalised by ImageNet's statistics into (x - 0.5) / 0.5, which
@@ -170,7 +170,7 @@ class GoogLeNet(nn.Module):
                 name = AUXILIARY_AFTER[block]
                 logits = AuxiliaryHead(self.num_classes, unit, self.aux_dropout, name=name)(x, train)
                 if not self.is_initializing():  # `init` keeps whatever is sown
-                    self.sow("aux_logits", name, logits)
+                    self.sow("aux_logits", f"{name}_logits", logits)  # `name` itself is the head
             if block in POOL_AFTER:
                 x = max_pool_ceil(x, POOL_AFTER[block])
         x = global_mean(x)
