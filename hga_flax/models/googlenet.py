@@ -143,7 +143,7 @@ class GoogLeNet(nn.Module):
         check_rate("dropout", self.dropout)
         check_rate("aux_dropout", self.aux_dropout)
         if self.width_divisor < 1 or any(w % self.width_divisor for widths in BLOCKS.values() for w in widths):
-            raise ValueError(f"width_divisor={self.width_divisor} does not divide every width; 1, 2, 4, 8 and 16 do")
+            raise ValueError(f"width_divisor={self.width_divisor} does not divide every width; 1, 2, 4 and 8 do")
         conv = partial(nn.Conv, use_bias=False, kernel_init=kernel_init, dtype=self.dtype)
         norm = partial(
             nn.BatchNorm,

@@ -1,0 +1,300 @@
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hga_flax.attention import attention_names
+from hga_flax.models import create_model, model_names, model_options
+from tests.reference import parameter_count, sample
+
+SE = {"resnet50": 28_088_024, "resnet101": 49_326_872, "resnet152": 66_821_848}
+SE |= {"resnext50_32x4d": 27_559_896, "resnext101_32x4d": 48_955_416, "googlenet": 7_105_007}
+PLAIN = {
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnet152": 60_192_808,
+    "resnext50_32x4d": 25_028_904,
+    "resnext101_32x4d": 44_177_704,
+    "resnext101_32x8d": 88_791_336,
+    "resnext101_64x4d": 83_455_272,
+    "wide_resnet50_2": 68_883_240,
+    "wide_resnet101_2": 126_886_696,
+    "googlenet": 6_624_904,
+    "densenet121": 7_978_856,
+    "densenet161": 28_681_000,
+    "densenet169": 14_149_480,
+    "densenet201": 20_013_928,
+}
+CIFAR = {  # at 10 classes
+    ("cifar_resnet110", "none"): 1_730_714,
+    ("cifar_preact_resnet110", "none"): 1_730_522,
+    ("cifar_resnet164_bottleneck", "none"): 1_704_154,
+    ("cifar_preact_resnet164_bottleneck", "none"): 1_703_258,
+    ("cifar_resnet110", "se"): 1_744_952,
+    ("cifar_preact_resnet110", "se"): 1_744_760,
+    ("cifar_resnet164_bottleneck", "se"): 1_906_258,
+    ("cifar_preact_resnet164_bottleneck", "se"): 1_905_362,
+    ("cifar_wide_resnet28_10", "none"): 36_479_194,
+}
+ON_RESNET50 = {  # what timm's modules add
+    "se": 2_530_992,
+    "eca": 86,
+    "ge": 2_530_992,
+    "gc": 5_065_776,
+    "cbam": 2_516_544,
+    "nl": 10_110_752,
+}
+SLOW = {"resnet152", "resnext101_64x4d", "densenet161", "densenet169", "densenet201", "wide_resnet101_2"}
+STAGES = {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}
+
+
+def count(name: str, attention: str = "none", size: int = 64, **options) -> int:
+    return parameter_count(create_model(name, attention=attention, **options), (1, size, size, 3))
+
+
+def hga_count(widths: list[int]) -> int:
+    """Eq. 12 on 32 channels, and the two FCs of HGA(C, 32, C)."""
+    return sum(84 * 32 + 11 * 32 * 32 // 2 + (2 * 32 * width if width > 32 else 0) for width in widths)
+
+
+def slow_where(name: str):
+    return pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+
+
+def test_no_model_is_missing_from_the_table():
+    assert set(model_names()) == set(PLAIN)
+
+
+@pytest.mark.parametrize("name", [slow_where(name) for name in PLAIN])
+def test_parameter_counts(name):
+    assert count(name) == PLAIN[name]
+
+
+@pytest.mark.parametrize("name", [slow_where(name) for name in SE])
+def test_parameter_counts_with_se(name):
+    assert count(name, "se") == SE[name]
+
+
+@pytest.mark.parametrize(("name", "depth"), [("resnet50", "50"), ("resnext50_32x4d", "50")])
+def test_parameter_counts_with_hga(name, depth):
+    widths = [256 * 2**stage for stage, blocks in enumerate(STAGES[depth]) for _ in range(blocks)]
+    assert count(name, "hga") == PLAIN[name] + hga_count(widths)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "depth"), [("resnet101", "101"), ("resnet152", "152"), ("resnext101_32x4d", "101")])
+def test_parameter_counts_with_hga_of_deep_networks(name, depth):
+    widths = [256 * 2**stage for stage, blocks in enumerate(STAGES[depth]) for _ in range(blocks)]
+    assert count(name, "hga") == PLAIN[name] + hga_count(widths)
+
+
+def test_parameter_counts_with_hga_outside_the_resnets():
+    concatenations = [256, 480, 512, 512, 512, 528, 832, 832, 1024]
+    assert count("googlenet", "hga") == PLAIN["googlenet"] + hga_count(concatenations)
+    assert count("densenet121", "hga") == PLAIN["densenet121"] + hga_count([32] * 58)
+
+
+def test_table2_preset_has_the_papers_count():
+    assert round(count("resnet50", "hga_table2") / 1e6, 2) == 26.73
+    assert round(count("resnext50_32x4d", "hga_table2") / 1e6, 2) == 26.21
+
+
+@pytest.mark.parametrize(("attention", "added"), ON_RESNET50.items())
+def test_what_comparators_add_to_resnet50(attention, added):
+    assert count("resnet50", attention) - PLAIN["resnet50"] == added
+
+
+def test_sknets():
+    assert count("resnext50_32x4d", "sk") == 27_479_784
+    assert count("resnext101_32x4d", "sk") == 48_736_040
+
+
+@pytest.mark.parametrize(("name", "attention"), CIFAR)
+def test_parameter_counts_of_cifar_nets(name, attention):
+    assert count(name, attention, size=32, num_classes=10) == CIFAR[name, attention]
+
+
+def test_parameter_counts_of_cifar_nets_with_100_classes_and_without_projections():
+    assert count("cifar_resnet110", size=32, num_classes=10, shortcut="A") == 1_727_962
+    assert count("cifar_resnet110", size=32, num_classes=100, shortcut="A") == 1_733_812
+    assert count("cifar_preact_resnet164_bottleneck", size=32, num_classes=100) == 1_726_388
+    assert count("cifar_resnet110", "se", size=32, num_classes=10, shortcut="A") == 1_742_200
+
+
+def test_parameter_counts_of_googlenets_options():
+    assert count("googlenet", aux_logits=True) == 13_004_888
+    assert count("googlenet", true_5x5=True) == 7_005_832
+    assert count("googlenet", true_5x5=True, aux_logits=True) == 13_385_816
+
+
+# Other values for every option of every class of networks, on a small network of that class.
+SMALL = {
+    "resnet50": {"stage_sizes": (1, 1), "features": 16},
+    "cifar_resnet8": {"features": 4},
+    "cifar_preact_resnet8": {"features": 4},
+    "cifar_wide_resnet10_2": {"features": 4},
+    "googlenet": {"width_divisor": 8},
+    "densenet121": {"block_sizes": (2, 1), "growth": 4, "features": 8},
+}
+ALTERNATIVES = {
+    "resnet50": {
+        "stage_sizes": (1, 2),
+        "features": 32,
+        "cardinality": 2,
+        "width_per_group": 32,
+        "zero_init_residual": True,
+    },
+    "cifar_resnet8": {"features": 8, "shortcut": "A", "widen": 2, "dropout": 0.5},
+    "cifar_preact_resnet8": {"features": 8, "shortcut": "A", "widen": 2, "dropout": 0.5},
+    "cifar_wide_resnet10_2": {"features": 8, "shortcut": "A", "dropout": 0.5},
+    "googlenet": {
+        "aux_logits": True,
+        "true_5x5": True,
+        "transform_input": True,
+        "dropout": 0.5,
+        "aux_dropout": 0.5,
+        "width_divisor": 4,
+    },
+    "densenet121": {"block_sizes": (1, 1), "growth": 8, "features": 4, "bottleneck": 2, "dropout": 0.5},
+}
+BESIDE = {("googlenet", "aux_dropout"): {"aux_logits": True}}
+
+
+@functools.cache
+def programs(name: str, options: tuple) -> tuple[str, str]:
+    """Returns the traced initialisation and training pass, as text."""
+    model = create_model(name, num_classes=5, **dict(options))
+    x = jnp.zeros((2, 32, 32, 3))
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    apply = functools.partial(
+        model.apply, train=True, mutable=["batch_stats", "aux_logits"], rngs={"dropout": jax.random.key(1)}
+    )
+    return str(jax.make_jaxpr(model.init)(jax.random.key(0), x)), str(jax.make_jaxpr(apply)(variables, x))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_no_option_is_missing_from_the_table(name):
+    assert set(model_options(name)) == set(ALTERNATIVES[name])
+
+
+@pytest.mark.parametrize(("name", "option"), [(name, option) for name in ALTERNATIVES for option in ALTERNATIVES[name]])
+def test_every_option_changes_the_program(name, option):
+    base = SMALL[name] | BESIDE.get((name, option), {})
+    changed = base | {option: ALTERNATIVES[name][option]}
+    assert base != changed
+    assert programs(name, tuple(base.items())) != programs(name, tuple(changed.items()))
+
+
+def tiny_options(name: str) -> dict:
+    if name.startswith("cifar_"):
+        return {"features": 4}
+    if "densenet" in name:
+        return {"block_sizes": (1, 1), "growth": 4, "features": 8}
+    return {"width_divisor": 8, "aux_logits": True} if name == "googlenet" else {"stage_sizes": (1,), "features": 16}
+
+
+def he_variables(model: nn.Module, x: jax.Array) -> dict:
+    """Returns variables made in NumPy: compiling the initialisation would take longer than the step."""
+    random = np.random.RandomState(0)
+
+    def value(path, leaf):
+        if leaf.ndim < 2:
+            return jnp.full(leaf.shape, 1.0 if path[-1].key in ("scale", "var") else 0.0)
+        return jnp.asarray(random.standard_normal(leaf.shape) * np.sqrt(2 / np.prod(leaf.shape[:-1])), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(value, dict(jax.eval_shape(model.init, jax.random.key(0), x)))
+
+
+@functools.cache
+def gradient_step(model: nn.Module) -> tuple[float, float, float]:
+    """Returns the loss before and after a small step on one batch, and the norm of the attention's gradient."""
+    x, labels = jnp.asarray(sample((4, 32, 32, 3)), jnp.float32), jnp.arange(4)
+    variables = he_variables(model, x)
+    variables.pop("intermediates", None)
+    params = variables.pop("params")
+
+    def loss(params):
+        rngs = {"dropout": jax.random.key(2)}
+        logits, updated = model.apply(
+            {"params": params, **variables}, x, train=True, mutable=["batch_stats", "aux_logits"], rngs=rngs
+        )
+        heads = [logits, *jax.tree.leaves(updated.get("aux_logits", {}))]
+        losses = [optax.softmax_cross_entropy_with_integer_labels(head, labels).mean() for head in heads]
+        return losses[0] + 0.3 * sum(losses[1:])
+
+    compiled = jax.jit(jax.value_and_grad(loss), compiler_options={"xla_backend_optimization_level": 0})
+    before, gradient = compiled(params)
+    norm = optax.tree.norm(gradient)
+    after, _ = compiled(jax.tree.map(lambda p, g: p - 1e-3 * g / norm, params, gradient))
+    attention = [g for path, g in jax.tree_util.tree_leaves_with_path(gradient) if "attention" in str(path)]
+    return float(before), float(after), float(optax.tree.norm(attention)) if attention else 0.0
+
+
+def check_gradient_step(name: str, attention: str) -> None:
+    before, after, norm = gradient_step(create_model(name, attention=attention, num_classes=5, **tiny_options(name)))
+    assert after < before  # a NaN fails too
+    assert (norm > 0) == (attention != "none")
+
+
+CIFAR_NETS = [
+    "cifar_resnet8",
+    "cifar_preact_resnet8",
+    "cifar_resnet11_bottleneck",
+    "cifar_preact_resnet11_bottleneck",
+    "cifar_wide_resnet10_2",
+]
+
+
+def has_place(name: str, attention: str) -> bool:
+    return attention != "sk" or not (name == "googlenet" or "densenet" in name)
+
+
+@pytest.mark.parametrize(
+    ("name", "attention"), [("resnext50_32x4d", "sk"), ("resnet50", "hga"), ("densenet121", "se")]
+)
+def test_gradient_step_sample(name, attention):
+    check_gradient_step(name, attention)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", attention_names())
+@pytest.mark.parametrize("name", [*model_names(), *CIFAR_NETS])
+def test_gradient_step_of_every_pair(name, attention):
+    if has_place(name, attention):
+        check_gradient_step(name, attention)
+    else:
+        with pytest.raises(ValueError, match="no place"):
+            create_model(name, attention=attention)
+
+
+@pytest.mark.parametrize("name", ["googlenet", "densenet121"])
+def test_sk_is_refused_where_no_3x3_feeds_a_relu(name):
+    with pytest.raises(ValueError, match=f"model '{name}' has no place for an attention that replaces a 3x3"):
+        create_model(name, attention="sk")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet51", "did you mean 'resnet5"),
+        ("cifar_resnet21", "depth 21 is not 6n"),
+        ("cifar_wide_resnet26_10", "depth 26 is not 6n [+] 4.*22 and 28"),
+        ("cifar_wide_resnet28_0", "not positive"),
+    ],
+)
+def test_unknown_names_are_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        create_model(name)
+
+
+def test_unknown_options_are_refused():
+    with pytest.raises(ValueError, match="model 'googlenet' has no option 'aux_logit'; did you mean"):
+        create_model("googlenet", aux_logit=True)
+    with pytest.raises(ValueError, match="no option 'depth'"):
+        create_model("cifar_wide_resnet28_10", depth=8)
+    with pytest.raises(ValueError, match="attention_options need a named attention"):
+        create_model("resnet50", attention=nn.Dense, attention_options={"ratio": 4})
