@@ -1,0 +1,123 @@
+"""That converted weights compute what PyTorch computes is checked by the goldens (tests/test_goldens.py)."""
+
+import functools
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from hga_flax.errors import UserError
+from hga_flax.models.torch_weights import PEERS, _converted, peer_name, torch_model, variables_from_torch
+
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "models.json"
+
+
+@functools.cache
+def shapes() -> dict[str, dict[str, list[int]]]:
+    return {key.partition(":")[2]: case["tensors"] for key, case in json.loads(GOLDEN.read_text()).items()}
+
+
+def zeros(name: str) -> dict[str, np.ndarray]:
+    """Returns a state dict of the right names and shapes; broadcast zeros take no memory."""
+    return {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes()[name].items()}
+
+
+@pytest.mark.parametrize(
+    ("network", "path", "name"),
+    [
+        ("resnet50", "stem_norm/mean", "bn1.running_mean"),
+        ("resnet50", "stage3_block6/norm2/var", "layer3.5.bn2.running_var"),
+        ("resnet50", "stage2_block1/downsample_norm/scale", "layer2.0.downsample.1.weight"),
+        ("seresnet50", "stage1_block1/attention/squeeze/bias", "layer1.0.se.fc1.bias"),
+        ("skresnext50_32x4d", "stage1_block2/attention/branch2_norm/bias", "layer1.1.conv2.paths.1.bn.bias"),
+        ("skresnext50_32x4d", "stage1_block2/attention/select/kernel", "layer1.1.conv2.attn.fc_select.weight"),
+        ("googlenet", "inception3a/branch3_reduce/conv/kernel", "inception3a.branch3.0.conv.weight"),
+        ("googlenet", "inception5b/branch4/norm/bias", "inception5b.branch4.1.bn.bias"),
+        ("densenet121", "block2_layer12/conv1/kernel", "features.denseblock2.denselayer12.conv1.weight"),
+        ("densenet121", "transition3_norm/var", "features.transition3.norm.running_var"),
+        ("densenet121", "classifier/bias", "classifier.bias"),
+    ],
+)
+def test_names(network, path, name):
+    assert peer_name(network, tuple(path.split("/"))) == name
+
+
+def test_axes():
+    kernel = np.arange(2 * 3 * 5 * 7).reshape(2, 3, 5, 7)  # out, in, height, width
+    assert _converted(("conv1", "kernel"), kernel)[4, 6, 2, 1] == kernel[1, 2, 4, 6]
+    assert _converted(("classifier", "kernel"), kernel[:, :, 0, 0]).shape == (3, 2)
+    # An auxiliary head flattens channels, rows, columns there and rows, columns, channels here.
+    weight, pooled = (
+        np.random.RandomState(0).standard_normal((6, 3 * 16)),
+        np.random.RandomState(1).standard_normal((3, 4, 4)),
+    )
+    ours = pooled.transpose(1, 2, 0).reshape(-1) @ _converted(("auxiliary1", "hidden", "kernel"), weight)
+    np.testing.assert_allclose(ours, weight @ pooled.reshape(-1))
+
+
+def test_batches_tracked_are_ignored_and_classes_are_read_off():
+    tensors = zeros("resnet50") | {
+        "bn1.num_batches_tracked": np.array(5),
+        "layer1.0.bn1.num_batches_tracked": np.array(5),
+    }
+    tensors["fc.weight"], tensors["fc.bias"] = np.ones((7, 2048), np.float32), np.arange(7, dtype=np.float32)
+    variables = variables_from_torch("resnet50", tensors)
+    assert variables["params"]["classifier"]["bias"].tolist() == list(range(7))
+    assert set(variables) == {"params", "batch_stats"}
+
+
+def test_wrong_weights_are_listed():
+    tensors = zeros("resnet50")
+    del tensors["layer1.0.conv1.weight"]
+    tensors["layer9.conv.weight"] = np.zeros(3)
+    tensors["bn1.bias"] = np.zeros(65)
+    with pytest.raises(UserError) as caught:
+        variables_from_torch("resnet50", tensors)
+    message = str(caught.value)
+    assert "1 missing: layer1.0.conv1.weight" in message
+    assert "1 unexpected: layer9.conv.weight" in message
+    assert "1 of another shape: bn1.bias [65] instead of [64]" in message
+
+
+def test_another_networks_weights_are_refused():
+    with pytest.raises(UserError, match=r"64 unexpected: .*layer1\.0\.se\.fc1.*and 56 more"):
+        variables_from_torch("resnet50", zeros("seresnet50"))
+    with pytest.raises(UserError, match="64 missing"):
+        variables_from_torch("seresnet50", zeros("resnet50"))
+
+
+def test_googlenet_with_and_without_auxiliary_heads():
+    tensors = zeros("googlenet")
+    assert "auxiliary2" in variables_from_torch("googlenet", tensors)["params"]
+    main = {key: value for key, value in tensors.items() if not key.startswith("aux")}
+    assert "auxiliary2" not in variables_from_torch("googlenet", main)["params"]
+
+
+def test_densenets_old_names_are_read():
+    model = torch_model("densenet121", {}, block_sizes=(1, 1))
+    shape = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))
+    layer = {"norm1": 64, "norm2": 128}
+    assert {key: shape["params"]["block1_layer1"][key]["scale"].shape[0] for key in layer} == layer
+    tensors = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(dict(shape)):
+        keys = tuple(part.key for part in path)[1:]
+        new = peer_name("densenet121", keys)
+        for i in "12":
+            for kind in ("norm", "conv"):
+                new = new.replace(f"denselayer1.{kind}{i}.", f"denselayer1.{kind}.{i}.")
+        shape_there = leaf.shape[::-1] if leaf.ndim != 4 else (leaf.shape[3], leaf.shape[2], *leaf.shape[:2])
+        tensors[new] = np.zeros(shape_there, np.float32)
+    assert any(".norm.1." in key for key in tensors)
+    assert set(variables_from_torch("densenet121", tensors, model)) == {"params", "batch_stats"}
+
+
+def test_unknown_networks_are_refused():
+    with pytest.raises(ValueError, match="no PyTorch weights for 'seresnet51'; did you mean 'seresnet5"):
+        torch_model("seresnet51", {})
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_every_peer_can_be_created(name):
+    torch_model(name, {})
