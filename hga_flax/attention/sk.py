@@ -15,6 +15,7 @@ what the paper prints for SKNet-101 (48.9 M, 8.46 G); the authors' released defi
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -67,13 +68,13 @@ class SelectiveKernel(nn.Module):
         """`[B, H, W, D]` -> `[B, ceil(H / stride), ceil(W / stride), channels]`, never negative."""
         groups = self.replaced_groups if self.groups is None else self.groups
         self._check(x, groups)
-        norm = lambda name: nn.BatchNorm(  # noqa: E731
+        norm = partial(
+            nn.BatchNorm,
             use_running_average=not train,
             momentum=0.9,
             epsilon=1e-5,
             dtype=self.dtype,
             axis_name=self.axis_name,
-            name=name,
         )
         he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
         branches = []
@@ -90,10 +91,10 @@ class SelectiveKernel(nn.Module):
                 dtype=self.dtype,
                 name=f"branch{i}_conv",
             )(x)
-            branches.append(nn.relu(norm(f"branch{i}_norm")(y)))
+            branches.append(nn.relu(norm(name=f"branch{i}_norm")(y)))
         d = select_channels(self.channels, self.ratio, self.min_channels)
         e = nn.Dense(d, use_bias=False, dtype=self.dtype, name="reduce")(global_mean(sum(branches)))
-        e = nn.relu(norm("reduce_norm")(e))
+        e = nn.relu(norm(name="reduce_norm")(e))
         count = len(branches)
         e = nn.Dense(count * self.channels, use_bias=False, dtype=self.dtype, name="select")(e)
         weights = nn.softmax(at_least_float32(e.reshape(-1, count, self.channels)), axis=1).astype(branches[0].dtype)

@@ -16,7 +16,9 @@ from tests.reference import (
 
 
 def channel_gated(x, params):
-    mlp = lambda pooled: dense(relu(dense(pooled, params["squeeze"])), params["excite"])  # noqa: E731
+    def mlp(pooled):
+        return dense(relu(dense(pooled, params["squeeze"])), params["excite"])
+
     return x * sigmoid(mlp(x.mean(axis=(1, 2))) + mlp(x.max(axis=(1, 2))))[:, None, None, :]
 
 

@@ -27,7 +27,9 @@ class Inference(nn.Module):
 
 
 def reference(x, params, statistics, preact, bottleneck, shortcut, stride):
-    norm = lambda y, name: batch_norm(y, params[name], statistics[name])  # noqa: E731
+    def norm(y, name):
+        return batch_norm(y, params[name], statistics[name])
+
     sizes = [1, 3, 1] if bottleneck else [3, 3]
     y = x
     for i, size in enumerate(sizes, start=1):

@@ -1,4 +1,4 @@
-"""densenet121 is compared with torchvision's by the goldens (tests/test_goldens.py)."""
+"""densenet121 is compared with torchvision's by the goldens (tests/test_goldens_models.py)."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The main head is compared with torchvision's by the goldens (tests/test_goldens.py)."""
+"""The main head is compared with torchvision's by the goldens (tests/test_goldens_models.py)."""
 
 from functools import partial
 

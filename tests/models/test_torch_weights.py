@@ -1,4 +1,4 @@
-"""That converted weights compute what PyTorch computes is checked by the goldens (tests/test_goldens.py)."""
+"""That converted weights compute what PyTorch computes is checked by the goldens (tests/test_goldens_models.py)."""
 
 import functools
 import json
