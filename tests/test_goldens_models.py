@@ -1,35 +1,34 @@
 import json
+import pathlib
+import subprocess
+import sys
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from hga_flax.errors import UserError
-from tests import goldens
+from tests.goldens import relative_error
+from tests.goldens_models import MODELS_TOLERANCE, check_model, check_models, rule_tensor
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+MODELS = json.loads((GOLDEN / "models.json").read_text()) | json.loads((GOLDEN / "models_more.json").read_text())
+FAST = {"tv:resnet50", "timm:skresnext50_32x4d"}
 
 
-def test_a_wrong_golden_value_is_noticed(tmp_path, capsys):
-    cases = {"7x7x32x32": goldens.load("tests/golden/hga.json")["7x7x32x32"]}
-    assert goldens.check_hga(cases) < 1e-5
-    cases["7x7x32x32"]["e"][0][0] *= -1
-    assert goldens.check_hga(cases) > 1e-3
-    assert len(capsys.readouterr().out.splitlines()) == 2
+def run(*arguments) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "tests.goldens", *map(str, arguments)],
+        cwd=GOLDEN.parent.parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
 
 
-def test_not_a_number_is_an_infinite_error():
-    assert goldens.relative_error([float("nan")], [1.0]) == float("inf")
+@pytest.mark.parametrize("key", [pytest.param(key, marks=[] if key in FAST else pytest.mark.slow) for key in MODELS])
+def test_networks_equal_torchvisions_and_timms(key):
+    worst, agree = check_models({key: MODELS[key]}, relative_error)
+    assert worst < MODELS_TOLERANCE
+    assert agree
 
 
-<<<<<<<< HEAD:tests/test_goldens.py
-@pytest.mark.parametrize("text", ["", "[]", "{}"])
-def test_a_file_without_cases_is_refused(tmp_path, text):
-    (tmp_path / "f.json").write_text(text)
-    with pytest.raises(UserError):
-        goldens.load(str(tmp_path / "f.json"))
-
-
-def test_the_copied_file_is_whole():
-    with open("tests/golden/hga.json") as file:
-        assert len(json.load(file)) == 5
-========
 def test_rule():
     assert rule_tensor("bn1.running_var", [1000]).min() >= 1
     assert abs(rule_tensor("bn1.weight", [1000]).mean() - 1) < 0.02
@@ -46,16 +45,22 @@ def test_a_wrong_network_fails_whatever_the_precision(monkeypatch, capsys):
     assert "DIFFERS  (in float32 and in float64)" in capsys.readouterr().out
 
 
-def test_bad_files_are_one_line_errors(tmp_path):
+def test_an_unknown_network_fails_without_hiding_the_others(tmp_path):
+    path = tmp_path / "unknown.json"
+    path.write_text(json.dumps({"tv:nonet": {"tensors": {}}, "keras:resnet50": {"tensors": {}}}))
+    result = run("models", path)
+    assert result.returncode == 1
+    first, second, last = result.stdout.splitlines()
+    assert "not checked: golden case 'tv:nonet': no PyTorch weights for 'nonet'" in first
+    assert "must start with tv: or timm:" in second
+    assert last == "max relative error inf"
+
+
+def test_a_case_without_tensors_is_a_one_line_error(tmp_path):
     path = tmp_path / "bad.json"
-    for content, message in (
-        ("{}", "holds no cases"),
-        ('{"tv:nonet": {"tensors": {}}}', "no PyTorch weights for 'nonet'"),
-    ):
-        path.write_text(content)
-        result = run("models", path)
-        assert result.returncode == 1
-        assert result.stderr.startswith("error: ")
-        assert message in result.stderr
-        assert len(result.stderr.splitlines()) == 1
->>>>>>>> d5e4498 (Named functions instead of assigned lambdas; the goldens' test bears its module's name):tests/test_goldens_models.py
+    path.write_text('{"tv:resnet50": {}}')
+    result = run("models", path)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ")
+    assert "lacks 'tensors'" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
