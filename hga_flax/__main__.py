@@ -1,0 +1,39 @@
+"""The commands: `python -m hga_flax COMMAND`."""
+
+import argparse
+import importlib
+import sys
+
+from hga_flax.errors import run_main
+
+# Name: (module, one line of help). A module has add_arguments(parser) and run(arguments) -> int | None;
+# it is imported only when its command is called.
+COMMANDS = {
+    "paper": ("hga_flax.analysis.paper", "the paper's tables and equations beside ours"),
+}
+
+
+def main(argv: list[str] | None = None) -> int | None:
+    """Runs the command that `argv` names and returns its exit status.
+
+    Raises:
+        UserError: what the command raises for bad input.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="python -m hga_flax", description="Image classification with Hierarchical Global Attention."
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    called = next((argument for argument in argv if not argument.startswith("-")), None)
+    for name, (module, line) in COMMANDS.items():
+        subparser = commands.add_parser(name, help=line, description=line[0].upper() + line[1:] + ".")
+        if name == called:
+            command = importlib.import_module(module)
+            command.add_arguments(subparser)
+            subparser.set_defaults(run=command.run)
+    arguments = parser.parse_args(argv)
+    return arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    run_main(main)
