@@ -18,7 +18,7 @@ from hga_flax.analysis.complexity import Complexity, complexity
 from hga_flax.analysis.equations import compare_equations
 from hga_flax.analysis.paper_data import CONVOLUTIONS, NOTES, TABLE1, TABLE2, TABLES, Row
 from hga_flax.analysis.results import network_key, read_results
-from hga_flax.attention import HGA, attention_names, attention_options
+from hga_flax.attention import HGA, attention_options
 from hga_flax.models import create_model
 
 CHOICES = ("table1", *TABLES, "equations", "all")
@@ -79,8 +79,8 @@ def make_rows(table: str, results_file: pathlib.Path | None = None) -> list[dict
         return [row for model, attention in TABLE1 for row in _architecture_rows(model, attention)]
     if table == "equations":
         return [row for channels in EQUATION_CHANNELS for row in _equation_rows(channels)]
-    results = read_results(results_file, {_key(row) for name in TABLES for row in _rows(name)})
-    return [_network_row(row, results.get(_key(row), {})) for row in _rows(table)]
+    results = read_results(results_file, {_key(row) for _, rows in TABLES.values() for row in rows()})
+    return [_network_row(row, results.get(_key(row), {})) for row in TABLES[table][1]()]
 
 
 def averages() -> dict[str, float]:
@@ -88,10 +88,6 @@ def averages() -> dict[str, float]:
     plain, ours = TABLE2["none"], TABLE2["hga"]
     change = {key: 100 * (sum(ours[key]) / sum(plain[key]) - 1) for key in ("top1_error", "top5_error", "gflops")}
     return {key: abs(value) for key, value in change.items()}
-
-
-def _rows(table: str) -> list[Row]:
-    return [row for row in TABLES[table][1]() if row.attention in attention_names()]
 
 
 def _key(row: Row) -> tuple[str, str, str, str]:

@@ -115,7 +115,7 @@ NOTES = {
     "counted too, as the paper's tool does, its GFLOPs are within 0.01 on four networks.",
     "x101": "8.71 cannot be right: blocks of the same widths and number add 0.40 to ResNet-101, so about 8.41.",
     "se": "SE's FLOPs in the paper are the plain network's and the SE's FCs, without its pooling; cut so, ours agree.",
-    "sk": "Copied from the SKNet paper, which counts conv and fc only; compare with ours of that kind (conv+fc).",
+    "sk": "Copied from the SKNet paper, which counts conv and fc only: the difference is to ours of that kind.",
     "sk_delta": "The delta printed for SK (-1.23, -0.84) is not the difference of the table's own errors "
     "(-1.32, -0.99).",
     "sk101": "The SKNet paper's network of 48.9 M parameters cannot be built from its text; the released definition "

@@ -7,7 +7,6 @@ import pytest
 from jax import lax
 
 from hga_flax.analysis.complexity import Complexity, complexity, count_operations
-from hga_flax.attention import attention_names
 from hga_flax.models import create_model
 
 # parameters, running statistics, conv + fc MACs, BatchNorm elements, thop's total: torchvision's networks.
@@ -35,7 +34,6 @@ def test_plain_networks_have_the_published_counts(name):
     assert total == VANILLA[name]
 
 
-@pytest.mark.skipif("se" not in attention_names(), reason="no SE is registered")
 @pytest.mark.parametrize("name", SQUEEZE_EXCITATION)
 def test_squeeze_excitation_networks_have_the_published_counts(name):
     counted = complexity(create_model(name, attention="se"))
