@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import pathlib
 from typing import Any
 
@@ -31,7 +32,10 @@ class MetricWriter:
         lines = workdir / "metrics.jsonl"
         _drop_after(lines, step)
         self._lines = lines.open("a")
-        self._writer = SummaryWriter(logdir=str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+        # Event files are named by the second: the suffix keeps a quick restart from overwriting the last one.
+        suffix = f".{step:08}.{os.getpid()}"
+        purge = step + 1 if step else None
+        self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge, filename_suffix=suffix)
 
     def scalars(self, step: int, group: str, values: dict[str, float]) -> None:
         """Writes values under "group/name"; a value that is not finite is null in the JSON."""

@@ -1,5 +1,7 @@
 """A configuration, batches and a mesh small enough for tests."""
 
+import os
+
 import jax
 import numpy as np
 import optax
@@ -22,7 +24,7 @@ def config(**overrides):
         c.data.mean, c.data.std, c.data.crop_padding = (0.5,), (0.25,), 1
         c.data.eval_split = "test"
         c.training.batch_size, c.training.steps, c.training.log_every_steps = 16, 6, 2
-        c.training.compilation_cache = ""
+        c.training.compilation_cache = os.environ["JAX_COMPILATION_CACHE_DIR"]
         c.optimizer.learning_rate = 0.05
         c.schedule.name = "constant"
         for key, value in overrides.items():

@@ -1,0 +1,111 @@
+import argparse
+
+import pytest
+
+from configs import base
+from hga_flax import config as c
+from hga_flax.errors import ConfigError, UserError, one_line
+
+DIGITS = "configs/digits.py"
+
+
+def parse(*arguments, file=DIGITS):
+    _, config = c.parse_arguments(argparse.ArgumentParser(), [f"--config={file}", *arguments])
+    return c.validate(config)
+
+
+def test_overrides_take_the_type_of_the_default():
+    config = parse(
+        "--config.optimizer.learning_rate=1",
+        "--config.data.fake",
+        "--config.data.mean=0.1,0.2",
+        "--config.seed",
+        "7",
+        "--config.model.attention_options=kernels=(7,), mfe_act='relu'",
+        "--config.schedule.decay_at_steps=(3, 4)",
+    )
+    assert config.optimizer.learning_rate == 1.0 and isinstance(config.optimizer.learning_rate, float)
+    assert config.data.fake is True and config.data.mean == (0.1, 0.2) and config.seed == 7
+    assert config.schedule.decay_at_steps == (3, 4)
+    assert c.parse_options(config.model.attention_options, "x") == {"kernels": (7,), "mfe_act": "relu"}
+
+
+MISTAKES = {
+    "--config.optimzer.learning_rate=1": "--config.optimzer.learning_rate: there is no such key; "
+    "did you mean 'optimizer.learning_rate'?",
+    "--config.optimizer.learning_rate=fast": "--config.optimizer.learning_rate=fast: the value must be of type float",
+    "--config.training.steps=1.5": "--config.training.steps=1.5: the value must be of type int",
+    "--config.data.fake=maybe": "--config.data.fake=maybe: the value must be of type bool",
+    "--config.data.mean=(0.5": "data.mean=('(0.5',): one number for all channels or one for each",
+    "--config.model.name=resnet500": "unknown model 'resnet500'; did you mean 'resnet50'?",
+    "--config.model.name=cifar_resnet21": "depth 21 is not 6n + 2",
+    "--config.model.attention=hgaa": "unknown attention 'hgaa'; known: none, hga",
+    "--config.model.attention_options=kernel=(7,)": "attention 'hga' has no option 'kernel'; it has: reduced_channels",
+    "--config.model.attention_options=kernels": "write keyword arguments",
+    "--config.model.attention_options=kernels=open('x')": "write keyword arguments",
+    "--config.model.options=width=3": "has no option 'width'",
+    "--config.model.dtype=float16": "model.dtype='float16'; did you mean",
+    "--config.schedule.name=steps": "schedule.name='steps'; did you mean 'step'?",
+    "--config.training.epochs=-1": "training.epochs=-1.0: must be above 0",
+    "--config.training.epochs=nan": "training.epochs=nan: must be above 0",
+    "--config.training.batch_size=0": "training.batch_size=0: must be at least 1",
+    "--config.optimizer.momentum=1.5": "optimizer.momentum=1.5: must be at least 0 and at most 0.99999",
+    "--config.data.std=0": "data.std=(0,): one number",
+    "--config.data.augmentation=none": "data.crop_padding: only data.augmentation='small'",
+    "--config.schedule.decay_at_steps=(0,)": "schedule.decay_at_steps=(0,): positive whole numbers",
+}
+
+
+@pytest.mark.parametrize("argument", MISTAKES)
+def test_a_mistake_is_one_line_that_names_the_key(argument):
+    with pytest.raises(ConfigError) as caught:
+        parse(argument)
+    assert MISTAKES[argument] in str(caught.value)
+    assert one_line(caught.value) == str(caught.value)
+
+
+def test_a_group_is_not_a_key():
+    with pytest.raises(ConfigError, match=r"it is a group: optimizer\.decay"):
+        parse("--config.optimizer=sgd")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no such file"),
+        (
+            "from configs import base\ndef get_config():\n  c = base.get_config()\n  c.optimzer = 1\n  return c",
+            "optimzer",
+        ),
+        (
+            "from configs import base\ndef get_config():\n  c = base.get_config()\n  c.seed = 'x'\n  return c",
+            "TypeError",
+        ),
+        ("def get_config(:", "SyntaxError"),
+        ("x = 1", "get_config"),
+        ("def get_config():\n  return {}", "returns dict"),
+    ],
+)
+def test_a_bad_file_is_one_line(tmp_path, text, message):
+    file = tmp_path / "mine.py"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse(file=str(file))
+    assert one_line(caught.value) == str(caught.value) and str(file) in str(caught.value)
+
+
+def test_json_holds_the_whole_configuration():
+    config = parse()
+    again = c.from_json(c.to_json(config))
+    assert again.to_dict() == config.to_dict() and again.is_locked
+    with pytest.raises(UserError, match="not a configuration"):
+        c.from_json("{")
+    with pytest.raises(UserError, match="not a configuration"):
+        c.from_json("3")
+
+
+def test_differences():
+    assert c.differences(parse(), parse("--config.seed=3")) == ["seed: 0 -> 3"]
+    shorter = c.from_json('{"seed": 0}')
+    assert "model.name: (absent) -> resnet50" in c.differences(shorter, base.get_config())

@@ -1,0 +1,38 @@
+import io
+
+from rich.console import Console as RichConsole
+
+from hga_flax.training.console import Console, duration
+
+
+def test_duration():
+    assert (duration(5), duration(125.4), duration(3723)) == ("0:05", "2:05", "1:02:03")
+
+
+def test_lines_and_tables_are_plain_text_where_there_is_no_terminal(capsys):
+    console = Console()
+    console.line("loss [1] 0.5", "bold")
+    with console.start_progress(0, 10):
+        console.update(3, "never shown")
+    console.table("title", [("name", "a value"), ("other", "[x]")])
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
+        "loss [1] 0.5",
+        "title",
+        "name   a value",
+        "other  [x]",
+    ]
+
+
+def test_a_terminal_gets_a_live_bar():
+    console, screen = Console(), io.StringIO()
+    console._rich = RichConsole(file=screen, force_terminal=True, width=80)
+    with console.start_progress(2, 10):
+        console.update(5, "loss 0.1")
+    assert "step 5/10" in screen.getvalue() and "loss 0.1" in screen.getvalue()
+
+
+def test_other_processes_print_nothing(capsys):
+    console = Console(active=False)
+    console.line("x")
+    console.table("t", [("a", "b")])
+    assert capsys.readouterr().out == ""
