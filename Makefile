@@ -22,7 +22,7 @@ $(VENV)/installed: requirements.txt
 
 demo: $(VENV)/installed
 	@$(BIN)/python train.py --config=configs/digits.py --workdir=$(DEMO)
-	@$(BIN)/python evaluate.py --workdir=$(DEMO)
+	@$(BIN)/python evaluate.py --workdir=$(DEMO) --checkpoint=latest
 	@echo "see the curves: $(BIN)/tensorboard --logdir=$(DEMO)    train afresh: rm -r $(DEMO) && make demo"
 
 test: $(VENV)/installed lint

@@ -19,6 +19,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from hga_flax.training.console import Console  # after the arguments: --help and mistakes answer at once
+    from hga_flax.training.metrics import finite_or_none
     from hga_flax.training.restore import evaluate_workdir
 
     result = evaluate_workdir(
@@ -33,7 +34,9 @@ def main() -> None:
     ]
     Console().table("evaluation", rows)
     if arguments.json:
-        print(json.dumps(result))
+        print(
+            json.dumps(result | finite_or_none({name: result[name] for name in ("loss", "top1_error", "top5_error")}))
+        )
 
 
 if __name__ == "__main__":

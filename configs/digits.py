@@ -27,6 +27,5 @@ def get_config():
 
     config.optimizer.learning_rate = 0.1
     config.schedule.name = "cosine"
-    config.schedule.warmup_epochs = 3.0
     config.evaluation.every_epochs = 3.0
     return config

@@ -5,6 +5,7 @@ best metric so far, elapsed seconds).
 """
 
 import logging
+import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,9 +19,10 @@ from hga_flax.errors import UserError, one_line
 Warn = Callable[[str], None]
 
 
-def rank(metrics: Mapping[str, float]) -> tuple[float, float]:
+def rank(metrics: Mapping[str, float | None]) -> tuple[float, float]:
     """Orders evaluations, the best first: by top-1 error; on small splits that often ties, so then by loss."""
-    return metrics["top1_error"], metrics["loss"]
+    loss = metrics["loss"]
+    return metrics["top1_error"], math.inf if loss is None or not math.isfinite(loss) else loss
 
 
 class Checkpoints:

@@ -7,6 +7,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
 
+PLAIN_WIDTH = 200
+
+
 def duration(seconds: float) -> str:
     """Returns hours, minutes and seconds, "1:02:03" or "2:03"."""
     minutes, rest = divmod(round(seconds), 60)
@@ -23,6 +26,8 @@ class Console:
 
     def __init__(self, active: bool = True):
         self._rich = RichConsole(quiet=not active, highlight=False, soft_wrap=True)
+        if not self._rich.is_terminal:
+            self._rich.width = max(self._rich.width, PLAIN_WIDTH)  # a log file has no edge to fold paths at
         self._progress: Progress | None = None
 
     def line(self, text: str, style: str | None = None) -> None:

@@ -4,7 +4,6 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -129,7 +128,7 @@ def create_experiment(config: ConfigDict, info: DatasetInfo | Callable[[], Datas
     )
 
 
-def describe(experiment: Experiment, plan: Plan | None, state: Any) -> list[tuple[str, str]]:
+def describe(experiment: Experiment, plan: Plan) -> list[tuple[str, str]]:
     """Returns what a run prints about itself at its start: (name, value) rows."""
     from hga_flax.analysis.complexity import complexity
 
@@ -153,10 +152,9 @@ def describe(experiment: Experiment, plan: Plan | None, state: Any) -> list[tupl
             f"{batch // mesh.devices.size} images each",
         ),
     ]
-    if plan is not None:
-        fake = " (synthetic)" if config.data.fake else ""
-        rows += [
-            ("data", f"{config.data.name}{fake}, {plan.num_examples:,} examples to train on"),
-            ("plan", f"{plan.total_steps:,} steps of {batch} = {plan.total_steps / plan.steps_per_epoch:.4g} epochs"),
-        ]
+    fake = " (synthetic)" if config.data.fake else ""
+    rows += [
+        ("data", f"{config.data.name}{fake}, {plan.num_examples:,} examples to train on"),
+        ("plan", f"{plan.total_steps:,} steps of {batch} = {plan.total_steps / plan.steps_per_epoch:.4g} epochs"),
+    ]
     return rows

@@ -1,5 +1,8 @@
 """Loss, top-1 and top-5 error as clu metrics: sums and counts, averaged only when they are read."""
 
+import math
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -52,3 +55,14 @@ def read(collection: ClassificationMetrics) -> dict[str, float]:
     return {
         name: float(value) * (100 if name.endswith("_error") else 1) for name, value in collection.compute().items()
     }
+
+
+def finite_or_none(values: dict[str, float]) -> dict[str, float | None]:
+    """Replaces what is not finite, which JSON cannot hold, by None."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+@jax.jit
+def all_finite(tree: Any) -> jax.Array:
+    """True where no leaf of the tree holds a NaN or an infinity."""
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))

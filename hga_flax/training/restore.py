@@ -46,9 +46,9 @@ def restore_workdir(
         if data_dir is not None:
             config.data.dir = data_dir
         devices = create_mesh().devices.size
+        if batch_size is not None and batch_size < 1:
+            raise ConfigError(f"--batch-size={batch_size}: must be at least 1")
         size = batch_size or config.evaluation.batch_size or config.training.batch_size
-        if size < 1:
-            raise ConfigError(f"--batch-size={size}: must be at least 1")
         # A run may be evaluated on fewer or more devices than it was trained on.
         config.training.batch_size = config.evaluation.batch_size = -(-size // devices) * devices
     experiment = create_experiment(config, files.read_dataset(workdir))

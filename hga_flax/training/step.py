@@ -21,6 +21,7 @@ from hga_flax.training.metrics import ClassificationMetrics, batch_metrics, cros
 from hga_flax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
+AUXILIARY_WEIGHT = 0.3  # of each auxiliary head's loss (Szegedy et al., https://arxiv.org/abs/1409.4842, section 5)
 REPLICATED, SPLIT = PartitionSpec(), PartitionSpec(DATA_AXIS)
 
 
@@ -51,10 +52,14 @@ def make_train_step(
         def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
             variables = {"params": params, "batch_stats": state.batch_stats}
             logits, updates = model.apply(
-                variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": dropout}
+                variables, images, train=True, mutable=["batch_stats", "aux_logits"], rngs={"dropout": dropout}
             )
-            loss = cross_entropy(logits, batch["label"], config.training.label_smoothing)
-            return lax.pmean(loss.mean(), DATA_AXIS), (logits, loss, updates.get("batch_stats", {}))
+            smoothing = config.training.label_smoothing
+            loss = cross_entropy(logits, batch["label"], smoothing)
+            total = loss.mean()
+            for auxiliary in jax.tree.leaves(updates.get("aux_logits", {})):
+                total += AUXILIARY_WEIGHT * cross_entropy(auxiliary, batch["label"], smoothing).mean()
+            return lax.pmean(total, DATA_AXIS), (logits, loss, updates.get("batch_stats", {}))
 
         # The parameters are the same on all devices, so shard_map sums their gradient over the mesh.
         (mean_loss, (logits, loss, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)

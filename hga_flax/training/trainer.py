@@ -20,7 +20,7 @@ from hga_flax.training.console import Console, duration
 from hga_flax.training.evaluation import evaluate
 from hga_flax.training.experiment import Experiment, Plan, create_experiment, describe, make_plan
 from hga_flax.training.mesh import replicate, to_devices
-from hga_flax.training.metrics import ClassificationMetrics, read
+from hga_flax.training.metrics import ClassificationMetrics, all_finite, finite_or_none, read
 from hga_flax.training.state import TrainState, abstract_state, create_state
 from hga_flax.training.step import make_eval_step, make_train_step
 from hga_flax.training.writers import MetricWriter
@@ -63,7 +63,7 @@ def train(config: ConfigDict, workdir_path: str) -> None:
     schedule = experiment.schedule(plan)
     init = experiment.init(experiment.optimizer(schedule))
     abstract = abstract_state(init, experiment.mesh)
-    console.table("hga_flax", describe(experiment, plan, abstract))
+    console.table("hga_flax", describe(experiment, plan))
     checkpoints = Checkpoints(workdir, config.checkpoint.keep, warn=lambda text: console.line(text, "yellow"))
     restored = checkpoints.restore_latest(abstract)
     if restored is None:
@@ -202,24 +202,27 @@ class Loop:
             self._progress.elapsed_seconds = self._clock.elapsed
             self._checkpoints.save(step, state, dataclasses.asdict(self._progress), metrics)
 
-    def _evaluate(self, step: int, state: TrainState) -> dict[str, float]:
+    def _evaluate(self, step: int, state: TrainState) -> dict[str, float | None]:
         metrics = evaluate(
             self._eval_step, state.params, state.batch_stats, self._eval_batches(), self._experiment.mesh
         )
         if not math.isfinite(metrics["loss"]):
-            raise self._diverged(f"the evaluation's loss after step {step} is {metrics['loss']}")
+            # Early running statistics may overflow an evaluation while training is sound.
+            if not all_finite(state.params):
+                raise self._diverged(f"parameters are not finite after step {step}")
+            self._console.line(f"warning: the evaluation's loss after step {step} is {metrics['loss']}", "yellow")
         self._writer.scalars(step, "eval", metrics)
         best = self._progress.best
         improved = best is None or rank(metrics) < rank(best)
         if improved:
-            self._progress.best = {"step": step} | metrics
+            self._progress.best = {"step": step} | finite_or_none(metrics)
         self._console.line(
             f"step {step:>6}/{self._plan.total_steps}  evaluation on {metrics['num_examples']:,}  "
             f"loss {metrics['loss']:.4f}  top-1 error {metrics['top1_error']:6.2f} %  "
             f"top-5 error {metrics['top5_error']:6.2f} %" + ("  (best so far)" if improved else ""),
             style="bold",
         )
-        return metrics
+        return finite_or_none(metrics)
 
     def _eval_batches(self) -> Any:
         experiment = self._experiment

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import os
 import pathlib
 from typing import Any
@@ -12,6 +11,7 @@ from tensorboardX import SummaryWriter
 from tensorboardX.summary import hparams
 
 from hga_flax.config import config_keys, get_key, to_json
+from hga_flax.training.metrics import finite_or_none
 from hga_flax.training.workdir import write_text
 
 
@@ -44,8 +44,7 @@ class MetricWriter:
         named = {f"{group}/{name}": value for name, value in values.items()}
         for name, value in named.items():
             self._writer.add_scalar(name, value, step)
-        finite = {name: value if math.isfinite(value) else None for name, value in named.items()}
-        self._lines.write(json.dumps({"step": step} | finite) + "\n")
+        self._lines.write(json.dumps({"step": step} | finite_or_none(named)) + "\n")
         self.flush()
 
     def config(self, config: ConfigDict, metrics: list[str]) -> None:

@@ -3,7 +3,14 @@ import numpy as np
 import pytest
 import scipy.special
 
-from hga_flax.training.metrics import ClassificationMetrics, cross_entropy, read, top_k_errors
+from hga_flax.training.metrics import (
+    ClassificationMetrics,
+    all_finite,
+    cross_entropy,
+    finite_or_none,
+    read,
+    top_k_errors,
+)
 
 LOGITS = np.random.RandomState(0).standard_normal((40, 12))
 LABELS = np.random.RandomState(1).randint(0, 12, 40)
@@ -41,3 +48,9 @@ def test_sums_merge_exactly_and_are_read_in_percent():
 
     merged = ClassificationMetrics.empty().merge(metrics(slice(0, 3))).merge(metrics(slice(3, 10)))
     assert read(merged) == pytest.approx({"loss": 0.4, "top1_error": 40.0, "top5_error": 40.0})
+
+
+def test_what_is_not_finite():
+    assert finite_or_none({"a": 1.0, "b": float("nan"), "c": float("inf")}) == {"a": 1.0, "b": None, "c": None}
+    assert all_finite({"a": jnp.ones(2), "b": jnp.zeros(())})
+    assert not all_finite({"a": jnp.asarray([1.0, jnp.inf])})

@@ -1,0 +1,113 @@
+import json
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from hga_flax.training.restore import restore_workdir
+from tests import commands
+
+TINY = (
+    "train.py",
+    "--config=configs/digits.py",
+    "--config.model.name=cifar_resnet8",
+    "--config.data.image_size=8",
+    "--config.training.batch_size=32",
+    "--config.training.log_every_steps=5",
+    "--config.training.compilation_cache=" + commands.os.environ["JAX_COMPILATION_CACHE_DIR"],
+)
+SHORT = ("--config.training.steps=2", "--config.data.fake=true", "--config.data.fake_examples=40")
+
+
+def rows(workdir):
+    timings = ("train/images_per_second", "train/data_wait_share")
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in timings} for line in lines]
+
+
+def test_tensorflow_is_blocked_for_the_commands():
+    assert "TensorFlow is blocked here" in commands.run("-c", "import tensorflow").stderr
+
+
+def test_a_run_killed_twice_ends_with_the_bits_of_an_undisturbed_one(tmp_path):
+    long = (*TINY, "--config.training.steps=60", "--config.checkpoint.every_steps=7")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    result = commands.run(*long, f"--workdir={whole}")
+    assert result.returncode == 0, result.stderr
+    for after in (10, 35):  # SIGKILL once this many steps are logged
+        process = commands.start(*long, f"--workdir={killed}")
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and process.poll() is None:
+            if (killed / "metrics.jsonl").exists() and rows(killed)[-1:] and rows(killed)[-1]["step"] >= after:
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "the run was over before it could be killed"
+    result = commands.run(*long, f"--workdir={killed}")
+    assert result.returncode == 0, result.stderr
+    assert "resuming" in result.stdout
+    ours, expected = (restore_workdir(str(w), "latest") for w in (killed, whole))
+    assert ours.step == expected.step == 60
+    for a, b in zip(jax.tree.leaves(ours.state), jax.tree.leaves(expected.state), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert rows(killed) == rows(whole)  # and it logged the same numbers at the same steps
+
+
+def test_a_complete_run_says_so_and_does_not_train_again(tmp_path):
+    first = commands.run(*TINY, *SHORT, f"--workdir={tmp_path}")
+    assert first.returncode == 0, first.stderr
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    again = commands.run(*TINY, *SHORT, f"--workdir={tmp_path}")
+    assert again.returncode == 0 and "training is complete" in again.stdout and "step      1" not in again.stdout
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_resnext50_on_synthetic_images_trains_saves_and_is_evaluated(tmp_path):
+    result = commands.run(
+        "train.py", "--config=configs/hga_resnext50.py", f"--workdir={tmp_path}", "--config.data.fake=true",
+        "--config.data.fake_examples=6", "--config.training.steps=2", "--config.training.batch_size=4",
+        "--config.data.image_size=32", TINY[-1],
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "26,128,680 parameters" in result.stdout  # PAPER.md: 26.129 M
+    evaluated = commands.run("evaluate.py", f"--workdir={tmp_path}", "--json")
+    assert evaluated.returncode == 0, evaluated.stderr
+    row = json.loads(evaluated.stdout.splitlines()[-1])
+    assert (row["num_examples"], row["step"], row["split"]) == (6, 2, "validation")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.optimzer.learning_rate=1"], "no such key; did you mean 'optimizer.learning_rate'?"),
+        (["--config.model.attention=hgaa"], "unknown attention 'hgaa'; known: none, hga"),
+        (
+            ["--config.data.name=imagenet2012", "--config.data.mean=0.5", "--config.data.fake=false"],
+            "is not prepared in",
+        ),
+        (["--config.data.mean=0.5,0.5"], "digits has 1 channels; give one number or 1"),
+        (["--workdir=/dev/null/x"], "--workdir=/dev/null/x cannot be written to"),
+        (["--config.training.batch_size=41"], "the training split has only 40 examples"),
+        (["--wrkdir=x"], "unrecognized arguments: --wrkdir=x"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_1(tmp_path, arguments, message):
+    result = commands.run(*TINY, *SHORT, f"--workdir={tmp_path}", *arguments)
+    assert result.returncode == 1
+    assert message in result.stderr and result.stderr.count("\n") == 1 and result.stderr.startswith("error: ")
+
+
+def test_another_models_workdir_is_refused(tmp_path):
+    assert commands.run(*TINY, *SHORT, f"--workdir={tmp_path}").returncode == 0
+    result = commands.run(*TINY, *SHORT, f"--workdir={tmp_path}", "--config.model.attention=none")
+    assert result.returncode == 1 and result.stderr.count("\n") == 1
+    assert "there model.attention is 'hga', here 'none'" in result.stderr
+
+
+def test_divergence_stops_with_the_step_and_what_to_do(tmp_path):
+    result = commands.run(*TINY, f"--workdir={tmp_path}", "--config.optimizer.learning_rate=1e30",
+                          "--config.training.steps=20")  # fmt: skip
+    assert result.returncode == 1 and result.stderr.count("\n") == 1
+    assert "training diverged: the loss of step" in result.stderr and "optimizer.learning_rate" in result.stderr

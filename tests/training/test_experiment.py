@@ -1,0 +1,68 @@
+import os
+
+import jax
+import pytest
+
+from hga_flax.data.sources import DatasetInfo
+from hga_flax.errors import ConfigError
+from hga_flax.training import experiment as e
+from tests.training import tiny
+
+INFO = DatasetInfo("digits", 10, 1, ())
+
+
+def test_the_plan_turns_epochs_into_steps():
+    plan = e.make_plan(tiny.config(training__steps=0, training__epochs=3.0), 40)
+    assert (plan.steps_per_epoch, plan.total_steps, plan.eval_every) == (2.5, 8, 2)
+    assert [s for s in range(1, 9) if plan.evaluates_at(s)] == [2, 4, 6, 8]
+    plan = e.make_plan(tiny.config(training__steps=7, evaluation__every_epochs=2.0), 40)
+    assert [s for s in range(1, 8) if plan.evaluates_at(s)] == [5, 7]
+    with pytest.raises(ConfigError, match="only 10 examples"):
+        e.make_plan(tiny.config(), 10)
+
+
+def test_the_parts_follow_from_the_configuration():
+    experiment = e.create_experiment(tiny.config(), INFO)
+    assert experiment.image_shape == (8, 8, 1) and experiment.model.num_classes == 10
+    assert experiment.model.axis_name == "data"
+    assert experiment.eval_batch_size == 16
+    experiment = e.create_experiment(tiny.config(training__batch_norm_scope="device", evaluation__batch_size=8), INFO)
+    assert experiment.model.axis_name is None and experiment.eval_batch_size == 8
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"training__batch_size": 12}, "training.batch_size=12: does not divide over 8 devices"),
+        ({"evaluation__batch_size": 12}, "evaluation.batch_size=12: does not divide over 8 devices"),
+        ({"data__mean": (0.5, 0.5, 0.5)}, "digits has 1 channels"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_data_is_opened(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        e.create_experiment(tiny.config(**overrides), INFO)
+
+
+def test_determinism_and_the_cache_are_set_before_jax_starts(monkeypatch, tmp_path):
+    cache = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("XLA_FLAGS", "--a=b")
+    try:
+        e.configure_jax(tiny.config(training__deterministic=False, training__compilation_cache=str(tmp_path)))
+        assert os.environ["XLA_FLAGS"] == "--a=b" and jax.config.jax_compilation_cache_dir == str(tmp_path)
+        e.configure_jax(tiny.config(training__compilation_cache=""))
+        assert os.environ["XLA_FLAGS"] == "--a=b --xla_gpu_deterministic_ops=true"
+        assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", cache)
+
+
+def test_a_run_describes_itself():
+    experiment = e.create_experiment(tiny.config(), INFO)
+    rows = dict(e.describe(experiment, e.make_plan(experiment.config, 48)))
+    params = sum(
+        p.size
+        for p in jax.tree.leaves(jax.eval_shape(experiment.init(experiment.optimizer(0.1)), jax.random.key(0)).params)
+    )
+    assert f"{params:,} parameters" in rows["size"] and "GFLOPs" in rows["size"]
+    assert rows["devices"].startswith("8 x cpu") and rows["devices"].endswith("2 images each")
+    assert "(synthetic)" in rows["data"] and rows["plan"] == "6 steps of 16 = 2 epochs"

@@ -1,0 +1,58 @@
+import shutil
+
+import numpy as np
+import pytest
+
+from hga_flax.errors import UserError
+from hga_flax.training.restore import evaluate_workdir, restore_workdir
+from hga_flax.training.trainer import train
+from tests.training import tiny
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    train(tiny.config(), str(folder))
+    return folder
+
+
+def test_each_kind_of_checkpoint(workdir):
+    assert restore_workdir(str(workdir), "latest").step == 6
+    assert restore_workdir(str(workdir), "3").step == 3
+    assert restore_workdir(str(workdir)).step in (3, 6)
+
+
+def test_evaluation_writes_nothing(workdir):
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
+    result = evaluate_workdir(str(workdir), "latest", batch_size=5)
+    assert result["num_examples"] == 48 and result["split"] == "test"
+    assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
+
+
+def test_another_split_and_data_directory(workdir, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    config = (copy / "config.json").read_text().replace('"fake": true', '"fake": false')
+    (copy / "config.json").write_text(config)
+    result = evaluate_workdir(str(copy), "latest", split="train[:20%]", data_dir=str(tmp_path / "data"))
+    assert result["num_examples"] == 300 and np.isfinite(result["loss"])
+    assert (tmp_path / "data" / "digits").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "message"),
+    [("9", "one of the steps 3, 6"), ("-1", "one of the steps 3, 6"), ("last", "one of the steps 3, 6")],
+)
+def test_a_checkpoint_that_is_not_there(workdir, checkpoint, message):
+    with pytest.raises(UserError, match=message):
+        restore_workdir(str(workdir), checkpoint)
+
+
+def test_a_workdir_without_checkpoints(workdir, tmp_path):
+    for name in ("config.json", "dataset.json"):
+        shutil.copy(workdir / name, tmp_path / name)
+    for make in (lambda: None, (tmp_path / "checkpoints").mkdir):
+        make()
+        for checkpoint in ("best", "latest", "1"):
+            with pytest.raises(UserError, match="no checkpoint here yet"):
+                restore_workdir(str(tmp_path), checkpoint)
