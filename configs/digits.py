@@ -19,6 +19,7 @@ def get_config():
     config.data.augmentation = "small"
     config.data.flip = False  # a mirrored 2 is no digit
     config.data.crop_padding = 2
+    config.data.rotation_degrees = 10.0
     config.data.num_threads = 2
 
     config.training.epochs = 30.0

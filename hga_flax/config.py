@@ -229,7 +229,7 @@ def build_model(config: ConfigDict, num_classes: int, axis_name: str | None = No
 
 
 def to_json(config: ConfigDict) -> str:
-    """Returns the configuration as JSON text, keys in their declared order."""
+    """Returns the configuration as JSON text, keys sorted within each group."""
     return json.dumps(config.to_dict(), indent=2)
 
 

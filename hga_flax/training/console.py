@@ -6,7 +6,6 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
-
 PLAIN_WIDTH = 200
 
 

@@ -16,7 +16,7 @@ from hga_flax.data.pipeline import Dataset, Shard
 from hga_flax.data.sources import DatasetInfo
 from hga_flax.errors import ConfigError
 from hga_flax.training.mesh import DATA_AXIS, check_batch_size, create_mesh
-from hga_flax.training.optimizer import create_optimizer, create_schedule
+from hga_flax.training.optimizer import create_optimizer, create_schedule, warmup_steps
 from hga_flax.training.state import TrainState, make_init
 
 DETERMINISTIC_FLAG = "--xla_gpu_deterministic_ops=true"
@@ -153,8 +153,10 @@ def describe(experiment: Experiment, plan: Plan) -> list[tuple[str, str]]:
         ),
     ]
     fake = " (synthetic)" if config.data.fake else ""
+    warmup = warmup_steps(config, plan.steps_per_epoch)
+    cut = f", all within the warm-up of {warmup:,} steps" if warmup >= plan.total_steps else ""
     rows += [
         ("data", f"{config.data.name}{fake}, {plan.num_examples:,} examples to train on"),
-        ("plan", f"{plan.total_steps:,} steps of {batch} = {plan.total_steps / plan.steps_per_epoch:.4g} epochs"),
+        ("plan", f"{plan.total_steps:,} steps of {batch} = {plan.total_steps / plan.steps_per_epoch:.4g} epochs" + cut),
     ]
     return rows

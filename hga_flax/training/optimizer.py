@@ -10,6 +10,11 @@ from ml_collections import ConfigDict
 from hga_flax.errors import ConfigError
 
 
+def warmup_steps(config: ConfigDict, steps_per_epoch: float) -> int:
+    """Returns the length of the warm-up in optimizer steps."""
+    return config.schedule.warmup_steps or round(config.schedule.warmup_epochs * steps_per_epoch)
+
+
 def create_schedule(config: ConfigDict, steps_per_epoch: float, total_steps: int) -> optax.Schedule:
     """Returns the learning rate as a function of the step.
 
@@ -19,12 +24,16 @@ def create_schedule(config: ConfigDict, steps_per_epoch: float, total_steps: int
     0.01 for 400 steps).
 
     Raises:
-        ConfigError: the warm-up does not end before training does.
+        ConfigError: the warm-up does not end before the training's epochs do.
     """
     schedule, peak = config.schedule, config.optimizer.learning_rate
-    warmup = schedule.warmup_steps or round(schedule.warmup_epochs * steps_per_epoch)
-    if warmup and warmup >= total_steps:
-        raise ConfigError(f"schedule.warmup_epochs/steps: {warmup} steps of warm-up in a training of {total_steps}")
+    warmup = warmup_steps(config, steps_per_epoch)
+    # A run cut short by training.steps may end within its warm-up: that is how one tries a recipe.
+    if warmup >= total_steps and not config.training.steps:
+        raise ConfigError(
+            f"schedule: a warm-up of {warmup} steps in a training of {total_steps}; "
+            "lower schedule.warmup_epochs or schedule.warmup_steps"
+        )
     if schedule.name == "step":
         every = schedule.decay_every_epochs * steps_per_epoch
         count = int(total_steps / every)

@@ -66,3 +66,9 @@ def test_a_run_describes_itself():
     assert f"{params:,} parameters" in rows["size"] and "GFLOPs" in rows["size"]
     assert rows["devices"].startswith("8 x cpu") and rows["devices"].endswith("2 images each")
     assert "(synthetic)" in rows["data"] and rows["plan"] == "6 steps of 16 = 2 epochs"
+
+
+def test_a_run_that_ends_within_its_warm_up_says_so():
+    experiment = e.create_experiment(tiny.config(schedule__warmup_steps=400), INFO)
+    plan = dict(e.describe(experiment, e.make_plan(experiment.config, 48)))["plan"]
+    assert plan == "6 steps of 16 = 2 epochs, all within the warm-up of 400 steps"

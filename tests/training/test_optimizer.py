@@ -8,8 +8,9 @@ from hga_flax.training.optimizer import create_optimizer, create_schedule
 from tests.training import tiny
 
 
-def rates(steps, **schedule):
-    c = tiny.config(optimizer__learning_rate=0.6, **{f"schedule__{k}": v for k, v in schedule.items()})
+def rates(steps, cut=0, **schedule):
+    options = {f"schedule__{k}": v for k, v in schedule.items()}
+    c = tiny.config(optimizer__learning_rate=0.6, training__steps=cut, **options)
     function = create_schedule(c, steps_per_epoch=10.0, total_steps=1000)
     return [float(function(jnp.asarray(s))) for s in steps]
 
@@ -41,8 +42,12 @@ def test_constant_and_decay_factor():
 
 
 def test_a_warm_up_as_long_as_the_training_is_refused():
-    with pytest.raises(ConfigError, match="warm-up"):
+    with pytest.raises(ConfigError, match="a warm-up of 1000 steps in a training of 1000"):
         rates([0], name="step", warmup_epochs=100.0)
+
+
+def test_a_run_cut_short_may_end_within_its_warm_up():
+    assert rates([0, 500], cut=1000, name="step", warmup_epochs=100.0) == pytest.approx([0.0, 0.3])
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

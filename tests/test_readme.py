@@ -1,0 +1,53 @@
+"""What the README says is so."""
+
+import json
+import re
+import tomllib
+
+from hga_flax.attention import attention_names
+from hga_flax.models import CIFAR_PATTERN, model_names
+from tests.commands import ROOT, run
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_example_runs():
+    (program,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    result = run("-c", program)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "(2, 56, 56, 64)\n"
+
+
+def test_the_names_are_the_registered_ones():
+    for title, names in (("attentions", attention_names()), ("networks", [*model_names(), CIFAR_PATTERN])):
+        (row,) = re.findall(rf"^\| {title} \| (.*) \|$", README, flags=re.MULTILINE)
+        assert set(names) <= set(re.findall(r"`([^`]+)`", row))
+
+
+def test_files_and_targets_that_it_names_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"\bmake ([a-z-]+)", README):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
+    for config in re.findall(r"`(\w+\.py)`", README.split("Configurations:")[1].split("with the paper")[0]):
+        assert (ROOT / "configs" / config).exists()
+
+
+def test_the_library_needs_what_the_requirements_list():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    wanted = [line.split("#")[0].strip() for line in lines]
+    runtime, tools = wanted[: wanted.index("tensorboard>=2.20,<3")], wanted[wanted.index("tensorboard>=2.20,<3") :]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["dependencies"] == [line for line in runtime if line]
+    assert [line.split(">")[0] for line in tools] == ["tensorboard", "pytest", "ruff"]
+    assert all(re.search(r">=.*,<", line) for line in wanted if line)  # ranges, neither pins nor bare names
+
+
+def test_the_json_keys_that_it_promises(tmp_path):
+    from tests.test_train import SHORT, TINY
+
+    assert run(*TINY, *SHORT, f"--workdir={tmp_path}").returncode == 0
+    row = json.loads(run("evaluate.py", f"--workdir={tmp_path}", "--json").stdout.splitlines()[-1])
+    sentence = README.split("one JSON object:")[1].split("\n\n")[0]
+    assert set(row) == set(re.findall(r"`(\w+)`", sentence))
