@@ -19,8 +19,8 @@ def get_config() -> ConfigDict:
     config.model.dtype = "float32"  # of the computation: float32 or bfloat16; parameters are always float32
 
     config.data = ConfigDict()
-    config.data.name = "imagenet2012"  # "digits" (embedded) or a TFDS data set
-    config.data.dir = ""  # TFDS's data directory; "": $TFDS_DATA_DIR or ~/tensorflow_datasets
+    config.data.name = "imagenet2012"  # "digits" (embedded), "folder", or a TFDS or packed data set
+    config.data.dir = ""  # the folder of "folder", else of TFDS; "": $TFDS_DATA_DIR or ~/tensorflow_datasets
     config.data.fake = False  # synthetic images in the data set's place
     config.data.fake_examples = 256  # examples in each split of the synthetic data
     config.data.train_split = "train"  # in TFDS's notation

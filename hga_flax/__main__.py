@@ -10,6 +10,7 @@ from hga_flax.errors import run_main
 # it is imported only when its command is called.
 COMMANDS = {
     "paper": ("hga_flax.analysis.paper", "the paper's tables and equations beside ours"),
+    "prepare": ("hga_flax.data.prepare", "write a data set as array_record files"),
 }
 
 

@@ -7,15 +7,14 @@ array_record files of PNGs, so that the demo takes the path through the code tha
 
 import contextlib
 import io
-import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Iterator
 
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
+
+from hga_flax.data.packing import write_once
 
 TEST_EXAMPLES = 297
 
@@ -59,20 +58,10 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare_digits(data_dir: pathlib.Path) -> pathlib.Path:
-    """Returns the folder of the prepared data set, writing it first where it is missing.
+    """Returns the folder of the prepared data set, writing it first where it is missing."""
 
-    It appears under its name in one move, so a killed preparation leaves nothing that looks
-    complete, and of two processes that prepare at once either one's files serve both.
-    """
-    target = data_dir / "digits" / str(Digits.VERSION)
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = pathlib.Path(tempfile.mkdtemp(prefix=".preparing-", dir=target.parent))
-        try:
-            with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-                Digits(data_dir=str(scratch), file_format="array_record").download_and_prepare()
-            with contextlib.suppress(FileExistsError, OSError):
-                os.rename(scratch / "digits" / str(Digits.VERSION), target)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    return target
+    def write(scratch: pathlib.Path) -> None:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            Digits(data_dir=str(scratch), file_format="array_record").download_and_prepare()
+
+    return write_once(data_dir, "digits", str(Digits.VERSION), write)

@@ -1,0 +1,129 @@
+"""Labelled arrays read from .npz and from MNIST's IDX files, ready to be packed."""
+
+import dataclasses
+import gzip
+import pathlib
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from hga_flax.errors import UserError, one_line
+
+IDX_SPLITS = {"train": "train", "t10k": "test"}  # what MNIST's files call them
+# How the arrays of a split are called in .npz files: Keras', MedMNIST's, and a lone split.
+NPZ_NAMES = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))
+NPZ_SPLITS = ("train", "val", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledArrays:
+    """Splits of `images` uint8 `[N, H, W, C]` and `labels` int64 `[N]`, and the names of the classes."""
+
+    splits: dict[str, tuple[np.ndarray, np.ndarray]]
+    class_names: tuple[str, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one image."""
+        return next(iter(self.splits.values()))[0].shape[1:]
+
+    def examples(self, split: str) -> Iterator[tuple[int, dict]]:
+        """Yields the examples of a split as `packing.pack` takes them, keyed as TFDS keys MNIST."""
+        for key, (image, label) in enumerate(zip(*self.splits[split], strict=True)):
+            yield key, {"image": image, "label": int(label)}
+
+
+def _labelled(splits: dict[str, tuple[np.ndarray, np.ndarray]], names: tuple[str, ...], where: str) -> LabelledArrays:
+    """Checks the arrays and gives them their shapes."""
+    checked = {}
+    for split, (images, labels) in splits.items():
+        labels = labels.reshape(len(labels), -1)
+        if images.ndim == 3:
+            images = images[..., None]
+        if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.dtype != np.uint8 or images.size == 0:
+            raise UserError(
+                f"{where}: the images of '{split}' are {images.dtype} {list(images.shape)}; "
+                "they must be uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3] with values 0 to 255"
+            )
+        if labels.shape != (len(images), 1) or labels.dtype.kind not in "iu" or labels.min() < 0:
+            raise UserError(
+                f"{where}: the labels of '{split}' are {labels.dtype} {list(labels.shape)}; "
+                f"they must be {len(images)} whole numbers from 0"
+            )
+        checked[split] = (images, labels[:, 0].astype(np.int64))
+    if len({images.shape[1:] for images, _ in checked.values()}) != 1:
+        raise UserError(f"{where}: the splits hold images of different shapes")
+    classes = 1 + max(int(labels.max()) for _, labels in checked.values())
+    if names and len(names) < classes:
+        raise UserError(f"{where}: {len(names)} class names, but labels up to {classes - 1}")
+    if len(set(names)) != len(names):
+        raise UserError(f"{where}: two classes have the same name")
+    return LabelledArrays(checked, names or tuple(str(c) for c in range(classes)))
+
+
+def read_npz(file: pathlib.Path, class_names: tuple[str, ...] = ()) -> LabelledArrays:
+    """Reads `x_SPLIT`/`y_SPLIT`, `SPLIT_images`/`SPLIT_labels` or `images`/`labels`, and `class_names` if there.
+
+    Raises:
+        UserError: the file cannot be read or holds something else.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as loaded:
+            arrays = {name: loaded[name] for name in loaded.files}
+    except (OSError, ValueError, EOFError, AttributeError, KeyError, zlib.error, zipfile.BadZipFile) as error:
+        raise UserError(f"{file} cannot be read as .npz: {one_line(error)}") from None
+    pairs = {split: [(x.format(split), y.format(split)) for x, y in NPZ_NAMES] for split in NPZ_SPLITS}
+    pairs["train"].append(("images", "labels"))
+    splits = {
+        split: (arrays[x], arrays[y]) for split, names in pairs.items() for x, y in names if x in arrays and y in arrays
+    }
+    if not splits:
+        raise UserError(
+            f"{file}: found no x_train and y_train, no train_images and train_labels, no images and labels; "
+            f"it holds: {', '.join(arrays) or 'nothing'}"
+        )
+    names = class_names or tuple(str(name) for name in arrays.get("class_names", ()))
+    return _labelled(splits, names, str(file))
+
+
+def read_idx_file(file: pathlib.Path) -> np.ndarray:
+    """Reads one IDX file of bytes, compressed or not.
+
+    Raises:
+        UserError: it cannot be read, or is not what its head says.
+    """
+    try:
+        data = file.read_bytes()
+        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        zero, kind, dimensions = struct.unpack_from(">HBB", data)
+        shape = struct.unpack_from(f">{dimensions}I", data, 4)
+        start = 4 + 4 * dimensions
+        if zero != 0 or kind != 8 or len(data) != start + int(np.prod(shape)):
+            raise ValueError("not an IDX file of unsigned bytes, or not whole")
+        return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
+        raise UserError(f"{file} cannot be read: {one_line(error)}") from None
+
+
+def read_idx(folder: pathlib.Path, class_names: tuple[str, ...] = ()) -> LabelledArrays:
+    """Reads the pairs `PREFIX-images-idx3-ubyte[.gz]`, `PREFIX-labels-idx1-ubyte[.gz]` of a folder.
+
+    The prefixes "train" and "t10k" become the splits "train" and "test", as in TFDS.
+
+    Raises:
+        UserError: there are none, or they cannot be read.
+    """
+    splits = {}
+    for images in sorted(folder.glob("*-images-idx3-ubyte*")) if folder.is_dir() else []:
+        prefix = images.name.split("-images-")[0]
+        labels = [folder / f"{prefix}-labels-idx1-ubyte{end}" for end in ("", ".gz")]
+        found = next((file for file in labels if file.exists()), None)
+        if found is None:
+            raise UserError(f"{images} has no labels beside it ({labels[0].name}, also .gz)")
+        splits[IDX_SPLITS.get(prefix, prefix)] = (read_idx_file(images), read_idx_file(found))
+    if not splits:
+        raise UserError(f"{folder} holds no IDX files (train-images-idx3-ubyte, also .gz, and so on)")
+    return _labelled(splits, class_names, str(folder))

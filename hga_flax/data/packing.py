@@ -1,0 +1,144 @@
+"""Writing images as TFDS data sets in array_record, without TensorFlow: afterwards they are read by name."""
+
+import contextlib
+import fcntl
+import io
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+
+from hga_flax.errors import UserError, one_line
+
+VERSION = "1.0.0"
+# Examples of a split as TFDS takes them: (key, {"image": bytes or uint8 [H, W, C], "label": class, "file_name": str}).
+Examples = Callable[[], Iterator[tuple[int | str, dict[str, Any]]]]
+
+
+class _Packed(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A builder of whatever examples it is handed."""
+
+    def __init__(self, name: str, version: str, features: dict[str, Any], splits: dict[str, Examples], data_dir: str):
+        self.name, self.VERSION = name, tfds.core.Version(version)
+        self._features, self._splits = features, splits
+        super().__init__(data_dir=data_dir, version=version, file_format="array_record")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=f"{self.name}, packed by hga_flax.",
+            features=tfds.features.FeaturesDict(self._features),
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
+        return {split: self._generate_examples(examples) for split, examples in self._splits.items()}
+
+    def _generate_examples(self, examples: Examples) -> Iterator:
+        for key, example in examples():
+            image = example["image"]
+            # Encoded here, because TFDS would need TensorFlow to encode an array.
+            data = cv2.imencode(".png", image[..., ::-1])[1].tobytes() if isinstance(image, np.ndarray) else image
+            yield key, example | {"image": io.BytesIO(data)}
+
+
+def pack(
+    name: str,
+    splits: dict[str, Examples],
+    class_names: Sequence[str],
+    shape: tuple[int | None, int | None, int],
+    data_dir: pathlib.Path,
+    version: str = VERSION,
+    file_names: bool = False,
+) -> pathlib.Path:
+    """Writes a data set; it appears under its name complete, in one move.
+
+    Args:
+        name: by which it is read afterwards.
+        splits: a function that yields the examples for each split.
+        class_names: in the order of the labels.
+        shape: of the images, None where they differ.
+        data_dir: where TFDS data sets lie.
+        version: of the data set.
+        file_names: examples carry "file_name" too.
+
+    Returns:
+        The folder of the data set.
+    """
+    features: dict[str, Any] = {
+        "image": tfds.features.Image(shape=shape, encoding_format=None if shape[0] is None else "png"),
+        "label": tfds.features.ClassLabel(names=list(class_names)),
+    }
+    if file_names:
+        features["file_name"] = tfds.features.Text()
+
+    def write(scratch: pathlib.Path) -> None:
+        with contextlib.redirect_stdout(io.StringIO()):  # it would name the scratch folder; the bar is on stderr
+            _Packed(name, version, features, splits, str(scratch)).download_and_prepare()
+
+    return write_once(data_dir, name, version, write)
+
+
+def write_once(data_dir: pathlib.Path, name: str, version: str, write: Callable[[pathlib.Path], None]) -> pathlib.Path:
+    """Has `write(scratch)` prepare `scratch/name/version` and moves that to `data_dir/name/version`.
+
+    A killed preparation leaves nothing that looks complete, and the next one starts afresh; of two
+    processes that prepare at once either one's files serve both.
+    """
+    target = data_dir / name / version
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = pathlib.Path(tempfile.mkdtemp(prefix=".preparing-", dir=target.parent))
+    try:
+        write(scratch)
+        try:
+            os.rename(scratch / name / version, target)
+        except OSError:
+            if not target.exists():  # else another process was first
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+@contextlib.contextmanager
+def locked(data_dir: pathlib.Path, name: str) -> Iterator[None]:
+    """Lets one command at a time prepare `name`, and clears away what killed ones left.
+
+    Raises:
+        UserError: another command prepares it, or the folder cannot be written to.
+    """
+    folder = data_dir / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")  # the kernel releases it, however the process ends
+    except OSError as error:
+        raise UserError(f"--data-dir={data_dir} cannot be written to: {error.strerror or one_line(error)}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another command is preparing {name} in {data_dir}") from None
+        for leftover in [*folder.glob(".preparing-*"), *folder.glob("incomplete.*")]:
+            shutil.rmtree(leftover, ignore_errors=True)
+        yield
+
+
+def check_name(name: str) -> str:
+    """Returns `name` if a packed data set may bear it.
+
+    Raises:
+        UserError: it is no name for a data set, or already another's.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise UserError(f"--name={name}: use small letters, digits and _, beginning with a letter")
+    if name in ("digits", "folder", "arrays", "idx") or name in tfds.list_builders(with_community_datasets=False):
+        raise UserError(f"--name={name}: there is a data set of that name; choose another")
+    return name

@@ -1,0 +1,150 @@
+"""`python -m hga_flax prepare`: data sets written as array_record files, once.
+
+    prepare NAME               a TFDS data set, for example imagenet2012, cifar10, fashion_mnist
+    prepare folder DIR         a folder of images, train/CLASS/ and val/CLASS/
+    prepare arrays FILE.npz    labelled arrays
+    prepare idx DIR            MNIST-style IDX files
+
+A data set appears under its name in one move, so that a killed preparation is simply begun again.
+"""
+
+import argparse
+import importlib.util
+import pathlib
+
+from hga_flax.data.arrays import LabelledArrays, read_idx, read_npz
+from hga_flax.data.folder import FolderSource, class_names, splits
+from hga_flax.data.sources import data_directory
+from hga_flax.errors import UserError, nearest, one_line
+
+LOCAL = ("folder", "arrays", "idx")
+# Debian's package dataset-fashion-mnist; its files hold TFDS's images, but are compressed anew.
+FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
+# The two files of imagenet2012 and their sizes in bytes.
+IMAGENET = {"ILSVRC2012_img_train.tar": 147_897_477_120, "ILSVRC2012_img_val.tar": 6_744_924_160}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument("dataset", metavar="NAME", help="a TFDS data set, or: folder DIR, arrays FILE.npz, idx DIR")
+    parser.add_argument("path", nargs="?", help="what to pack, for folder, arrays and idx")
+    parser.add_argument("--name", help="folder, arrays, idx: the name of the new data set; default: that of the path")
+    parser.add_argument("--class-names", default="", help="arrays, idx: names of the classes, with commas between")
+    parser.add_argument("--data-dir", default="", help="where TFDS data sets lie; default: as in data.dir")
+    parser.add_argument(
+        "--manual-dir",
+        default="",
+        help="where files lie that one must fetch oneself; default: DATA_DIR/downloads/manual",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prepares the data set and says where it lies.
+
+    Raises:
+        UserError: something is missing that the user can mend.
+    """
+    data_dir = data_directory(arguments.data_dir).absolute()
+    if arguments.dataset in LOCAL:
+        name, folder = _prepare_local(arguments, data_dir)
+        usage = f"--config.data.name={name}"
+    else:
+        if arguments.path or arguments.name or arguments.class_names:
+            raise UserError(f"prepare {arguments.dataset}: PATH, --name and --class-names are for {', '.join(LOCAL)}")
+        manual = pathlib.Path(arguments.manual_dir).expanduser().absolute() if arguments.manual_dir else None
+        folder = _prepare_tfds(arguments.dataset, data_dir, manual)
+        usage = f"--config.data.name={arguments.dataset}"
+    print(f"{folder}\nuse it with {usage}" + (f" --config.data.dir={data_dir}" if arguments.data_dir else ""))
+
+
+def _prepare_local(arguments: argparse.Namespace, data_dir: pathlib.Path) -> tuple[str, pathlib.Path]:
+    """Packs a folder, an .npz or IDX files."""
+    from hga_flax.data import packing
+
+    kind = arguments.dataset
+    if not arguments.path:
+        raise UserError(f"prepare {kind}: name the {'file' if kind == 'arrays' else 'folder'} too")
+    path = pathlib.Path(arguments.path).expanduser().absolute()
+    if not path.exists():
+        raise UserError(f"prepare {kind}: {path} does not exist")
+    name = packing.check_name(arguments.name or path.stem.lower().replace("-", "_"))
+    if (data_dir / name / packing.VERSION).exists():
+        raise UserError(f"{data_dir / name} is there already; choose another --name or remove it")
+    names = tuple(n.strip() for n in arguments.class_names.split(",")) if arguments.class_names else ()
+    with packing.locked(data_dir, name):
+        if kind == "folder":
+            if names:
+                raise UserError("prepare folder: the folders name the classes; --class-names is for arrays and idx")
+            sources = {split: FolderSource(path, split) for split in splits(path)}
+            examples = {split: source.examples for split, source in sources.items()}
+            shape = (None, None, 3)
+            return name, packing.pack(name, examples, class_names(path), shape, data_dir, file_names=True)
+        arrays = (read_npz if kind == "arrays" else read_idx)(path, names)
+        return name, _pack_arrays(name, arrays, data_dir, packing.VERSION)
+
+
+def _pack_arrays(name: str, arrays: LabelledArrays, data_dir: pathlib.Path, version: str) -> pathlib.Path:
+    from hga_flax.data import packing
+
+    examples = {split: lambda split=split: arrays.examples(split) for split in arrays.splits}
+    return packing.pack(name, examples, arrays.class_names, arrays.shape, data_dir, version)
+
+
+def _prepare_tfds(name: str, data_dir: pathlib.Path, manual: pathlib.Path | None) -> pathlib.Path:
+    """Prepares a TFDS data set under its name."""
+    import tensorflow_datasets as tfds
+
+    from hga_flax.data import packing
+
+    try:
+        builder = tfds.builder(name, data_dir=str(data_dir), file_format="array_record")
+    except tfds.core.DatasetNotFoundError:
+        known = [*LOCAL, *tfds.list_builders(with_community_datasets=False)]
+        raise UserError(f"prepare: there is no data set '{name}'{nearest(name, known)}") from None
+    if builder.info.splits:
+        print(f"{name} is prepared already:")
+        return pathlib.Path(builder.data_dir)
+    if builder.name == "fashion_mnist" and (manual or FASHION_MNIST).is_dir():
+        labels = builder.info.features["label"].names
+        arrays = read_idx(manual or FASHION_MNIST, tuple(labels))
+        with packing.locked(data_dir, builder.name):
+            return _pack_arrays(builder.name, arrays, data_dir, str(builder.version))
+    if builder.name == "imagenet2012":
+        check_imagenet_tars(data_dir, manual or data_dir / "downloads" / "manual", bool(manual))
+    if importlib.util.find_spec("tensorflow") is None:
+        raise UserError(
+            f"preparing {name} needs TensorFlow, for this one step: pip install tensorflow, run the same command "
+            "again, pip uninstall tensorflow; training does without"
+        )
+    with packing.locked(data_dir, builder.name):
+        options = tfds.download.DownloadConfig(manual_dir=str(manual) if manual else None)
+        try:
+            builder.download_and_prepare(download_config=options)
+        except (OSError, AssertionError, tfds.download.DownloadError) as error:
+            raise UserError(f"preparing {name} failed: {type(error).__name__}: {one_line(error)}") from None
+        except Exception as error:
+            if type(error).__module__.split(".")[0] not in ("requests", "urllib3", "tensorflow_datasets"):
+                raise
+            raise UserError(f"preparing {name} failed: {type(error).__name__}: {one_line(error)}") from None
+        return pathlib.Path(builder.data_dir)
+
+
+def check_imagenet_tars(data_dir: pathlib.Path, folder: pathlib.Path, named: bool) -> None:
+    """Makes sure of ImageNet's two files before hours of work begin.
+
+    Raises:
+        UserError: one is missing; the message says what is needed, where, and how to go on.
+    """
+    missing = [name for name in IMAGENET if not (folder / name).is_file()]
+    if missing:
+        sizes = " and ".join(f"{name} ({size:,} bytes)" for name, size in IMAGENET.items())
+        flag = f" --manual-dir={folder}" if named else ""
+        raise UserError(
+            f"imagenet2012 is made of {sizes}, which image-net.org gives to registered users; missing in {folder}: "
+            f"{', '.join(missing)}. Put them there, then: "
+            f"python -m hga_flax prepare imagenet2012 --data-dir={data_dir}{flag}"
+        )
+    for name, size in IMAGENET.items():
+        there = (folder / name).stat().st_size
+        if there != size:
+            print(f"warning: {folder / name} has {there:,} bytes, the official file {size:,}; is it whole?")

@@ -1,0 +1,78 @@
+import gzip
+import struct
+
+import numpy as np
+import pytest
+
+from hga_flax.data.arrays import read_idx, read_idx_file, read_npz
+from hga_flax.errors import UserError
+
+IMAGES = np.random.RandomState(0).randint(0, 256, (5, 4, 3)).astype(np.uint8)
+LABELS = np.array([0, 2, 1, 2, 0], np.uint8)
+
+
+def idx(array):
+    return struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def write_idx(folder, prefix, images, labels, compress=False):
+    for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+        name, data = f"{prefix}-{kind}-ubyte", idx(array)
+        (folder / (name + ".gz" * compress)).write_bytes(gzip.compress(data) if compress else data)
+
+
+def test_idx_plain_and_compressed(tmp_path):
+    write_idx(tmp_path, "train", IMAGES, LABELS)
+    write_idx(tmp_path, "t10k", IMAGES[:2], LABELS[:2], compress=True)
+    read = read_idx(tmp_path, ("a", "b", "c"))
+    assert read.shape == (4, 3, 1) and read.class_names == ("a", "b", "c")
+    np.testing.assert_array_equal(read.splits["train"][0][..., 0], IMAGES)
+    np.testing.assert_array_equal(read.splits["test"][1], [0, 2])
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\x1f\x8bhalf", idx(IMAGES)[:-1], idx(IMAGES) + b"x", b"\0\0\x0d\1" + idx(IMAGES)[4:]]
+)
+def test_a_file_that_is_not_idx_is_named(data, tmp_path):
+    file = tmp_path / "train-images-idx3-ubyte"
+    file.write_bytes(data)
+    with pytest.raises(UserError, match="train-images-idx3-ubyte cannot be read"):
+        read_idx_file(file)
+
+
+@pytest.mark.parametrize("names", [("x_train", "y_train"), ("train_images", "train_labels"), ("images", "labels")])
+def test_npz_by_the_names_in_use(names, tmp_path):
+    colour = np.repeat(IMAGES[..., None], 3, axis=-1)
+    np.savez(tmp_path / "a.npz", **dict(zip(names, (colour, LABELS[:, None]), strict=True)))
+    read = read_npz(tmp_path / "a.npz")
+    assert list(read.splits) == ["train"] and read.shape == (4, 3, 3) and read.class_names == ("0", "1", "2")
+    np.testing.assert_array_equal(read.splits["train"][1], LABELS)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"a": IMAGES}, "it holds: a"),
+        ({"images": IMAGES / 255, "labels": LABELS}, "must be uint8"),
+        ({"images": IMAGES, "labels": LABELS[:3]}, "5 whole numbers"),
+        ({"images": IMAGES, "labels": LABELS - 1.0}, "whole numbers"),
+        ({"images": IMAGES, "labels": LABELS, "class_names": np.array(["a", "b"])}, "2 class names"),
+        ({"images": IMAGES, "labels": LABELS, "class_names": np.array(["a", "b", "a"])}, "same name"),
+        ({"images": IMAGES, "labels": LABELS, "x_test": IMAGES[:, :2], "y_test": LABELS}, "different shapes"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(arrays, message, tmp_path):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(UserError, match=message):
+        read_npz(tmp_path / "a.npz")
+
+
+def test_what_is_no_npz_is_refused(tmp_path):
+    (tmp_path / "a.npz").write_bytes(b"PK\3\4half")
+    with pytest.raises(UserError, match=r"cannot be read as \.npz"):
+        read_npz(tmp_path / "a.npz")
+    with pytest.raises(UserError, match="no IDX files"):
+        read_idx(tmp_path)
+    (tmp_path / "x-images-idx3-ubyte").write_bytes(idx(IMAGES))
+    with pytest.raises(UserError, match="no labels beside it"):
+        read_idx(tmp_path)

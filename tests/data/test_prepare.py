@@ -1,0 +1,181 @@
+import hashlib
+import importlib.util
+import pathlib
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from hga_flax.__main__ import main
+from hga_flax.data import prepare
+from hga_flax.data.arrays import read_idx
+from hga_flax.data.host_augmentation import decode
+from hga_flax.data.sources import dataset_info, open_source
+from hga_flax.errors import UserError
+from tests.data.test_arrays import IMAGES, LABELS, write_idx
+
+# Over the sorted (label, pixels) of both splits, and so independent of order, container and compression.
+FASHION_MNIST_SHA256 = "63d3beefc9df4f4ae0e1026c60772b548603cdbf9372d6114e03d4a22a10241f"
+no_fashion_mnist = pytest.mark.skipif(
+    not prepare.FASHION_MNIST.is_dir(), reason="needs Debian's package dataset-fashion-mnist"
+)
+no_tensorflow = pytest.mark.skipif(
+    importlib.util.find_spec("tensorflow") is None, reason="TFDS's own builder needs TensorFlow, which is not installed"
+)
+
+
+def checksum(splits):
+    """Returns one hash of `{split: [(image, label)]}`."""
+    digest = hashlib.sha256()
+    for split in sorted(splits):
+        for row in sorted(bytes([label]) + np.ascontiguousarray(image).tobytes() for image, label in splits[split]):
+            digest.update(row)
+    return digest.hexdigest()
+
+
+def records(name, split, data_dir, channels):
+    source = open_source(name, split, str(data_dir))
+    return [(decode(r["image"], channels), int(r["label"])) for r in (source[i] for i in range(len(source)))]
+
+
+def test_arrays_are_read_by_name_afterwards(tmp_path):
+    colour = np.stack([IMAGES, IMAGES // 2, 255 - IMAGES], axis=-1)
+    np.savez(tmp_path / "my-set.npz", x_train=colour, y_train=LABELS, x_test=colour[:2], y_test=LABELS[:2])
+    data = tmp_path / "data"
+    main(["prepare", "arrays", str(tmp_path / "my-set.npz"), "--data-dir", str(data), "--class-names=a,b,c"])
+    assert dataset_info("my_set", str(data)).class_names == ("a", "b", "c")
+    expected = {"train": list(zip(colour, LABELS, strict=True)), "test": list(zip(colour[:2], LABELS[:2], strict=True))}
+    assert checksum({s: records("my_set", s, data, 3) for s in expected}) == checksum(expected)
+    assert len(open_source("my_set", "train[:60%]", str(data))) == 3
+    with pytest.raises(UserError, match="is there already"):
+        main(["prepare", "arrays", str(tmp_path / "my-set.npz"), "--data-dir", str(data)])
+    with pytest.raises(UserError, match="did you mean 'my_set'"):
+        dataset_info("myset", str(data))
+
+
+def test_idx_files_are_packed_as_a_subprocess(tmp_path):
+    write_idx(tmp_path, "train", IMAGES, LABELS, compress=True)
+    command = [sys.executable, "-m", "hga_flax", "prepare", "idx", str(tmp_path), "--name=mine"]
+    done = subprocess.run([*command, f"--data-dir={tmp_path}"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "--config.data.name=mine" in done.stdout and "train examples" in done.stderr  # the progress bar
+    expected = {"train": list(zip(IMAGES, LABELS, strict=True))}
+    assert checksum({"train": records("mine", "train", tmp_path, 1)}) == checksum(expected)
+
+
+def test_a_folder_is_packed_with_its_bytes_and_names(tmp_path):
+    folder = tmp_path / "pets" / "train" / "cat"
+    folder.mkdir(parents=True)
+    data = cv2.imencode(".jpg", np.zeros((6, 5, 3), np.uint8))[1].tobytes()
+    (folder / "0.jpg").write_bytes(data)
+    (folder / "1.jpg").write_bytes(b"")  # packed as it is: training skips and names it
+    main(["prepare", "folder", str(tmp_path / "pets"), "--data-dir", str(tmp_path)])
+    source = open_source("pets", "train", str(tmp_path))
+    found = {bytes(source[i]["file_name"]): bytes(source[i]["image"]) for i in range(len(source))}
+    assert found == {b"train/cat/0.jpg": data, b"train/cat/1.jpg": b""}
+    assert dataset_info("pets", str(tmp_path)).class_names == ("cat",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["arrays"], "name the file too"),
+        (["folder", "/absent"], "does not exist"),
+        (["arrays", __file__, "--name=cifar10"], "there is a data set of that name"),
+        (["arrays", __file__, "--name=Mine"], "small letters"),
+        (["arrays", __file__], "cannot be read as .npz"),
+        (["cifar11"], "did you mean .cifar1"),
+        (["cifar10", "--name=x"], "are for folder, arrays, idx"),
+        (["imagenet2012"], "missing in .*manual: ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar"),
+    ],
+)
+def test_what_cannot_be_prepared_is_said_in_one_line(arguments, message, tmp_path):
+    with pytest.raises(UserError, match=message) as caught:
+        main(["prepare", *arguments, "--data-dir", str(tmp_path)])
+    assert "\n" not in str(caught.value)
+
+
+def test_imagenet_names_sizes_folder_and_command(tmp_path):
+    (tmp_path / "ILSVRC2012_img_val.tar").write_bytes(b"")
+    with pytest.raises(UserError) as caught:
+        main(["prepare", "imagenet2012", "--data-dir", str(tmp_path), "--manual-dir", str(tmp_path)])
+    for text in ("147,897,477,120 bytes", "6,744,924,160 bytes", f"missing in {tmp_path}: ILSVRC2012_img_train.tar."):
+        assert text in str(caught.value)
+    assert f"prepare imagenet2012 --data-dir={tmp_path} --manual-dir={tmp_path}" in str(caught.value)
+
+
+def test_without_tensorflow_the_step_that_needs_it_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install tensorflow"):
+        main(["prepare", "cifar10", "--data-dir", str(tmp_path)])
+
+
+@no_fashion_mnist
+@pytest.mark.slow
+def test_fashion_mnist_from_debian(tmp_path, capsys):
+    main(["prepare", "fashion_mnist", "--data-dir", str(tmp_path)])
+    splits = {split: records("fashion_mnist", split, tmp_path, 1) for split in ("train", "test")}
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 60000, "test": 10000}
+    assert dataset_info("fashion_mnist", str(tmp_path)).class_names[-1] == "Ankle boot"
+    assert checksum(splits) == FASHION_MNIST_SHA256
+    capsys.readouterr()
+    main(["prepare", "fashion_mnist", "--data-dir", str(tmp_path)])
+    assert "prepared already" in capsys.readouterr().out
+
+
+@no_fashion_mnist
+@no_tensorflow
+@pytest.mark.slow
+def test_tfds_makes_the_same_fashion_mnist(tmp_path, monkeypatch):
+    """TFDS's own builder, handed the files that it would have fetched."""
+    import gzip
+
+    import tensorflow_datasets as tfds
+
+    local = {}
+    for file in prepare.FASHION_MNIST.iterdir():
+        (tmp_path / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
+        local[file.name] = str(tmp_path / file.stem)
+    fetch = lambda self, urls: {key: local[pathlib.PurePosixPath(url).name] for key, url in urls.items()}
+    monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", fetch)
+    monkeypatch.setattr(prepare, "FASHION_MNIST", tmp_path / "absent")
+    main(["prepare", "fashion_mnist", "--data-dir", str(tmp_path)])
+    splits = {split: records("fashion_mnist", split, tmp_path, 1) for split in ("train", "test")}
+    assert checksum(splits) == FASHION_MNIST_SHA256
+
+
+@no_fashion_mnist
+def test_the_checksum_is_that_of_the_files():
+    arrays = read_idx(prepare.FASHION_MNIST)
+    splits = {split: list(zip(*arrays.splits[split], strict=True)) for split in arrays.splits}
+    assert checksum(splits) == FASHION_MNIST_SHA256
+
+
+KILLED = """
+import os, sys
+from hga_flax.data import prepare, packing
+original = packing._Packed._generate_examples
+def dies(self, examples):
+    for i, example in enumerate(original(self, examples)):
+        if i == 3:
+            os._exit(9)
+        yield example
+packing._Packed._generate_examples = dies
+from hga_flax.__main__ import main
+main(sys.argv[1:])
+"""
+
+
+def test_a_killed_preparation_is_begun_again(tmp_path):
+    write_idx(tmp_path, "train", IMAGES, LABELS)
+    arguments = ["prepare", "idx", str(tmp_path), "--name=mine", f"--data-dir={tmp_path}"]
+    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, timeout=120)
+    assert done.returncode == 9
+    assert list((tmp_path / "mine").glob(".preparing-*"))
+    with pytest.raises(UserError, match="no data set 'mine'"):
+        dataset_info("mine", str(tmp_path))
+    main(arguments)
+    assert len(open_source("mine", "train", str(tmp_path))) == 5
+    assert not list((tmp_path / "mine").glob(".preparing-*"))
