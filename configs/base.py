@@ -34,6 +34,9 @@ def get_config() -> ConfigDict:
     config.data.crop_padding = 0  # "small": pad by this many pixels, then crop at random
     config.data.eval_crop_fraction = 0.875  # "imagenet": evaluate the centre 224 of a short side of 256
     config.data.num_threads = 16  # threads that read and decode; 0 reads in the main thread
+    config.data.num_workers = 0  # processes that read and decode whole batches; above 0 in the threads' place
+    config.data.cache_mb = 1024  # small images are kept decoded in memory where a split takes no more, 0: never
+    config.data.max_bad_images = 100  # of a split, that are skipped because they cannot be decoded; more end the run
 
     config.training = ConfigDict()
     config.training.epochs = 100.0  # passes over the training split

@@ -1,14 +1,22 @@
-"""From a source to batches, with Grain: ordered, sharded by process, resumable at any step."""
+"""From a source to batches, with Grain: ordered, sharded by process, resumable at any step.
+
+An image that cannot be decoded moves no other: in training the next good one of the global order
+stands in for it, in evaluation a blank one that does not count.
+"""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 
+from hga_flax.data.bad_images import TOO_MANY, BadImage, BadImages
 from hga_flax.data.host_augmentation import host_transform
+from hga_flax.data.memory import MemorySource, in_memory
 from hga_flax.data.sources import DatasetInfo, Source, SyntheticSource, dataset_info, open_source
 
 # (image, index of the example, epoch) -> uint8 [H, W, C]
@@ -32,32 +40,39 @@ class _TrainExamples:
     the place where a run was cut changes what any batch holds.
     """
 
-    def __init__(self, source: Source, transform: Transform, seed: int, batch_size: int, shard: Shard, start: int):
+    def __init__(
+        self, source: Source, transform: Transform, data: Any, seed: int, batch_size: int, shard: Shard, start: int
+    ):
         self._source, self._transform, self._shard, self._start = source, transform, shard, start
         self._batch, self._local = batch_size, batch_size // shard.processes
         self._order = grain.MapDataset.range(len(source)).shuffle(seed=seed).repeat()
+        self._max_bad, self._size = data.max_bad_images, data.image_size
 
     def __len__(self) -> int:
         return 2**31  # more than any run reads; Grain needs a number
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         batch, offset = divmod(row, self._local)
-        position = self._start + batch * self._batch + self._shard.process * self._local + offset
-        epoch, index = position // len(self._source), int(self._order[position])
-        record = self._source[index]
-        return {
-            "image": self._transform(record["image"], index, epoch),
-            "label": np.int32(record["label"]),
-            "index": np.int32(index),
-            "epoch": np.int32(epoch),
-        }
+        first = self._start + batch * self._batch + self._shard.process * self._local + offset
+        bad = -1
+        for position in range(first, first + self._max_bad + 2):
+            epoch, index = position // len(self._source), int(self._order[position])
+            try:
+                record = self._source[index]
+                image = self._transform(record["image"], index, epoch)
+            except BadImage:
+                bad = index if position == first else bad  # the others are reported at their own places
+                continue
+            return _example(image, record["label"], bad, index=np.int32(index), epoch=np.int32(epoch))
+        blank = np.zeros((self._size, self._size, 1), np.uint8)
+        return _example(blank, 0, TOO_MANY, index=np.int32(0), epoch=np.int32(0))
 
 
 class _EvalExamples:
     """This process's rows of an evaluation: every example once, then padding with mask 0."""
 
-    def __init__(self, source: Source, transform: Transform, batch_size: int, shard: Shard):
-        self._source, self._transform, self._shard = source, transform, shard
+    def __init__(self, source: Source, transform: Transform, blank: np.ndarray, batch_size: int, shard: Shard):
+        self._source, self._transform, self._blank, self._shard = source, transform, blank, shard
         self._batch, self._local = batch_size, batch_size // shard.processes
 
     def __len__(self) -> int:
@@ -66,19 +81,37 @@ class _EvalExamples:
     def __getitem__(self, row: int) -> dict[str, Any]:
         batch, offset = divmod(row, self._local)
         position = batch * self._batch + self._shard.process * self._local + offset
-        real = position < len(self._source)
-        record = self._source[position if real else 0]
-        return {
-            "image": self._transform(record["image"], position, 0),
-            "label": np.int32(record["label"]),
-            "mask": np.bool_(real),
-        }
+        if position >= len(self._source):
+            return _example(self._blank, 0, -1, mask=np.bool_(False))
+        try:
+            record = self._source[position]
+            image = self._transform(record["image"], position, 0)
+        except BadImage:
+            return _example(self._blank, 0, position, mask=np.bool_(False))
+        return _example(image, record["label"], -1, mask=np.bool_(True))
 
 
-def _batches(examples: Any, batch_size: int, threads: int) -> Iterator[Batch]:
+def _example(image: np.ndarray, label: int, bad: int, **more: Any) -> dict[str, Any]:
+    return {"image": image, "label": np.int32(label), "bad": np.int32(bad), **more}
+
+
+def _batches(examples: Any, batch_size: int, threads: int, workers: int, memory: bool) -> Iterator[Batch]:
+    dataset = grain.MapDataset.source(examples)
+    if memory:
+        # No work that lets go of the interpreter's lock: threads would only wait for each other (9 times slower,
+        # on 28x28 images). One makes whole batches, ahead of their use.
+        options = grain.ReadOptions(num_threads=min(threads, 1), prefetch_buffer_size=2 if threads else 0)
+        return iter(dataset.batch(batch_size).to_iter_dataset(options))
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl's flags, which no command of ours does
+        # Whole batches are dealt out in turn, so that they hold what they hold without workers.
+        options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        workers_options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        return iter(dataset.batch(batch_size).to_iter_dataset(options).mp_prefetch(workers_options))
     # Enough examples ahead to keep the threads busy over a batch boundary, not more: memory.
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * batch_size, 16) if threads else 0)
-    return iter(grain.MapDataset.source(examples).to_iter_dataset(options).batch(batch_size))
+    return iter(dataset.to_iter_dataset(options).batch(batch_size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,11 +122,23 @@ class Dataset:
     data: Any
     seed: int
 
+    @functools.cached_property
+    def bad_images(self) -> BadImages:
+        """What this process has met of images that cannot be decoded."""
+        return BadImages(self.data.max_bad_images)
+
     def source(self, split: str) -> Source:
-        """Opens a split: the real one, or a synthetic one with `data.fake`."""
-        if self.data.fake:
-            return SyntheticSource(self.data.fake_examples, self.data.image_size, self.info)
-        return open_source(self.info.name, split, self.data.dir)
+        """Opens a split: the real one, or a synthetic one with `data.fake`; a small one is read into memory."""
+        data = self.data
+        if data.fake:
+            source = SyntheticSource(data.fake_examples, data.image_size, self.info)
+        else:
+            source = open_source(self.info.name, split, data.dir)
+        if data.augmentation == "imagenet" or data.num_workers:
+            return source
+        # The transform only resizes here, in training and in evaluation.
+        transform = host_transform(data, self.info.channels, False, self.seed)
+        return in_memory(source, transform, (data.image_size, data.image_size, self.info.channels), data.cache_mb)
 
     def train_batches(self, source: Source, batch_size: int, shard: Shard, start: int = 0) -> Iterator[Batch]:
         """Yields this process's part of each global batch, without end.
@@ -107,19 +152,41 @@ class Dataset:
         Yields:
             `image` uint8 `[b, H, W, C]`, `label`, `index` and `epoch` int32 `[b]`.
         """
-        transform = host_transform(self.data, self.info.channels, True, self.seed)
-        examples = _TrainExamples(source, transform, self.seed, batch_size, shard, start)
-        return _batches(examples, batch_size // shard.processes, self.data.num_threads)
+        examples = lambda source, transform: _TrainExamples(
+            source, transform, self.data, self.seed, batch_size, shard, start
+        )
+        return self._batches(source, True, examples, batch_size // shard.processes)
 
     def eval_batches(self, source: Source, batch_size: int, shard: Shard) -> Iterator[Batch]:
         """Yields this process's part of an evaluation; every process gets equally many batches.
 
         Yields:
-            `image` uint8 `[b, H, W, C]`, `label` int32 `[b]`, `mask` bool `[b]`, false for padding.
+            `image` uint8 `[b, H, W, C]`, `label` int32 `[b]`, `mask` bool `[b]`, false for what does not count.
         """
-        transform = host_transform(self.data, self.info.channels, False, self.seed)
-        examples = _EvalExamples(source, transform, batch_size, shard)
-        return _batches(examples, batch_size // shard.processes, self.data.num_threads)
+        blank = np.zeros((self.data.image_size, self.data.image_size, self.info.channels), np.uint8)
+        examples = lambda source, transform: _EvalExamples(source, transform, blank, batch_size, shard)
+        return self._batches(source, False, examples, batch_size // shard.processes)
+
+    def _batches(self, source: Source, train: bool, examples: Callable, batch_size: int) -> Iterator[Batch]:
+        transform = host_transform(self.data, self.info.channels, train, self.seed)
+        data = self.data
+        memory = isinstance(source, MemorySource)
+        batches = _batches(examples(source, transform), batch_size, data.num_threads, data.num_workers, memory)
+        split = data.train_split if train else data.eval_split
+        return self.bad_images.watch(batches, split, lambda index: _explain(source, transform, index))
+
+
+def _explain(source: Source, transform: Transform, index: int) -> str:
+    """Returns the name of an image that cannot be decoded and the reason."""
+    name = f"example {index}"
+    try:
+        record = (source.original if isinstance(source, MemorySource) else source)[index]
+        file = record.get("file_name", name)
+        name = file.decode(errors="replace") if isinstance(file, bytes) else str(file)
+        transform(record["image"], index, 0)
+    except BadImage as error:
+        return f"{name}: {error}"
+    return f"{name}: it could not be decoded before, and can now"
 
 
 def create_dataset(data: Any, seed: int) -> Dataset:

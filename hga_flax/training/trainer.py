@@ -38,12 +38,14 @@ class Progress:
         num_examples: of the training split, to notice a data set that has changed.
         best: the best evaluation so far and its `step`, or None.
         elapsed_seconds: over all sessions.
+        bad_images: indices of training images that could not be decoded, as far as this process has met them.
     """
 
     examples_seen: int = 0
     num_examples: int = 0
     best: dict[str, float] | None = None
     elapsed_seconds: float = 0.0
+    bad_images: list[int] = dataclasses.field(default_factory=list)
 
 
 def train(config: ConfigDict, workdir_path: str) -> None:
@@ -54,6 +56,9 @@ def train(config: ConfigDict, workdir_path: str) -> None:
     """
     experiment = create_experiment(config, lambda: dataset_info(config.data.name, config.data.dir))
     console = Console(active=experiment.shard.process == 0)
+    bad_images = experiment.dataset.bad_images
+    if experiment.shard.process == 0:
+        bad_images.log = lambda text: console.line(text, "yellow")
     workdir = files.open_workdir(workdir_path)
     changes = files.check_same_run(workdir, config)
     source = experiment.dataset.source(config.data.train_split)
@@ -72,6 +77,7 @@ def train(config: ConfigDict, workdir_path: str) -> None:
     else:
         step, state, run = restored
         progress = Progress(**run)
+        bad_images.remember(config.data.train_split, progress.bad_images)
         if progress.num_examples != len(source):
             raise UserError(
                 f"the training split has {len(source)} examples, but this run began with {progress.num_examples}: "
@@ -179,7 +185,8 @@ class Loop:
         values = read(state.metrics)
         speed = self._clock.speed(step)
         rate = float(self._schedule(jnp.asarray(step - 1)))
-        self._writer.scalars(step, "train", values | speed | {"learning_rate": rate})
+        bad = {"bad_images": len(self._bad_images(self._experiment.config.data.train_split))}
+        self._writer.scalars(step, "train", values | speed | {"learning_rate": rate} | bad)
         epoch = step / self._plan.steps_per_epoch
         self._console.line(
             f"step {step:>6}/{self._plan.total_steps}  epoch {epoch:6.2f}  loss {values['loss']:.4f}  "
@@ -200,6 +207,7 @@ class Loop:
         with self._clock.paused():
             metrics = self._evaluate(step, state) if evaluates else None
             self._progress.elapsed_seconds = self._clock.elapsed
+            self._progress.bad_images = self._bad_images(self._experiment.config.data.train_split)
             self._checkpoints.save(step, state, dataclasses.asdict(self._progress), metrics)
 
     def _evaluate(self, step: int, state: TrainState) -> dict[str, float | None]:
@@ -211,7 +219,8 @@ class Loop:
             if not all_finite(state.params):
                 raise self._diverged(f"parameters are not finite after step {step}")
             self._console.line(f"warning: the evaluation's loss after step {step} is {metrics['loss']}", "yellow")
-        self._writer.scalars(step, "eval", metrics)
+        bad = {"bad_images": len(self._bad_images(self._experiment.config.data.eval_split))}
+        self._writer.scalars(step, "eval", metrics | bad)
         best = self._progress.best
         improved = best is None or rank(metrics) < rank(best)
         if improved:
@@ -223,6 +232,9 @@ class Loop:
             style="bold",
         )
         return finite_or_none(metrics)
+
+    def _bad_images(self, split: str) -> list[int]:
+        return self._experiment.dataset.bad_images.found(split)
 
     def _eval_batches(self) -> Any:
         experiment = self._experiment

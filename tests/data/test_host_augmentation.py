@@ -1,9 +1,11 @@
 import cv2
 import numpy as np
 import pytest
+from sklearn.datasets import load_sample_image
 
 from configs import base
 from hga_flax.data import host_augmentation as host
+from tests.data.broken import exif
 
 RAMP = np.stack(np.broadcast_arrays(np.arange(60)[:, None] * 2, np.arange(90)[None] * 2, 7), axis=-1).astype(np.uint8)
 
@@ -82,3 +84,59 @@ def test_small_images_are_only_resized():
         data.image_size, data.augmentation = 30, "small"
     out = host.host_transform(data, 3, True, seed=0)(RAMP[:, :60], 0, 0)
     np.testing.assert_array_equal(out, cv2.resize(RAMP[:, :60], (30, 30), interpolation=cv2.INTER_AREA))
+
+
+def photographs():
+    """scikit-learn's two, 640x427, as they are and at other sizes."""
+    for name in ("china.jpg", "flower.jpg"):
+        photo = load_sample_image(name)
+        for width, height in ((640, 427), (500, 375), (400, 267), (1280, 854), (200, 300)):
+            interpolation = cv2.INTER_AREA if width < 640 else cv2.INTER_CUBIC
+            yield cv2.resize(photo, (width, height), interpolation=interpolation)
+
+
+def test_evaluation_resizes_as_pillow_does():
+    image_module = pytest.importorskip("PIL.Image", reason="Pillow, the reference, is not installed")
+    for photo in photographs():
+        height, width = photo.shape[:2]
+        scale = 256 / min(height, width)
+        size = (round(width * scale), round(height * scale))
+        resized = np.asarray(image_module.fromarray(photo).resize(size, image_module.Resampling.BILINEAR))
+        top, left = (resized.shape[0] - 224) // 2, (resized.shape[1] - 224) // 2
+        reference = resized[top : top + 224, left : left + 224].astype(int)
+        difference = np.abs(host.central_crop(photo, 224, 0.875).astype(int) - reference).mean()
+        assert difference <= 2, (photo.shape, difference)
+
+
+def supersampled(photo, size, key):
+    """The training warp at four times the resolution, averaged."""
+    fine = host.random_warp(photo, 4 * size, True, 10.0, key)
+    return cv2.resize(fine, (size, size), interpolation=cv2.INTER_AREA).astype(int)
+
+
+def test_the_training_warp_averages_where_it_shrinks():
+    photo = cv2.resize(load_sample_image("china.jpg"), (1600, 1068), interpolation=cv2.INTER_CUBIC)
+    matrix_only, ours = [], []
+    for i in range(20):
+        expected = supersampled(photo, 112, (0, 0, i))
+        ours.append(np.abs(host.random_warp(photo, 112, True, 10.0, (0, 0, i)) - expected).mean())
+        nearest = cv2.resize(host.random_warp(photo, 448, True, 10.0, (0, 0, i)), (112, 112), interpolation=0)
+        matrix_only.append(np.abs(nearest - expected).mean())
+    assert np.mean(ours) < 4 and np.mean(ours) < np.mean(matrix_only) / 2
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_decoding_at_reduced_scale_gives_the_same_picture(orientation):
+    photo = cv2.resize(load_sample_image("flower.jpg"), (1600, 1068), interpolation=cv2.INTER_CUBIC)
+    jpeg = cv2.imencode(".jpg", photo[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+    jpeg = jpeg[:2] + exif(orientation)[2:38] + jpeg[2:]
+    whole, reduced = host.decode(jpeg, 3), 0
+    for i in range(20):
+        image, size = host.decode_for_crop(jpeg, 3, 224, (0, 0, i))
+        assert size == whole.shape[:2]
+        reduced += image.shape != whole.shape
+        box = host.random_crop_box(np.random.default_rng((0, 0, i)), *size)
+        assert min(box[2] * image.shape[0] / size[0], box[3] * image.shape[1] / size[1]) > 223  # nothing is blown up
+        ours = host.random_warp(image, 224, True, 10.0, (0, 0, i), size)
+        assert np.abs(ours - supersampled(whole, 224, (0, 0, i))).mean() < 2.5
+    assert reduced > 10

@@ -4,17 +4,19 @@ import numpy as np
 import pytest
 
 from configs import base
+from hga_flax.data.memory import MemorySource
 from hga_flax.data.pipeline import Dataset, Shard, create_dataset
 from hga_flax.data.sources import DatasetInfo
 
 ALONE = Shard()
 
 
-def make_dataset(examples=22, seed=3, threads=0):
+def make_dataset(examples=22, seed=3, threads=0, workers=0, cache_mb=0, augmentation="none"):
     data = base.get_config().data
     with data.unlocked():
         data.fake, data.fake_examples, data.image_size = True, examples, 8
-        data.augmentation, data.num_threads = "none", threads
+        data.augmentation, data.num_threads = augmentation, threads
+        data.num_workers, data.cache_mb = workers, cache_mb
     return Dataset(DatasetInfo("x", 10, 3, ()), data, seed)
 
 
@@ -49,9 +51,30 @@ def test_a_batch_holds_the_examples_that_its_index_names():
             assert label == source[int(index)]["label"]
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_threads_change_nothing(threads):
-    assert_same(take(make_dataset(threads=threads), 8), take(make_dataset(), 8))
+@pytest.mark.parametrize("augmentation", ["imagenet", "none"])
+@pytest.mark.parametrize("options", [{"threads": 1}, {"threads": 2}, {"threads": 4}, {"workers": 2}], ids=str)
+def test_threads_and_worker_processes_change_nothing(options, augmentation):
+    expected = take(make_dataset(augmentation=augmentation), 8)
+    assert_same(take(make_dataset(augmentation=augmentation, **options), 8), expected)
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_keeping_images_in_memory_changes_nothing(threads):
+    kept, read = make_dataset(cache_mb=1, threads=threads), make_dataset()
+    assert isinstance(kept.source("train"), MemorySource) and not isinstance(read.source("train"), MemorySource)
+    assert_same(take(kept, 8), take(read, 8))
+    assert_same(*(list(d.eval_batches(d.source("test"), 8, ALONE)) for d in (kept, read)))
+
+
+def test_images_too_large_for_the_memory_stay_where_they_are():
+    assert not isinstance(make_dataset(5209, cache_mb=1).source("train"), MemorySource)  # 192 bytes each
+    assert isinstance(make_dataset(5208, cache_mb=1).source("train"), MemorySource)
+
+
+def test_worker_processes_evaluate_and_go_on_as_none_do():
+    alone, workers = make_dataset(), make_dataset(workers=2)
+    assert_same(*(list(d.eval_batches(d.source("test"), 8, ALONE)) for d in (workers, alone)))
+    assert_same(take(workers, 3, start=20), take(alone, 8)[5:])
 
 
 @pytest.mark.parametrize("processes", [2, 4])

@@ -1,0 +1,68 @@
+"""Images that cannot be decoded: counted, each named once, and too many of them end the run."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from hga_flax.errors import UserError
+
+TOO_MANY = -2  # in a batch's "bad": the loader gave up looking for a good image
+
+
+class BadImage(ValueError):
+    """The bytes are no image, or not a whole one; the message says why."""
+
+
+class BadImages:
+    """What this process has met of them.
+
+    Args:
+        limit: of `data.max_bad_images`, for each split.
+    """
+
+    def __init__(self, limit: int):
+        self._limit, self._found = limit, {}
+        self.log: Callable[[str], None] = lambda line: print(line, file=sys.stderr)
+
+    def found(self, split: str) -> list[int]:
+        """The indices of the bad images of a split, sorted."""
+        return sorted(self._found.get(split, ()))
+
+    def remember(self, split: str, indices: Iterable[int]) -> None:
+        """Takes over what an earlier session has met and named."""
+        self._found.setdefault(split, set()).update(indices)
+
+    def watch(
+        self, batches: Iterator[dict[str, Any]], split: str, explain: Callable[[int], str]
+    ) -> Iterator[dict[str, Any]]:
+        """Yields the batches without their "bad": the index of a bad example, -1 for a good one.
+
+        Args:
+            batches: from the loader.
+            split: that they come from.
+            explain: returns the name of a bad image and what is wrong with it.
+
+        Raises:
+            UserError: there are more than the limit.
+        """
+        found = self._found.setdefault(split, set())
+        for batch in batches:
+            bad = batch.pop("bad")
+            for index in np.unique(bad[bad >= 0]).tolist():
+                if index in found:
+                    continue
+                found.add(index)
+                self.log(f"skipped {explain(index)}")
+                if len(found) > self._limit:
+                    raise self._too_many(split)
+            if (bad == TOO_MANY).any():
+                raise self._too_many(split)
+            yield batch
+
+    def _too_many(self, split: str) -> UserError:
+        return UserError(
+            f"more than data.max_bad_images={self._limit} images of the split '{split}' cannot be decoded; "
+            "mend or remove the files named above, or raise the limit"
+        )

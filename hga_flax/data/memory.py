@@ -1,0 +1,53 @@
+"""Small images kept decoded in memory: reading and decoding them anew each time is most of the work."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from hga_flax.data.bad_images import BadImage
+
+CHUNK = 1024  # examples read at once: array_record files decompress groups of neighbours
+
+
+class MemorySource:
+    """All examples of a source, decoded and resized.
+
+    Args:
+        source: to be read, once.
+        transform: (image, index, epoch) -> uint8 image of `shape`, the same in every epoch.
+        shape: of an image.
+
+    Attributes:
+        original: the source.
+    """
+
+    def __init__(self, source: Any, transform: Callable, shape: tuple[int, int, int]):
+        self.original, count = source, len(source)
+        self._images = np.zeros((count, *shape), np.uint8)
+        self._labels = np.zeros(count, np.int32)
+        self._bad: set[int] = set()
+        for start in range(0, count, CHUNK):
+            rows = range(start, min(start + CHUNK, count))
+            many = source.__getitems__(list(rows)) if hasattr(source, "__getitems__") else map(source.__getitem__, rows)
+            for index, record in zip(rows, many, strict=True):
+                self._labels[index] = record["label"]
+                try:
+                    self._images[index] = transform(record["image"], index, 0)
+                except BadImage:
+                    self._bad.add(index)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Returns an example, its image as an array; nothing to decode for one that cannot be decoded."""
+        if index in self._bad:
+            return {"image": b"", "label": 0}
+        return {"image": self._images[index], "label": self._labels[index]}
+
+
+def in_memory(source: Any, transform: Callable, shape: tuple[int, int, int], megabytes: float) -> Any:
+    """Returns the source, read into memory where its images take no more than `megabytes`."""
+    small = len(source) * int(np.prod(shape)) <= megabytes * 1e6
+    return MemorySource(source, transform, shape) if small else source
