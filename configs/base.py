@@ -32,6 +32,9 @@ def get_config() -> ConfigDict:
     config.data.flip = True  # mirror half of the training images
     config.data.rotation_degrees = 10.0  # rotate training images by up to +- this angle
     config.data.crop_padding = 0  # "small": pad by this many pixels, then crop at random
+    config.data.random_erasing = 0.0  # share of the training images of which a random rectangle becomes noise
+    config.data.mixup = 0.0  # mix training images, with shares from a beta distribution of this parameter
+    config.data.cutmix = 0.0  # the same, pasting boxes; half of the images get each where both are above 0
     config.data.eval_crop_fraction = 0.875  # "imagenet": evaluate the centre 224 of a short side of 256
     config.data.num_threads = 16  # threads that read and decode; 0 reads in the main thread
     config.data.num_workers = 0  # processes that read and decode whole batches; above 0 in the threads' place

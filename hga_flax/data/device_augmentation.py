@@ -61,3 +61,81 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
     """uint8-valued `[B, H, W, C]` -> float32 (x / 255 - mean) / std, mean and std per channel or one for all."""
     images = images.astype(jnp.float32) / 255
     return (images - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+
+
+# Streams of an example's key, apart from those that `augment` splits off.
+_ERASING, _MIXING = 1001, 1002
+ERASED_AREA = (0.02, 1 / 3)
+ERASED_ASPECT = (0.3, 1 / 0.3)
+
+
+def _inside(start: jax.Array, length: jax.Array, size: int) -> jax.Array:
+    """True at the positions start .. start + length - 1 of `size`."""
+    position = jnp.arange(size)
+    return (position >= start) & (position < start + length)
+
+
+def random_erasing(key: jax.Array, image: jax.Array, probability: float) -> jax.Array:
+    """Fills a random rectangle of `[H, W, C]` with noise (Zhong et al., https://arxiv.org/abs/1708.04896).
+
+    Its area is 2 to 33 % of the image's, its aspect 0.3 to 3.3, what would stick out is cut off.
+    """
+    height, width, _ = image.shape
+    apply, area_key, aspect_key, place, noise = jax.random.split(jax.random.fold_in(key, _ERASING), 5)
+    area = jax.random.uniform(area_key, minval=ERASED_AREA[0], maxval=ERASED_AREA[1]) * height * width
+    low, high = jnp.log(jnp.asarray(ERASED_ASPECT))
+    aspect = jnp.exp(jax.random.uniform(aspect_key, minval=low, maxval=high))
+    rows = jnp.clip(jnp.round(jnp.sqrt(area * aspect)), 1, height)
+    columns = jnp.clip(jnp.round(jnp.sqrt(area / aspect)), 1, width)
+    top, left = jnp.floor(jax.random.uniform(place, (2,)) * jnp.stack([height - rows + 1, width - columns + 1]))
+    box = _inside(top, rows, height)[:, None] & _inside(left, columns, width)
+    values = jnp.floor(jax.random.uniform(noise, image.shape, image.dtype, maxval=256))
+    erased = jnp.where(box[..., None], values, image)
+    return jnp.where(jax.random.bernoulli(apply, probability), erased, image)
+
+
+def cutmix_box(key: jax.Array, share: jax.Array, height: int, width: int) -> jax.Array:
+    """Returns bool `[H, W]`, true in a box of 1 - `share` of the area about a random place, cut off at the border."""
+    cut = jnp.sqrt(1 - share)
+    centre = jax.random.uniform(key, (2,)) * jnp.asarray([height, width])
+    half = jnp.asarray([height, width]) * cut / 2
+    first, last = jnp.round(centre - half), jnp.round(centre + half)
+    return _inside(first[0], last[0] - first[0], height)[:, None] & _inside(first[1], last[1] - first[1], width)
+
+
+def mix(
+    images: jax.Array, labels: jax.Array, keys: jax.Array, mixup: float, cutmix: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Mixes each image with its neighbour, 0 with 1, 2 with 3, ..., each with a share of its own.
+
+    mixup (https://arxiv.org/abs/1710.09412) adds the images, CutMix (https://arxiv.org/abs/1905.04899)
+    pastes a box of the other one; where both are asked for, half of the images get each. The order of
+    the examples is random, so the neighbour is; and it lies on the same device however many there are.
+
+    Args:
+        images: `[B, H, W, C]` with B even.
+        labels: `[B]`.
+        keys: `[B]`.
+        mixup: both parameters of the beta distribution of the share; 0: none.
+        cutmix: the same for CutMix.
+
+    Returns:
+        Images, the neighbours' labels and, float32 `[B]`, the share of the image's own label.
+    """
+    neighbour = lambda x: x.reshape(-1, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)
+
+    def one(key: jax.Array, image: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
+        choice, up, cut, place = jax.random.split(jax.random.fold_in(key, _MIXING), 4)
+        if mixup:
+            share = jax.random.beta(up, mixup, mixup)
+            added = share * image + (1 - share) * other
+        if cutmix:
+            box = cutmix_box(place, jax.random.beta(cut, cutmix, cutmix), *image.shape[:2])
+            pasted, kept = jnp.where(box[..., None], other, image), 1 - box.mean()
+        if mixup and cutmix:
+            which = jax.random.bernoulli(choice)
+            return jnp.where(which, added, pasted), jnp.where(which, share, kept)
+        return (added, share) if mixup else (pasted, kept)
+
+    mixed, shares = jax.vmap(one)(keys, images, neighbour(images))
+    return mixed, neighbour(labels), shares

@@ -109,6 +109,11 @@ def create_experiment(config: ConfigDict, info: DatasetInfo | Callable[[], Datas
     mesh = create_mesh()
     check_batch_size("training.batch_size", config.training.batch_size, mesh)
     check_batch_size("evaluation.batch_size", config.evaluation.batch_size, mesh)
+    if (config.data.mixup or config.data.cutmix) and config.training.batch_size // mesh.devices.size % 2:
+        raise ConfigError(
+            f"training.batch_size={config.training.batch_size}: data.mixup and data.cutmix mix pairs, so that each of "
+            f"the {mesh.devices.size} devices needs an even number of images"
+        )
     info = info() if callable(info) else info
     for key in ("mean", "std"):
         if len(config.data[key]) not in (1, info.channels):

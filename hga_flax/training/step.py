@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
-from hga_flax.data.device_augmentation import augment, example_keys, normalize
+from hga_flax.data.device_augmentation import augment, example_keys, mix, normalize, random_erasing
 from hga_flax.training.mesh import DATA_AXIS
 from hga_flax.training.metrics import ClassificationMetrics, batch_metrics, cross_entropy
 from hga_flax.training.state import TrainState
@@ -25,13 +25,24 @@ AUXILIARY_WEIGHT = 0.3  # of each auxiliary head's loss (Szegedy et al., https:/
 REPLICATED, SPLIT = PartitionSpec(), PartitionSpec(DATA_AXIS)
 
 
-def prepare_images(batch: Batch, config: ConfigDict, train: bool) -> jax.Array:
-    """uint8 `[B, H, W, C]` -> augmented (in training, with "small") and normalised float32."""
-    data, images = config.data, batch["image"]
-    if train and data.augmentation == "small":
+def prepare_images(batch: Batch, config: ConfigDict, train: bool) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Augments (in training) and normalises the images of a batch.
+
+    Returns:
+        float32 `[B, H, W, C]`, and where images are mixed the label of the other one and, float32
+        `[B]`, the share of the own label; else the own label and None.
+    """
+    data, images, other, share = config.data, batch["image"], batch["label"], None
+    if train:
         keys = example_keys(config.seed, batch["epoch"], batch["index"])
-        images = augment(images.astype("float32"), keys, data.crop_padding, data.flip, data.rotation_degrees)
-    return normalize(images, data.mean, data.std)
+        if data.augmentation == "small":
+            images = augment(images.astype("float32"), keys, data.crop_padding, data.flip, data.rotation_degrees)
+        if data.random_erasing:
+            erase = lambda key, image: random_erasing(key, image, data.random_erasing)
+            images = jax.vmap(erase)(keys, images.astype("float32"))
+        if data.mixup or data.cutmix:
+            images, other, share = mix(images.astype("float32"), other, keys, data.mixup, data.cutmix)
+    return normalize(images, data.mean, data.std), other, share
 
 
 def make_train_step(
@@ -44,21 +55,26 @@ def make_train_step(
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
-        images = prepare_images(batch, config, train=True)
+        images, other, share = prepare_images(batch, config, train=True)
         # A stream of its own for each step and device; no random state is kept between steps.
         dropout = jax.random.fold_in(jax.random.key(config.seed), state.step)
         dropout = jax.random.fold_in(dropout, lax.axis_index(DATA_AXIS))
+
+        def target_loss(logits: jax.Array) -> jax.Array:
+            smoothing = config.training.label_smoothing
+            own = cross_entropy(logits, batch["label"], smoothing)
+            # Linear in the target, so that the loss of soft labels is the mean over hard ones.
+            return own if share is None else share * own + (1 - share) * cross_entropy(logits, other, smoothing)
 
         def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
             variables = {"params": params, "batch_stats": state.batch_stats}
             logits, updates = model.apply(
                 variables, images, train=True, mutable=["batch_stats", "aux_logits"], rngs={"dropout": dropout}
             )
-            smoothing = config.training.label_smoothing
-            loss = cross_entropy(logits, batch["label"], smoothing)
+            loss = target_loss(logits)
             total = loss.mean()
             for auxiliary in jax.tree.leaves(updates.get("aux_logits", {})):
-                total += AUXILIARY_WEIGHT * cross_entropy(auxiliary, batch["label"], smoothing).mean()
+                total += AUXILIARY_WEIGHT * target_loss(auxiliary).mean()
             return lax.pmean(total, DATA_AXIS), (logits, loss, updates.get("batch_stats", {}))
 
         # The parameters are the same on all devices, so shard_map sums their gradient over the mesh.
@@ -90,7 +106,7 @@ def make_eval_step(
 
     def step(params: Any, batch_stats: Any, sums: ClassificationMetrics, batch: Batch) -> ClassificationMetrics:
         variables = {"params": params, "batch_stats": batch_stats}
-        logits = model.apply(variables, prepare_images(batch, config, train=False), train=False)
+        logits = model.apply(variables, prepare_images(batch, config, train=False)[0], train=False)
         loss = cross_entropy(logits, batch["label"])
         return sums.merge(batch_metrics(logits, batch["label"], loss, batch["mask"], DATA_AXIS))
 

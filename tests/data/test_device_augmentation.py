@@ -1,7 +1,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import scipy.ndimage
+import scipy.stats
 
 from hga_flax.data import device_augmentation as device
 
@@ -70,3 +72,83 @@ def test_the_rest_of_the_batch_changes_nothing():
 def test_normalize():
     out = device.normalize(jnp.asarray(IMAGES), (0.5, 0.25), (2.0, 4.0))
     np.testing.assert_allclose(out[..., 1], (IMAGES[..., 1] / 255 - 0.25) / 4, rtol=1e-5, atol=1e-6)
+
+
+def test_erasing_fills_one_rectangle_of_the_area_asked_for():
+    image = np.full((24, 20, 3), -1, np.float32)
+    out = np.asarray(jax.vmap(lambda k: device.random_erasing(k, image, 0.5))(keys(index=range(300))))
+    erased = (out != -1).any(axis=-1)
+    count = 0
+    for box in erased[erased.any(axis=(1, 2))]:
+        rows, columns = np.flatnonzero(box.any(axis=1)), np.flatnonzero(box.any(axis=0))
+        assert box[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+        assert box.sum() == (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)
+        assert 0.005 < box.mean() < 0.37  # by rounding; clipped at the border
+        count += 1
+    assert 110 < count < 190
+    values = out[erased]
+    assert values.min() >= 0 and values.max() <= 255 and (values == np.floor(values)).all()
+    assert abs(values.mean() - 127.5) < 3
+    none = jax.vmap(lambda k: device.random_erasing(k, image, 0.0))(keys())
+    assert (np.asarray(none) == -1).all()
+
+
+LABELS = jnp.arange(6)
+SWAPPED = [1, 0, 3, 2, 5, 4]
+
+
+def test_mixup_against_numpy():
+    mixed, other, share = map(np.asarray, device.mix(IMAGES, LABELS, keys(), 0.4, 0.0))
+    assert other.tolist() == SWAPPED
+    s = share[:, None, None, None]
+    np.testing.assert_allclose(mixed, s * IMAGES + (1 - s) * IMAGES[SWAPPED], rtol=1e-5)
+    assert len(set(share.tolist())) == 6 and (share >= 0).all() and (share <= 1).all()
+
+
+def test_cutmix_against_numpy():
+    rows = 2000
+    images = np.broadcast_to(np.arange(rows, dtype=np.float32)[:, None, None, None] % 2, (rows, 9, 7, 1))
+    mixed, _, share = map(np.asarray, device.mix(images, jnp.arange(rows), keys(index=range(rows)), 0.0, 1.0))
+    pasted = (mixed != images)[..., 0]
+    np.testing.assert_allclose(share, 1 - pasted.mean(axis=(1, 2)), atol=1e-6)  # the label goes by the area pasted
+    for box in pasted[pasted.any(axis=(1, 2))][:100]:
+        y, x = np.flatnonzero(box.any(axis=1)), np.flatnonzero(box.any(axis=0))
+        assert box.sum() == (y[-1] - y[0] + 1) * (x[-1] - x[0] + 1)
+
+    # The reference draws in the same way, with NumPy's numbers: the distribution of the shares agrees.
+    random = np.random.RandomState(0)
+    expected = []
+    for _ in range(rows):
+        cut = np.sqrt(1 - random.beta(1, 1))
+        y, x = random.uniform(0, 9), random.uniform(0, 7)
+        (y0, y1), (x0, x1) = np.round([y - 4.5 * cut, y + 4.5 * cut]), np.round([x - 3.5 * cut, x + 3.5 * cut])
+        expected.append(1 - max(0, min(y1, 9) - max(y0, 0)) * max(0, min(x1, 7) - max(x0, 0)) / 63)
+    assert np.quantile(share, [0.1, 0.25, 0.5, 0.75, 0.9]) == approx(np.quantile(expected, [0.1, 0.25, 0.5, 0.75, 0.9]))
+
+
+def approx(values):
+    return pytest.approx(values, abs=0.05)
+
+
+def test_the_shares_of_mixup_are_beta_distributed():
+    rows = 4000
+    flat = jnp.zeros((rows, 1, 1, 1))
+    for alpha in (0.2, 1.0, 3.0):
+        share = np.asarray(device.mix(flat, jnp.arange(rows), keys(index=range(rows)), alpha, 0.0)[2])
+        quantiles = [0.1, 0.25, 0.5, 0.75, 0.9]
+        assert np.quantile(share, quantiles) == approx(scipy.stats.beta(alpha, alpha).ppf(quantiles))
+
+
+def test_with_both_half_of_the_images_get_each():
+    rows = 600
+    images = np.broadcast_to(np.arange(rows, dtype=np.float32)[:, None, None, None] % 2, (rows, 9, 7, 1))
+    mixed = np.asarray(device.mix(images, jnp.arange(rows), keys(index=range(rows)), 1.0, 1.0)[0])
+    by_mixup = ((mixed > 0) & (mixed < 1)).any(axis=(1, 2, 3))
+    assert 240 < by_mixup.sum() < 360
+
+
+def test_mixing_does_not_depend_on_the_rest_of_the_batch():
+    whole = device.mix(IMAGES, LABELS, keys(), 1.0, 1.0)
+    part = device.mix(IMAGES[2:4], LABELS[2:4], keys(index=[2, 3]), 1.0, 1.0)
+    for a, b in zip(whole, part, strict=True):
+        np.testing.assert_allclose(a[2:4], b, rtol=1e-6)

@@ -8,7 +8,7 @@ import pytest
 
 from hga_flax.training.mesh import replicate, to_devices
 from hga_flax.training.metrics import ClassificationMetrics, read
-from hga_flax.training.step import make_eval_step
+from hga_flax.training.step import make_eval_step, prepare_images
 from tests.training import tiny
 
 RESNEXT = {
@@ -91,6 +91,29 @@ def test_augmentation_in_the_step_does_not_depend_on_the_devices():
     losses = [one_step(c, devices, tiny.batch())[3] for devices in (1, 4)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert abs(losses[0] - one_step(plain, 1, tiny.batch())[3]) > 1e-4
+
+
+MIXED = {"data__mixup": 0.4, "data__cutmix": 1.0, "data__random_erasing": 0.5, "training__label_smoothing": 0.1}
+
+
+def test_mixing_and_erasing_do_not_depend_on_the_devices():
+    c = tiny.config(**MIXED)
+    losses = [one_step(c, devices, tiny.batch())[3] for devices in (1, 2)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_the_loss_of_mixed_images_is_that_of_soft_labels():
+    c = tiny.config(**MIXED)
+    batch = tiny.batch()
+    _, before, _, loss = one_step(c, 1, batch)
+    images, other, share = prepare_images({k: jnp.asarray(v) for k, v in batch.items()}, c, train=True)
+    own, others = np.eye(10)[batch["label"]], np.eye(10)[np.asarray(other)]
+    target = np.asarray(share)[:, None] * own + (1 - np.asarray(share)[:, None]) * others
+    target = 0.9 * target + 0.1 / 10
+    model, _, _ = tiny.build(tiny.config(training__batch_norm_scope="device"), tiny.mesh())
+    variables = {"params": before.params, "batch_stats": before.batch_stats}
+    logits, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    assert loss == pytest.approx(float(optax.softmax_cross_entropy(logits, target).mean()), rel=1e-5)
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"training__label_smoothing": 0.1}, {"model__dtype": "bfloat16"}])
