@@ -4,12 +4,15 @@ import argparse
 import importlib
 import sys
 
-from hga_flax.errors import run_main
+from hga_flax.config import split_overrides
+from hga_flax.errors import UserError, run_main
 
 # Name: (module, one line of help). A module has add_arguments(parser) and run(arguments) -> int | None;
-# it is imported only when its command is called.
+# it is imported only when its command is called. One that takes `--config` finds `--config.key=value` in
+# `arguments.overrides`.
 COMMANDS = {
     "paper": ("hga_flax.analysis.paper", "the paper's tables and equations beside ours"),
+    "bench": ("hga_flax.analysis.bench", "measure how fast images are loaded"),
     "prepare": ("hga_flax.data.prepare", "write a data set as array_record files"),
 }
 
@@ -20,7 +23,7 @@ def main(argv: list[str] | None = None) -> int | None:
     Raises:
         UserError: what the command raises for bad input.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    argv, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         prog="python -m hga_flax", description="Image classification with Hierarchical Global Attention."
     )
@@ -33,6 +36,9 @@ def main(argv: list[str] | None = None) -> int | None:
             command.add_arguments(subparser)
             subparser.set_defaults(run=command.run)
     arguments = parser.parse_args(argv)
+    if overrides and "config" not in arguments:
+        raise UserError(f"{overrides[0]}: {arguments.command} takes no configuration")
+    arguments.overrides = overrides
     return arguments.run(arguments)
 
 

@@ -72,9 +72,16 @@ def parse_arguments(
     """
     parser.add_argument("--config", required=True, metavar="FILE", help="a file of configs/")
     parser.epilog = "Any key of configs/base.py is a flag too: --config.optimizer.learning_rate=0.05"
+    own, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
+    parsed = parser.parse_args(own)
+    return parsed, override(load_config(parsed.config), overrides)
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Divides a command's arguments into its own and the `--config.key=value` among them."""
     own: list[str] = []
     overrides: list[str] = []
-    pending = list(sys.argv[1:] if arguments is None else arguments)
+    pending = list(arguments)
     while pending:
         argument = pending.pop(0)
         if not argument.startswith("--config."):
@@ -83,8 +90,7 @@ def parse_arguments(
         if "=" not in argument and pending and not pending[0].startswith("--"):
             argument += "=" + pending.pop(0)  # "--config.key value"
         overrides.append(argument)
-    parsed = parser.parse_args(own)
-    return parsed, override(load_config(parsed.config), overrides)
+    return own, overrides
 
 
 def load_config(path: str) -> ConfigDict:

@@ -141,15 +141,12 @@ def random_warp(
     mirror = -1.0 if flip and random.random() < 0.5 else 1.0
     # From output pixel to input pixel: centre, mirror, scale to the crop, rotate, move to its centre.
     scale_x, scale_y = mirror * crop_width / size, crop_height / size
-    linear = np.array(
-        [
-            [math.cos(angle) * scale_x, -math.sin(angle) * scale_y],
-            [math.sin(angle) * scale_x, math.cos(angle) * scale_y],
-        ]
-    )
-    centre = np.array([left + crop_width / 2 - 0.5, top + crop_height / 2 - 0.5])
-    offset = centre - linear @ np.full(2, (size - 1) / 2)
-    matrix = np.concatenate([linear, offset[:, None]], axis=1)
+    a, b = math.cos(angle) * scale_x, -math.sin(angle) * scale_y
+    c, d = math.sin(angle) * scale_x, math.cos(angle) * scale_y
+    middle = (size - 1) / 2
+    x = left + crop_width / 2 - 0.5 - (a + b) * middle
+    y = top + crop_height / 2 - 0.5 - (c + d) * middle
+    matrix = np.array([[a, b, x], [c, d, y]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     warped = cv2.warpAffine(image, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
     return warped.reshape(size, size, image.shape[2])
