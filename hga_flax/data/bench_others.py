@@ -18,7 +18,7 @@ from hga_flax.data.host_augmentation import AREA, ASPECT, random_crop_box
 def tf_data(
     jpegs: list[bytes], size: int, rotation_degrees: float, batch_size: int, cores: int
 ) -> Iterator[Iterator[Any]]:
-    """tf.data (which rotates by no means of its own) with `decode_and_crop_jpeg`, bilinear resizing and a flip, as Flax's ImageNet example has it."""
+    """tf.data as in Flax's ImageNet example; it has no rotation of its own, so `rotation_degrees` means nothing."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
