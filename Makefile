@@ -28,7 +28,9 @@ demo: $(VENV)/installed
 test: $(VENV)/installed lint
 	@$(BIN)/python -m pytest
 
+# TensorFlow prepares ImageNet in one test, Pillow is the reference of another; nothing else needs them.
 test-all: $(VENV)/installed lint
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check tensorflow pillow
 	@$(BIN)/python -m pytest -m "slow or not slow"
 
 lint: $(VENV)/installed
