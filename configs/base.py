@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     config.data.mixup = 0.0  # mix training images, with shares from a beta distribution of this parameter
     config.data.cutmix = 0.0  # the same, pasting boxes; half of the images get each where both are above 0
     config.data.eval_crop_fraction = 0.875  # "imagenet": evaluate the centre 224 of a short side of 256
-    config.data.num_threads = 16  # threads that read and decode; 0 reads in the main thread
+    config.data.num_threads = 16  # threads that read and decode, at most one a core; 0 reads in the main thread
     config.data.num_workers = 0  # processes that read and decode whole batches; above 0 in the threads' place
     config.data.cache_mb = 1024  # small images are kept decoded in memory where a split takes no more, 0: never
     config.data.max_bad_images = 100  # of a split, that are skipped because they cannot be decoded; more end the run

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from hga_flax.data.host_augmentation import decode, decode_for_crop, host_transform, random_warp
 from hga_flax.data.memory import MemorySource
-from hga_flax.data.pipeline import Dataset, Shard
+from hga_flax.data.pipeline import Dataset, Shard, available_cores
 from hga_flax.data.sources import DatasetInfo, Source, dataset_info
 from hga_flax.errors import UserError
 
@@ -93,7 +93,7 @@ def bench_input(config: ConfigDict, compare: bool, seconds: float, log: Callable
     info = DatasetInfo("photographs", 10, 3, ()) if fake else dataset_info(data.name, data.dir)
     dataset = Dataset(info, data, config.seed)
     source = PhotoSource(data.fake_examples) if fake else dataset.source(data.train_split)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     ours = measure(dataset.train_batches(source, BATCH, Shard()), BATCH, seconds)
     rows = [{"loader": "hga_flax"} | _speeds(ours, ours) | {"shares": _shares(dataset, source, ours[1])}]
     if not compare:
