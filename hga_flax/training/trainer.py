@@ -84,11 +84,13 @@ def train(config: ConfigDict, workdir_path: str) -> None:
                 "the data set has changed; choose another --workdir"
             )
         if step < plan.total_steps:
-            console.line(f"resuming {workdir} at step {step}" + ("; changed: " + ", ".join(changes) if changes else ""))
+            console.line(
+                f"resuming {shown(workdir)} at step {step}" + ("; changed: " + ", ".join(changes) if changes else "")
+            )
 
     loop = Loop(experiment, plan, workdir, console, checkpoints, progress)
     if step >= plan.total_steps:
-        console.line(f"training is complete: {workdir} holds step {step} of {plan.total_steps}")
+        console.line(f"training is complete: {shown(workdir)} holds step {step} of {plan.total_steps}")
     else:
         if experiment.shard.process == 0:
             files.write_config(workdir, config)
@@ -97,10 +99,16 @@ def train(config: ConfigDict, workdir_path: str) -> None:
                 {"params": state.params, "batch_stats": state.batch_stats}
             )
             files.write_text(workdir / "parameters.txt", overview + "\n")
-            console.line(f"every parameter: {workdir / 'parameters.txt'}")
+            console.line(f"every parameter: {shown(workdir) / 'parameters.txt'}")
         loop.run(state, step, source, eval_source, schedule)
     checkpoints.close()
     loop.summary()
+
+
+def shown(path: pathlib.Path) -> pathlib.Path:
+    """Returns the path as a person in the current folder would type it."""
+    here = pathlib.Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 class Loop:
@@ -242,7 +250,7 @@ class Loop:
 
     def summary(self) -> None:
         """Prints how the run ended and where its results lie."""
-        workdir, progress = self._workdir, self._progress
+        workdir, progress = shown(self._workdir), self._progress
         best = progress.best
         steps = self._checkpoints.steps()
         last = self._checkpoints.metrics(steps[-1]) if steps else None
