@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -133,8 +134,24 @@ def create_experiment(config: ConfigDict, info: DatasetInfo | Callable[[], Datas
     )
 
 
-def describe(experiment: Experiment, plan: Plan) -> list[tuple[str, str]]:
-    """Returns what a run prints about itself at its start: (name, value) rows."""
+def parameters_by_part(params: Any) -> dict[str, int]:
+    """Returns the parameters of the stem, of each stage and of the head; an attention's apart, under "attention"."""
+    parts: dict[str, int] = {}
+    for path, leaf in jax.tree.leaves_with_path(params):
+        names = [entry.key for entry in path]
+        part = "attention" if "attention" in names else names[0].split("_")[0]
+        parts[part] = parts.get(part, 0) + leaf.size
+    return parts
+
+
+def describe(experiment: Experiment, plan: Plan, params: Any) -> list[tuple[str, str]]:
+    """Returns what a run prints about itself at its start: (name, value) rows.
+
+    Args:
+        experiment: the run.
+        plan: its steps.
+        params: the tree of its parameters, or of their shapes.
+    """
     from hga_flax.analysis.complexity import complexity
 
     config, mesh = experiment.config, experiment.mesh
@@ -147,6 +164,7 @@ def describe(experiment: Experiment, plan: Plan) -> list[tuple[str, str]]:
             "size",
             f"{counts.params:,} parameters, {counts.gflops:.4g} GFLOPs an image (multiply-accumulates + 2 x norm)",
         ),
+        ("parameters", ", ".join(f"{part} {size:,}" for part, size in parameters_by_part(params).items())),
         (
             "images",
             "x".join(str(n) for n in experiment.image_shape) + f", {experiment.dataset.info.num_classes} classes",

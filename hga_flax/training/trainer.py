@@ -68,7 +68,7 @@ def train(config: ConfigDict, workdir_path: str) -> None:
     schedule = experiment.schedule(plan)
     init = experiment.init(experiment.optimizer(schedule))
     abstract = abstract_state(init, experiment.mesh)
-    console.table("hga_flax", describe(experiment, plan))
+    console.table("hga_flax", describe(experiment, plan, abstract.params))
     checkpoints = Checkpoints(workdir, config.checkpoint.keep, warn=lambda text: console.line(text, "yellow"))
     restored = checkpoints.restore_latest(abstract)
     if restored is None:

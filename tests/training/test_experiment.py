@@ -58,17 +58,18 @@ def test_determinism_and_the_cache_are_set_before_jax_starts(monkeypatch, tmp_pa
 
 def test_a_run_describes_itself():
     experiment = e.create_experiment(tiny.config(), INFO)
-    rows = dict(e.describe(experiment, e.make_plan(experiment.config, 48)))
-    params = sum(
-        p.size
-        for p in jax.tree.leaves(jax.eval_shape(experiment.init(experiment.optimizer(0.1)), jax.random.key(0)).params)
-    )
-    assert f"{params:,} parameters" in rows["size"] and "GFLOPs" in rows["size"]
+    params = jax.eval_shape(experiment.init(experiment.optimizer(0.1)), jax.random.key(0)).params
+    rows = dict(e.describe(experiment, e.make_plan(experiment.config, 48), params))
+    total = sum(p.size for p in jax.tree.leaves(params))
+    parts = dict(part.rsplit(" ", 1) for part in rows["parameters"].split(", "))
+    assert set(parts) == {"stem", "stage1", "stage2", "stage3", "classifier", "attention"}
+    assert sum(int(size.replace(",", "_")) for size in parts.values()) == total
+    assert f"{total:,} parameters" in rows["size"] and "GFLOPs" in rows["size"]
     assert rows["devices"].startswith("8 x cpu") and rows["devices"].endswith("2 images each")
     assert "(synthetic)" in rows["data"] and rows["plan"] == "6 steps of 16 = 2 epochs"
 
 
 def test_a_run_that_ends_within_its_warm_up_says_so():
     experiment = e.create_experiment(tiny.config(schedule__warmup_steps=400), INFO)
-    plan = dict(e.describe(experiment, e.make_plan(experiment.config, 48)))["plan"]
+    plan = dict(e.describe(experiment, e.make_plan(experiment.config, 48), {}))["plan"]
     assert plan == "6 steps of 16 = 2 epochs, all within the warm-up of 400 steps"

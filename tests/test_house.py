@@ -1,0 +1,75 @@
+"""The rooms keep to themselves: who may import what."""
+
+import ast
+
+import pytest
+
+from tests.commands import ROOT
+
+FILES = sorted((ROOT / "hga_flax").rglob("*.py"))
+
+
+def imports(path):
+    """Every module that a file imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module)
+    return names
+
+
+def importers(package):
+    return {
+        str(path.relative_to(ROOT / "hga_flax"))
+        for path in FILES
+        if any(name == package or name.startswith(package + ".") for name in imports(path))
+    }
+
+
+def room(path):
+    return path.relative_to(ROOT / "hga_flax").parts[0]
+
+
+def test_attention_imports_nothing_of_the_project_and_models_only_attention():
+    for path in FILES:
+        ours = {name.split(".")[1] for name in imports(path) if name.startswith("hga_flax.")}
+        if room(path) == "attention":
+            assert ours <= {"attention"}, path
+        if room(path) == "models":
+            assert ours <= {"attention", "models", "errors"}, path
+        if room(path) in ("attention", "models", "data", "analysis"):
+            assert "training" not in ours, path
+
+
+@pytest.mark.parametrize(
+    ("package", "homes"), [("orbax", {"training/checkpoints.py"}), ("tensorboardX", {"training/writers.py"})]
+)
+def test_a_package_that_has_one_home(package, homes):
+    assert importers(package) == homes
+
+
+def test_grain_and_tfds_are_imported_in_data_alone():
+    for package in ("grain", "tensorflow_datasets", "cv2"):
+        assert {path.split("/")[0] for path in importers(package)} == {"data"}, package
+
+
+def test_tensorflow_is_needed_for_a_comparison_and_a_preparation_alone():
+    assert importers("tensorflow") <= {"data/bench_others.py", "data/prepare.py", "data/tfds_prepare.py"}
+    for path in FILES:  # and nowhere when a module is imported
+        top = {
+            alias.name
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, ast.Import)
+            for alias in node.names
+        }
+        assert "tensorflow" not in top, path
+
+
+def test_no_file_and_no_function_has_outgrown_its_room():
+    for path in FILES:
+        assert len(path.read_text().splitlines()) <= 400, path
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno <= 100, (path, node.name)
