@@ -70,38 +70,41 @@ def train(config: ConfigDict, workdir_path: str) -> None:
     abstract = abstract_state(init, experiment.mesh)
     console.table("hga_flax", describe(experiment, plan, abstract.params))
     checkpoints = Checkpoints(workdir, config.checkpoint.keep, warn=lambda text: console.line(text, "yellow"))
-    restored = checkpoints.restore_latest(abstract)
-    if restored is None:
-        state, progress = create_state(init, config.seed, experiment.mesh), Progress(num_examples=len(source))
-        step = 0
-    else:
-        step, state, run = restored
-        progress = Progress(**run)
-        bad_images.remember(config.data.train_split, progress.bad_images)
-        if progress.num_examples != len(source):
-            raise UserError(
-                f"the training split has {len(source)} examples, but this run began with {progress.num_examples}: "
-                "the data set has changed; choose another --workdir"
-            )
-        if step < plan.total_steps:
-            console.line(
-                f"resuming {shown(workdir)} at step {step}" + ("; changed: " + ", ".join(changes) if changes else "")
-            )
+    try:
+        restored = checkpoints.restore_latest(abstract)
+        if restored is None:
+            state, progress = create_state(init, config.seed, experiment.mesh), Progress(num_examples=len(source))
+            step = 0
+        else:
+            step, state, run = restored
+            progress = Progress(**run)
+            bad_images.remember(config.data.train_split, progress.bad_images)
+            if progress.num_examples != len(source):
+                raise UserError(
+                    f"the training split has {len(source)} examples, but this run began with {progress.num_examples}: "
+                    "the data set has changed; choose another --workdir"
+                )
+            if step < plan.total_steps:
+                console.line(
+                    f"resuming {shown(workdir)} at step {step}"
+                    + ("; changed: " + ", ".join(changes) if changes else "")
+                )
 
-    loop = Loop(experiment, plan, workdir, console, checkpoints, progress)
-    if step >= plan.total_steps:
-        console.line(f"training is complete: {shown(workdir)} holds step {step} of {plan.total_steps}")
-    else:
-        if experiment.shard.process == 0:
-            files.write_config(workdir, config)
-            files.write_dataset(workdir, experiment.dataset.info)
-            overview = parameter_overview.get_parameter_overview(
-                {"params": state.params, "batch_stats": state.batch_stats}
-            )
-            files.write_text(workdir / "parameters.txt", overview + "\n")
-            console.line(f"every parameter: {shown(workdir) / 'parameters.txt'}")
-        loop.run(state, step, source, eval_source, schedule)
-    checkpoints.close()
+        loop = Loop(experiment, plan, workdir, console, checkpoints, progress)
+        if step >= plan.total_steps:
+            console.line(f"training is complete: {shown(workdir)} holds step {step} of {plan.total_steps}")
+        else:
+            if experiment.shard.process == 0:
+                files.write_config(workdir, config)
+                files.write_dataset(workdir, experiment.dataset.info)
+                overview = parameter_overview.get_parameter_overview(
+                    {"params": state.params, "batch_stats": state.batch_stats}
+                )
+                files.write_text(workdir / "parameters.txt", overview + "\n")
+                console.line(f"every parameter: {shown(workdir) / 'parameters.txt'}")
+            loop.run(state, step, source, eval_source, schedule)
+    finally:
+        checkpoints.close()  # an interrupted run, too, finishes the checkpoint that it is writing
     loop.summary()
 
 
@@ -144,21 +147,23 @@ class Loop:
         seen = self._progress.examples_seen
         host = experiment.dataset.train_batches(source, self._batch_size, experiment.shard, seen)
         batches = to_devices(host, experiment.mesh)
-        with self._console.start_progress(step, plan.total_steps):
-            while step < plan.total_steps:
-                with self._clock.waiting():
-                    batch = next(batches)
-                state, loss = train_step(state, batch)
-                step += 1
-                self._progress.examples_seen += self._batch_size
-                self._check_losses(step, loss)
-                if step == self._start + 1:
-                    jax.block_until_ready(loss)
-                    self._clock.start(step)
-                if step % config.training.log_every_steps == 0 or step == plan.total_steps:
-                    state = self._log(step, state)
-                self._after_step(step, state)
-        self._writer.close()
+        try:
+            with self._console.start_progress(step, plan.total_steps):
+                while step < plan.total_steps:
+                    with self._clock.waiting():
+                        batch = next(batches)
+                    state, loss = train_step(state, batch)
+                    step += 1
+                    self._progress.examples_seen += self._batch_size
+                    self._check_losses(step, loss)
+                    if step == self._start + 1:
+                        jax.block_until_ready(loss)
+                        self._clock.start(step)
+                    if step % config.training.log_every_steps == 0 or step == plan.total_steps:
+                        state = self._log(step, state)
+                    self._after_step(step, state)
+        finally:
+            self._writer.close()
         return state
 
     def _check_losses(self, step: int, loss: jax.Array | None) -> None:
