@@ -1,6 +1,8 @@
 """The speed of the loader alone, and of other loaders on the same JPEGs."""
 
 import contextlib
+import functools
+import importlib.resources
 import importlib.util
 import os
 import pathlib
@@ -12,7 +14,7 @@ import cv2
 import numpy as np
 from ml_collections import ConfigDict
 
-from hga_flax.data.host_augmentation import decode, decode_for_crop, host_transform, random_warp
+from hga_flax.data.host_augmentation import decode, decode_for_crop, draw_crop, resize, warp
 from hga_flax.data.memory import MemorySource
 from hga_flax.data.pipeline import Dataset, Shard, available_cores
 from hga_flax.data.sources import DatasetInfo, Source, dataset_info
@@ -20,28 +22,28 @@ from hga_flax.errors import UserError
 
 BATCH = 64
 PHOTOS = 64
+EXAMPLES = 1_281_167  # ImageNet's: the photographs again and again
 PHOTO_SIZE = (500, 375)  # width and height of most of ImageNet's images
 SAMPLE = 200  # images by which the shares are measured
 
 
 class PhotoSource:
-    """JPEGs of 500x375, cut at random from the photographs that scikit-learn ships."""
+    """A training split of JPEGs of 500x375, cut at random from the photographs that scikit-learn ships."""
 
-    def __init__(self, examples: int):
-        from sklearn.datasets import load_sample_image
-
-        random, photos = np.random.default_rng(0), [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
-        self.jpegs = []
-        for i in range(min(examples, PHOTOS)):
+    def __init__(self, count: int = PHOTOS):
+        # Read here: scikit-learn's own reader needs Pillow.
+        folder = importlib.resources.files("sklearn.datasets.images")
+        photos = [decode((folder / name).read_bytes(), 3) for name in ("china.jpg", "flower.jpg")]
+        random, self.jpegs = np.random.default_rng(0), []
+        for i in range(count):
             photo, scale = photos[i % 2], random.uniform(0.88, 1)
             height, width = int(427 * scale), int(427 * scale * 4 / 3)
             top, left = random.integers(0, 428 - height), random.integers(0, 641 - width)
             cut = cv2.resize(photo[top : top + height, left : left + width], PHOTO_SIZE, interpolation=cv2.INTER_AREA)
             self.jpegs.append(cv2.imencode(".jpg", cut[..., ::-1])[1].tobytes())  # quality 95
-        self._examples = examples
 
     def __len__(self) -> int:
-        return self._examples
+        return EXAMPLES
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"image": self.jpegs[index % len(self.jpegs)], "label": index % 10}
@@ -92,7 +94,7 @@ def bench_input(config: ConfigDict, compare: bool, seconds: float, log: Callable
     fake = data.fake and data.augmentation == "imagenet"
     info = DatasetInfo("photographs", 10, 3, ()) if fake else dataset_info(data.name, data.dir)
     dataset = Dataset(info, data, config.seed)
-    source = PhotoSource(data.fake_examples) if fake else dataset.source(data.train_split)
+    source = PhotoSource() if fake else dataset.source(data.train_split)
     cores = available_cores()
     ours = measure(dataset.train_batches(source, BATCH, Shard()), BATCH, seconds)
     rows = [{"loader": "hga_flax"} | _speeds(ours, ours) | {"shares": _shares(dataset, source, ours[1])}]
@@ -124,22 +126,24 @@ def _shares(dataset: Dataset, source: Source, per_core: float) -> dict[str, floa
     """Returns the shares of decoding, warping (or resizing) and the rest, which reads, orders and batches."""
     if isinstance(source, MemorySource):
         return {"decode": 0.0, "warp": 0.0, "batching": 1.0}
-    data, channels = dataset.data, dataset.info.channels
-    records = [source[i]["image"] for i in range(min(SAMPLE, len(source)))]
-    decoded, clock, start = [], time.thread_time, time.thread_time()
-    for index, image in enumerate(records):
+    data, channels, clock = dataset.data, dataset.info.channels, time.thread_time
+    decoding = warping = 0.0
+    count = min(SAMPLE, len(source))
+    for index in range(count):
+        image, start = source[index]["image"], clock()
         if data.augmentation == "imagenet":
-            decoded.append(decode_for_crop(image, channels, data.image_size, (0, 0, index)))
+            draw = functools.partial(
+                draw_crop, flip=data.flip, rotation_degrees=data.rotation_degrees, key=(0, 0, index)
+            )
+            pixels, crop, reduction = decode_for_crop(image, channels, data.image_size, draw)
+            decoding, start = decoding + clock() - start, clock()
+            warp(pixels, data.image_size, crop, reduction)
         else:
-            decoded.append((decode(image, channels), None))
-    decoding = (clock() - start) / len(records)
-    transform, start = host_transform(data, channels, False, 0), clock()
-    for index, (image, whole) in enumerate(decoded):
-        if data.augmentation == "imagenet":
-            random_warp(image, data.image_size, data.flip, data.rotation_degrees, (0, 0, index), whole)
-        else:
-            transform(image, index, 0)
-    warping = (clock() - start) / len(records)
+            pixels = decode(image, channels)
+            decoding, start = decoding + clock() - start, clock()
+            resize(pixels, data.image_size, data.image_size)
+        warping += clock() - start
+    decoding, warping = decoding / count, warping / count
     total = max(1 / per_core, decoding + warping)
     shares = {"decode": decoding / total, "warp": warping / total, "batching": 1 - (decoding + warping) / total}
     return {name: round(share, 3) for name, share in shares.items()}

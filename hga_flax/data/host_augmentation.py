@@ -6,14 +6,16 @@ section 5.1, whose released settings are +-10 degrees). Every random choice is d
 (seed, epoch, index), so neither threads nor hosts change it.
 """
 
+import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import cv2
 import numpy as np
 
 from hga_flax.data.bad_images import BadImage
-from hga_flax.data.jpeg import jpeg_size
+from hga_flax.data.jpeg import UPRIGHT, decode_top, read_head
 from hga_flax.errors import one_line
 
 cv2.setNumThreads(0)  # the loader's threads are enough; OpenCV's own would fight them for the cores
@@ -27,6 +29,7 @@ TAPS = np.array([1 / 24, 22 / 24, 1 / 24])
 AREA = (0.08, 1.0)
 ASPECT = (3 / 4, 4 / 3)
 CROP_TRIES = 10
+MAX_PIXELS = 2**26  # that a JPEG's head may claim; OpenCV has a limit of its own
 
 
 def decode(image: bytes | np.ndarray, channels: int, reduction: int = 1) -> np.ndarray:
@@ -47,9 +50,7 @@ def decode(image: bytes | np.ndarray, channels: int, reduction: int = 1) -> np.n
         return image
     if not image:
         raise BadImage("the file is empty or cannot be read")
-    # A JPEG ends with a marker that its data cannot hold: older decoders fill what is missing with grey.
-    if image[:2] == b"\xff\xd8" and image[-2:] != b"\xff\xd9" and image.rfind(b"\xff\xd9") < image.rfind(b"\xff\xda"):
-        raise BadImage(f"the JPEG of {len(image)} bytes is cut off")
+    check_whole(image)
     try:
         pixels = cv2.imdecode(np.frombuffer(image, np.uint8), DECODE_FLAGS[channels] | REDUCTION_FLAGS[reduction])
     except cv2.error as error:
@@ -57,6 +58,13 @@ def decode(image: bytes | np.ndarray, channels: int, reduction: int = 1) -> np.n
     if pixels is None:
         raise BadImage(f"the image of {len(image)} bytes cannot be decoded")
     return pixels[:, :, None] if channels == 1 else pixels
+
+
+def check_whole(image: bytes) -> None:
+    """Raises a BadImage for a JPEG that is cut off, of which decoders fill what is missing with grey."""
+    # It ends with a marker that its data cannot hold.
+    if image[:2] == b"\xff\xd8" and image[-2:] != b"\xff\xd9" and image.rfind(b"\xff\xd9") < image.rfind(b"\xff\xda"):
+        raise BadImage(f"the JPEG of {len(image)} bytes is cut off")
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -96,60 +104,121 @@ def random_crop_box(random: np.random.Generator, height: int, width: int) -> tup
     return (height - crop_height) / 2, (width - crop_width) / 2, crop_height, crop_width
 
 
-def decode_for_crop(image: bytes | np.ndarray, channels: int, size: int, key: tuple[int, ...]) -> tuple:
-    """Decodes for `random_warp`, at reduced scale where the crop that it will draw stays large enough.
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """One random crop of an image, in pixels of the whole image.
+
+    Attributes:
+        top, left, height, width: of the box.
+        angle: radians by which the box is turned about its centre.
+        mirror: -1 where the result is mirrored, else 1.
+    """
+
+    top: float
+    left: float
+    height: float
+    width: float
+    angle: float
+    mirror: float
+
+    @property
+    def bottom(self) -> float:
+        """The lowest place that it touches."""
+        half = self.height * math.cos(self.angle) + self.width * abs(math.sin(self.angle))
+        return self.top + (self.height + half) / 2
+
+
+def draw_crop(height: int, width: int, flip: bool, rotation_degrees: float, key: tuple[int, ...]) -> Crop:
+    """Draws the crop of an image of this size.
+
+    Args:
+        height, width: of the whole image.
+        flip: mirror half of the images.
+        rotation_degrees: rotate by an angle uniform in +- this many degrees.
+        key: integers that all random choices derive from.
+    """
+    random = np.random.default_rng(key)
+    box = random_crop_box(random, height, width)
+    angle = math.radians(random.uniform(-rotation_degrees, rotation_degrees))
+    return Crop(*box, angle, -1.0 if flip and random.random() < 0.5 else 1.0)
+
+
+def decode_for_crop(
+    image: bytes | np.ndarray, channels: int, size: int, draw: Callable[[int, int], Crop]
+) -> tuple[np.ndarray, Crop, int]:
+    """Decodes what a random crop needs: of a JPEG the rows down to its end, small where it stays large enough.
+
+    Args:
+        image: the encoded image, or an array.
+        channels: 1 or 3.
+        size: that the crop will be brought to.
+        draw: (height, width) of the whole image -> its crop.
 
     Returns:
-        The image and the (height, width) of the whole one.
+        The pixels uint8 `[H, W, C]`, the crop, and how many times
+        smaller than the whole image the pixels are.
+
+    Raises:
+        BadImage: as `decode`.
     """
-    whole = jpeg_size(image) if isinstance(image, bytes) else None
-    if whole is None or min(whole) < 2 * size:
+    head = read_head(image) if isinstance(image, bytes) else None
+    if head is None:
         pixels = decode(image, channels)
-        return pixels, pixels.shape[:2]
-    crop = min(random_crop_box(np.random.default_rng(key), *whole)[2:])
-    return decode(image, channels, max(n for n in REDUCTION_FLAGS if n == 1 or crop >= n * size)), whole
+        return pixels, draw(*pixels.shape[:2]), 1
+    crop = draw(*head.size)
+    reduction = max(n for n in REDUCTION_FLAGS if n == 1 or min(crop.height, crop.width) >= n * size)
+    if channels == 3 and head.from_top and head.orientation == UPRIGHT and math.prod(head.size) <= MAX_PIXELS:
+        check_whole(image)
+        try:
+            return decode_top(image, head, math.ceil(crop.bottom) + 1, reduction), crop, reduction
+        except ValueError:
+            pass  # OpenCV says whether it is bad
+    return decode(image, channels, reduction), crop, reduction
 
 
-def random_warp(
-    image: np.ndarray,
-    size: int,
-    flip: bool,
-    rotation_degrees: float,
-    key: tuple[int, ...],
-    whole: tuple[int, int] | None = None,
-) -> np.ndarray:
-    """Random crop, flip and rotation in one warp: uint8 `[H, W, C]` -> `[size, size, C]`.
+def warp(image: np.ndarray, size: int, crop: Crop, reduction: int = 1) -> np.ndarray:
+    """Crops, mirrors and rotates in one warp: uint8 `[H, W, C]` -> `[size, size, C]`.
 
     Args:
         image: the decoded image.
         size: height and width of the result.
-        flip: mirror half of the images.
-        rotation_degrees: rotate by an angle uniform in +- this many degrees about the crop's centre.
-        key: integers that all random choices derive from.
-        whole: (height, width) before decoding at reduced scale.
+        crop: of the whole image.
+        reduction: how many times smaller the image is.
     """
-    random = np.random.default_rng(key)
-    height, width = whole or image.shape[:2]
-    top, left, crop_height, crop_width = random_crop_box(random, height, width)
-    scale = min(crop_height * image.shape[0] / height, crop_width * image.shape[1] / width) / size
-    if scale >= 2:  # the warp looks at 2x2 pixels: average first
-        small = (max(1, image.shape[1] // int(scale)), max(1, image.shape[0] // int(scale)))
+    down_y = down_x = 1 / reduction
+    shrink = int(min(crop.height, crop.width) / reduction / size)
+    if shrink >= 2:  # the warp looks at 2x2 pixels: average first
+        height, width = image.shape[:2]
+        small = (max(1, width // shrink), max(1, height // shrink))
         image = cv2.resize(image, small, interpolation=cv2.INTER_AREA).reshape(*small[::-1], image.shape[2])
-    down_y, down_x = image.shape[0] / height, image.shape[1] / width
-    top, crop_height, left, crop_width = top * down_y, crop_height * down_y, left * down_x, crop_width * down_x
-    angle = math.radians(random.uniform(-rotation_degrees, rotation_degrees))
-    mirror = -1.0 if flip and random.random() < 0.5 else 1.0
+        down_y, down_x = down_y * small[1] / height, down_x * small[0] / width
+    crop_height, crop_width = crop.height * down_y, crop.width * down_x
     # From output pixel to input pixel: centre, mirror, scale to the crop, rotate, move to its centre.
-    scale_x, scale_y = mirror * crop_width / size, crop_height / size
-    a, b = math.cos(angle) * scale_x, -math.sin(angle) * scale_y
-    c, d = math.sin(angle) * scale_x, math.cos(angle) * scale_y
+    scale_x, scale_y = crop.mirror * crop_width / size, crop_height / size
+    a, b = math.cos(crop.angle) * scale_x, -math.sin(crop.angle) * scale_y
+    c, d = math.sin(crop.angle) * scale_x, math.cos(crop.angle) * scale_y
     middle = (size - 1) / 2
-    x = left + crop_width / 2 - 0.5 - (a + b) * middle
-    y = top + crop_height / 2 - 0.5 - (c + d) * middle
+    x = crop.left * down_x + crop_width / 2 - 0.5 - (a + b) * middle
+    y = crop.top * down_y + crop_height / 2 - 0.5 - (c + d) * middle
     matrix = np.array([[a, b, x], [c, d, y]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    warped = cv2.warpAffine(image, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
-    return warped.reshape(size, size, image.shape[2])
+    if image.shape[2] == 1:
+        warped = cv2.warpAffine(image, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+        return warped[:, :, None]
+    # OpenCV warps four channels more than twice as fast as three, which pays for the way there and back;
+    # only for the part that the warp looks at.
+    corners = matrix @ [[0, 0, size, size], [0, size, 0, size], [1, 1, 1, 1]]
+    left, top = np.maximum(corners.min(axis=1).astype(int) - 2, 0)
+    right, bottom = corners.max(axis=1).astype(int) + 3
+    matrix[:, 2] -= left, top
+    part = cv2.cvtColor(image[top:bottom, left:right], cv2.COLOR_RGB2RGBA)
+    warped = cv2.warpAffine(part, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+    return cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB)
+
+
+def random_warp(image: np.ndarray, size: int, flip: bool, rotation_degrees: float, key: tuple[int, ...]) -> np.ndarray:
+    """Random crop, flip and rotation of a decoded image: uint8 `[H, W, C]` -> `[size, size, C]`; see `draw_crop`."""
+    return warp(image, size, draw_crop(*image.shape[:2], flip, rotation_degrees, key))
 
 
 def host_transform(data: Any, channels: int, train: bool, seed: int) -> Any:
@@ -158,15 +227,17 @@ def host_transform(data: Any, channels: int, train: bool, seed: int) -> Any:
     `data.augmentation` "imagenet" crops here; "small" and "none" resize the whole image ("small"
     is augmented on the device, see `device_augmentation.py`).
     """
-    size = data.image_size
+    # Read once: a ConfigDict takes its time over each key.
+    size, flip, rotation_degrees = data.image_size, data.flip, data.rotation_degrees
+    augmentation, fraction = data.augmentation, data.eval_crop_fraction
 
     def transform(image: bytes | np.ndarray, index: int, epoch: int) -> np.ndarray:
-        if data.augmentation != "imagenet":
+        if augmentation != "imagenet":
             return resize(decode(image, channels), size, size)
         if not train:
-            return central_crop(decode(image, channels), size, data.eval_crop_fraction)
-        key = (seed, epoch, index)
-        pixels, whole = decode_for_crop(image, channels, size, key)
-        return random_warp(pixels, size, data.flip, data.rotation_degrees, key, whole)
+            return central_crop(decode(image, channels), size, fraction)
+        draw = lambda height, width: draw_crop(height, width, flip, rotation_degrees, (seed, epoch, index))
+        pixels, crop, reduction = decode_for_crop(image, channels, size, draw)
+        return warp(pixels, size, crop, reduction)
 
     return transform

@@ -1,43 +1,99 @@
-"""The size of a JPEG, read from its head without decoding it."""
+"""What a JPEG's head says, and decoding only as much of it as a crop needs.
 
+A sequential JPEG holds its rows from the top down. With a smaller height written into a copy of its
+head a decoder stops there; libjpeg's own way to skip rows is in no Python package. It saves a sixth
+of the work for random crops (8-100 % of the area). Pixels are OpenCV's: both decode with libjpeg-turbo.
+"""
+
+import dataclasses
 import struct
+
+import numpy as np
+import simplejpeg
 
 EXIF = b"Exif\0\0"
 ORIENTATION = 0x0112
+UPRIGHT = 1
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
-# Start-of-frame markers, which hold the size.
+# Start-of-frame markers, which hold the size; the first two are sequential, with Huffman's code.
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+SEQUENTIAL = (0xC0, 0xC1)
+START_OF_SCAN = 0xDA
+ROWS = 16  # of pixels in a row of blocks, at most (chroma at half the height)
 
 
-def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Returns (height, width) of the upright image, None where `data` is no JPEG or its head is odd."""
+@dataclasses.dataclass(frozen=True)
+class JpegHead:
+    """What a JPEG says of itself before its pixels.
+
+    Attributes:
+        size: (height, width) of the upright image.
+        orientation: EXIF's; 1 is upright.
+        from_top: its data lie in one scan from the top down, 8 bits, grey or three colours.
+        height_at: place of the height, two bytes.
+    """
+
+    size: tuple[int, int]
+    orientation: int
+    from_top: bool
+    height_at: int
+
+
+def read_head(data: bytes) -> JpegHead | None:
+    """Returns what a JPEG's head says, None where `data` is no JPEG or its head is odd."""
     if data[:3] != b"\xff\xd8\xff":
         return None
-    position, sideways = 2, False
+    position, orientation, frame = 2, UPRIGHT, None
     try:
         while data[position] == 0xFF:
             marker = data[position + 1]
             length = (data[position + 2] << 8) | data[position + 3]
             if marker in FRAMES:
-                height, width = struct.unpack_from(">HH", data, position + 5)
-                return (width, height) if sideways else (height, width)
-            if marker == 0xE1 and data[position + 4 : position + 10] == EXIF:
-                sideways = _orientation(data[position + 10 : position + 2 + length]) in SIDEWAYS
+                bits, height, width, components = struct.unpack_from(">BHHB", data, position + 4)
+                plain = marker in SEQUENTIAL and bits == 8 and components in (1, 3)
+                frame = (height, width), plain, components, position + 5
+            elif marker == START_OF_SCAN and frame is not None:
+                size, plain, components, height_at = frame
+                size = size[::-1] if orientation in SIDEWAYS else size
+                return JpegHead(size, orientation, plain and data[position + 4] == components, height_at)
+            elif marker == 0xE1 and data[position + 4 : position + 10] == EXIF:
+                orientation = _orientation(data[position + 10 : position + 2 + length])
             position += 2 + length
     except (IndexError, struct.error):
         pass
     return None
 
 
+def decode_top(data: bytes, head: JpegHead, rows: int, reduction: int) -> np.ndarray:
+    """Decodes at least the first `rows` rows, in colour: uint8 `[>= rows / reduction, W / reduction, 3]`.
+
+    Args:
+        data: the JPEG, upright and `from_top`.
+        head: of it.
+        rows: of the whole image that must be there.
+        reduction: 1, 2, 4 or 8: the height and width are divided by it.
+
+    Raises:
+        ValueError: it cannot be decoded.
+    """
+    # One more row of blocks: smoothing chroma looks at the row below.
+    height = min((rows // ROWS + 2) * ROWS, head.size[0])
+    cut = bytearray(data)
+    struct.pack_into(">H", cut, head.height_at, height)
+    # The factor is chosen by the smallest size that is allowed.
+    smallest = {"min_height": -(-height // reduction), "min_width": 1, "min_factor": 1} if reduction > 1 else {}
+    return simplejpeg.decode_jpeg(cut, strict=False, **smallest)
+
+
 def _orientation(tiff: bytes) -> int:
     """Returns the orientation of an EXIF block, 1 (upright) where it names none."""
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:
-        return 1
+        return UPRIGHT
     (first,) = struct.unpack_from(order + "I", tiff, 4)
     (count,) = struct.unpack_from(order + "H", tiff, first)
     for entry in range(first + 2, first + 2 + 12 * count, 12):
         tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, entry)
         if tag == ORIENTATION:
             return value
-    return 1
+    return UPRIGHT

@@ -1,3 +1,5 @@
+import functools
+
 import cv2
 import numpy as np
 import pytest
@@ -132,11 +134,34 @@ def test_decoding_at_reduced_scale_gives_the_same_picture(orientation):
     jpeg = jpeg[:2] + exif(orientation)[2:38] + jpeg[2:]
     whole, reduced = host.decode(jpeg, 3), 0
     for i in range(20):
-        image, size = host.decode_for_crop(jpeg, 3, 224, (0, 0, i))
-        assert size == whole.shape[:2]
-        reduced += image.shape != whole.shape
-        box = host.random_crop_box(np.random.default_rng((0, 0, i)), *size)
-        assert min(box[2] * image.shape[0] / size[0], box[3] * image.shape[1] / size[1]) > 223  # nothing is blown up
-        ours = host.random_warp(image, 224, True, 10.0, (0, 0, i), size)
+        draw = functools.partial(host.draw_crop, flip=True, rotation_degrees=10.0, key=(0, 0, i))
+        image, crop, reduction = host.decode_for_crop(jpeg, 3, 224, draw)
+        assert crop == draw(*whole.shape[:2])
+        reduced += reduction > 1
+        assert min(crop.height, crop.width) / reduction > 223 or reduction == 1  # nothing is blown up
+        ours = host.warp(image, 224, crop, reduction)
         assert np.abs(ours - supersampled(whole, 224, (0, 0, i))).mean() < 2.5
     assert reduced > 10
+
+
+def unusual_jpegs():
+    """Forms of JPEG that are not decoded from the top, or need more of it than the crop's rows."""
+    photo = load_sample_image("china.jpg")[..., ::-1]
+    yield "plain", cv2.imencode(".jpg", photo)[1].tobytes()
+    yield "progressive", cv2.imencode(".jpg", photo, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    yield "restarts", cv2.imencode(".jpg", photo, [cv2.IMWRITE_JPEG_RST_INTERVAL, 7])[1].tobytes()
+    yield "grey", cv2.imencode(".jpg", photo[..., 0])[1].tobytes()
+    for name in ("411", "420", "422", "440", "444"):
+        factor = getattr(cv2, f"IMWRITE_JPEG_SAMPLING_FACTOR_{name}")
+        yield name, cv2.imencode(".jpg", photo, [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factor])[1].tobytes()
+
+
+@pytest.mark.parametrize(("name", "jpeg"), list(unusual_jpegs()))
+def test_what_is_decoded_of_a_jpeg_makes_no_difference(name, jpeg):
+    whole, fewer = host.decode(jpeg, 3), 0
+    for i in range(12):
+        draw = functools.partial(host.draw_crop, flip=True, rotation_degrees=30.0, key=(3, 0, i))
+        image, crop, reduction = host.decode_for_crop(jpeg, 3, 224, draw)
+        fewer += image.shape[0] < whole.shape[0]
+        np.testing.assert_array_equal(host.warp(image, 224, crop, reduction), host.warp(whole, 224, crop))
+    assert reduction == 1 and (fewer > 0) == (name != "progressive")
