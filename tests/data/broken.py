@@ -1,6 +1,6 @@
 """Images broken in all the ways that real ones are, and whole ones that are unusual."""
 
-import io
+import pathlib
 import struct
 import zlib
 
@@ -42,14 +42,8 @@ def animation():
     return cv2.imencodeanimation(".gif", frames)[1].tobytes()
 
 
-def cmyk():
-    """As Photoshop writes them; needs Pillow."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(PHOTO).convert("CMYK").save(file, "JPEG", quality=95)
-    return file.getvalue()
-
+# As Photoshop writes them: inverted, with Adobe's marker. Made by Pillow, from PHOTO.
+CMYK = (pathlib.Path(__file__).parent / "files" / "cmyk.jpg").read_bytes()
 
 BROKEN = {
     "empty.jpg": b"",
@@ -62,6 +56,7 @@ BROKEN = {
     "text.jpg": b"<html>404 Not Found</html>",
 }
 UNUSUAL = {
+    "cmyk.jpg": CMYK,
     "grey.jpg": encode(".jpg", PHOTO[..., 0]),
     "sixteen.png": encode(".png", PHOTO[..., 0].astype(np.uint16) * 257),
     "alpha.png": encode(".png", np.dstack([PHOTO, np.full(PHOTO.shape[:2], 128, np.uint8)])[..., [3, 0, 1, 2]]),

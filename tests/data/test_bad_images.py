@@ -1,6 +1,5 @@
 """Real-world files: decoded where that is possible, else skipped, named once and counted, up to a limit."""
 
-import importlib.util
 import itertools
 import json
 
@@ -14,7 +13,7 @@ from hga_flax.data.pipeline import Dataset, Shard, create_dataset
 from hga_flax.data.sources import DatasetInfo
 from hga_flax.errors import UserError
 from hga_flax.training.trainer import train
-from tests.data.broken import BROKEN, JPEG, PHOTO, UNUSUAL, cmyk
+from tests.data.broken import BROKEN, JPEG, PHOTO, UNUSUAL
 from tests.training import tiny
 
 NAMES = [f"{i}-{name}" for i, name in zip(range(30), itertools.cycle(BROKEN), strict=False)]
@@ -28,11 +27,6 @@ def test_unusual_images_are_decoded_properly(name):
     assert pixels.shape == upright.shape and pixels.dtype == np.uint8
     assert np.abs(pixels.astype(int) - upright).mean() < (16 if name == "animated.gif" else 3)  # a GIF has a palette
     assert decode(UNUSUAL[name], 1).shape == (*upright.shape[:2], 1)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("PIL") is None, reason="Pillow, which writes CMYK, is not installed")
-def test_cmyk_becomes_rgb():
-    assert np.abs(decode(cmyk(), 3).astype(int) - PHOTO).mean() < 3
 
 
 @pytest.mark.parametrize("name", BROKEN)
