@@ -4,8 +4,10 @@ python evaluate.py --workdir=DIR [--checkpoint=best|latest|STEP] [--split=NAME] 
 """
 
 import json
+import pathlib
 
 from hga_flax.errors import ArgumentParser, run_main
+from hga_flax.training import distributed
 
 
 def main() -> None:
@@ -16,15 +18,26 @@ def main() -> None:
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set lies now; default: the run's data.dir")
     parser.add_argument("--batch-size", type=int, metavar="N", help="images at once; default: the run's")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    distributed.add_flags(parser)
     arguments = parser.parse_args()
+
+    import jax
 
     from hga_flax.training.console import Console  # after the arguments: --help and mistakes answer at once
     from hga_flax.training.metrics import finite_or_none
     from hga_flax.training.restore import evaluate_workdir
+    from hga_flax.training.workdir import read_config
 
-    result = evaluate_workdir(
-        arguments.workdir, arguments.checkpoint, arguments.split, arguments.data_dir, arguments.batch_size
+    config = read_config(pathlib.Path(arguments.workdir).expanduser().absolute())
+    distributed.start(arguments, config.training.lost_process_seconds)
+    result = distributed.together(
+        config,
+        lambda: evaluate_workdir(
+            arguments.workdir, arguments.checkpoint, arguments.split, arguments.data_dir, arguments.batch_size
+        ),
     )
+    if jax.process_index():
+        return  # process 0 tells
     rows = [
         ("checkpoint", f"step {result['step']} of {arguments.workdir}"),
         ("split", f"{result['split']}, {result['num_examples']:,} images"),

@@ -49,6 +49,7 @@ def get_config() -> ConfigDict:
     config.training.batch_norm_scope = "global"  # batch statistics over the "global" batch or one "device"'s part
     config.training.log_every_steps = 100  # steps between two lines of training metrics
     config.training.deterministic = True  # on GPUs: kernels that give the same bits in every run
+    config.training.lost_process_seconds = 100.0  # a process of several that is silent for so long ends the run
     config.training.compilation_cache = "~/.cache/hga_flax/xla"  # compiled steps are kept here; "" keeps none
 
     config.optimizer = ConfigDict()  # stochastic gradient descent

@@ -43,6 +43,7 @@ RANGES = {
     "training.batch_size": (1, math.inf, False),
     "training.label_smoothing": (0, 0.999, False),
     "training.log_every_steps": (1, math.inf, False),
+    "training.lost_process_seconds": (1, 10**6, False),
     "optimizer.learning_rate": (0, math.inf, True),
     "optimizer.momentum": (0, 0.99999, False),
     "optimizer.weight_decay": (0, math.inf, False),

@@ -111,3 +111,28 @@ def test_divergence_stops_with_the_step_and_what_to_do(tmp_path):
                           "--config.training.steps=20")  # fmt: skip
     assert result.returncode == 1 and result.stderr.count("\n") == 1
     assert "training diverged: the loss of step" in result.stderr and "optimizer.learning_rate" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_fewer_and_more_devices(tmp_path):
+    options = (
+        *TINY, "--config.training.log_every_steps=1", "--config.schedule.name=constant",
+        "--config.optimizer.learning_rate=0.01",
+    )  # fmt: skip
+    result = commands.run(*options, "--config.training.steps=16", f"--workdir={tmp_path / 'eight'}", devices=8)
+    assert result.returncode == 0, result.stderr
+    for steps, devices in ((4, 8), (8, 4), (12, 1), (16, 8)):
+        result = commands.run(
+            *options, f"--config.training.steps={steps}", f"--workdir={tmp_path / 'elastic'}", devices=devices
+        )
+        assert result.returncode == 0, result.stderr
+        assert f"{devices} x cpu" in result.stdout
+    loss = {
+        name: [row["train/loss"] for row in rows(tmp_path / name) if "train/loss" in row]
+        for name in ("eight", "elastic")
+    }
+    assert len(loss["eight"]) == 16
+    np.testing.assert_allclose(loss["elastic"], loss["eight"], rtol=1e-4)
+    final = [restore_workdir(str(tmp_path / name), "latest") for name in ("eight", "elastic")]
+    for a, b in zip(*(jax.tree.leaves(restored.state.params) for restored in final), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)

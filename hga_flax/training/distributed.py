@@ -1,0 +1,137 @@
+"""Several processes as one run: who they are, how they find each other, and what happens when one is lost.
+
+JAX's own service connects the processes and watches over them. It is started from flags or where a
+launcher says that there are several: SLURM, Open MPI, Cloud TPU, GKE or a Kubernetes job.
+"""
+
+import argparse
+import glob
+import importlib.util
+import math
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from hga_flax.config import validate
+from hga_flax.errors import UserError, one_line
+
+FLAGS = ("coordinator", "num_processes", "process_id")
+START_TIMEOUT_SECONDS = 300  # until all processes have come
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that make a command one of several processes."""
+    group = parser.add_argument_group("several processes, each with its own devices (else detected: docs/scaling.md)")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    group.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
+    group.add_argument("--process_id", type=int, metavar="I", help="which one this is, from 0")
+
+
+def launcher(environment: dict[str, str] | os._Environ = os.environ) -> str | None:
+    """Returns the name of the launcher that started this process as one of several, None if there is none."""
+
+    def above_one(name: str) -> bool:
+        return environment.get(name, "").isdecimal() and int(environment[name]) > 1
+
+    # Of the step, not of the job: a batch script is one process, however many tasks its job may start.
+    if above_one("SLURM_STEP_NUM_TASKS") and "SLURM_PROCID" in environment:
+        return "SLURM"
+    if above_one("OMPI_COMM_WORLD_SIZE"):
+        return "Open MPI"
+    if "," in environment.get("TPU_WORKER_HOSTNAMES", ""):
+        return "TPU"  # GKE and Cloud TPU say so
+    on_tpu_host = bool(glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*"))
+    if on_tpu_host and importlib.util.find_spec("libtpu") and environment.get("JAX_PLATFORMS", "tpu").startswith("tpu"):
+        return "TPU"  # JAX asks the machine's metadata how many hosts there are
+    if "JOB_COMPLETION_INDEX" in environment and "KUBERNETES_SERVICE_HOST" in environment:
+        return "Kubernetes"
+    return None
+
+
+def start(arguments: argparse.Namespace, timeout_seconds: float) -> None:
+    """Connects this process with the others, if there are others; before JAX touches a device.
+
+    Args:
+        arguments: with the flags of `add_flags`.
+        timeout_seconds: a process that is silent for so long counts as lost, which ends all of them.
+
+    Raises:
+        UserError: some flags are missing or wrong, or the others cannot be reached.
+    """
+    given = {flag: value for flag in FLAGS if (value := getattr(arguments, flag)) is not None}
+    by = "flags" if given else launcher()
+    if by is None:
+        return
+    import jax  # here: a command's --help asks for its flags
+
+    if given:
+        _check(given)
+        given = {"coordinator_address": given.pop("coordinator"), **given, "cluster_detection_method": "deactivate"}
+    jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM for itself; preemption.py handles it
+    # Its service would end the others with a stack trace when one is lost: watch.py does that with a line, and
+    # JAX's own sign of life comes second.
+    jax.config.update("jax_enable_recoverability", True)
+    timeout = math.ceil(timeout_seconds)
+    try:
+        jax.distributed.initialize(
+            **given,
+            initialization_timeout=START_TIMEOUT_SECONDS,
+            heartbeat_timeout_seconds=2 * timeout,
+            shutdown_timeout_seconds=timeout,
+        )
+    except (ValueError, RuntimeError, OSError) as error:
+        hint = "" if by == "flags" else "; or give --coordinator, --num_processes and --process_id"
+        raise UserError(f"the processes (found by {by}) cannot be connected: {one_line(error)[:300]}{hint}") from None
+
+
+def _check(given: dict) -> None:
+    missing = [f"--{flag}" for flag in FLAGS if flag not in given]
+    if missing:
+        raise UserError(f"--{next(iter(given))}: also needs {' and '.join(missing)}")
+    host, _, port = given["coordinator"].rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(f"--coordinator={given['coordinator']}: write HOST:PORT, as in 10.0.0.1:1234")
+    if given["num_processes"] < 1:
+        raise UserError(f"--num_processes={given['num_processes']}: must be at least 1")
+    if not 0 <= given["process_id"] < given["num_processes"]:
+        raise UserError(f"--process_id={given['process_id']}: must be 0 to {given['num_processes'] - 1}")
+
+
+def union(indices: Iterable[int], limit: int) -> list[int]:
+    """Returns the indices that any process has, sorted; every process must call this at the same step.
+
+    Args:
+        indices: this process's, at least 0.
+        limit: how many one process has at most.
+    """
+    import jax
+    from jax.experimental import multihost_utils
+
+    indices = sorted(indices)
+    if jax.process_count() > 1:
+        padded = np.full(limit, -1, np.int32)
+        padded[: len(indices)] = indices
+        gathered = np.asarray(multihost_utils.process_allgather(padded))
+        indices = np.unique(gathered[gathered >= 0]).tolist()
+    return indices
+
+
+def together(config: ConfigDict, work: Callable[[], Any]) -> Any:
+    """Returns what `work` returns; where several processes do it together they watch each other.
+
+    Raises:
+        UserError: as `work` does, or the configuration is wrong.
+    """
+    import jax
+
+    if not jax.distributed.is_initialized():
+        return work()
+    from hga_flax.training.experiment import configure_jax
+    from hga_flax.training.watch import Watch
+
+    configure_jax(validate(config))  # before the first device is touched
+    with Watch(jax.process_index(), jax.process_count(), config.training.lost_process_seconds):
+        return work()

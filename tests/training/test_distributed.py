@@ -1,0 +1,164 @@
+import argparse
+import os
+import re
+import socket
+import subprocess
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from hga_flax.errors import UserError
+from hga_flax.training import distributed
+from hga_flax.training.restore import restore_workdir
+from tests import commands
+from tests.test_train import TINY, rows
+
+FLAGS = ("coordinator", "num_processes", "process_id")
+
+
+def arguments(**given):
+    return argparse.Namespace(**{flag: given.get(flag) for flag in FLAGS})
+
+
+@pytest.mark.parametrize(
+    ("environment", "name"),
+    [
+        ({}, None),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),  # a batch script, which is one process
+        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, None),
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"}, "SLURM"),
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, None),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "Open MPI"),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"}, "TPU"),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, "Kubernetes"),
+    ],
+)
+def test_launchers_are_told_apart(environment, name):
+    assert distributed.launcher(environment) == name
+
+
+def test_one_process_starts_nothing(monkeypatch):
+    monkeypatch.setattr(distributed, "launcher", lambda: None)
+    distributed.start(arguments(), 10.0)
+    assert not jax.distributed.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"coordinator": "a:1"}, "--coordinator: also needs --num_processes and --process_id"),
+        ({"process_id": 0, "num_processes": 2}, "--num_processes: also needs --coordinator"),
+        ({"coordinator": "a", "process_id": 0, "num_processes": 2}, "--coordinator=a: write HOST:PORT"),
+        ({"coordinator": "a:99999", "process_id": 0, "num_processes": 2}, "write HOST:PORT"),
+        ({"coordinator": "a:1", "process_id": 0, "num_processes": 0}, "--num_processes=0: must be at least 1"),
+        ({"coordinator": "a:1", "process_id": 2, "num_processes": 2}, "--process_id=2: must be 0 to 1"),
+    ],
+)
+def test_wrong_flags_are_named(given, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        distributed.start(arguments(**given), 10.0)
+
+
+def test_a_launcher_that_cannot_be_used_says_what_to_do_instead(monkeypatch):
+    def fail(**options):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(distributed, "launcher", lambda: "SLURM")
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    monkeypatch.setattr(jax.config, "update", lambda *option: None)
+    with pytest.raises(
+        UserError, match=r"\(found by SLURM\) cannot be connected: coordinator_address .* or give --coo"
+    ):
+        distributed.start(arguments(), 10.0)
+
+
+def test_alone_the_union_is_the_own_indices():
+    assert distributed.union([5, 1, 3], limit=10) == [1, 3, 5]
+
+
+def start_processes(*options, count=2, devices=8):
+    """Returns processes that share the devices of one run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    return [
+        subprocess.Popen(
+            commands.command(*options, f"--coordinator={address}", f"--num_processes={count}", f"--process_id={i}"),
+            cwd=commands.ROOT,
+            env=commands.environment(devices // count),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(count)
+    ]
+
+
+RUN = (*TINY, "--config.optimizer.learning_rate=0.01", "--config.training.log_every_steps=2")
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_evaluate_as_one(tmp_path):
+    options = (*RUN, "--config.training.steps=12", "--config.checkpoint.every_steps=5")
+    assert commands.run(*options, f"--workdir={tmp_path / 'one'}", devices=8).returncode == 0
+    outputs = []
+    for process in start_processes(*options, f"--workdir={tmp_path / 'two'}"):
+        outputs.append(process.communicate(timeout=500))
+        assert process.returncode == 0, outputs[-1][1]
+    assert "8 x cpu (cpu), 2 process(es), 4 images each" in outputs[0][0]
+    assert "finished" in outputs[0][0] and "model " not in outputs[1][0]  # process 0 alone tells and writes
+    one, two = (restore_workdir(str(tmp_path / name), "latest") for name in ("one", "two"))
+    assert one.step == two.step == 12
+    for tree in ("params", "batch_stats"):
+        pairs = zip(jax.tree.leaves(getattr(one.state, tree)), jax.tree.leaves(getattr(two.state, tree)), strict=True)
+        for a, b in pairs:
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    for a, b in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert a[key] == pytest.approx(b[key], rel=1e-3), key
+    evaluations = []
+    for process in start_processes("evaluate.py", f"--workdir={tmp_path / 'two'}", "--json"):
+        evaluations.append(process.communicate(timeout=500))
+        assert process.returncode == 0, evaluations[-1][1]
+    assert '"num_examples": 297' in evaluations[0][0] and '"num_examples"' not in evaluations[1][0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_process_ends_the_other_with_a_clear_line(lost, tmp_path):
+    processes = start_processes(
+        *RUN, "--config.training.steps=100000", f"--workdir={tmp_path}", "--config.training.lost_process_seconds=10"
+    )
+    deadline = time.monotonic() + 400
+    while not (tmp_path / "metrics.jsonl").exists() or len(rows(tmp_path)) < 3:
+        assert time.monotonic() < deadline and [p.poll() for p in processes] == [None, None]
+        time.sleep(0.1)
+    processes[lost].kill()
+    start, other = time.monotonic(), processes[1 - lost]
+    _, stderr = other.communicate(timeout=60)
+    assert time.monotonic() - start < 10
+    assert other.returncode == 1
+    (line,) = [line for line in stderr.splitlines() if not line.startswith(("W", "I", "E"))]
+    assert line.startswith(f"error: process {lost} was lost (its connection is closed); the checkpoints written before")
+    processes[lost].communicate()
+
+
+@pytest.mark.slow
+def test_a_process_that_is_never_there_is_an_error(tmp_path, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    code = (
+        "import argparse; from hga_flax.errors import run_main; from hga_flax.training import distributed as d\n"
+        "d.START_TIMEOUT_SECONDS = 3\n"
+        f"run_main(lambda: d.start(argparse.Namespace(coordinator='{address}', num_processes=2, process_id=1), 5.0))"
+    )
+    done = subprocess.run(
+        commands.command("-c", code), cwd=commands.ROOT, env=os.environ, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "error: the processes (found by flags) cannot be connected" in done.stderr
