@@ -9,6 +9,8 @@ import glob
 import importlib.util
 import math
 import os
+import socket
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -69,6 +71,8 @@ def start(arguments: argparse.Namespace, timeout_seconds: float) -> None:
 
     if given:
         _check(given)
+        if given["process_id"]:
+            _wait_for(given["coordinator"])
         given = {"coordinator_address": given.pop("coordinator"), **given, "cluster_detection_method": "deactivate"}
     jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM for itself; preemption.py handles it
     # Its service would end the others with a stack trace when one is lost: watch.py does that with a line, and
@@ -85,6 +89,23 @@ def start(arguments: argparse.Namespace, timeout_seconds: float) -> None:
     except (ValueError, RuntimeError, OSError) as error:
         hint = "" if by == "flags" else "; or give --coordinator, --num_processes and --process_id"
         raise UserError(f"the processes (found by {by}) cannot be connected: {one_line(error)[:300]}{hint}") from None
+
+
+def _wait_for(address: str) -> None:
+    """Waits until process 0 listens; JAX would end this process by an abort if it never does."""
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"--coordinator={address}: process 0 cannot be reached there within {START_TIMEOUT_SECONDS} s "
+                    f"({error.strerror or one_line(error)}); is it started, and is the port open?"
+                ) from None
+            time.sleep(0.5)
 
 
 def _check(given: dict) -> None:

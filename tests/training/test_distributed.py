@@ -1,5 +1,4 @@
 import argparse
-import os
 import re
 import socket
 import subprocess
@@ -148,17 +147,10 @@ def test_a_lost_process_ends_the_other_with_a_clear_line(lost, tmp_path):
     processes[lost].communicate()
 
 
-@pytest.mark.slow
-def test_a_process_that_is_never_there_is_an_error(tmp_path, monkeypatch):
+def test_a_coordinator_that_is_not_there_is_an_error(monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    code = (
-        "import argparse; from hga_flax.errors import run_main; from hga_flax.training import distributed as d\n"
-        "d.START_TIMEOUT_SECONDS = 3\n"
-        f"run_main(lambda: d.start(argparse.Namespace(coordinator='{address}', num_processes=2, process_id=1), 5.0))"
-    )
-    done = subprocess.run(
-        commands.command("-c", code), cwd=commands.ROOT, env=os.environ, capture_output=True, text=True
-    )
-    assert done.returncode == 1 and "error: the processes (found by flags) cannot be connected" in done.stderr
+    monkeypatch.setattr(distributed, "START_TIMEOUT_SECONDS", 1)
+    with pytest.raises(UserError, match=rf"--coordinator={address}: process 0 cannot be reached there within 1 s"):
+        distributed.start(arguments(coordinator=address, num_processes=2, process_id=1), 10.0)
