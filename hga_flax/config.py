@@ -4,7 +4,6 @@ import argparse
 import ast
 import importlib.util
 import json
-import math
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -14,49 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from hga_flax.errors import ConfigError, UserError, nearest, one_line
-
-DTYPES = ("float32", "bfloat16")
-CHOICES = {
-    "model.dtype": DTYPES,
-    "data.augmentation": ("imagenet", "small", "none"),
-    "training.batch_norm_scope": ("global", "device"),
-    "schedule.name": ("step", "cosine", "constant"),
-    "schedule.warmup_shape": ("linear", "constant"),
-}
-# key: (smallest, largest, is the smallest itself excluded?)
-RANGES = {
-    "seed": (0, 2**31 - 1, False),
-    "data.fake_examples": (1, math.inf, False),
-    "data.image_size": (1, 8192, False),
-    "data.rotation_degrees": (0, 180, False),
-    "data.crop_padding": (0, 8192, False),
-    "data.random_erasing": (0, 1, False),
-    "data.mixup": (0, 100, False),
-    "data.cutmix": (0, 100, False),
-    "data.eval_crop_fraction": (0, 1, True),
-    "data.num_threads": (0, 1024, False),
-    "data.num_workers": (0, 1024, False),
-    "data.cache_mb": (0, math.inf, False),
-    "data.max_bad_images": (0, 10**6, False),
-    "training.epochs": (0, math.inf, True),
-    "training.steps": (0, math.inf, False),
-    "training.batch_size": (1, math.inf, False),
-    "training.label_smoothing": (0, 0.999, False),
-    "training.log_every_steps": (1, math.inf, False),
-    "training.lost_process_seconds": (1, 10**6, False),
-    "optimizer.learning_rate": (0, math.inf, True),
-    "optimizer.momentum": (0, 0.99999, False),
-    "optimizer.weight_decay": (0, math.inf, False),
-    "schedule.decay_every_epochs": (0, math.inf, True),
-    "schedule.decay_factor": (0, 1, True),
-    "schedule.warmup_epochs": (0, math.inf, False),
-    "schedule.warmup_steps": (0, math.inf, False),
-    "schedule.warmup_learning_rate": (0, math.inf, False),
-    "evaluation.every_epochs": (0, math.inf, True),
-    "evaluation.batch_size": (0, math.inf, False),
-    "checkpoint.every_steps": (0, math.inf, False),
-    "checkpoint.keep": (1, math.inf, False),
-}
+from hga_flax.validation import check_given, check_keys, check_together, config_keys, get_key
 
 
 def parse_arguments(
@@ -69,13 +26,30 @@ def parse_arguments(
         arguments: what follows the command; None reads `sys.argv`.
 
     Raises:
-        ConfigError: the file cannot be loaded, or an override has an unknown key or a wrong type.
+        ConfigError: the file cannot be loaded, or an override has an unknown key, a wrong type or no effect.
     """
     parser.add_argument("--config", required=True, metavar="FILE", help="a file of configs/")
     parser.epilog = "Any key of configs/base.py is a flag too: --config.optimizer.learning_rate=0.05"
     own, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
     parsed = parser.parse_args(own)
-    return parsed, override(load_config(parsed.config), overrides)
+    return parsed, configure(parsed.config, overrides)
+
+
+def configure(path: str, overrides: Sequence[str]) -> ConfigDict:
+    """Loads a file, applies `--config.key=value` arguments and checks the values; the network is left to `validate`.
+
+    Raises:
+        ConfigError: the file cannot be loaded, or an override has an unknown key, a wrong type or no effect.
+    """
+    config = override(load_config(path), overrides)
+    check_keys(config)
+    check_together(config)
+    check_given(config, [_key(argument) for argument in overrides])
+    return config
+
+
+def _key(argument: str) -> str:
+    return argument.removeprefix("--config.").split("=")[0]
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -122,21 +96,6 @@ def _key_error(error: Exception) -> str:
     return one_line(str(error).replace("\\n", " ").replace("\\", "").strip("'\""))
 
 
-def config_keys(config: ConfigDict, prefix: str = "") -> list[str]:
-    """Returns every key as a dotted path: "model.name", ..."""
-    keys: list[str] = []
-    for key, value in config.items():
-        keys += config_keys(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [prefix + key]
-    return keys
-
-
-def get_key(config: ConfigDict, key: str) -> Any:
-    """Returns the value at a dotted path."""
-    for part in key.split("."):
-        config = config[part]
-    return config
-
-
 def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     """Applies `--config.key=value` arguments, with the value read as the type of the key's default.
 
@@ -145,7 +104,7 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     """
     keys = config_keys(config)
     for argument in overrides:
-        key = argument.removeprefix("--config.").split("=")[0]
+        key = _key(argument)
         if key not in keys:
             inside = [k for k in keys if k.startswith(key + ".")]
             hint = f"; it is a group: {', '.join(inside)}" if inside else nearest(key, keys)
@@ -178,39 +137,31 @@ def parse_options(text: str, key: str) -> dict[str, Any]:
     """
     try:
         call = ast.parse(f"options({text})", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+            raise ValueError  # also for the text "a=1)(b=2", a call of a call
+        names = [keyword.arg for keyword in call.keywords]
+        if None in names or len(set(names)) < len(names):
             raise ValueError
         options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):  # nested too deeply is the last two
         raise ConfigError(f'{key}={text!r}: write keyword arguments, like "kernels=(7,), mfe_norm=True"') from None
     return {name: value for name, value in options.items() if name is not None}
 
 
 def validate(config: ConfigDict) -> ConfigDict:
-    """Checks what can be checked before anything expensive starts; returns the configuration.
+    """Checks what can be checked without devices and data; returns the configuration.
 
     Raises:
         ConfigError: names the key, its value and what would be right.
     """
-    for key, choices in CHOICES.items():
-        value = get_key(config, key)
-        if value not in choices:
-            raise ConfigError(f"{key}='{value}'{nearest(value, choices)}; choose from: {', '.join(choices)}")
-    for key, (low, high, open_below) in RANGES.items():
-        value = get_key(config, key)
-        if not (low < value or (value == low and not open_below)) or not value <= high:
-            bound = "above" if open_below else "at least"
-            upper = f" and at most {high}" if high != math.inf else ""
-            raise ConfigError(f"{key}={value}: must be {bound} {low}{upper}")
-    for key in ("data.mean", "data.std"):
-        value = get_key(config, key)
-        if not value or not all(isinstance(v, int | float) for v in value) or (key == "data.std" and min(value) <= 0):
-            raise ConfigError(f"{key}={value}: one number for all channels or one for each; std above 0")
-    if any(not isinstance(s, int) or s < 1 for s in config.schedule.decay_at_steps):
-        raise ConfigError(f"schedule.decay_at_steps={config.schedule.decay_at_steps}: positive whole numbers")
-    if config.data.augmentation != "small" and config.data.crop_padding:
-        raise ConfigError("data.crop_padding: only data.augmentation='small' pads and crops")
-    build_model(config, num_classes=1)
+    check_keys(config)
+    check_together(config)
+    model = build_model(config, num_classes=1)
+    if config.data.image_size < model.stride:
+        raise ConfigError(
+            f"data.image_size={config.data.image_size}: {config.model.name} divides height and width by "
+            f"{model.stride}; give at least {model.stride}"
+        )
     return config
 
 
@@ -260,7 +211,7 @@ def from_json(text: str) -> ConfigDict:
 
     try:
         return ConfigDict(tuples(json.loads(text))).lock()
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"not a configuration: {one_line(error)}") from None
 
 

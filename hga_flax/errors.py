@@ -2,6 +2,8 @@
 
 import argparse
 import difflib
+import os
+import pathlib
 import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
@@ -31,6 +33,34 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Returns `"; did you mean 'x'?"` for the known name nearest to `name`, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def expand(path: str, key: str) -> pathlib.Path:
+    """Returns a path with its "~" resolved.
+
+    Raises:
+        UserError: "~" stands for a home folder that is not known; the message names `key`.
+    """
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{key}={path}: the home folder is not known; name the folder without ~") from None
+
+
+def check_writable(path: pathlib.Path, key: str, remedy: str) -> None:
+    """Checks, without creating anything, that a folder can be created or written to.
+
+    Raises:
+        UserError: it cannot; the message names `key` and ends with `remedy`.
+    """
+    try:
+        there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    except OSError as error:
+        raise UserError(f"{key}={path} cannot be written to: {error.strerror}; {remedy}") from None
+    if not there.is_dir():
+        raise UserError(f"{key}={path} cannot be written to: {there} is not a folder; {remedy}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{key}={path} cannot be written to: {there} is read-only here; {remedy}")
 
 
 def run_main(main: Callable[[], int | None]) -> None:

@@ -23,6 +23,7 @@ def test_overrides_take_the_type_of_the_default():
         "7",
         "--config.model.attention_options=kernels=(7,), mfe_act='relu'",
         "--config.schedule.decay_at_steps=(3, 4)",
+        "--config.schedule.name=step",
     )
     assert config.optimizer.learning_rate == 1.0 and isinstance(config.optimizer.learning_rate, float)
     assert config.data.fake is True and config.data.mean == (0.1, 0.2) and config.seed == 7
@@ -43,6 +44,12 @@ MISTAKES = {
     "--config.model.attention_options=kernel=(7,)": "attention 'hga' has no option 'kernel'; it has: reduced_channels",
     "--config.model.attention_options=kernels": "write keyword arguments",
     "--config.model.attention_options=kernels=open('x')": "write keyword arguments",
+    "--config.model.attention_options=kernels=(7,))(mfe_act='relu'": "write keyword arguments",
+    "--config.model.attention_options=**{'a': 1}": "write keyword arguments",
+    "--config.model.attention_options=a=1, a=2": "write keyword arguments",
+    "--config.model.attention_options=kernels=" + 5000 * "(": "write keyword arguments",
+    "--config.model.attention_options=kernels=" + 2000 * "-" + "1": "write keyword arguments",
+    "--config.model.attention_options=kernels={[]: 1}": "write keyword arguments",
     "--config.model.options=width=3": "has no option 'width'",
     "--config.model.dtype=float16": "model.dtype='float16'; did you mean",
     "--config.schedule.name=steps": "schedule.name='steps'; did you mean 'step'?",
@@ -51,7 +58,7 @@ MISTAKES = {
     "--config.training.batch_size=0": "training.batch_size=0: must be at least 1",
     "--config.optimizer.momentum=1.5": "optimizer.momentum=1.5: must be at least 0 and at most 0.99999",
     "--config.data.std=0": "data.std=(0,): one number",
-    "--config.data.augmentation=none": "data.crop_padding: only data.augmentation='small'",
+    "--config.data.augmentation=none": "data.crop_padding=2: only data.augmentation='small'",
     "--config.schedule.decay_at_steps=(0,)": "schedule.decay_at_steps=(0,): positive whole numbers",
 }
 

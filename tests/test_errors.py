@@ -1,9 +1,10 @@
+import os
 import subprocess
 import sys
 
 import pytest
 
-from hga_flax.errors import ArgumentParser, UserError, nearest, one_line, run_main
+from hga_flax.errors import ArgumentParser, UserError, check_writable, expand, nearest, one_line, run_main
 
 
 def exit_code(main):
@@ -37,6 +38,26 @@ def test_nearest():
     assert nearest("optimzer", ["optimizer", "schedule"]) == "; did you mean 'optimizer'?"
     assert nearest("xyz", ["optimizer"]) == ""
     assert one_line("a\n b") == "a b"
+
+
+def test_a_folder_is_checked_without_being_made(tmp_path, monkeypatch):
+    check_writable(tmp_path / "a" / "b", "key", "remedy")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        UserError, match=f"^key={tmp_path}/file/x cannot be written to: .*/file is not a folder; remedy$"
+    ):
+        check_writable(tmp_path / "file" / "x", "key", "remedy")
+    with pytest.raises(UserError, match=r"^key=.* cannot be written to: File name too long; remedy$"):
+        check_writable(tmp_path / ("n" * 300), "key", "remedy")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(
+        UserError, match=f"^key={tmp_path}/a cannot be written to: {tmp_path} is read-only here; remedy$"
+    ):
+        check_writable(tmp_path / "a", "key", "remedy")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert str(expand("~/x", "key")).endswith("/x") and "~" not in str(expand("~/x", "key"))
+    with pytest.raises(UserError, match=r"^key=~nobody_here: the home folder is not known"):
+        expand("~nobody_here", "key")
 
 
 def test_a_bad_command_line_is_a_user_error():

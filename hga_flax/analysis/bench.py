@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 
-from hga_flax.config import load_config, override, validate
+from hga_flax.config import configure, validate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: the configuration or its data cannot be used.
     """
-    config = validate(override(load_config(arguments.config), arguments.overrides))
+    config = validate(configure(arguments.config, arguments.overrides))
     from hga_flax.data.bench_input import bench_input  # after the arguments: --help answers at once
 
     rows = bench_input(config, arguments.compare, arguments.seconds, lambda line: print(line, file=sys.stderr))

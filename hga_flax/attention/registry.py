@@ -14,6 +14,7 @@ from hga_flax.attention.gc import GlobalContext
 from hga_flax.attention.ge import GatherExcite
 from hga_flax.attention.hga import HGA
 from hga_flax.attention.nl import NonLocal
+from hga_flax.attention.options import check_types
 from hga_flax.attention.se import SqueezeExcitation
 from hga_flax.attention.sk import SelectiveKernel
 
@@ -87,13 +88,14 @@ def attention_factory(name: str, **options: Any) -> AttentionFactory:
     """Returns what a network is given: `factory(channels, name=..., dtype=..., axis_name=...)`.
 
     Raises:
-        ValueError: unknown name, or an option that the attention does not have.
+        ValueError: unknown name, or an option that the attention does not have or that is of another type.
     """
     known = attention_options(name)
     for option in options:
         if option not in known:
             raise ValueError(f"attention '{name}' has no option '{option}'; it has: {', '.join(known) or 'none'}")
     module, _ = _REGISTRY[name]
+    check_types(f"attention '{name}'", module, options)
     return partial(module, **(known | options))
 
 

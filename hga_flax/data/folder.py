@@ -1,24 +1,35 @@
 """A folder of images, `{train,val}/<class>/*.{jpg,jpeg,png,webp}`, as a source."""
 
+import os
 import pathlib
 import sys
 from collections.abc import Iterator
 from typing import Any
 
-from hga_flax.errors import UserError
+from hga_flax.errors import UserError, nearest, one_line
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 ALIASES = {"validation": "val", "val": "validation"}
 
 
-def _split_folder(root: pathlib.Path, split: str) -> pathlib.Path:
-    for name in (split, ALIASES.get(split, split)):
-        if (root / name).is_dir():
-            return root / name
-    if not root.is_dir():
+def _split_folder(root: pathlib.Path, split: str, key: str = "") -> pathlib.Path:
+    if not os.path.isdir(root):
         raise UserError(f"data.dir={root}: no such folder")
-    there = ", ".join(_folders(root)) or "no folders"
-    raise UserError(f"the folder {root} has no split '{split}'; it has: {there}")
+    there = _folders(root)
+    for name in (split, ALIASES.get(split, split)):
+        if name in there:  # so that no name leads out of the folder
+            return root / name
+    if "[" in split or "+" in split:
+        raise UserError(
+            f"{key}='{split}': a folder of images has whole splits only ({_listed(there)}); "
+            f"python -m hga_flax prepare folder {root} makes a data set that can be cut"
+        )
+    named = f"{key}='{split}': " if key else ""
+    raise UserError(f"{named}the folder {root} has no split '{split}'{nearest(split, there)}; it has: {_listed(there)}")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) or "no folders"
 
 
 def class_names(root: pathlib.Path) -> tuple[str, ...]:
@@ -45,13 +56,14 @@ class FolderSource:
     Args:
         root: holds a folder for each split.
         split: "train", or "val" and "validation", which mean the same where only one is there.
+        key: what messages call the split.
 
     Raises:
         UserError: no such split, no images in it, or a class that `train` does not have.
     """
 
-    def __init__(self, root: pathlib.Path, split: str):
-        folder, names = _split_folder(root, split), class_names(root)
+    def __init__(self, root: pathlib.Path, split: str, key: str = "split"):
+        folder, names = _split_folder(root, split, key), class_names(root)
         unknown = [n for n in _folders(folder) if n not in names]
         if unknown:
             raise UserError(f"{folder} has the class '{unknown[0]}', which {root / 'train'} has not")
@@ -82,11 +94,17 @@ class FolderSource:
             yield name, self[index]
 
 
+def _entries(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Returns what lies in a folder and is not hidden, sorted."""
+    try:
+        return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"data.dir: cannot read {folder}: {error.strerror or one_line(error)}") from None
+
+
 def _folders(folder: pathlib.Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return [p.name for p in _entries(folder) if p.is_dir()]
 
 
 def _images(folder: pathlib.Path) -> list[pathlib.Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    return [p for p in _entries(folder) if p.suffix.lower() in SUFFIXES] if folder.is_dir() else []

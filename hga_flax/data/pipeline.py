@@ -158,13 +158,29 @@ class Dataset:
         """What this process has met of images that cannot be decoded."""
         return BadImages(self.data.max_bad_images)
 
-    def source(self, split: str) -> Source:
-        """Opens a split: the real one, or a synthetic one with `data.fake`; a small one is read into memory."""
+    @functools.cached_property
+    def _opened(self) -> dict[str, Source]:
+        return {}
+
+    def open(self, split: str) -> Source:
+        """Opens a split, the real one or a synthetic one with `data.fake`, once; reads none of its images.
+
+        Raises:
+            UserError: the split does not exist or is empty.
+        """
         data = self.data
-        if data.fake:
-            source = SyntheticSource(data.fake_examples, data.image_size, self.info)
-        else:
-            source = open_source(self.info.name, split, data.dir)
+        if split not in self._opened:
+            key = {data.eval_split: "data.eval_split", data.train_split: "data.train_split"}.get(split, "--split")
+            self._opened[split] = (
+                SyntheticSource(data.fake_examples, data.image_size, self.info)
+                if data.fake
+                else open_source(self.info.name, split, data.dir, key)
+            )
+        return self._opened[split]
+
+    def source(self, split: str) -> Source:
+        """Opens a split; a small one is read into memory."""
+        data, source = self.data, self.open(split)
         if data.augmentation == "imagenet" or data.num_workers:
             return source
         # The transform only resizes here, in training and in evaluation.

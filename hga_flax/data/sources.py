@@ -5,16 +5,21 @@ A source is a random-access sequence of `{"image": bytes | uint8 [H, W, C], "lab
 """
 
 import dataclasses
+import json
 import os
 import pathlib
+import re
 from typing import Any, Protocol
 
 import numpy as np
 
 from hga_flax.data.folder import FolderSource, class_names
-from hga_flax.errors import UserError, nearest, one_line
+from hga_flax.errors import UserError, expand, nearest, one_line
 
 FOLDER = "folder"  # the data.name of a folder of images, data.dir
+CHANNELS = (1, 3)  # grey and RGB: what the decoder makes
+TFDS_NAME = re.compile(r"[A-Za-z]\w*(/[\w.-]+)?(:\d+\.\d+\.\d+)?")  # NAME[/CONFIG][:VERSION]
+TFDS_FEATURES = "tensorflow_datasets.core.features."  # the package of all features that a data set may name
 
 
 class Source(Protocol):
@@ -60,7 +65,7 @@ class SyntheticSource:
 
 def data_directory(directory: str) -> pathlib.Path:
     """Returns `directory`, or TFDS's own default (`$TFDS_DATA_DIR`, `~/tensorflow_datasets`) for ""."""
-    return pathlib.Path(directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return expand(directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets", "data.dir")
 
 
 def _tfds() -> Any:
@@ -71,7 +76,10 @@ def _tfds() -> Any:
 
 def _builder(name: str, directory: str) -> Any:
     """Returns the TFDS builder of a data set, prepared or not."""
+    if not TFDS_NAME.fullmatch(name):
+        raise UserError(f"data.name='{name}': no name of a data set; write NAME, NAME/CONFIG or NAME:1.2.3")
     tfds = _tfds()
+    _check_features(data_directory(directory) / re.split("[/:]", name)[0])
     try:
         if name == "digits":
             from hga_flax.data.digits import prepare_digits
@@ -86,6 +94,31 @@ def _builder(name: str, directory: str) -> Any:
         raise UserError(f"data.name: there is no data set '{name}'{nearest(name, known)}") from None
     except OSError as error:
         raise UserError(f"data.dir: cannot use {data_directory(directory)}: {one_line(error)}") from None
+    except Exception as error:  # an unknown configuration, a package that the data set needs, damaged files, ...
+        reason = one_line(error).rpartition('}": ')[2].split(". Here ")[0][:200]  # without TFDS's own arguments
+        raise UserError(f"data.name='{name}': TFDS cannot open it: {type(error).__name__}: {reason}") from None
+
+
+def _check_features(folder: pathlib.Path) -> None:
+    """Refuses a data set whose files name Python classes outside TFDS: TFDS would import their modules."""
+    for file in folder.glob("**/features.json") if folder.is_dir() else []:
+        try:
+            named = _class_names(json.loads(file.read_text()))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{file} cannot be read: {one_line(error)}") from None
+        foreign = [name for name in named if not str(name).startswith(TFDS_FEATURES)]
+        if foreign:
+            raise UserError(f"{file} names the Python class {foreign[0]}, which is not TFDS's; it is not loaded")
+
+
+def _class_names(node: Any) -> list[Any]:
+    """Returns every "pythonClassName" of a features.json."""
+    if isinstance(node, list):
+        return [name for entry in node for name in _class_names(entry)]
+    if not isinstance(node, dict):
+        return []
+    own = [node[key] for key in ("pythonClassName", "type") if isinstance(node.get(key), str)]
+    return own + [name for entry in node.values() for name in _class_names(entry)]
 
 
 def packed_datasets(data_dir: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -105,44 +138,68 @@ def dataset_info(name: str, directory: str = "") -> DatasetInfo:
     features = _builder(name, directory).info.features
     if not {"image", "label"} <= set(features) or not hasattr(features["label"], "num_classes"):
         raise UserError(f"data.name: '{name}' is not an image classification data set (no 'image' and 'label')")
-    names = tuple(features["label"].names or ())
-    return DatasetInfo(name, int(features["label"].num_classes), int(features["image"].shape[-1]), names)
+    names, shape = tuple(features["label"].names or ()), features["image"].shape
+    if not shape or shape[-1] not in CHANNELS:
+        raise UserError(f"data.name: the images of '{name}' are {shape}; only 1 (grey) or 3 (RGB) channels are read")
+    return DatasetInfo(name, int(features["label"].num_classes), int(shape[-1]), names)
 
 
 def folder_root(directory: str) -> pathlib.Path:
     """Returns the folder of images that `data.dir` names."""
     if not directory:
         raise UserError("data.dir: name the folder of images, which holds train/CLASS/ and val/CLASS/")
-    return pathlib.Path(directory).expanduser()
+    return expand(directory, "data.dir")
 
 
-def open_source(name: str, split: str, directory: str = "") -> Source:
+def open_source(name: str, split: str, directory: str = "", key: str = "split") -> Source:
     """Opens a split of a prepared data set, images as encoded bytes.
 
     Args:
         name: "digits" (prepared on first use), "folder", or the name of a TFDS or packed data set.
         split: in TFDS's notation, for example "train", "train[:90%]".
         directory: TFDS's data directory, "" for its default.
+        key: what messages call the split: the key that named it.
 
     Raises:
-        UserError: the data set or the split does not exist here.
+        UserError: the data set or the split does not exist here, or it is empty.
     """
     if name == FOLDER:
-        return FolderSource(folder_root(directory), split)
+        return FolderSource(folder_root(directory), split, key)
     tfds = _tfds()
     builder = _builder(name, directory)
     if not builder.info.splits:
+        if directory and not data_directory(directory).is_dir():
+            raise UserError(f"data.dir={directory}: no such folder")
         raise UserError(
             f"data.name: {name} is not prepared in {data_directory(directory)}; run python -m hga_flax prepare "
             f"{name} --data-dir={data_directory(directory)}, name another data.dir, or try data.fake=true"
         )
+    _check_split(builder.info.splits, name, split, key)
     try:
         return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-    except ValueError as error:
-        splits = ", ".join(builder.info.splits)
-        raise UserError(f"data set {name} has no split '{split}' ({one_line(error)}); it has: {splits}") from None
+    except OSError as error:
+        raise UserError(f"data.dir: cannot read {builder.data_dir}: {one_line(error)}") from None
     except NotImplementedError:
         raise UserError(
             f"{name} in {data_directory(directory)} is not in array_record format; prepare it again: "
             f"python -m hga_flax prepare {name} --data-dir=ANOTHER"
         ) from None
+
+
+def _check_split(splits: Any, name: str, split: str, key: str) -> None:
+    """Raises a UserError unless the TFDS splits have `split`, which may be a slice or a sum, with examples in it."""
+    for part in split.split("+"):
+        whole = part.split("[")[0]
+        if whole not in splits and whole != "all":
+            there = ", ".join(splits)
+            raise UserError(f"{key}='{split}': {name} has no split '{whole}'{nearest(whole, splits)}; it has: {there}")
+    try:
+        count = splits[split].num_examples
+    except (ValueError, AssertionError):
+        whole = ", ".join(f"{name} {info.num_examples:,}" for name, info in splits.items())
+        raise UserError(
+            f"{key}='{split}': no slice of this data set; write for example '{next(iter(splits))}[:90%]' or "
+            f"'[100:200]'; it has: {whole} examples"
+        ) from None
+    if count < 1:
+        raise UserError(f"{key}='{split}': holds no examples")

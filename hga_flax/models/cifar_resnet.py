@@ -125,6 +125,7 @@ class CifarResNet(nn.Module):
     dropout: float = 0.0
     dtype: Any = jnp.float32
     axis_name: str | None = None
+    stride: ClassVar[int] = 4  # by which height and width shrink before the last pooling
     hosts_convolution: ClassVar[bool] = True  # its blocks have a place for an attention that replaces a 3x3
 
     @nn.compact

@@ -10,7 +10,7 @@ wide, so HGA needs no reduction there.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -76,6 +76,7 @@ class DenseNet(nn.Module):
     dropout: float = 0.0
     dtype: Any = jnp.float32
     axis_name: str | None = None
+    stride: ClassVar[int] = 32  # by which height and width shrink before the last pooling
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

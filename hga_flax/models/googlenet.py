@@ -8,7 +8,7 @@ the paper calls 5x5, a 3x3 (https://github.com/pytorch/vision/issues/906; `true_
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -137,6 +137,7 @@ class GoogLeNet(nn.Module):
     width_divisor: int = 1
     dtype: Any = jnp.float32
     axis_name: str | None = None
+    stride: ClassVar[int] = 32  # by which height and width shrink before the last pooling
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from hga_flax.attention import AttentionFactory, attention_factory, replaces_convolution
+from hga_flax.attention.options import check_types
 from hga_flax.errors import nearest
 from hga_flax.models import densenet, resnet
 from hga_flax.models.cifar_resnet import CifarResNet, blocks_per_stage, wide_depth
@@ -109,8 +110,8 @@ def create_model(
         **options: structural options of the network, see `model_options`.
 
     Raises:
-        ValueError: an unknown name or option (the message lists the known ones), or an attention
-            that replaces a 3x3 in a network whose blocks have no one 3x3 that feeds a ReLU.
+        ValueError: an unknown name or option (the message lists the known ones), an option of another
+            type, or an attention that replaces a 3x3 in a network whose blocks have no one 3x3 that feeds a ReLU.
     """
     builder = _builder(name)
     known = model_options(name)
@@ -119,6 +120,7 @@ def create_model(
             raise ValueError(
                 f"model '{name}' has no option '{option}'{nearest(option, known)}; it has: {', '.join(known)}"
             )
+    check_types(f"model '{name}'", _model_class(builder), options)
     if isinstance(attention, str):
         attention = attention_factory(attention, **(attention_options or {}))
     elif attention_options:

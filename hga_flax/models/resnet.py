@@ -104,6 +104,7 @@ class ResNet(nn.Module):
     zero_init_residual: bool = False
     dtype: Any = jnp.float32
     axis_name: str | None = None
+    stride: ClassVar[int] = 32  # by which height and width shrink before the last pooling
     hosts_convolution: ClassVar[bool] = True  # its blocks have a place for an attention that replaces a 3x3
 
     @nn.compact

@@ -2,9 +2,8 @@
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,11 +14,14 @@ from ml_collections import ConfigDict
 from hga_flax.config import build_model, validate
 from hga_flax.data.pipeline import Dataset, Shard
 from hga_flax.data.sources import DatasetInfo
-from hga_flax.errors import ConfigError
+from hga_flax.errors import ConfigError, UserError, check_writable, expand
 from hga_flax.training.mesh import DATA_AXIS, check_batch_size, create_mesh
 from hga_flax.training.optimizer import create_optimizer, create_schedule, warmup_steps
-from hga_flax.training.state import TrainState, make_init
+from hga_flax.training.state import TrainState, abstract_state, check_training, make_init
+from hga_flax.validation import check_keys
 
+CACHE_KEY = "training.compilation_cache"
+MOST_EXAMPLES = 2**31 - 1  # that one process reads: indices are int32
 DETERMINISTIC_FLAG = "--xla_gpu_deterministic_ops=true"
 
 
@@ -48,13 +50,19 @@ def make_plan(config: ConfigDict, num_examples: int) -> Plan:
     """Turns epochs into steps for a training split of `num_examples`.
 
     Raises:
-        ConfigError: one batch is larger than the split.
+        ConfigError: one batch is larger than the split, or training is longer than its steps can be numbered.
     """
     batch_size = config.training.batch_size
     if batch_size > num_examples:
         raise ConfigError(f"training.batch_size={batch_size}: the training split has only {num_examples} examples")
     per_epoch = num_examples / batch_size
     total = config.training.steps or max(1, round(config.training.epochs * per_epoch))
+    if total * batch_size // jax.process_count() >= MOST_EXAMPLES:
+        key = "steps" if config.training.steps else "epochs"
+        raise ConfigError(
+            f"training.{key}={config.training[key]}: {total:,} steps of {batch_size} are more examples than a process "
+            f"can number, {MOST_EXAMPLES:,}"
+        )
     return Plan(num_examples, per_epoch, total, max(1, round(config.evaluation.every_epochs * per_epoch)))
 
 
@@ -87,34 +95,68 @@ class Experiment:
         return make_init(self.model, optimizer, self.image_shape)
 
 
-def configure_jax(config: ConfigDict) -> None:
-    """Sets what must be set before JAX touches a device: determinism and the compilation cache."""
+def configure_jax(config: ConfigDict, cache: str) -> None:
+    """Sets what must be set before JAX touches a device: determinism and the folder of compiled steps, "" for none."""
     if config.training.deterministic and DETERMINISTIC_FLAG.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC_FLAG}".strip()
-    cache = config.training.compilation_cache
-    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(cache).expanduser()) if cache else None)
+    jax.config.update("jax_compilation_cache_dir", str(expand(cache, CACHE_KEY)) if cache else None)
 
 
-def create_experiment(config: ConfigDict, info: DatasetInfo | Callable[[], DatasetInfo]) -> Experiment:
+def _check_cache(config: ConfigDict) -> None:
+    if config.training.compilation_cache:
+        folder = expand(config.training.compilation_cache, CACHE_KEY)
+        check_writable(folder, CACHE_KEY, 'name another folder, or "" to keep no compiled steps')
+
+
+def _check_training_batch(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises a ConfigError unless the devices can train on their parts of the batch."""
+    batch_size, devices = config.training.batch_size, mesh.devices.size
+    check_batch_size("training.batch_size", batch_size, mesh)
+    each = batch_size // devices
+    if (config.data.mixup or config.data.cutmix) and each % 2:
+        raise ConfigError(
+            f"training.batch_size={batch_size}: data.mixup and data.cutmix mix pairs, so that each of "
+            f"the {devices} devices needs an even number of images"
+        )
+    if batch_size == 1:
+        raise ConfigError("training.batch_size=1: batch normalisation needs at least 2 images")
+    if each == 1 and config.training.batch_norm_scope == "device":
+        raise ConfigError(
+            f"training.batch_norm_scope='device': a batch of {batch_size} leaves each of the {devices} devices one "
+            f"image, which has no batch statistics; choose 'global', or training.batch_size={2 * devices}"
+        )
+
+
+def create_experiment(
+    config: ConfigDict, info: DatasetInfo | Callable[[], DatasetInfo], train: bool = True
+) -> Experiment:
     """Checks the configuration and builds the parts of the run.
 
     Args:
         config: a whole configuration.
         info: what is known of the data set, or a function that finds out once the configuration is checked.
+        train: False for a run that has been trained already: checks only what evaluation needs, and does
+            without a compilation cache that cannot be written to here.
 
     Raises:
         UserError: the configuration cannot be run here.
     """
-    validate(config)
-    configure_jax(config)
+    if train:
+        validate(config)
+    else:
+        check_keys(config)
+    cache = config.training.compilation_cache
+    try:
+        _check_cache(config)
+    except UserError:
+        if train:
+            raise
+        cache = ""
+    configure_jax(config, cache)
     mesh = create_mesh()
-    check_batch_size("training.batch_size", config.training.batch_size, mesh)
+    if train:
+        _check_training_batch(config, mesh)
     check_batch_size("evaluation.batch_size", config.evaluation.batch_size, mesh)
-    if (config.data.mixup or config.data.cutmix) and config.training.batch_size // mesh.devices.size % 2:
-        raise ConfigError(
-            f"training.batch_size={config.training.batch_size}: data.mixup and data.cutmix mix pairs, so that each of "
-            f"the {mesh.devices.size} devices needs an even number of images"
-        )
     info = info() if callable(info) else info
     for key in ("mean", "std"):
         if len(config.data[key]) not in (1, info.channels):
@@ -132,6 +174,32 @@ def create_experiment(config: ConfigDict, info: DatasetInfo | Callable[[], Datas
         model=build_model(config, info.num_classes, axis_name),
         image_shape=(size, size, info.channels),
     )
+
+
+class Prepared(NamedTuple):
+    """What of a run is known before its first image is read; its arrays are abstract."""
+
+    plan: Plan
+    schedule: optax.Schedule
+    init: Callable[[jax.Array], TrainState]
+    state: TrainState
+
+
+def prepare(experiment: Experiment) -> Prepared:
+    """Finishes the checks that need the data set or the network, without reading images or compiling.
+
+    Raises:
+        UserError: a split does not exist or is too small, the schedule does not fit the run, or the network
+            cannot be built or trained as its options say.
+    """
+    dataset, config = experiment.dataset, experiment.config
+    dataset.open(config.data.eval_split)
+    plan = make_plan(config, len(dataset.open(config.data.train_split)))
+    schedule = experiment.schedule(plan)
+    init = experiment.init(experiment.optimizer(schedule))
+    state = abstract_state(init, experiment.mesh)
+    check_training(experiment.model, state, experiment.image_shape)
+    return Prepared(plan, schedule, init, state)
 
 
 def parameters_by_part(params: Any) -> dict[str, int]:

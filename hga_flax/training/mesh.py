@@ -33,9 +33,8 @@ def check_batch_size(key: str, batch_size: int, mesh: Mesh) -> None:
     devices = mesh.devices.size
     if batch_size % devices:
         below, above = batch_size // devices * devices, (batch_size // devices + 1) * devices
-        raise ConfigError(
-            f"{key}={batch_size}: does not divide over {devices} devices; try {below or above} or {above}"
-        )
+        tries = f"{below} or {above}" if below else f"{above}"
+        raise ConfigError(f"{key}={batch_size}: does not divide over {devices} devices; try {tries}")
 
 
 def to_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[dict[str, jax.Array]]:

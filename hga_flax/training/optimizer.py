@@ -15,6 +15,26 @@ def warmup_steps(config: ConfigDict, steps_per_epoch: float) -> int:
     return config.schedule.warmup_steps or round(config.schedule.warmup_epochs * steps_per_epoch)
 
 
+def decay_steps(config: ConfigDict, steps_per_epoch: float, total_steps: int) -> list[int]:
+    """Returns the steps at which the schedule "step" decays, ascending; none for the others.
+
+    Raises:
+        ConfigError: there are more decays than steps.
+    """
+    schedule = config.schedule
+    if schedule.name != "step":
+        return []
+    if schedule.decay_at_steps:
+        return list(schedule.decay_at_steps)
+    every = schedule.decay_every_epochs * steps_per_epoch
+    if every < 1:
+        raise ConfigError(
+            f"schedule.decay_every_epochs={schedule.decay_every_epochs}: is less than a step; an epoch has "
+            f"{steps_per_epoch:.4g} steps"
+        )
+    return [max(1, round(every * (i + 1))) for i in range(int(total_steps / every))]
+
+
 def create_schedule(config: ConfigDict, steps_per_epoch: float, total_steps: int) -> optax.Schedule:
     """Returns the learning rate as a function of the step.
 
@@ -24,21 +44,24 @@ def create_schedule(config: ConfigDict, steps_per_epoch: float, total_steps: int
     0.01 for 400 steps).
 
     Raises:
-        ConfigError: the warm-up does not end before the training's epochs do.
+        ConfigError: the warm-up does not end before the training's epochs do, or a decay comes after its end.
     """
     schedule, peak = config.schedule, config.optimizer.learning_rate
     warmup = warmup_steps(config, steps_per_epoch)
-    # A run cut short by training.steps may end within its warm-up: that is how one tries a recipe.
-    if warmup >= total_steps and not config.training.steps:
-        raise ConfigError(
-            f"schedule: a warm-up of {warmup} steps in a training of {total_steps}; "
-            "lower schedule.warmup_epochs or schedule.warmup_steps"
-        )
+    boundaries = decay_steps(config, steps_per_epoch, total_steps)
+    # A run cut short by training.steps may end within its warm-up or before a decay: so one tries a recipe.
+    if not config.training.steps:
+        if warmup >= total_steps:
+            key = "warmup_steps" if schedule.warmup_steps else "warmup_epochs"
+            raise ConfigError(
+                f"schedule.{key}={schedule[key]}: a warm-up of {warmup} steps in a training of {total_steps}; lower it"
+            )
+        if schedule.decay_at_steps and boundaries[-1] >= total_steps:
+            raise ConfigError(
+                f"schedule.decay_at_steps={schedule.decay_at_steps}: training ends at step {total_steps}; "
+                "lower them or raise training.epochs"
+            )
     if schedule.name == "step":
-        every = schedule.decay_every_epochs * steps_per_epoch
-        count = int(total_steps / every)
-        boundaries = schedule.decay_at_steps or [max(1, round(every * (i + 1))) for i in range(count)]
-        # Repeated products, not a mapping: two decays may fall on one step in a very short run.
         main = lambda step: peak * jnp.prod(jnp.where(step >= jnp.asarray(boundaries), schedule.decay_factor, 1.0))
         main = main if len(boundaries) else optax.constant_schedule(peak)
     elif schedule.name == "cosine":

@@ -1,13 +1,12 @@
 """A finished or running workdir turned back into a network and its parameters."""
 
 import dataclasses
-import pathlib
 from typing import Any
 
 import jax
 import optax
 
-from hga_flax.errors import ConfigError, UserError
+from hga_flax.errors import ConfigError, UserError, expand
 from hga_flax.training import workdir as files
 from hga_flax.training.checkpoints import Checkpoints
 from hga_flax.training.evaluation import evaluate
@@ -15,6 +14,7 @@ from hga_flax.training.experiment import Experiment, create_experiment
 from hga_flax.training.mesh import create_mesh
 from hga_flax.training.state import TrainState, abstract_state
 from hga_flax.training.step import make_eval_step
+from hga_flax.validation import check_keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +40,12 @@ def restore_workdir(
     Raises:
         UserError: no run, no such checkpoint, or it cannot be read.
     """
-    workdir = pathlib.Path(path).expanduser().absolute()
+    workdir = expand(path, "--workdir").absolute()
     config = files.read_config(workdir)
+    try:
+        check_keys(config)
+    except ConfigError as error:
+        raise UserError(f"{workdir / 'config.json'} cannot be used: {error}") from None
     with config.unlocked():
         if data_dir is not None:
             config.data.dir = data_dir
@@ -50,8 +54,8 @@ def restore_workdir(
             raise ConfigError(f"--batch-size={batch_size}: must be at least 1")
         size = batch_size or config.evaluation.batch_size or config.training.batch_size
         # A run may be evaluated on fewer or more devices than it was trained on.
-        config.training.batch_size = config.evaluation.batch_size = -(-size // devices) * devices
-    experiment = create_experiment(config, files.read_dataset(workdir))
+        config.evaluation.batch_size = -(-size // devices) * devices
+    experiment = create_experiment(config, files.read_dataset(workdir), train=False)
     # Only the structure of the optimizer's state matters here, not its rate.
     init = experiment.init(experiment.optimizer(optax.constant_schedule(0.0)))
     like = abstract_state(init, experiment.mesh)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import flax.errors
 import flax.linen as nn
 import flax.struct
 import jax
@@ -13,6 +14,9 @@ from jax.sharding import Mesh
 from hga_flax.errors import ConfigError, one_line
 from hga_flax.training.mesh import replicated
 from hga_flax.training.metrics import ClassificationMetrics
+
+# What a network raises for options that it cannot be built with.
+NETWORK_ERRORS = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, flax.errors.FlaxError)
 
 
 @flax.struct.dataclass
@@ -58,9 +62,27 @@ def abstract_state(init: Callable[[jax.Array], TrainState], mesh: Mesh) -> Train
     """
     try:
         shapes = jax.eval_shape(init, jax.random.key(0))
-    except (ValueError, TypeError, ZeroDivisionError) as error:
-        raise ConfigError(f"config.model cannot be built: {one_line(error)}") from None
+    except NETWORK_ERRORS as error:
+        raise ConfigError(f"config.model cannot be built: {one_line(error)[:300]}") from None
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes)
+
+
+def check_training(model: nn.Module, state: TrainState, image_shape: tuple[int, int, int]) -> None:
+    """Traces the network as training calls it, for options that only training refuses.
+
+    Raises:
+        ConfigError: the network cannot be trained.
+    """
+    model = model.clone(axis_name=None)  # the axis is there inside shard_map alone
+    images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    call = lambda variables, images, key: model.apply(
+        variables, images, train=True, mutable=["batch_stats", "aux_logits"], rngs={"dropout": key}
+    )
+    try:
+        jax.eval_shape(call, variables, images, jax.random.key(0))
+    except NETWORK_ERRORS as error:
+        raise ConfigError(f"config.model cannot be trained: {one_line(error)[:300]}") from None
 
 
 def create_state(init: Callable[[jax.Array], TrainState], seed: int, mesh: Mesh) -> TrainState:

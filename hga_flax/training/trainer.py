@@ -18,10 +18,10 @@ from hga_flax.training.checkpoints import Checkpoints, rank
 from hga_flax.training.clock import Clock
 from hga_flax.training.console import Console, duration
 from hga_flax.training.evaluation import evaluate
-from hga_flax.training.experiment import Experiment, Plan, create_experiment, describe, make_plan
+from hga_flax.training.experiment import Experiment, Plan, create_experiment, describe, prepare
 from hga_flax.training.mesh import replicate, to_devices
 from hga_flax.training.metrics import ClassificationMetrics, all_finite, finite_or_none, read
-from hga_flax.training.state import TrainState, abstract_state, create_state
+from hga_flax.training.state import TrainState, create_state
 from hga_flax.training.step import make_eval_step, make_train_step
 from hga_flax.training.writers import MetricWriter
 
@@ -59,15 +59,12 @@ def train(config: ConfigDict, workdir_path: str) -> None:
     bad_images = experiment.dataset.bad_images
     if experiment.shard.process == 0:
         bad_images.log = lambda text: console.line(text, "yellow")
+    plan, schedule, init, abstract = prepare(experiment)
     workdir = files.open_workdir(workdir_path)
     changes = files.check_same_run(workdir, config)
     source = experiment.dataset.source(config.data.train_split)
     eval_source = experiment.dataset.source(config.data.eval_split)
-    plan = make_plan(config, len(source))
 
-    schedule = experiment.schedule(plan)
-    init = experiment.init(experiment.optimizer(schedule))
-    abstract = abstract_state(init, experiment.mesh)
     console.table("hga_flax", describe(experiment, plan, abstract.params))
     checkpoints = Checkpoints(workdir, config.checkpoint.keep, warn=lambda text: console.line(text, "yellow"))
     try:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from hga_flax.config import differences, from_json, to_json
 from hga_flax.data.sources import DatasetInfo
-from hga_flax.errors import UserError, one_line
+from hga_flax.errors import UserError, expand, one_line
 
 # Whatever these say, a checkpoint's arrays are those of one network.
 MODEL_KEYS = ("model.name", "model.options", "model.attention", "model.attention_options", "data.name")
@@ -25,7 +25,9 @@ def open_workdir(path: str) -> pathlib.Path:
     Raises:
         UserError: it cannot.
     """
-    workdir = pathlib.Path(path).expanduser().absolute()
+    if not path:
+        raise UserError("--workdir is empty; name the folder of the run")
+    workdir = expand(path, "--workdir").absolute()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / ".writable"
@@ -89,8 +91,12 @@ def read_dataset(workdir: pathlib.Path) -> DatasetInfo:
     """
     try:
         fields = json.loads((workdir / "dataset.json").read_text())
-        return DatasetInfo(**{**fields, "class_names": tuple(fields["class_names"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        info = DatasetInfo(**{**fields, "class_names": tuple(fields["class_names"])})
+        numbers = (info.num_classes, info.channels)
+        if not isinstance(info.name, str) or any(type(n) is not int or not 0 < n < 2**31 for n in numbers):
+            raise ValueError("it is not the description of a data set")
+        return info
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{workdir / 'dataset.json'} cannot be read: {one_line(error)}") from None
 
 

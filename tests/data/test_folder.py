@@ -1,3 +1,5 @@
+import pathlib
+
 import cv2
 import numpy as np
 import pytest
@@ -70,3 +72,27 @@ def test_no_folder_at_all(tmp_path):
     for directory, message in (("", "name the folder"), (tmp_path / "x", "no such folder"), (tmp_path, "no split")):
         with pytest.raises(UserError, match=message):
             dataset_info("folder", str(directory))
+
+
+@pytest.mark.parametrize("split", ["../other", "..", ".", "/etc", "train/cat"])
+def test_no_split_leads_out_of_the_folder(split, root):
+    (root.parent / "other" / "cat").mkdir(parents=True, exist_ok=True)
+    with pytest.raises(UserError, match="has no split"):
+        FolderSource(root, split)
+
+
+def test_slices_and_sums_need_a_packed_data_set(root):
+    for split in ("train[:90%]", "train+val"):
+        with pytest.raises(UserError, match=r"^data\.train_split='train.*whole splits only \(train, val\); python -m"):
+            open_source("folder", split, str(root), "data.train_split")
+    with pytest.raises(UserError, match=r"^data\.eval_split='vall': .* did you mean 'val'\?; it has: train, val$"):
+        open_source("folder", "vall", str(root), "data.eval_split")
+
+
+def test_a_folder_that_cannot_be_read_is_one_line(root, monkeypatch):
+    def refuse(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(pathlib.Path, "iterdir", refuse)
+    with pytest.raises(UserError, match=r"data\.dir: cannot read .*: Permission denied"):
+        FolderSource(root, "train")

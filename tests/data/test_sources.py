@@ -1,6 +1,11 @@
+import json
+import sys
+import types
+
 import numpy as np
 import pytest
 
+from hga_flax.data import sources
 from hga_flax.data.sources import DatasetInfo, SyntheticSource, data_directory, dataset_info, open_source
 from hga_flax.errors import UserError
 
@@ -55,3 +60,48 @@ def test_the_default_directory_is_that_of_tfds(monkeypatch, tmp_path):
     monkeypatch.delenv("TFDS_DATA_DIR")
     assert str(data_directory("")).endswith("tensorflow_datasets")
     assert data_directory("/x").as_posix() == "/x"
+
+
+def write_features(folder, class_name):
+    """A data set on disk whose features.json names a Python class for its image."""
+    folder.mkdir(parents=True)
+    inner = {"featuresDict": {"features": {"image": {"pythonClassName": class_name}}}}
+    whole = {"pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict"} | inner
+    (folder / "features.json").write_text(json.dumps(whole))
+    (folder / "dataset_info.json").write_text("{}")
+
+
+@pytest.mark.parametrize("name", ["mine", "digits"])
+def test_a_data_set_on_disk_cannot_have_modules_imported(name, tmp_path, monkeypatch):
+    (tmp_path / "evil_module.py").write_text("import pathlib; pathlib.Path(__file__).with_name('trace').touch()")
+    monkeypatch.syspath_prepend(tmp_path)
+    write_features(tmp_path / name / "1.0.0", "evil_module.Image")
+    for call in (dataset_info, lambda name, directory: open_source(name, "train", directory)):
+        with pytest.raises(UserError, match=r"names the Python class evil_module\.Image, which is not TFDS's"):
+            call(name, str(tmp_path))
+    assert not (tmp_path / "trace").exists() and "evil_module" not in sys.modules
+
+
+def test_a_damaged_description_is_one_line(tmp_path):
+    write_features(tmp_path / "mine" / "1.0.0", "tensorflow_datasets.core.features.image_feature.Image")
+    for text in ("{", "[" * 100_000, "{}"):
+        (tmp_path / "mine" / "1.0.0" / "features.json").write_text(text)
+        with pytest.raises(UserError, match=r"cannot be read|TFDS cannot open it"):
+            dataset_info("mine", str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["", "../digits", "a b", "gs://x/y", "mnist/", "mnist/x=1", "huggingface:x"])
+def test_a_name_leads_nowhere_else(name, tmp_path):
+    with pytest.raises(UserError, match="no name of a data set"):
+        dataset_info(name, str(tmp_path))
+
+
+def test_images_of_other_channels_are_refused_by_name(monkeypatch):
+    features = {
+        "image": types.SimpleNamespace(shape=(8, 8, 4)),
+        "label": types.SimpleNamespace(num_classes=2, names=()),
+    }
+    builder = types.SimpleNamespace(info=types.SimpleNamespace(features=features))
+    monkeypatch.setattr(sources, "_builder", lambda name, directory: builder)
+    with pytest.raises(UserError, match=r"'rgba' are \(8, 8, 4\); only 1 \(grey\) or 3 \(RGB\) channels"):
+        dataset_info("rgba")

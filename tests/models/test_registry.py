@@ -297,3 +297,32 @@ def test_unknown_options_are_refused():
         create_model("cifar_wide_resnet28_10", depth=8)
     with pytest.raises(ValueError, match="attention_options need a named attention"):
         create_model("resnet50", attention=nn.Dense, attention_options={"ratio": 4})
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet50", {"stage_sizes": (1, 1, 1, 1)}),
+        ("densenet121", {"block_sizes": (1, 1, 1, 1)}),
+        ("googlenet", {"width_divisor": 8}),
+        ("cifar_resnet8", {}),
+        ("cifar_preact_resnet11_bottleneck", {}),
+    ],
+)
+def test_the_stride_is_by_how_much_a_map_shrinks(name, options):
+    model, maps = create_model(name, **options), []
+
+    def watch(call, args, kwargs, context):
+        result = call(*args, **kwargs)
+        if context.method_name == "__call__" and getattr(result, "ndim", 0) == 4:
+            maps.append(result.shape[1:3])
+        return result
+
+    with nn.intercept_methods(watch):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2 * model.stride, 3 * model.stride, 3)))
+    assert maps[-1] == (2, 3)
+
+
+def test_an_option_of_another_type_is_refused():
+    with pytest.raises(ValueError, match=r"^model 'resnet50': option stage_sizes=3 must be of type Sequence\[int\]$"):
+        create_model("resnet50", stage_sizes=3)

@@ -3,8 +3,8 @@ import os
 import jax
 import pytest
 
-from hga_flax.data.sources import DatasetInfo
-from hga_flax.errors import ConfigError
+from hga_flax.data.sources import DatasetInfo, SyntheticSource
+from hga_flax.errors import UserError
 from hga_flax.training import experiment as e
 from tests.training import tiny
 
@@ -17,7 +17,7 @@ def test_the_plan_turns_epochs_into_steps():
     assert [s for s in range(1, 9) if plan.evaluates_at(s)] == [2, 4, 6, 8]
     plan = e.make_plan(tiny.config(training__steps=7, evaluation__every_epochs=2.0), 40)
     assert [s for s in range(1, 8) if plan.evaluates_at(s)] == [5, 7]
-    with pytest.raises(ConfigError, match="only 10 examples"):
+    with pytest.raises(UserError, match="only 10 examples"):
         e.make_plan(tiny.config(), 10)
 
 
@@ -36,10 +36,13 @@ def test_the_parts_follow_from_the_configuration():
         ({"training__batch_size": 12}, "training.batch_size=12: does not divide over 8 devices"),
         ({"evaluation__batch_size": 12}, "evaluation.batch_size=12: does not divide over 8 devices"),
         ({"data__mean": (0.5, 0.5, 0.5)}, "digits has 1 channels"),
+        ({"training__batch_norm_scope": "device", "training__batch_size": 8}, "leaves each of the 8 devices one image"),
+        ({"training__compilation_cache": "/dev/null/xla"}, '/dev/null is not a folder; name another folder, or ""'),
+        ({"training__compilation_cache": "~nobody_here/xla"}, "the home folder is not known"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_data_is_opened(overrides, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         e.create_experiment(tiny.config(**overrides), INFO)
 
 
@@ -47,9 +50,9 @@ def test_determinism_and_the_cache_are_set_before_jax_starts(monkeypatch, tmp_pa
     cache = jax.config.jax_compilation_cache_dir
     monkeypatch.setenv("XLA_FLAGS", "--a=b")
     try:
-        e.configure_jax(tiny.config(training__deterministic=False, training__compilation_cache=str(tmp_path)))
+        e.configure_jax(tiny.config(training__deterministic=False), str(tmp_path))
         assert os.environ["XLA_FLAGS"] == "--a=b" and jax.config.jax_compilation_cache_dir == str(tmp_path)
-        e.configure_jax(tiny.config(training__compilation_cache=""))
+        e.configure_jax(tiny.config(), "")
         assert os.environ["XLA_FLAGS"] == "--a=b --xla_gpu_deterministic_ops=true"
         assert jax.config.jax_compilation_cache_dir is None
     finally:
@@ -73,3 +76,37 @@ def test_a_run_that_ends_within_its_warm_up_says_so():
     experiment = e.create_experiment(tiny.config(schedule__warmup_steps=400), INFO)
     plan = dict(e.describe(experiment, e.make_plan(experiment.config, 48), {}))["plan"]
     assert plan == "6 steps of 16 = 2 epochs, all within the warm-up of 400 steps"
+
+
+def test_everything_is_checked_before_an_image_is_read(monkeypatch):
+    monkeypatch.setattr(SyntheticSource, "__getitem__", None)
+    prepared = e.prepare(e.create_experiment(tiny.config(), INFO))
+    assert prepared.plan.num_examples == 48 and float(prepared.schedule(0)) == pytest.approx(0.05)
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(prepared.state))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"training__batch_size": 56}, "only 48 examples"),
+        ({"training__steps": 2**31 - 1}, "are more examples than a process can number"),
+        ({"training__steps": 0, "schedule__warmup_epochs": 100.0}, r"schedule\.warmup_epochs=100\.0: a warm-up of 300"),
+        ({"model__attention_options": "form='shift', mfe_norm=True"}, "cannot be trained: form='shift' needs a linear"),
+        ({"model__options": "features=0"}, "config.model cannot be built"),
+    ],
+)
+def test_what_only_the_data_or_the_network_shows_is_refused_before_compilation(overrides, message):
+    with pytest.raises(UserError, match=message):
+        e.prepare(e.create_experiment(tiny.config(**overrides), INFO))
+
+
+def test_an_evaluation_asks_for_less_than_a_training(tmp_path):
+    c = tiny.config(training__batch_size=1, training__compilation_cache="/dev/null/xla", evaluation__batch_size=8)
+    cache = jax.config.jax_compilation_cache_dir
+    try:
+        assert e.create_experiment(c, INFO, train=False).eval_batch_size == 8
+        assert jax.config.jax_compilation_cache_dir is None  # one that cannot be written to is done without
+    finally:
+        jax.config.update("jax_compilation_cache_dir", cache)
+    with pytest.raises(UserError, match=r"^training\.compilation_cache"):
+        e.create_experiment(c, INFO)

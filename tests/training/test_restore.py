@@ -48,6 +48,28 @@ def test_a_checkpoint_that_is_not_there(workdir, checkpoint, message):
         restore_workdir(str(workdir), checkpoint)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"mixup": 0.0,', "", r"config\.json cannot be used: data\.mixup is missing"),
+        ('"seed": 0', '"seed": true', r"config\.json cannot be used: seed=True: must be a whole number"),
+        ('"data": {', '"date": {', r"config\.json cannot be used: date\.\w+: there is no such key"),
+        (
+            '"options": "features=4"',
+            "\"options\": \"features=__import__('os').mkdir('/tmp/never')\"",
+            "write keyword arguments",
+        ),
+    ],
+)
+def test_a_configuration_that_was_meddled_with_is_one_line(workdir, tmp_path, old, new, message):
+    text = (workdir / "config.json").read_text()
+    assert old in text
+    (tmp_path / "config.json").write_text(text.replace(old, new))
+    shutil.copy(workdir / "dataset.json", tmp_path)
+    with pytest.raises(UserError, match=message):
+        restore_workdir(str(tmp_path))
+
+
 def test_a_workdir_without_checkpoints(workdir, tmp_path):
     for name in ("config.json", "dataset.json"):
         shutil.copy(workdir / name, tmp_path / name)

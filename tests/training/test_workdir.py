@@ -32,7 +32,30 @@ def test_another_models_workdir_is_refused_and_other_changes_are_told(tmp_path):
         w.check_same_run(tmp_path, tiny.config(model__attention="none"))
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"name": 3}', "[]"])
+DAMAGED = (
+    '{"name": 3, "num_classes": 2, "channels": 1, "class_names": []}',
+    '{"name": "x", "num_classes": "2", "channels": 1, "class_names": []}',
+    '{"name": "x", "num_classes": -2, "channels": 1, "class_names": []}',
+    '{"name": "x", "num_classes": 2, "channels": 1, "class_names": [], "more": 1}',
+    "[" * 100_000,
+)
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_a_damaged_description_of_the_data_is_one_line(tmp_path, text):
+    (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(UserError, match=r"dataset\.json cannot be read"):
+        w.read_dataset(tmp_path)
+
+
+def test_no_folder_and_no_home_are_one_line():
+    with pytest.raises(UserError, match="--workdir is empty"):
+        w.open_workdir("")
+    with pytest.raises(UserError, match="--workdir=~nobody_here/x: the home folder is not known"):
+        w.open_workdir("~nobody_here/x")
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"name": 3}', "[]", "[" * 100_000])
 def test_damaged_files_are_one_line(tmp_path, text):
     with pytest.raises(UserError, match="no run here"):
         w.read_config(tmp_path)
