@@ -29,7 +29,7 @@ def main() -> None:
     from hga_flax.training.workdir import read_config
 
     config = read_config(pathlib.Path(arguments.workdir).expanduser().absolute())
-    distributed.start(arguments, config.training.lost_process_seconds)
+    distributed.start(arguments, config)
     result = distributed.together(
         config,
         lambda: evaluate_workdir(

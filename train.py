@@ -1,21 +1,38 @@
 """Trains a network, or goes on where a killed run stopped.
 
 python train.py --config=configs/digits.py --workdir=runs/digits [--config.key=value ...]
+python train.py --config=configs/digits.py --dry_run     checks and describes the run without making it
 """
 
 from hga_flax.config import parse_arguments
-from hga_flax.errors import ArgumentParser, run_main
+from hga_flax.errors import ArgumentParser, UserError, run_main
 from hga_flax.training import distributed
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="where checkpoints and metrics go")
+    parser.add_argument("--workdir", metavar="DIR", help="where checkpoints and metrics go")
+    parser.add_argument(
+        "--dry_run",
+        "--dry-run",
+        nargs="?",
+        const="lower",
+        choices=("lower", "compile"),
+        help="check everything, print model, schedule, memory and time, and stop; needs no --workdir; "
+        "=compile also compiles the step, for its exact memory",
+    )
     distributed.add_flags(parser)
     arguments, config = parse_arguments(parser)
-    distributed.start(arguments, config.training.lost_process_seconds)
+    if arguments.workdir is None and arguments.dry_run is None:
+        raise UserError("--workdir=DIR is missing: where checkpoints and metrics go; or try --dry_run")
 
-    from hga_flax.training.trainer import train  # after the arguments: --help and mistakes answer at once
+    if arguments.dry_run is not None:  # imported after the arguments: --help and mistakes answer at once
+        from hga_flax.training.dry_run import dry_run
+
+        dry_run(config, arguments.workdir, compile_step=arguments.dry_run == "compile")
+        return
+    distributed.start(arguments, config)
+    from hga_flax.training.trainer import train
 
     distributed.together(config, lambda: train(config, arguments.workdir))
 

@@ -44,6 +44,16 @@ class Console:
             table.add_row(name, value)
         self._rich.print(table, markup=False)
 
+    def columns(self, title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+        """Prints rows below a header; what looks like a number stands at the right of its column."""
+        table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        for i, name in enumerate(header):
+            numbers = all(row[i].replace(",", "").replace(".", "").isdecimal() for row in rows)
+            table.add_column(name, style="cyan" if i == 0 else None, justify="right" if numbers else "left")
+        for row in rows:
+            table.add_row(*row)
+        self._rich.print(table, markup=False)
+
     def start_progress(self, done: int, total: int) -> "Console":
         """Shows a bar of `total` steps of which `done` are done; use as a context."""
         if self._rich.is_terminal:

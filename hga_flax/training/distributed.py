@@ -53,15 +53,15 @@ def launcher(environment: dict[str, str] | os._Environ = os.environ) -> str | No
     return None
 
 
-def start(arguments: argparse.Namespace, timeout_seconds: float) -> None:
+def start(arguments: argparse.Namespace, config: ConfigDict) -> None:
     """Connects this process with the others, if there are others; before JAX touches a device.
 
     Args:
         arguments: with the flags of `add_flags`.
-        timeout_seconds: a process that is silent for so long counts as lost, which ends all of them.
+        config: a whole configuration, which says for how long a process may be silent.
 
     Raises:
-        UserError: some flags are missing or wrong, or the others cannot be reached.
+        UserError: the configuration is wrong, or some flags are missing or wrong, or the others cannot be reached.
     """
     given = {flag: value for flag in FLAGS if (value := getattr(arguments, flag)) is not None}
     by = "flags" if given else launcher()
@@ -78,7 +78,7 @@ def start(arguments: argparse.Namespace, timeout_seconds: float) -> None:
     # Its service would end the others with a stack trace when one is lost: watch.py does that with a line, and
     # JAX's own sign of life comes second.
     jax.config.update("jax_enable_recoverability", True)
-    timeout = math.ceil(timeout_seconds)
+    timeout = math.ceil(validate(config).training.lost_process_seconds)
     try:
         jax.distributed.initialize(
             **given,

@@ -23,6 +23,14 @@ def test_lines_and_tables_are_plain_text_where_there_is_no_terminal(capsys):
     ]
 
 
+def test_columns_have_numbers_at_the_right(capsys):
+    Console().columns("title", ("name", "count"), [("[a]", "1,000"), ("b", "2.5")])
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["title", "name  count", "[a]   1,000", "b       2.5"]
+    Console(active=False).columns("title", ("name",), [("a",)])
+    assert capsys.readouterr().out == ""
+
+
 def test_a_terminal_gets_a_live_bar():
     console, screen = Console(), io.StringIO()
     console._rich = RichConsole(file=screen, force_terminal=True, width=80)

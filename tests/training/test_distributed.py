@@ -13,6 +13,7 @@ from hga_flax.training import distributed
 from hga_flax.training.restore import restore_workdir
 from tests import commands
 from tests.test_train import TINY, rows
+from tests.training import tiny
 
 FLAGS = ("coordinator", "num_processes", "process_id")
 
@@ -42,7 +43,7 @@ def test_launchers_are_told_apart(environment, name):
 
 def test_one_process_starts_nothing(monkeypatch):
     monkeypatch.setattr(distributed, "launcher", lambda: None)
-    distributed.start(arguments(), 10.0)
+    distributed.start(arguments(), tiny.config())
     assert not jax.distributed.is_initialized()
 
 
@@ -59,7 +60,7 @@ def test_one_process_starts_nothing(monkeypatch):
 )
 def test_wrong_flags_are_named(given, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        distributed.start(arguments(**given), 10.0)
+        distributed.start(arguments(**given), tiny.config())
 
 
 def test_a_launcher_that_cannot_be_used_says_what_to_do_instead(monkeypatch):
@@ -72,7 +73,7 @@ def test_a_launcher_that_cannot_be_used_says_what_to_do_instead(monkeypatch):
     with pytest.raises(
         UserError, match=r"\(found by SLURM\) cannot be connected: coordinator_address .* or give --coo"
     ):
-        distributed.start(arguments(), 10.0)
+        distributed.start(arguments(), tiny.config())
 
 
 def test_alone_the_union_is_the_own_indices():
@@ -153,4 +154,4 @@ def test_a_coordinator_that_is_not_there_is_an_error(monkeypatch):
         address = f"127.0.0.1:{free.getsockname()[1]}"
     monkeypatch.setattr(distributed, "START_TIMEOUT_SECONDS", 1)
     with pytest.raises(UserError, match=rf"--coordinator={address}: process 0 cannot be reached there within 1 s"):
-        distributed.start(arguments(coordinator=address, num_processes=2, process_id=1), 10.0)
+        distributed.start(arguments(coordinator=address, num_processes=2, process_id=1), tiny.config())

@@ -1,0 +1,329 @@
+"""`train.py --dry_run`: what a run would be, without its parameters, its images or its workdir.
+
+Everything is traced with abstract arrays. The step is lowered but not compiled, unless that is quick
+or asked for; what is an estimate says so.
+"""
+
+import dataclasses
+import math
+import time
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from hga_flax.data.sources import dataset_info
+from hga_flax.errors import check_writable, expand
+from hga_flax.training import workdir as files
+from hga_flax.training.console import Console, duration
+from hga_flax.training.experiment import Experiment, Plan, Prepared, create_experiment, describe, prepare
+from hga_flax.training.mesh import DATA_AXIS
+from hga_flax.training.optimizer import decay_steps, warmup_steps
+from hga_flax.training.state import TrainState
+from hga_flax.training.step import make_train_step
+
+QUICK = 150  # arrays of parameters up to which the step is compiled unasked: seconds, where ResNet-50 takes minutes
+DECAYS_SHOWN = 8
+UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A stem, a stage, a head, ... of a network.
+
+    Attributes:
+        name: what its modules' names begin with.
+        output: shape of its last map or vector for one image, () where inference does not call it.
+        parameters: of it all.
+        attention: parameters among them that belong to attentions.
+    """
+
+    name: str
+    output: tuple[int, ...]
+    parameters: int
+    attention: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a training step takes of each device.
+
+    Attributes:
+        flops: floating-point operations, by XLA's count.
+        memory: (what, bytes) rows that add up to the estimate.
+        compiled: XLA's (arguments, temporaries) in bytes, where the step was compiled.
+    """
+
+    flops: float
+    memory: dict[str, int]
+    compiled: tuple[int, int] | None
+
+
+def dry_run(config: ConfigDict, workdir: str | None = None, compile_step: bool = False) -> None:
+    """Prints the model, the schedule, the plan, the memory and the time of a run; writes nothing.
+
+    Args:
+        config: a whole configuration.
+        workdir: the run's folder, to be checked and not touched, or None.
+        compile_step: compile the training step however long that takes.
+
+    Raises:
+        UserError: what training would raise before its first step.
+    """
+    experiment = create_experiment(config, lambda: dataset_info(config.data.name, config.data.dir))
+    prepared = prepare(experiment)
+    plan, state = prepared.plan, prepared.state
+    console = Console(active=experiment.shard.process == 0)
+    rows = describe(experiment, plan, state.params)
+    if workdir is not None:
+        rows.append(("workdir", workdir_state(workdir, config)))
+    console.table("dry run: nothing is trained or written", rows)
+    console.columns(
+        "model", ("part", "output", "parameters", "of them attention"),
+        [
+            (part.name, "x".join(map(str, part.output)) or "-", f"{part.parameters:,}", f"{part.attention:,}")
+            for part in model_parts(experiment.model, state, experiment.image_shape)
+        ],
+    )  # fmt: skip
+    console.columns("schedule", ("step", "epoch", "learning rate", ""), schedule_rows(config, prepared))
+    cost = step_cost(experiment, prepared, compile_step)
+    seconds = step_seconds(experiment, cost.flops)
+    console.table("plan", plan_rows(experiment, plan, state))
+    console.table("memory of each device while training", memory_rows(experiment, cost))
+    console.table("time", time_rows(experiment, plan, cost, seconds))
+
+
+def workdir_state(path: str, config: ConfigDict) -> str:
+    """Returns what training would find in a workdir.
+
+    Raises:
+        UserError: it cannot be written to, or belongs to another run.
+    """
+    workdir = expand(path, "--workdir").absolute()
+    check_writable(workdir, "--workdir", "choose another")
+    changes = files.check_same_run(workdir, config)
+    folder = workdir / "checkpoints"
+    steps = [int(p.name) for p in folder.iterdir() if p.name.isdecimal()] if folder.is_dir() else []
+    if not steps:
+        return f"{path}: a new run"
+    return f"{path}: goes on from step {max(steps)}" + (f"; changed: {', '.join(changes)}" if changes else "")
+
+
+def model_parts(model: nn.Module, state: TrainState, image_shape: tuple[int, int, int]) -> list[Part]:
+    """Returns the parts of a network in the order in which they are called; those never called come last."""
+    outputs: dict[str, tuple[int, ...]] = {}
+
+    def watch(call: Any, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        result = call(*args, **kwargs)
+        if len(context.module.path) == 1 and context.method_name == "__call__":
+            outputs[context.module.path[0].split("_")[0]] = tuple(result.shape[1:])
+        return result
+
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    with nn.intercept_methods(watch):
+        # A function of its own: JAX would otherwise reuse a trace that was not watched.
+        jax.eval_shape(
+            lambda variables, images: model.apply(variables, images, train=False),
+            variables,
+            jax.ShapeDtypeStruct((1, *image_shape), jnp.float32),
+        )
+    sizes: dict[str, list[int]] = {name: [0, 0] for name in outputs}
+    for path, leaf in jax.tree.leaves_with_path(state.params):
+        names = [entry.key for entry in path]
+        size = sizes.setdefault(names[0].split("_")[0], [0, 0])
+        size[0] += leaf.size
+        size[1] += leaf.size if "attention" in names else 0
+    return [Part(name, outputs.get(name, ()), *size) for name, size in sizes.items()]
+
+
+def schedule_rows(config: ConfigDict, prepared: Prepared) -> list[tuple[str, ...]]:
+    """Returns (step, epoch, learning rate, what happens) at the schedule's corners, counted in finished steps."""
+    plan, schedule = prepared.plan, prepared.schedule
+    warmup = warmup_steps(config, plan.steps_per_epoch)
+    decays = decay_steps(config, plan.steps_per_epoch, plan.total_steps)
+    corners: dict[int, list[str]] = {0: ["start"]}
+    if warmup:
+        corners.setdefault(warmup, []).append("end of the warm-up")
+    for step in decays[:DECAYS_SHOWN]:
+        corners.setdefault(step, []).append("decay")
+    if config.schedule.name == "cosine":
+        corners.setdefault((warmup + plan.total_steps) // 2, []).append("half of the cosine")
+    corners.setdefault(plan.total_steps - 1, []).append("last step")
+    rows = []
+    for step, what in sorted(corners.items()):
+        rate = f"{float(schedule(jnp.asarray(step))):.4g}" if step < plan.total_steps else "-"
+        late = "" if step < plan.total_steps else ", after the end of this run"
+        rows.append((f"{step:,}", f"{step / plan.steps_per_epoch:.2f}", rate, ", ".join(what) + late))
+    if len(decays) > DECAYS_SHOWN:
+        rows.append(("...", "", "", f"and {len(decays) - DECAYS_SHOWN} decays more, the last at step {decays[-1]:,}"))
+    return rows
+
+
+def tree_bytes(tree: Any) -> int:
+    """Returns the size of the arrays, abstract or not, of a tree."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def abstract_batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes and the placement of a global training batch."""
+    size, sharding = experiment.config.training.batch_size, NamedSharding(experiment.mesh, PartitionSpec(DATA_AXIS))
+    make = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+    numbers = {name: make((size,), jnp.int32) for name in ("label", "index", "epoch")}
+    return {"image": make((size, *experiment.image_shape), jnp.uint8)} | numbers
+
+
+def saved_bytes(experiment: Experiment, state: TrainState) -> int:
+    """Returns the size of what one device keeps of the forward pass for the backward pass.
+
+    As JAX traces it, before XLA optimises: the parameters that it also keeps are left out.
+    """
+    model = experiment.model.clone(axis_name=None)  # the axis is there inside shard_map alone
+    each = experiment.config.training.batch_size // experiment.mesh.devices.size
+    images = jax.ShapeDtypeStruct((each, *experiment.image_shape), jnp.float32)
+
+    def kept(params: Any, batch_stats: Any, images: jax.Array, key: jax.Array) -> Any:
+        def loss(params: Any) -> jax.Array:
+            variables = {"params": params, "batch_stats": batch_stats}
+            logits, _ = model.apply(
+                variables, images, train=True, mutable=["batch_stats", "aux_logits"], rngs={"dropout": key}
+            )
+            return logits.mean()
+
+        return jax.vjp(loss, params)[1]
+
+    kept_tree = jax.eval_shape(kept, state.params, state.batch_stats, images, jax.random.key(0))
+    return max(0, tree_bytes(kept_tree) - tree_bytes(state.params))
+
+
+def step_cost(experiment: Experiment, prepared: Prepared, compile_step: bool) -> Cost:
+    """Lowers the training step, and compiles it where that is quick or asked for."""
+    state, batch = prepared.state, abstract_batch(experiment)
+    optimizer = experiment.optimizer(prepared.schedule)
+    lowered = make_train_step(experiment.model, optimizer, experiment.config, experiment.mesh).lower(state, batch)
+    compiled = None
+    flops = float(lowered.cost_analysis()["flops"])
+    if compile_step or len(jax.tree.leaves(state.params)) <= QUICK:
+        analysis = lowered.compile().memory_analysis()
+        compiled = (analysis.argument_size_in_bytes, analysis.temp_size_in_bytes)
+    memory = {
+        "parameters": tree_bytes(state.params),
+        "batch statistics": tree_bytes(state.batch_stats),
+        "optimizer": tree_bytes(state.opt_state),
+        "gradients": tree_bytes(state.params),
+        "batch": tree_bytes(batch) // experiment.mesh.devices.size,
+        "activations": saved_bytes(experiment, state),
+    }
+    return Cost(flops, memory, compiled)
+
+
+def measured_speed(device: jax.Device, dtype: Any, seconds: float = 1.0) -> float:
+    """Returns the FLOP/s of a device on two 3x3 convolutions with BatchNorm, forward and backward.
+
+    A network's layers differ: small maps, groups and attentions run slower, wide layers faster.
+    """
+
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            for _ in range(2):
+                x = nn.Conv(64, (3, 3), use_bias=False, dtype=dtype)(x)
+                x = nn.relu(nn.BatchNorm(use_running_average=False, dtype=dtype)(x))
+            return x
+
+    block, large = Block(), device.platform != "cpu"
+    x = jax.device_put(jnp.ones((128 if large else 8, 32, 32, 64), dtype), device)
+    variables = jax.device_put(block.init(jax.random.key(0), x), device)
+
+    def loss(params: Any, x: jax.Array) -> jax.Array:
+        return block.apply(variables | {"params": params}, x, mutable=["batch_stats"])[0].astype(jnp.float32).sum()
+
+    lowered = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(variables["params"], x)
+    step, flops = lowered.compile(), float(lowered.cost_analysis()["flops"])
+    jax.block_until_ready(step(variables["params"], x))
+    best, start = math.inf, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        before = time.perf_counter()
+        jax.block_until_ready(step(variables["params"], x))
+        best = min(best, time.perf_counter() - before)
+    return flops / best
+
+
+def step_seconds(experiment: Experiment, flops: float) -> float:
+    """Returns an estimate of the length of a training step from a speed measured on the first device here."""
+    device = jax.local_devices()[0]
+    speed = measured_speed(device, jnp.dtype(experiment.config.model.dtype))
+    # Simulated devices of one CPU share its cores.
+    share = jax.local_device_count() if device.platform == "cpu" else 1
+    return flops * share / speed
+
+
+def size(number: float) -> str:
+    """Returns bytes as "1.23 MB"."""
+    unit = 0
+    while number >= 1000 and unit < len(UNITS) - 1:
+        number, unit = number / 1000, unit + 1
+    return f"{number:.3g} {UNITS[unit]}"
+
+
+def plan_rows(experiment: Experiment, plan: Plan, state: TrainState) -> list[tuple[str, str]]:
+    """Returns what happens how often."""
+    config = experiment.config
+    evaluated = len(experiment.dataset.open(config.data.eval_split))
+    evaluations = math.ceil(plan.total_steps / plan.eval_every)
+    every = config.checkpoint.every_steps
+    more = f" and every {every:,} steps" if every else ""
+    one, keep = tree_bytes(state), config.checkpoint.keep
+    return [
+        ("steps", f"{plan.total_steps:,} = {plan.total_steps / plan.steps_per_epoch:.4g} epochs"),
+        (
+            "evaluations",
+            f"{evaluations:,}, every {plan.eval_every:,} steps and at the end, each on {evaluated:,} images in "
+            f"{math.ceil(evaluated / experiment.eval_batch_size):,} batches of {experiment.eval_batch_size:,}",
+        ),
+        (
+            "checkpoints",
+            f"after each evaluation{more}; {size(one)} each before compression, the latest {keep} and the best "
+            f"are kept: up to {size(one * (keep + 1))}",
+        ),
+        ("logged", f"every {config.training.log_every_steps:,} steps"),
+    ]
+
+
+def memory_rows(experiment: Experiment, cost: Cost) -> list[tuple[str, str]]:
+    """Returns the memory of each device: what is known, what is estimated and what XLA says."""
+    rows = [(name, size(number)) for name, number in cost.memory.items()]
+    rows[-1] = ("activations", rows[-1][1] + " (estimate: kept for the backward pass, before XLA's optimisation)")
+    rows.append(("in all", f"about {size(sum(cost.memory.values()))} (estimate)"))
+    if cost.compiled:
+        arguments, temporaries = cost.compiled
+        rows.append(
+            ("compiled", f"{size(arguments + temporaries)} by XLA: {size(arguments)} of state and batch, "
+                         f"{size(temporaries)} of temporaries")
+        )  # fmt: skip
+    else:
+        rows.append(("compiled", "not compiled; --dry_run=compile does so and asks XLA, which takes minutes"))
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    if limit:
+        rows.append(("available", size(limit)))
+    return rows
+
+
+def time_rows(experiment: Experiment, plan: Plan, cost: Cost, seconds: float) -> list[tuple[str, str]]:
+    """Returns the estimates of time."""
+    batch = experiment.config.training.batch_size
+    evaluations = math.ceil(plan.total_steps / plan.eval_every)
+    evaluated = len(experiment.dataset.open(experiment.config.data.eval_split))
+    # A forward pass is a third of a training step.
+    whole = plan.total_steps * seconds + evaluations * evaluated / batch * seconds / 3
+    return [
+        ("operations", f"{cost.flops / 1e9:,.3f} GFLOPs a step and device (XLA's count, before its optimisation)"),
+        (
+            "a step",
+            f"about {seconds:.3g} s, {batch / seconds:,.0f} images/s (estimate: these operations at the speed of a "
+            f"3x3 convolution with BatchNorm measured here; data loading not counted)",
+        ),
+        ("in all", f"about {duration(whole)} with the evaluations (estimate)"),
+    ]

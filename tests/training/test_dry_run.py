@@ -1,0 +1,157 @@
+import sys
+import time
+
+import jax
+import pytest
+
+import train
+from hga_flax.analysis.complexity import complexity
+from hga_flax.data.sources import DatasetInfo, SyntheticSource
+from hga_flax.errors import UserError
+from hga_flax.models import create_model
+from hga_flax.training import dry_run as d
+from hga_flax.training.experiment import create_experiment, prepare
+from hga_flax.training.workdir import write_config
+from tests import commands
+from tests.training import tiny
+
+INFO = DatasetInfo("digits", 10, 1, ())
+
+
+def prepared(**overrides):
+    experiment = create_experiment(tiny.config(**overrides), INFO)
+    return experiment, prepare(experiment)
+
+
+def test_a_dry_run_tells_the_run_and_makes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(SyntheticSource, "__getitem__", None)  # no image is read
+    workdir = tmp_path / "a" / "run"
+    d.dry_run(tiny.config(), str(workdir))
+    out = capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+    for expected in (
+        f"{workdir}: a new run",
+        "6 = 2 epochs",
+        "2, every 3 steps and at the end, each on 48 images in 3 batches of 16",
+        "the latest 3 and the best are kept",
+        "last step",
+        "(estimate: kept for the backward pass",
+        "of state and batch",  # so small a step is compiled
+        "with the evaluations (estimate)",
+    ):
+        assert expected in out
+
+
+def test_the_parts_hold_every_parameter_and_their_maps():
+    experiment, ready = prepared()
+    parts = d.model_parts(experiment.model, ready.state, experiment.image_shape)
+    assert [part.name for part in parts] == ["stem", "stage1", "stage2", "stage3", "classifier"]
+    assert [part.output for part in parts] == [(8, 8, 4), (8, 8, 4), (4, 4, 8), (2, 2, 16), (10,)]
+    assert sum(part.parameters for part in parts) == sum(leaf.size for leaf in jax.tree.leaves(ready.state.params))
+    plain = complexity(create_model("cifar_resnet8", features=4, num_classes=10), (8, 8, 1)).params
+    assert sum(part.parameters - part.attention for part in parts) == plain
+
+
+def test_heads_that_only_training_calls_come_last():
+    experiment, ready = prepared(
+        model__name="googlenet", model__options="aux_logits=True, width_divisor=8", model__attention="none",
+        data__image_size=32,
+    )  # fmt: skip
+    parts = d.model_parts(experiment.model, ready.state, experiment.image_shape)
+    assert [(part.name, part.output) for part in parts[-2:]] == [("auxiliary1", ()), ("auxiliary2", ())]
+    assert parts[-1].parameters > 0
+
+
+def corners(**overrides):
+    experiment, ready = prepared(**overrides)
+    return d.schedule_rows(experiment.config, ready)
+
+
+def test_the_schedule_is_told_at_its_corners():
+    rows = corners(training__steps=60, schedule__name="step", schedule__decay_at_steps=(20, 80),
+                   schedule__warmup_steps=10)  # fmt: skip
+    assert rows == [
+        ("0", "0.00", "0", "start"),
+        ("10", "3.33", "0.05", "end of the warm-up"),
+        ("20", "6.67", "0.005", "decay"),
+        ("59", "19.67", "0.005", "last step"),
+        ("80", "26.67", "-", "decay, after the end of this run"),
+    ]
+    assert ("30", "10.00", "0.025", "half of the cosine") in corners(training__steps=60, schedule__name="cosine")
+    many = corners(training__steps=60, schedule__name="step", schedule__decay_every_epochs=1.0)
+    assert len(many) == 11 and many[-1] == ("...", "", "", "and 12 decays more, the last at step 60")
+
+
+def test_the_cost_fits_the_network_and_what_xla_says_where_it_is_asked(monkeypatch):
+    experiment, ready = prepared()
+    monkeypatch.setattr(d, "QUICK", 0)
+    assert d.step_cost(experiment, ready, compile_step=False).compiled is None
+    cost = d.step_cost(experiment, ready, compile_step=True)
+    # Forward, and twice that backward; a multiply-accumulate is two operations; 2 images on each device.
+    macs = complexity(experiment.model, experiment.image_shape).conv_fc_macs
+    assert 0.7 < cost.flops / (2 * 3 * 2 * macs) < 1.4
+    assert cost.memory["optimizer"] == cost.memory["parameters"] + 4  # the momentum, and the step of the schedule
+    assert cost.memory["gradients"] == cost.memory["parameters"]
+    assert cost.memory["batch"] == 2 * (8 * 8 + 3 * 4)
+    arguments, temporaries = cost.compiled
+    own = cost.memory["parameters"] + cost.memory["optimizer"] + cost.memory["batch statistics"]
+    assert own < arguments < own + cost.memory["batch"] + 1000
+    assert 0.3 < cost.memory["activations"] / temporaries < 3
+
+
+def test_the_speed_is_one_that_a_machine_can_have():
+    assert 1e8 < d.measured_speed(jax.devices()[0], "float32", seconds=0.1) < 1e16
+
+
+def test_a_workdir_is_looked_at_and_not_touched(tmp_path):
+    c = tiny.config()
+    (tmp_path / "checkpoints" / "120").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "80").mkdir()
+    write_config(tmp_path, tiny.config(training__steps=9))
+    assert d.workdir_state(str(tmp_path), c).endswith(": goes on from step 120; changed: training.steps: 9 -> 6")
+    write_config(tmp_path, tiny.config(model__attention="none"))
+    with pytest.raises(UserError, match=r"belongs to another run: there model\.attention is 'none', here 'hga'"):
+        d.workdir_state(str(tmp_path), c)
+    with pytest.raises(UserError, match="--workdir=/dev/null/x cannot be written to: /dev/null is not a folder"):
+        d.workdir_state("/dev/null/x", c)
+
+
+def test_sizes():
+    assert [d.size(n) for n in (0, 999, 1000, 2.5e9, 3e15)] == ["0 B", "999 B", "1 kB", "2.5 GB", "3e+03 TB"]
+
+
+@pytest.mark.slow
+def test_the_papers_network_is_told_in_less_than_a_minute(tmp_path):
+    start = time.monotonic()
+    result = commands.run(
+        "train.py", "--config=configs/hga_resnext50.py", "--config.data.fake=true", "--dry-run",
+        "--config.training.batch_size=64", f"--workdir={tmp_path / 'run'}",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "26,128,680 parameters" in result.stdout and "14x14x1024" in result.stdout
+    assert not (tmp_path / "run").exists() and time.monotonic() - start < 60
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--dry_run"], (None, False)),
+        (["--dry-run", "--workdir=runs/x"], ("runs/x", False)),
+        (["--dry_run=compile"], (None, True)),
+    ],
+)
+def test_the_flag_makes_a_dry_run_in_the_place_of_a_run(arguments, expected, monkeypatch):
+    calls = []
+    monkeypatch.setattr(d, "dry_run", lambda config, workdir, compile_step: calls.append((workdir, compile_step)))
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config=configs/digits.py", *arguments])
+    train.main()
+    assert calls == [expected]
+
+
+def test_the_command_refuses_what_training_refuses():
+    result = commands.run("train.py", "--config=configs/digits.py", "--dry_run", "--config.training.batch_size=1501")
+    assert result.returncode == 1 and result.stdout == ""
+    assert result.stderr == "error: training.batch_size=1501: the training split has only 1500 examples\n"
+    result = commands.run("train.py", "--config=configs/digits.py")
+    assert result.returncode == 1
+    assert result.stderr == "error: --workdir=DIR is missing: where checkpoints and metrics go; or try --dry_run\n"
