@@ -10,7 +10,13 @@ from typing import NoReturn
 
 
 class UserError(Exception):
-    """Bad input: the message is one line that says what is wrong and what to do."""
+    """Bad input: the message is one line that says what is wrong and what to do.
+
+    A line break in it, as from a value that the user gave, becomes a space.
+    """
+
+    def __init__(self, message: object = ""):
+        super().__init__(one_line(message))
 
 
 class ConfigError(UserError):
