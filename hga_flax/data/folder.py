@@ -42,6 +42,9 @@ def class_names(root: pathlib.Path) -> tuple[str, ...]:
     names = tuple(_folders(folder))
     if not names:
         raise UserError(f"{folder} holds no folders; make one for each class")
+    strange = [name for name in names if not name.isprintable() or name != name.strip()]
+    if strange:  # a packed data set keeps one name a line
+        raise UserError(f"{folder}: {strange[0]!r} cannot name a class; use printable characters, no blank at the ends")
     return names
 
 

@@ -69,7 +69,7 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
         return from_json(file.read_text())
     except FileNotFoundError:
         raise UserError(f"--workdir={workdir}: no run here (there is no config.json)") from None
-    except (OSError, UserError) as error:
+    except (OSError, ValueError, UserError) as error:  # ValueError: no text at all
         raise UserError(f"{file} cannot be read: {one_line(error)}") from None
 
 
