@@ -18,6 +18,7 @@ from hga_flax.data.arrays import read_npz
 from hga_flax.data.bad_images import BadImage
 from hga_flax.data.folder import FolderSource, class_names
 from hga_flax.data.host_augmentation import decode
+from hga_flax.data.sources import dataset_info
 from hga_flax.errors import UserError
 from hga_flax.models.torch_files import read_torch_file
 from hga_flax.training import workdir as files
@@ -235,7 +236,7 @@ def test_training_and_evaluation_write_to_workdir_data_and_cache_alone(tmp_path)
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     written = json.loads(result.stdout.splitlines()[-1].removeprefix("WRITTEN "))
-    # TFDS makes a temporary folder while it prepares a data set; below, none may be left.
+    # Python's tempfile tries with a file whether TMPDIR can be written to; below, nothing may be left there.
     allowed = [there.run, there.data, cache, there.tmp]
     outside = [p for p in map(pathlib.Path, written) if not any(p.is_relative_to(folder) for folder in allowed)]
     assert set(outside) <= {pathlib.Path(os.devnull)}
@@ -244,6 +245,12 @@ def test_training_and_evaluation_write_to_workdir_data_and_cache_alone(tmp_path)
     for folder in (there.home, there.tmp, there.here):
         assert list(folder.rglob("*")) == [], folder
     assert {p.name for p in tmp_path.iterdir()} == {"home", "tmp", "here", "run", "data"}
+
+
+def test_a_data_set_that_is_not_prepared_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    dataset_info("imagenet2012", str(tmp_path / "data"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_read_config_is_never_evaluated(tmp_path):

@@ -17,6 +17,10 @@ import tensorflow_datasets as tfds
 
 from hga_flax.errors import UserError, one_line
 
+# TFDS asks its bucket, which is off, about every data set that is not prepared, and for that leaves an empty
+# folder in the system's temporary one each time.
+tfds.core.DatasetInfo.initialize_from_bucket = lambda self: None
+
 VERSION = "1.0.0"
 # Examples of a split as TFDS takes them: (key, {"image": bytes or uint8 [H, W, C], "label": class, "file_name": str}).
 Examples = Callable[[], Iterator[tuple[int | str, dict[str, Any]]]]

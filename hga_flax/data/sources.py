@@ -69,7 +69,7 @@ def data_directory(directory: str) -> pathlib.Path:
 
 
 def _tfds() -> Any:
-    import tensorflow_datasets as tfds  # kept out of the module: --help and synthetic runs do without
+    from hga_flax.data.packing import tfds  # kept out of the module: --help does without
 
     return tfds
 
