@@ -1,28 +1,45 @@
-"""Checkpoints with Orbax: asynchronous, the latest N and the best, newest readable first.
+"""Checkpoints with Orbax: asynchronous, the latest N and the best, newest whole one first.
 
-A checkpoint holds two items: `state` (the TrainState) and `run` (JSON: the place in the data, the
-best metric so far, elapsed seconds).
+A checkpoint holds two items: `state` (the TrainState) and `run` (JSON: what the trainer wants to know again,
+and the evaluation that the checkpoint was saved with); its seal tells whether it is whole.
+
+checkpoints/STEP       what is complete; only Orbax writes and removes here
+damaged/STEP           what could not be read when an older one could: moved here, never deleted
+superseded/STEP        the former checkpoint of a step that is being saved again, until that is complete
+newest_checkpoint.json a step that was once complete: a workdir that has lost all of them does not start from zero
 """
 
+import contextlib
+import errno
+import json
 import logging
 import math
+import os
 import pathlib
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
 from hga_flax.errors import UserError, one_line
+from hga_flax.training.mesh import agree, wait_for_all
+from hga_flax.training.seal import find_damage, write_seal
+from hga_flax.training.workdir import write_text
 
 Warn = Callable[[str], None]
+TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is not complete
 
 
 def rank(metrics: Mapping[str, float | None]) -> tuple[float, float]:
     """Orders evaluations, the best first: by top-1 error; on small splits that often ties, so then by loss."""
     loss = metrics["loss"]
     return metrics["top1_error"], math.inf if loss is None or not math.isfinite(loss) else loss
+
+
+class UnreadableCheckpoint(UserError):
+    """A checkpoint whose files are damaged."""
 
 
 class Checkpoints:
@@ -36,44 +53,98 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: pathlib.Path, keep: int = 3, read_only: bool = False, warn: Warn = print):
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells each step of each save
-        self._directory, self._warn = workdir / "checkpoints", warn
-        latest = checkpoint_managers.LatestN(keep)
-        best = checkpoint_managers.BestN(
-            get_metric_fn=rank,
-            reverse=True,
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        )
+        # What goes wrong is raised, and said once; Orbax and asyncio would print its traceback beside that.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        self._workdir, self._directory = workdir.absolute(), workdir.absolute() / "checkpoints"
+        self._keep, self._read_only, self._warn = keep, read_only, warn
+        self._manager: ocp.CheckpointManager | None = None
+        self._writing: int | None = None
+        handlers = {"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
+        self._reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers))
+        self._evaluations: dict[int, dict[str, Any] | None] = {}
+
+    def save(self, step: int, state: Any, run: dict[str, Any], metrics: dict[str, Any] | None) -> None:
+        """Starts writing a checkpoint; returns once the state is copied off the devices.
+
+        A checkpoint that the step already has stays readable until the new one is complete.
+
+        Raises:
+            UserError: this one or the one before cannot be written.
+        """
+        self.wait()
+        with self._written(step):
+            if self._directory.joinpath(str(step)).exists():
+                self._supersede(step)
+            if self._manager is None:
+                self._manager = self._create_manager()
+            self._writing, self._evaluations[step] = step, metrics
+            items = ocp.args.Composite(
+                state=ocp.args.StandardSave(state), run=ocp.args.JsonSave({"run": run, "evaluation": metrics})
+            )
+            self._manager.save(step, args=items, force=True)
+
+    def _create_manager(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
-            create=not read_only,
-            read_only=read_only,
-            best_fn=rank,
-            best_mode="min",
-            preservation_policy=checkpoint_managers.AnyPreservationPolicy([latest, best]),
-            cleanup_tmp_directories=not read_only,
+            create=True,
+            preservation_policy=_LatestAndBest(self._keep, self.metrics),
+            cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
         handlers = {"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(self._directory.absolute(), options=options, item_handlers=handlers)
+        return ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
 
-    def save(self, step: int, state: Any, run: dict[str, Any], metrics: dict[str, float] | None) -> None:
-        """Starts writing a checkpoint; returns once the state is copied off the devices."""
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
-        self._manager.save(step, args=items, metrics=metrics, force=True)
+    def _seal(self) -> None:
+        """Called by Orbax on the first process, when all items are complete and the folder has not yet its name."""
+        step = self._writing
+        final = self._directory / str(step)
+        temporary = sorted(self._directory.glob(f"{step}{TEMPORARY}*"))
+        write_seal(temporary[0] if temporary else final, step)
+
+    def _supersede(self, step: int) -> None:
+        if jax.process_index() == 0:
+            aside = self._workdir / "superseded"
+            aside.mkdir(exist_ok=True)
+            self._directory.joinpath(str(step)).rename(aside / str(step))
+        wait_for_all("superseded")
+        if self._manager is not None:
+            self._manager.reload()
 
     def steps(self) -> list[int]:
-        """Returns the steps that have a checkpoint, ascending."""
-        return sorted(self._manager.all_steps())
+        """Returns the steps that have a checkpoint, whole or not, ascending."""
+        return sorted({step for step, _ in self._entries()})
+
+    def _entries(self) -> list[tuple[int, pathlib.Path]]:
+        """Every (step, path), the newest last; a superseded one before its successor."""
+        places = enumerate((self._workdir / "superseded", self._directory))
+        found = [(p, place) for place, folder in places if folder.is_dir() for p in folder.iterdir()]
+        named = [(int(p.name), place, p) for p, place in found if p.name.isdecimal() and str(int(p.name)) == p.name]
+        return [(step, path) for step, _, path in sorted(named)]
+
+    def _path(self, step: int) -> pathlib.Path:
+        return dict(self._entries())[step]
 
     def best_step(self) -> int | None:
         """Returns the step that ranks first, or None where no kept step has been evaluated."""
         evaluated = {step: metrics for step in self.steps() if (metrics := self.metrics(step))}
         return min(evaluated, key=lambda step: rank(evaluated[step]), default=None)
 
-    def metrics(self, step: int) -> dict[str, float] | None:
-        """Returns the evaluation that a checkpoint was saved with, if any."""
-        return self._manager.metrics(step)
+    def metrics(self, step: int) -> dict[str, Any] | None:
+        """Returns the evaluation that a checkpoint was saved with, if any; None, with a warning, if it is damaged."""
+        if step not in self._evaluations:
+            self._evaluations[step] = None
+            try:
+                self._evaluations[step] = self._read_run(step, self._path(step))["evaluation"]
+            except UnreadableCheckpoint as error:
+                self._warn(f"warning: {error}; its evaluation is not known")
+        return self._evaluations[step]
+
+    def _read_run(self, step: int, path: pathlib.Path) -> dict[str, Any]:
+        with self._reading(path):
+            if damage := find_damage(path, step, "run"):
+                raise UnreadableCheckpoint(f"checkpoint {path} cannot be read: {damage}")
+            return self._reader.restore(path, args=ocp.args.Composite(run=ocp.args.JsonRestore())).run
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """Returns (state, run) of a step, placed as the tree `like` is.
@@ -81,71 +152,167 @@ class Checkpoints:
         Raises:
             UserError: it cannot be read, or it holds another network's state.
         """
+        path = self._path(step)
+        with self._reading(path):
+            self._check_whole(step, path)
+        return self._restore(path, like)
+
+    def _check_whole(self, step: int, path: pathlib.Path, item: str | None = None) -> None:
+        # The first process looks for all of them, so that all restore the same step.
+        damage = find_damage(path, step, item) if jax.process_index() == 0 else None
+        if not agree(damage is None):
+            raise UnreadableCheckpoint(f"checkpoint {path} cannot be read: {damage}")
+
+    def _restore(self, path: pathlib.Path, like: Any) -> tuple[Any, dict[str, Any]]:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        try:
-            self._check_structure(step, abstract)
+        with self._reading(path):
+            self._check_structure(path, abstract)
             items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), run=ocp.args.JsonRestore())
-            restored = self._manager.restore(step, args=items)
-        except UserError:
-            raise
-        except Exception as error:  # Orbax and TensorStore raise whatever the damage provokes
-            raise UnreadableCheckpoint(
-                f"checkpoint {self._directory / str(step)} cannot be read: {one_line(error)[:300]}"
-            ) from error
-        return restored.state, restored.run
+            restored = self._reader.restore(path, args=items)
+            return restored.state, restored.run["run"]
 
     def restore_latest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """Returns (step, state, run) of the newest checkpoint that reads, or None if there is none at all.
+        """Returns (step, state, run) of the newest whole checkpoint, or None if there never was one.
 
-        A damaged one is named through `warn` and passed over.
+        A damaged one is named through `warn`, passed over and, unless read-only, moved to `damaged/`.
 
         Raises:
-            UserError: there are checkpoints, but none reads, or they are another network's.
+            UserError: there are or were checkpoints, but none reads, or they are another network's.
         """
         self.wait()  # a step that is still being written counts as there
-        steps = self.steps()
-        for step in reversed(steps):
+        entries, bad = self._entries(), []
+        once = self._newest_complete()
+        while entries:
+            step, path = entries.pop()
             try:
-                return step, *self.restore(step, like)
+                self._check_whole(step, path)
+                state, run = self._restore(path, like)
             except UnreadableCheckpoint as error:
                 self._warn(f"warning: {error}; trying the one before")
-        if steps:
+                bad.append(path)
+                continue
+            if once is not None and step < once and not any(int(path.name) >= once for path in bad):
+                self._warn(f"warning: the checkpoint of step {once}, which was complete, is gone from {path.parent}")
+            if not self._read_only and jax.process_index() == 0:
+                with self._written(step):
+                    self._tidy(step, path, bad)
+            return step, state, run
+        if bad:
             raise UserError(
-                f"none of the {len(steps)} checkpoints in {self._directory} can be read; "
+                f"none of the {len(bad)} checkpoints in {self._directory} can be read; "
                 "mend or move that folder, or choose another --workdir"
+            )
+        if once is not None:
+            raise UserError(
+                f"{self._directory} holds no checkpoint, but this run had one of step {once}; put it back, "
+                "or choose another --workdir"
             )
         return None
 
-    def _check_structure(self, step: int, like: Any) -> None:
-        """Raises a UserError where the checkpoint's parameters have other names or shapes."""
-        saved = self._manager.item_metadata(step).state
-        if saved is None:
-            raise ValueError("its state is missing")
-        tree = getattr(saved, "tree", saved)
-        shapes = {name: tuple(leaf.shape) for name, leaf in _named(tree["params"])}
-        wanted = {name: tuple(leaf.shape) for name, leaf in _named(like.params)}
-        if shapes != wanted:
-            name = next(name for name in {**wanted, **shapes} if shapes.get(name) != wanted.get(name))
+    def _tidy(self, step: int, path: pathlib.Path, bad: Sequence[pathlib.Path]) -> None:
+        """Moves what is damaged out of the way of the steps to come, and clears up after a kill in `save`."""
+        for damaged in bad:
+            aside = self._workdir / "damaged"
+            aside.mkdir(exist_ok=True)
+            names = (aside / f"{damaged.name}{suffix}" for suffix in ("", *(f".{n}" for n in range(1, 1000))))
+            target = next(name for name in names if not name.exists())
+            damaged.rename(target)
+            self._warn(f"{damaged} is now {target}")
+        if path.parent != self._directory:
+            path.rename(self._directory / str(step))
+        self._drop_superseded()
+
+    def _drop_superseded(self) -> None:
+        shutil.rmtree(self._workdir / "superseded", ignore_errors=True)
+
+    def _check_structure(self, path: pathlib.Path, like: Any) -> None:
+        """Raises a UserError where the checkpoint's arrays have other names, shapes or types."""
+        saved = self._reader.metadata(path).item_metadata["state"]
+        saved, wanted = _facts(getattr(saved, "tree", saved)), _facts(like)
+        differ = [name for name in {**wanted, **saved} if saved.get(name) != wanted.get(name)]
+        if differ:
+            model = [name for name in differ if name.split("/")[0] in ("params", "batch_stats")]
+            name, other = (model[0], "model") if model else (differ[0], "optimizer")
             raise UserError(
-                f"the checkpoint {self._directory / str(step)} belongs to another model: {name} is "
-                f"{shapes.get(name, 'absent')} there and {wanted.get(name, 'absent')} in this one; "
-                "choose another --workdir, or the model it was trained with"
+                f"the checkpoint {path} belongs to another {other}: {name} is {saved.get(name, 'absent')} there and "
+                f"{wanted.get(name, 'absent')} here; choose another --workdir, or the {other} it was trained with"
             )
 
+    @contextlib.contextmanager
+    def _reading(self, path: pathlib.Path) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # Orbax and TensorStore raise whatever the damage provokes
+            raise UnreadableCheckpoint(f"checkpoint {path} cannot be read: {one_line(error)[:300]}") from error
+
+    @contextlib.contextmanager
+    def _written(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._writing = None
+            text = one_line(error)
+            reason = os.strerror(errno.ENOSPC) if "No space left" in text else text[:300]
+            raise UserError(
+                f"the checkpoint of step {step} cannot be written in {self._directory}: {reason}; the ones before are "
+                "kept, and the same command goes on from the newest"
+            ) from error
+
     def wait(self) -> None:
-        """Blocks until the last checkpoint is complete on disk."""
-        self._manager.wait_until_finished()
+        """Blocks until the last checkpoint is complete on disk.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        if self._manager is None or self._writing is None:
+            return
+        step = self._writing
+        with self._written(step):
+            self._manager.wait_until_finished()
+            if jax.process_index() == 0:
+                write_text(self._workdir / "newest_checkpoint.json", json.dumps({"step": step}) + "\n")
+                self._drop_superseded()
+        self._writing = None
 
     def close(self) -> None:
-        """Waits for the last checkpoint and releases the writer's threads."""
-        self._manager.close()
+        """Waits for the last checkpoint and releases the writer's threads.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        try:
+            self.wait()
+        finally:
+            manager, self._manager = self._manager, None
+            if manager is not None:
+                with contextlib.suppress(Exception):  # what went wrong has been raised by `wait`
+                    manager.close()
+            self._reader.close()
+
+    def _newest_complete(self) -> int | None:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return int(json.loads((self._workdir / "newest_checkpoint.json").read_text())["step"])
+        return None
 
 
-class UnreadableCheckpoint(UserError):
-    """A checkpoint whose files are damaged."""
+class _LatestAndBest:
+    """Orbax's question which checkpoints to keep, answered: the latest N and the best of those that were evaluated."""
+
+    def __init__(self, latest: int, metrics: Callable[[int], Mapping[str, Any] | None]):
+        self._latest, self._metrics = latest, metrics
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """Returns a boolean for each of `checkpoints`, which Orbax orders by step."""
+        evaluated = {c.step: metrics for c in checkpoints if (metrics := self._metrics(c.step))}
+        best = min(evaluated, key=lambda step: rank(evaluated[step]), default=None)
+        latest = {c.step for c in checkpoints[-self._latest :]}
+        return [c.step in latest or c.step == best for c in checkpoints]
 
 
-def _named(tree: Any) -> list[tuple[str, Any]]:
-    return [
-        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in jax.tree.leaves_with_path(tree)
-    ]
+def _facts(tree: Any) -> dict[str, str]:
+    """Shape and type of every array, by its name."""
+    leaves = jax.tree.leaves_with_path(tree)
+    name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+    return {name(path): f"{tuple(leaf.shape)} {leaf.dtype}" for path, leaf in leaves}

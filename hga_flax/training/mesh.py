@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hga_flax.errors import ConfigError
@@ -49,3 +50,14 @@ def to_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator
         ahead = placed
     if ahead is not None:
         yield ahead
+
+
+def agree(value: int) -> int:
+    """Returns the first process's value in all of them."""
+    return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.asarray(value, np.int32)))
+
+
+def wait_for_all(name: str) -> None:
+    """Blocks until all processes have come here; `name` tells this place from others."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

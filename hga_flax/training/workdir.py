@@ -5,9 +5,11 @@ dataset.json      classes and their names          tensorboard/   event files
 metrics.jsonl     one JSON object per logged line  parameters.txt every parameter, its shape and statistics
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
+from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
@@ -100,8 +102,25 @@ def read_dataset(workdir: pathlib.Path) -> DatasetInfo:
         raise UserError(f"{workdir / 'dataset.json'} cannot be read: {one_line(error)}") from None
 
 
+@contextlib.contextmanager
+def writing(file: pathlib.Path) -> Iterator[None]:
+    """Turns an error of the file system inside (disk full, no right to write) into a UserError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{file} cannot be written: {error.strerror or one_line(error)}; the checkpoints are kept, and the same "
+            "command goes on from the newest"
+        ) from error
+
+
 def write_text(file: pathlib.Path, text: str) -> None:
-    """Replaces a file in one move, so that a kill leaves the old one or the new one."""
+    """Replaces a file in one move, so that a kill leaves the old one or the new one.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     scratch = file.with_name(f".{file.name}.new")
-    scratch.write_text(text)
-    scratch.replace(file)
+    with writing(file):
+        scratch.write_text(text)
+        scratch.replace(file)

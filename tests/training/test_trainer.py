@@ -20,7 +20,8 @@ def rows(workdir, group):
 def test_a_run_leaves_everything_that_the_readme_names(tmp_path, capsys):
     train(tiny.config(), str(tmp_path))
     assert {p.name for p in tmp_path.iterdir()} == {
-        "checkpoints", "config.json", "dataset.json", "metrics.jsonl", "parameters.txt", "tensorboard"
+        "checkpoints", "config.json", "dataset.json", "metrics.jsonl", "newest_checkpoint.json", "parameters.txt",
+        "tensorboard",
     }  # fmt: skip
     assert [row["step"] for row in rows(tmp_path, "train")] == [2, 4, 6]
     assert [row["step"] for row in rows(tmp_path, "eval")] == [3, 6]

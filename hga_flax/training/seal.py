@@ -1,0 +1,70 @@
+"""A checkpoint's seal: size and checksum of each of its files, written before the checkpoint gets its name.
+
+So whatever happens to a checkpoint afterwards is noticed before anything is read from it: a file that is
+shorter, empty, gone or changed in one bit, a folder that was copied in part or that got another step's name.
+Orbax alone notices most of that, but not a changed byte of its JSON, nor a renamed folder.
+"""
+
+import json
+import pathlib
+import zlib
+
+NAME = "seal.json"
+CHUNK = 1 << 22  # bytes read at once
+
+
+def write_seal(folder: pathlib.Path, step: int) -> None:
+    """Writes the seal of a checkpoint whose items are complete in `folder`."""
+    (folder / NAME).write_text(json.dumps({"step": step, "files": _files(folder)}))
+
+
+def find_damage(folder: pathlib.Path, step: int, item: str | None = None) -> str | None:
+    """Compares a checkpoint with its seal.
+
+    Args:
+        folder: the checkpoint.
+        step: that its name says.
+        item: check the files of this item alone.
+
+    Returns:
+        What is wrong with it, or None.
+    """
+    if not folder.is_dir():
+        return "it is not a folder"
+    try:
+        seal = json.loads((folder / NAME).read_text())
+        sealed, wanted = seal["step"], {name: tuple(facts) for name, facts in seal["files"].items()}
+        if item is not None:
+            wanted = {name: facts for name, facts in wanted.items() if name.startswith(f"{item}/")}
+        if sealed != step:
+            return f"it is the checkpoint of step {sealed} under another name"
+        found = {name: _facts(folder / name) for name in wanted if (folder / name).is_file()}
+    except FileNotFoundError:
+        return f"it has no {NAME}, so that it is not whole (or an older version wrote it)"
+    except OSError as error:
+        return f"{error.filename} cannot be read: {error.strerror}"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"its {NAME} is damaged"
+    for name, (size, checksum) in wanted.items():
+        if name not in found:
+            return f"{name} is missing"
+        if found[name][0] != size:
+            return f"{name} has {found[name][0]} bytes instead of {size}"
+        if found[name][1] != checksum:
+            return f"the content of {name} has changed"
+    return None
+
+
+def _files(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
+    """The files of the items; what Orbax keeps beside them changes after the seal and is not needed to read them."""
+    files = [file for item in sorted(folder.iterdir()) if item.is_dir() for file in sorted(item.rglob("*"))]
+    return {file.relative_to(folder).as_posix(): _facts(file) for file in files if file.is_file()}
+
+
+def _facts(file: pathlib.Path) -> tuple[int, int]:
+    """Returns (bytes, CRC-32)."""
+    size = checksum = 0
+    with file.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            size, checksum = size + len(chunk), zlib.crc32(chunk, checksum)
+    return size, checksum
