@@ -48,6 +48,8 @@ def get_config() -> ConfigDict:
     config.training.label_smoothing = 0.0  # share of the target spread over all classes
     config.training.batch_norm_scope = "global"  # batch statistics over the "global" batch or one "device"'s part
     config.training.log_every_steps = 100  # steps between two lines of training metrics
+    config.training.skip_nonfinite = 0  # steps of the run that may be skipped as not finite; 0: the first ends it
+    config.training.grace_seconds = 25.0  # from SIGTERM or Ctrl-C to the end, by which the last step is saved
     config.training.deterministic = True  # on GPUs: kernels that give the same bits in every run
     config.training.lost_process_seconds = 100.0  # a process of several that is silent for so long ends the run
     config.training.compilation_cache = "~/.cache/hga_flax/xla"  # compiled steps are kept here; "" keeps none
@@ -58,6 +60,7 @@ def get_config() -> ConfigDict:
     config.optimizer.nesterov = False
     config.optimizer.weight_decay = 1e-4  # added to the gradient, as L2 regularisation
     config.optimizer.decay_norm_and_bias = True  # weight decay on 1-d parameters too, as the paper's baselines do
+    config.optimizer.clip_norm = 0.0  # the gradient is scaled down to this norm where it is longer; 0: never
 
     config.schedule = ConfigDict()
     config.schedule.name = "step"  # "step", "cosine" or "constant"

@@ -23,6 +23,14 @@ class ConfigError(UserError):
     """A configuration that cannot be run; the message names the key."""
 
 
+class Interrupted(Exception):
+    """A signal ended the command in good order: the message is one line, `code` the exit code."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse with one line and exit code 1 for a bad command line, like every other bad input."""
 
@@ -70,7 +78,7 @@ def check_writable(path: pathlib.Path, key: str, remedy: str) -> None:
 
 
 def run_main(main: Callable[[], int | None]) -> None:
-    """Runs a command's `main` and exits: 0, 1 for a `UserError` (one line), 130 for Ctrl-C.
+    """Runs a command's `main` and exits: 0, 1 for a `UserError` (one line), 130 for Ctrl-C, 143 for SIGTERM.
 
     Any other exception is a bug of ours and keeps its traceback.
     """
@@ -79,6 +87,9 @@ def run_main(main: Callable[[], int | None]) -> None:
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(1)
+    except Interrupted as stopped:
+        print(one_line(stopped), file=sys.stderr)
+        sys.exit(stopped.code)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)

@@ -49,7 +49,12 @@ class Clock:
         self._window, self._waited, self._paused = (step, time.monotonic()), 0.0, 0.0
 
     def speed(self, step: int) -> dict[str, float]:
-        """Returns `images_per_second` and `data_wait_share` (0..1) since the last `reset`."""
+        """Returns `images_per_second` and `data_wait_share` (0..1) since the last `reset`; nothing before a whole step.
+
+        The first step of a session compiles and tells nothing about speed.
+        """
+        if step <= self._window[0]:
+            return {}
         seconds = max(time.monotonic() - self._window[1] - self._paused, 1e-9)
         images = (step - self._window[0]) * self._batch
         return {"images_per_second": images / seconds, "data_wait_share": min(self._waited / seconds, 1.0)}

@@ -14,14 +14,31 @@ EvalStep = Callable[[Any, Any, ClassificationMetrics, dict[str, jax.Array]], Cla
 
 
 def evaluate(
-    eval_step: EvalStep, params: Any, batch_stats: Any, batches: Iterator[dict[str, np.ndarray]], mesh: Mesh
-) -> dict[str, float]:
+    eval_step: EvalStep,
+    params: Any,
+    batch_stats: Any,
+    batches: Iterator[dict[str, np.ndarray]],
+    mesh: Mesh,
+    stop: Callable[[], int] = lambda: 0,
+) -> dict[str, float] | None:
     """Runs the evaluation step over all batches.
 
+    Args:
+        eval_step: from `make_eval_step`.
+        params: of the network.
+        batch_stats: of the network.
+        batches: as `Dataset.eval_batches` yields them.
+        mesh: of the devices.
+        stop: asked after each batch; above 0 the evaluation is given up.
+
     Returns:
-        `loss` (nats), `top1_error` and `top5_error` (percent) and `num_examples`.
+        `loss` (nats), `top1_error` and `top5_error` (percent) and `num_examples`, or None if it was given up.
     """
     sums = replicate(ClassificationMetrics.empty(), mesh)
     for batch in to_devices(batches, mesh):
+        behind = sums
         sums = eval_step(params, batch_stats, sums, batch)
+        jax.block_until_ready(behind)  # one batch under way, one ahead: bounds memory, and the time to a stop
+        if stop():
+            return None
     return read(sums) | {"num_examples": int(sums.loss.count)}

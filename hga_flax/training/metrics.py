@@ -19,6 +19,17 @@ class ClassificationMetrics(metrics.Collection):
     top5_error: metrics.Average.from_output("top5_error")
 
 
+@flax.struct.dataclass
+class TrainMetrics(metrics.Collection):
+    """The same of training steps, and `gradient_norm`: of the whole gradient, before it is clipped."""
+
+    # clu looks for a collection's metrics in the class itself, not in those that it inherits from.
+    loss: metrics.Average.from_output("loss")
+    top1_error: metrics.Average.from_output("top1_error")
+    top5_error: metrics.Average.from_output("top5_error")
+    gradient_norm: metrics.Average.from_output("gradient_norm")
+
+
 def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
     """Returns the cross-entropy of each example: `[B, classes]`, int `[B]` -> float32 `[B]`."""
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
@@ -50,7 +61,7 @@ def batch_metrics(
     return lax.psum(local, axis_name)
 
 
-def read(collection: ClassificationMetrics) -> dict[str, float]:
+def read(collection: ClassificationMetrics | TrainMetrics) -> dict[str, float]:
     """Waits for the device and returns the averages by name, errors in percent."""
     return {
         name: float(value) * (100 if name.endswith("_error") else 1) for name, value in collection.compute().items()

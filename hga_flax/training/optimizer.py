@@ -83,10 +83,14 @@ def decays(params: Any) -> Any:
 
 
 def create_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """SGD with momentum; weight decay joins the gradient before the momentum, as in the baselines' code."""
+    """SGD with momentum; weight decay joins the gradient before the momentum, as in the baselines' code.
+
+    The gradient is clipped by its global norm (Pascanu et al., https://arxiv.org/abs/1211.5063) before anything joins.
+    """
     optimizer = config.optimizer
     mask = None if optimizer.decay_norm_and_bias else decays
     return optax.chain(
+        optax.clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity(),
         optax.add_decayed_weights(optimizer.weight_decay, mask) if optimizer.weight_decay else optax.identity(),
         optax.sgd(schedule, optimizer.momentum or None, optimizer.nesterov),
     )

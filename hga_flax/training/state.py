@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from hga_flax.errors import ConfigError, one_line
 from hga_flax.training.mesh import replicated
-from hga_flax.training.metrics import ClassificationMetrics
+from hga_flax.training.metrics import TrainMetrics
 
 # What a network raises for options that it cannot be built with.
 NETWORK_ERRORS = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, flax.errors.FlaxError)
@@ -21,16 +21,18 @@ NETWORK_ERRORS = (ValueError, TypeError, ArithmeticError, LookupError, Attribute
 
 @flax.struct.dataclass
 class TrainState:
-    """The state of training after `step` optimizer steps.
+    """The state of training after `step` steps.
 
-    `metrics` are the running sums since the last logged line, so that a resumed run logs the same.
+    `metrics` are the running sums since the last logged line, so that a resumed run logs the same;
+    `skipped` of the steps were not finite and changed nothing else.
     """
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: optax.OptState
-    metrics: ClassificationMetrics
+    metrics: TrainMetrics
+    skipped: jax.Array
 
 
 def make_init(
@@ -48,7 +50,8 @@ def make_init(
             params=params,
             batch_stats=variables.get("batch_stats", {}),
             opt_state=optimizer.init(params),
-            metrics=ClassificationMetrics.empty(),
+            metrics=TrainMetrics.empty(),
+            skipped=jnp.zeros((), jnp.int32),
         )
 
     return init

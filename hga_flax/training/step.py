@@ -5,24 +5,36 @@ every device (openxla/xla#47945). Here each device runs its part, and what must 
 the batch statistics, the metrics) is summed by name.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
+import jax.numpy as jnp
 import optax
+from clu import metrics as clu_metrics
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
 from hga_flax.data.device_augmentation import augment, example_keys, mix, normalize, random_erasing
 from hga_flax.training.mesh import DATA_AXIS
-from hga_flax.training.metrics import ClassificationMetrics, batch_metrics, cross_entropy
+from hga_flax.training.metrics import ClassificationMetrics, TrainMetrics, batch_metrics, cross_entropy
 from hga_flax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
 AUXILIARY_WEIGHT = 0.3  # of each auxiliary head's loss (Szegedy et al., https://arxiv.org/abs/1409.4842, section 5)
 REPLICATED, SPLIT = PartitionSpec(), PartitionSpec(DATA_AXIS)
+
+
+@flax.struct.dataclass
+class StepReport:
+    """What a step tells the host: the mean `loss` and the norm of its gradient, float32 scalars, on every device."""
+
+    loss: jax.Array
+    gradient_norm: jax.Array
 
 
 def prepare_images(batch: Batch, config: ConfigDict, train: bool) -> tuple[jax.Array, jax.Array, jax.Array | None]:
@@ -47,14 +59,14 @@ def prepare_images(batch: Batch, config: ConfigDict, train: bool) -> tuple[jax.A
 
 def make_train_step(
     model: nn.Module, optimizer: optax.GradientTransformation, config: ConfigDict, mesh: Mesh
-) -> Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]:
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepReport]]:
     """Returns the jitted training step, (state, batch) -> (state, loss); it consumes (donates) the state.
 
     The batch holds `image` uint8 `[B, H, W, C]`, `label`, `index` and `epoch` int32 `[B]`, split over
     the mesh. The gradient is that of the mean loss over the global batch.
     """
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
         images, other, share = prepare_images(batch, config, train=True)
         # A stream of its own for each step and device; no random state is kept between steps.
         dropout = jax.random.fold_in(jax.random.key(config.seed), state.step)
@@ -81,19 +93,27 @@ def make_train_step(
         (mean_loss, (logits, loss, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         if config.training.batch_norm_scope == "device":
             batch_stats = lax.pmean(batch_stats, DATA_AXIS)
+        norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics = batch_metrics(logits, batch["label"], loss, None, DATA_AXIS)
-        state = TrainState(
+        metrics = TrainMetrics(gradient_norm=clu_metrics.Average.from_model_output(norm), **vars(metrics))
+        after = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             batch_stats=batch_stats,
             opt_state=opt_state,
             metrics=state.metrics.merge(metrics),
+            skipped=state.skipped,
         )
-        return state, mean_loss
+        if config.training.skip_nonfinite:
+            finite = jnp.isfinite(mean_loss) & jnp.isfinite(norm)
+            skipped = dataclasses.replace(state, step=after.step, skipped=state.skipped + 1)
+            after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, skipped)
+        return after, StepReport(mean_loss, norm)
 
     sharded = jax.shard_map(step, mesh=mesh, in_specs=(REPLICATED, SPLIT), out_specs=REPLICATED)
-    return jax.jit(sharded, donate_argnums=0)
+    # Where NaNs are sought, JAX runs a step again that made one, and needs what it was given.
+    return jax.jit(sharded, donate_argnums=() if jax.config.jax_debug_nans else 0)
 
 
 def make_eval_step(

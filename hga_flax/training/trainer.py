@@ -1,9 +1,9 @@
 """The training loop: restore or start, step, log, evaluate, save, sum up."""
 
-import collections
 import dataclasses
 import math
 import pathlib
+import signal
 from typing import Any
 
 import jax
@@ -11,22 +11,22 @@ import jax.numpy as jnp
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
+from hga_flax.config import validate
 from hga_flax.data.sources import Source, dataset_info
-from hga_flax.errors import UserError
+from hga_flax.errors import Interrupted, UserError
 from hga_flax.training import workdir as files
 from hga_flax.training.checkpoints import Checkpoints, rank
 from hga_flax.training.clock import Clock
 from hga_flax.training.console import Console, duration
+from hga_flax.training.divergence import Diverged, StepReports, explain
 from hga_flax.training.evaluation import evaluate
 from hga_flax.training.experiment import Experiment, Plan, create_experiment, describe, prepare
 from hga_flax.training.mesh import replicate, to_devices
-from hga_flax.training.metrics import ClassificationMetrics, all_finite, finite_or_none, read
+from hga_flax.training.metrics import TrainMetrics, all_finite, finite_or_none, read
+from hga_flax.training.preemption import Agreement, Preemption, exit_code
 from hga_flax.training.state import TrainState, create_state
 from hga_flax.training.step import make_eval_step, make_train_step
 from hga_flax.training.writers import MetricWriter
-
-# Steps that may be under way on the devices: enough to hide the host, few enough to bound memory.
-STEPS_IN_FLIGHT = 2
 
 
 @dataclasses.dataclass
@@ -39,6 +39,7 @@ class Progress:
         best: the best evaluation so far and its `step`, or None.
         elapsed_seconds: over all sessions.
         bad_images: indices of training images that could not be decoded, as far as this process has met them.
+        evaluation_due: the plan's evaluation of this step was given up for a signal, and is made on going on.
     """
 
     examples_seen: int = 0
@@ -46,14 +47,24 @@ class Progress:
     best: dict[str, float] | None = None
     elapsed_seconds: float = 0.0
     bad_images: list[int] = dataclasses.field(default_factory=list)
+    evaluation_due: bool = False
 
 
 def train(config: ConfigDict, workdir_path: str) -> None:
     """Trains as configured, from the workdir's newest checkpoint if it has one.
 
+    SIGTERM and SIGINT end the run after the step in flight, which is saved (see preemption.py).
+
     Raises:
         UserError: the configuration, the data or the workdir cannot be used, or training diverged.
+        Interrupted: a signal ended the run; the same call goes on.
     """
+    validate(config)
+    with Preemption(config.training.grace_seconds) as preemption:
+        _train(config, workdir_path, preemption)
+
+
+def _train(config: ConfigDict, workdir_path: str, preemption: Preemption) -> None:
     experiment = create_experiment(config, lambda: dataset_info(config.data.name, config.data.dir))
     console = Console(active=experiment.shard.process == 0)
     bad_images = experiment.dataset.bad_images
@@ -81,14 +92,14 @@ def train(config: ConfigDict, workdir_path: str) -> None:
                     f"the training split has {len(source)} examples, but this run began with {progress.num_examples}: "
                     "the data set has changed; choose another --workdir"
                 )
-            if step < plan.total_steps:
+            if step < plan.total_steps or progress.evaluation_due:
                 console.line(
                     f"resuming {shown(workdir)} at step {step}"
                     + ("; changed: " + ", ".join(changes) if changes else "")
                 )
 
-        loop = Loop(experiment, plan, workdir, console, checkpoints, progress)
-        if step >= plan.total_steps:
+        loop = Loop(experiment, plan, workdir, console, checkpoints, progress, preemption)
+        if step >= plan.total_steps and not progress.evaluation_due:
             console.line(f"training is complete: {shown(workdir)} holds step {step} of {plan.total_steps}")
         else:
             if experiment.shard.process == 0:
@@ -122,112 +133,134 @@ class Loop:
         console: Console,
         checkpoints: Checkpoints,
         progress: Progress,
+        preemption: Preemption,
     ):
         self._experiment, self._plan, self._workdir = experiment, plan, workdir
         self._console, self._checkpoints, self._progress = console, checkpoints, progress
+        self._preemption = preemption
         self._batch_size = experiment.config.training.batch_size
-        self._start = 0
-        self._losses: collections.deque[tuple[int, jax.Array]] = collections.deque()
 
     def run(self, state: TrainState, step: int, source: Source, eval_source: Source, schedule: Any) -> TrainState:
         """Trains from `step` to the end of the plan and returns the last state."""
         experiment, plan, config = self._experiment, self._plan, self._experiment.config
-        self._start, self._eval_source, self._schedule = step, eval_source, schedule
+        first, self._eval_source, self._schedule = step + 1, eval_source, schedule
         optimizer = experiment.optimizer(schedule)
         train_step = make_train_step(experiment.model, optimizer, config, experiment.mesh)
         self._eval_step = make_eval_step(experiment.model, config, experiment.mesh)
+        self._agreement = Agreement(self._preemption, experiment.mesh, experiment.shard.processes)
+        self._reports = StepReports(
+            config.training.skip_nonfinite, int(state.skipped), lambda text: self._console.line(text, "yellow")
+        )
         self._clock = Clock(plan.total_steps, self._batch_size, self._progress.elapsed_seconds)
-        self._writer = MetricWriter(self._workdir, step, active=experiment.shard.process == 0)
-        if step == 0:
-            self._writer.config(config, ["eval/top1_error", "eval/top5_error", "eval/loss"])
+        due = self._progress.evaluation_due
+        active = experiment.shard.process == 0
+        self._writer = MetricWriter(self._workdir, step, active, again="eval" if due else None)
 
         seen = self._progress.examples_seen
         host = experiment.dataset.train_batches(source, self._batch_size, experiment.shard, seen)
         batches = to_devices(host, experiment.mesh)
         try:
+            if step == 0:
+                self._writer.config(config, ["eval/top1_error", "eval/top5_error", "eval/loss"])
             with self._console.start_progress(step, plan.total_steps):
+                if due:
+                    self._evaluate_and_save(step, state, evaluates=True)
                 while step < plan.total_steps:
                     with self._clock.waiting():
                         batch = next(batches)
-                    state, loss = train_step(state, batch)
+                    state, report = train_step(state, batch)
                     step += 1
                     self._progress.examples_seen += self._batch_size
-                    self._check_losses(step, loss)
-                    if step == self._start + 1:
-                        jax.block_until_ready(loss)
+                    self._reports.add(step, report)
+                    self._read_reports()
+                    if step == first:
+                        jax.block_until_ready(report)
+                        self._preemption.begin()
                         self._clock.start(step)
                     if step % config.training.log_every_steps == 0 or step == plan.total_steps:
                         state = self._log(step, state)
-                    self._after_step(step, state)
+                    self._after_step(step, state, self._agreement.stop())
+        except Diverged as error:
+            self._checkpoints.wait()
+            raise explain(str(error), self._checkpoints.steps()) from None
         finally:
             self._writer.close()
         return state
 
-    def _check_losses(self, step: int, loss: jax.Array | None) -> None:
-        """Waits for all but the newest steps, shows their loss, and stops if one is not finite."""
-        if loss is not None:
-            self._losses.append((step, loss))
-        keep = STEPS_IN_FLIGHT if loss is not None else 0
-        while len(self._losses) > keep:
-            at, value = self._losses.popleft()
-            if not math.isfinite(float(value)):
-                raise self._diverged(f"the loss of step {at} is {float(value)}")
-            speed = self._clock.speed(at)
-            left = duration(self._clock.eta(at))
-            self._console.update(
-                at,
-                f"loss {float(value):.3f}  {speed['images_per_second']:,.0f} images/s  "
-                f"data wait {speed['data_wait_share']:.0%}  ETA {left}",
-            )
-
-    def _diverged(self, what: str) -> UserError:
-        self._checkpoints.wait()
-        steps = self._checkpoints.steps()
-        kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint had been written"
-        return UserError(
-            f"training diverged: {what}; {kept}. Try a lower optimizer.learning_rate or a longer "
-            "schedule.warmup_epochs; JAX_DEBUG_NANS=1 with the same command shows where it begins"
-        )
+    def _read_reports(self, **options: int) -> None:
+        """Shows the newest loss that has been read; see `StepReports.read`."""
+        newest = self._reports.read(**options)
+        if newest is not None:
+            step, loss = newest
+            left = duration(self._clock.eta(step))
+            self._console.update(step, f"loss {loss:.3f}  {_speed_text(self._clock.speed(step))}ETA {left}")
 
     def _log(self, step: int, state: TrainState) -> TrainState:
         """Writes the metrics since the last line and returns the state with them set to zero."""
-        self._check_losses(step, None)
-        values = read(state.metrics)
-        speed = self._clock.speed(step)
-        rate = float(self._schedule(jnp.asarray(step - 1)))
-        bad = {"bad_images": len(self._bad_images(self._experiment.config.data.train_split))}
-        self._writer.scalars(step, "train", values | speed | {"learning_rate": rate} | bad)
+        self._read_reports(in_flight=0)
+        config, skipped = self._experiment.config, int(state.skipped)
+        values, speed = read(state.metrics), self._clock.speed(step)
+        norm = {"gradient_norm": values.pop("gradient_norm")} if config.optimizer.clip_norm else {}
+        values.pop("gradient_norm", None)
+        more = norm | ({"skipped_steps": skipped} if config.training.skip_nonfinite else {})
+        rate = float(self._schedule(jnp.asarray(step - 1 - skipped)))  # a skipped step does not move the schedule
+        bad = {"bad_images": len(self._bad_images(config.data.train_split))}
+        self._writer.scalars(step, "train", values | speed | {"learning_rate": rate} | bad | more)
         epoch = step / self._plan.steps_per_epoch
         self._console.line(
             f"step {step:>6}/{self._plan.total_steps}  epoch {epoch:6.2f}  loss {values['loss']:.4f}  "
-            f"top-1 error {values['top1_error']:6.2f} %  lr {rate:.4g}  {speed['images_per_second']:,.0f} images/s  "
-            f"data wait {speed['data_wait_share']:.0%}  ETA {duration(self._clock.eta(step))}"
+            f"top-1 error {values['top1_error']:6.2f} %  lr {rate:.4g}  "
+            + "".join(f"{name.replace('_', ' ')} {value:.4g}  " for name, value in more.items())
+            + f"{_speed_text(speed)}ETA {duration(self._clock.eta(step))}"
         )
         self._clock.reset(step)
-        zero = replicate(ClassificationMetrics.empty(), self._experiment.mesh)
+        zero = replicate(TrainMetrics.empty(), self._experiment.mesh)
         return dataclasses.replace(state, metrics=zero)
 
-    def _after_step(self, step: int, state: TrainState) -> None:
-        """Evaluates and saves where the plan says so."""
+    def _after_step(self, step: int, state: TrainState, stop: int) -> None:
+        """Evaluates and saves where the plan says so, and where a signal asks to stop.
+
+        Raises:
+            Interrupted: it asks, and the step is saved.
+        """
         every = self._experiment.config.checkpoint.every_steps
         evaluates = self._plan.evaluates_at(step)
-        if not evaluates and not (every and step % every == 0):
-            return
-        self._check_losses(step, None)
+        if stop or evaluates or (every and step % every == 0):
+            self._evaluate_and_save(step, state, evaluates, stop)
+
+    def _evaluate_and_save(self, step: int, state: TrainState, evaluates: bool, stop: int = 0) -> None:
+        self._read_reports(in_flight=0)
         with self._clock.paused():
-            metrics = self._evaluate(step, state) if evaluates else None
+            # Not only the parameters: with infinite momentum or statistics the next step could not be sound.
+            if not all_finite((state.params, state.batch_stats, state.opt_state)):
+                raise Diverged(f"parameters, statistics or momentum are not finite after step {step}")
+            metrics = self._evaluate(step, state) if evaluates and not stop else None
+            due = evaluates and metrics is None
+            self._progress.evaluation_due = due
             self._progress.elapsed_seconds = self._clock.elapsed
             self._progress.bad_images = self._bad_images(self._experiment.config.data.train_split)
             self._checkpoints.save(step, state, dataclasses.asdict(self._progress), metrics)
+        if stop or due:
+            self._checkpoints.wait()
+            number = stop or self._stopped_by
+            raise Interrupted(
+                f"stopped by {signal.Signals(number).name} after step {step}, which is saved; the same command goes on",
+                exit_code(number),
+            )
 
-    def _evaluate(self, step: int, state: TrainState) -> dict[str, float | None]:
-        metrics = evaluate(
-            self._eval_step, state.params, state.batch_stats, self._eval_batches(), self._experiment.mesh
-        )
+    def _evaluate(self, step: int, state: TrainState) -> dict[str, float | None] | None:
+        """Returns the evaluation, or None if a signal ended it (`_stopped_by`)."""
+
+        def stop() -> int:
+            self._stopped_by = self._agreement.stop()
+            return self._stopped_by
+
+        batches = self._eval_batches()
+        metrics = evaluate(self._eval_step, state.params, state.batch_stats, batches, self._experiment.mesh, stop)
+        if metrics is None:
+            return None
         if not math.isfinite(metrics["loss"]):
             # Early running statistics may overflow an evaluation while training is sound.
-            if not all_finite(state.params):
-                raise self._diverged(f"parameters are not finite after step {step}")
             self._console.line(f"warning: the evaluation's loss after step {step} is {metrics['loss']}", "yellow")
         bad = {"bad_images": len(self._bad_images(self._experiment.config.data.eval_split))}
         self._writer.scalars(step, "eval", metrics | bad)
@@ -270,3 +303,9 @@ class Loop:
             ("curves", f"tensorboard --logdir={workdir}"),
         ]
         self._console.table("finished", rows)
+
+
+def _speed_text(speed: dict[str, float]) -> str:
+    if not speed:
+        return ""
+    return f"{speed['images_per_second']:,.0f} images/s  data wait {speed['data_wait_share']:.0%}  "

@@ -4,83 +4,110 @@ import contextlib
 import json
 import os
 import pathlib
+import time
 from typing import Any
 
 from ml_collections import ConfigDict
-from tensorboardX import SummaryWriter
-from tensorboardX.summary import hparams
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from hga_flax.config import config_keys, get_key, to_json
 from hga_flax.training.metrics import finite_or_none
-from hga_flax.training.workdir import write_text
+from hga_flax.training.workdir import write_text, writing
 
 
 class MetricWriter:
     """Writes scalars to `workdir/tensorboard` and `workdir/metrics.jsonl`.
+
+    Not by tensorboardX's SummaryWriter: its thread dies of a full disk in silence, and then its queue blocks.
 
     Args:
         workdir: the folder of the run.
         step: the step that the run starts or goes on from; what an earlier, killed run wrote
             about later steps is dropped, so that no step appears twice.
         active: False makes every method do nothing (processes other than the first).
+        again: a group whose values at `step` itself are dropped too, because they will be written again.
+
+    Raises:
+        UserError: of each method: a file cannot be written.
     """
 
-    def __init__(self, workdir: pathlib.Path, step: int, active: bool = True):
-        self._writer: SummaryWriter | None = None
+    def __init__(self, workdir: pathlib.Path, step: int, active: bool = True, again: str | None = None):
+        self._active = active
         if not active:
             return
-        lines = workdir / "metrics.jsonl"
-        _drop_after(lines, step)
-        self._lines = lines.open("a")
-        # Event files are named by the second: the suffix keeps a quick restart from overwriting the last one.
-        suffix = f".{step:08}.{os.getpid()}"
-        purge = step + 1 if step else None
-        self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge, filename_suffix=suffix)
+        self._lines_file, folder = workdir / "metrics.jsonl", workdir / "tensorboard"
+        _drop_after(self._lines_file, step, again)
+        with writing(self._lines_file):
+            self._lines = self._lines_file.open("a")
+        self._events_file = folder
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
+            # Event files are named by the second: the suffix keeps a quick restart from overwriting the last one.
+            self._events = EventsWriter(str(folder / "events"), f".{step:08}.{os.getpid()}")
+        if step:  # TensorBoard forgets what it has read of later steps
+            self._event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+        self.flush()
+
+    def _event(self, event: Event) -> None:
+        event.wall_time = time.time()
+        with writing(self._events_file):
+            self._events.write_event(event)
 
     def scalars(self, step: int, group: str, values: dict[str, float]) -> None:
         """Writes values under "group/name"; a value that is not finite is null in the JSON."""
-        if self._writer is None:
+        if not self._active:
             return
         named = {f"{group}/{name}": value for name, value in values.items()}
         for name, value in named.items():
-            self._writer.add_scalar(name, value, step)
-        self._lines.write(json.dumps({"step": step} | finite_or_none(named)) + "\n")
+            self._event(Event(step=step, summary=summary.scalar(name, value)))
+        with writing(self._lines_file):
+            self._lines.write(json.dumps({"step": step} | finite_or_none(named)) + "\n")
         self.flush()
 
     def config(self, config: ConfigDict, metrics: list[str]) -> None:
         """Writes the configuration as text and as hyperparameters whose results are `metrics`."""
-        if self._writer is None:
+        if not self._active:
             return
-        self._writer.add_text("config", "    " + to_json(config).replace("\n", "\n    "), 0)
+        text = "    " + to_json(config).replace("\n", "\n    ")
+        self._event(Event(step=0, summary=summary.text("config", text)))
         values: dict[str, Any] = {}
         for key in config_keys(config):
             value = get_key(config, key)
             values[key] = value if isinstance(value, bool | int | float | str) else str(value)
-        experiment, start, _ = hparams(values, {name: 0.0 for name in metrics})
-        self._writer.file_writer.add_summary(experiment)
-        self._writer.file_writer.add_summary(start)
+        experiment, start, _ = summary.hparams(values, {name: 0.0 for name in metrics})
+        self._event(Event(summary=experiment))
+        self._event(Event(summary=start))
         self.flush()
 
     def flush(self) -> None:
         """Makes what was written visible to readers."""
-        if self._writer is not None:
-            self._lines.flush()
-            self._writer.flush()
+        if self._active:
+            with writing(self._lines_file):
+                self._lines.flush()
+            with writing(self._events_file):
+                self._events.flush()
 
     def close(self) -> None:
-        """Closes the files."""
-        if self._writer is not None:
-            self._lines.close()
-            self._writer.close()
+        """Closes the files; after an error it does nothing but that."""
+        if self._active:
+            self._active = False
+            with contextlib.suppress(OSError):  # each line was flushed: what is left could not be written then
+                self._lines.close()
+            with contextlib.suppress(OSError):
+                self._events.close()
 
 
-def _drop_after(file: pathlib.Path, step: int) -> None:
-    """Drops the lines about later steps, and a last line that a kill cut short."""
+def _drop_after(file: pathlib.Path, step: int, again: str | None) -> None:
+    """Drops the lines about later steps, those of a group at `step`, and a last line that a kill cut short."""
     if not file.exists():
         return
     kept = []
     for line in file.read_text().splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            if json.loads(line)["step"] <= step:
+            values = json.loads(line)
+            repeated = again is not None and values["step"] == step and any(k.startswith(f"{again}/") for k in values)
+            if values["step"] <= step and not repeated:
                 kept.append(line + "\n")
     write_text(file, "".join(kept))

@@ -21,6 +21,7 @@ def test_speed_counts_neither_compilation_nor_pauses(time):
     clock = module.Clock(total_steps=100, batch_size=10, elapsed=5.0)
     time.now += 60  # compiling the first step
     clock.start(1)
+    assert clock.speed(1) == {}  # no step was measured yet
     with clock.waiting():
         time.now += 1
     time.now += 3

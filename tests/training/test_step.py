@@ -25,8 +25,8 @@ def one_step(c, devices, batch, image_shape=(8, 8, 1)):
     placed = next(to_devices(iter([batch]), on))
     text = step.lower(state, placed).compile().as_text()
     before = jax.tree.map(np.asarray, state)
-    after, loss = step(state, placed)
-    return text, before, jax.tree.map(np.asarray, after), float(loss)
+    after, report = step(state, placed)
+    return text, before, jax.tree.map(np.asarray, after), float(report.loss)
 
 
 def worst(a, b):
@@ -134,8 +134,8 @@ def test_training_metrics_add_up_over_devices_and_steps():
     _, state, step = tiny.build(c, on)
     losses = []
     for placed in to_devices(iter([tiny.batch(seed=s) for s in range(3)]), on):
-        state, loss = step(state, placed)
-        losses.append(float(loss))
+        state, report = step(state, placed)
+        losses.append(float(report.loss))
     assert int(state.metrics.loss.count) == 48
     assert read(state.metrics)["loss"] == pytest.approx(np.mean(losses), rel=1e-6)
 

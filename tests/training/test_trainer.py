@@ -1,12 +1,20 @@
+import errno
+import io
 import itertools
 import json
+import os
+import pathlib
+import signal
 
 import jax
 import numpy as np
 import pytest
+from tensorboardX import record_writer
 
 from hga_flax.data.pipeline import Dataset
-from hga_flax.errors import UserError
+from hga_flax.errors import Interrupted, UserError
+from hga_flax.training import checkpoints as checkpoints_module
+from hga_flax.training.checkpoints import Checkpoints
 from hga_flax.training.restore import restore_workdir
 from hga_flax.training.trainer import train
 from tests.training import tiny
@@ -33,30 +41,180 @@ def test_a_run_leaves_everything_that_the_readme_names(tmp_path, capsys):
     assert "stem_conv/kernel" in (tmp_path / "parameters.txt").read_text()
 
 
-def interrupt_after(monkeypatch, batches):
-    original = Dataset.train_batches
+TIMINGS = ("train/images_per_second", "train/data_wait_share")
+
+
+def logged(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
+
+
+def assert_same_run(ours, expected):
+    """The last state, bit for bit, what was logged, and the best evaluation."""
+    states = [restore_workdir(str(workdir), "latest").state for workdir in (ours, expected)]
+    for a, b in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert logged(ours) == logged(expected)
+    bests = [Checkpoints(workdir, read_only=True).best_step() for workdir in (ours, expected)]
+    assert bests[0] == bests[1]
+
+
+def when(monkeypatch, place, number, action):
+    """Does it before the `number`th batch (from 0) of a session's training or evaluations, or while it saves."""
+    if place == "checkpoint":
+        sealed, save = checkpoints_module.write_seal, Checkpoints.save
+        monkeypatch.setattr(checkpoints_module, "write_seal", lambda *where: (action(), sealed(*where)))
+        monkeypatch.setattr(Checkpoints, "save", lambda self, *what: (save(self, *what), self.wait()))
+        return
+    original, count = getattr(Dataset, f"{place}_batches"), itertools.count()
 
     def broken(self, *arguments):
-        yield from itertools.islice(original(self, *arguments), batches)
-        raise KeyboardInterrupt
+        for batch in original(self, *arguments):
+            if next(count) == number:
+                action()
+            yield batch
 
-    monkeypatch.setattr(Dataset, "train_batches", broken)
+    monkeypatch.setattr(Dataset, f"{place}_batches", broken)
+
+
+def interrupt():
+    raise KeyboardInterrupt
 
 
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch, capsys):
     c = tiny.config(checkpoint__every_steps=1, training__steps=8)
     train(c, str(tmp_path / "whole"))
     with monkeypatch.context() as patch:
-        interrupt_after(patch, 6)
+        when(patch, "train", 6, interrupt)
         with pytest.raises(KeyboardInterrupt):
             train(c, str(tmp_path / "cut"))
     train(c, str(tmp_path / "cut"))
     assert "resuming" in capsys.readouterr().out
-    states = [restore_workdir(str(tmp_path / name), "latest").state for name in ("whole", "cut")]
-    for a, b in zip(*map(jax.tree.leaves, states), strict=True):
-        np.testing.assert_array_equal(a, b)
-    losses = [[row["train/loss"] for row in rows(tmp_path / name, "train")] for name in ("whole", "cut")]
-    assert losses[0] == losses[1] and len(losses[0]) == 4
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+    assert len(rows(tmp_path / "cut", "train")) == 4
+
+
+def test_a_run_stopped_by_signals_everywhere_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch):
+    c = tiny.config(training__steps=10, training__log_every_steps=4, optimizer__clip_norm=1.0)
+    train(c, str(tmp_path / "whole"))
+    for place, number, saved in [
+        ("train", 2, 2),  # in a window of logging
+        ("checkpoint", 0, 4),  # that of step 3; in step 4, which logs
+        ("train", 2, 6),  # in a step after which an evaluation is due
+        ("eval", 1, None),  # in that evaluation, when the run goes on: nothing new yet
+        ("eval", 4, 9),  # in the evaluation of step 9, after that of step 6
+        ("eval", 4, 10),  # in the last one
+    ]:
+        with monkeypatch.context() as patch:
+            when(patch, place, number, lambda: signal.raise_signal(signal.SIGTERM))
+            with pytest.raises(Interrupted) as stopped:
+                train(c, str(tmp_path / "cut"))
+        assert stopped.value.code == 143
+        assert (f"after step {saved}, which is saved" if saved else "nothing new to save") in str(stopped.value)
+        assert saved is None or Checkpoints(tmp_path / "cut", read_only=True).steps()[-1] == saved
+    train(c, str(tmp_path / "cut"))
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+    assert [row["step"] for row in rows(tmp_path / "cut", "eval")] == [3, 6, 9, 10]
+    assert all(row["train/gradient_norm"] > 0 for row in rows(tmp_path / "cut", "train"))
+    assert not (tmp_path / "cut" / "superseded").exists()
+
+
+def poison(monkeypatch, step):
+    """Makes the images of one step, wherever a session begins, NaNs."""
+    original = Dataset.train_batches
+
+    def poisoned(self, source, batch_size, shard, start=0):
+        for number, batch in enumerate(original(self, source, batch_size, shard, start), start // batch_size + 1):
+            images = batch["image"].astype(np.float32)
+            yield batch | {"image": np.full_like(images, np.nan) if number == step else images}
+
+    monkeypatch.setattr(Dataset, "train_batches", poisoned)
+
+
+def test_divergence_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    poison(monkeypatch, 6)
+    c = tiny.config(training__steps=8, checkpoint__every_steps=2, training__log_every_steps=1)
+    with pytest.raises(UserError, match=r"the loss of step 6 is nan; the checkpoint of step 4 is kept") as caught:
+        train(c, str(tmp_path))
+    assert "from step 4: JAX_DEBUG_NANS=1 " in str(caught.value) and "\n" not in str(caught.value)
+    assert Checkpoints(tmp_path, read_only=True).steps() == [2, 3, 4]
+    assert "train/images_per_second" not in rows(tmp_path, "train")[0]  # the first step only compiled
+
+
+@pytest.mark.slow
+def test_skipped_steps_are_logged_and_counted_over_sessions(tmp_path, monkeypatch, capsys):
+    poison(monkeypatch, 6)
+    options = {"training__log_every_steps": 1, "training__skip_nonfinite": 1}
+    train(tiny.config(training__steps=8, **options), str(tmp_path))
+    assert "step is skipped, the 1. of at most 1" in capsys.readouterr().out
+    state = restore_workdir(str(tmp_path), "latest").state
+    assert (int(state.step), int(state.skipped)) == (8, 1)
+    assert [row["train/skipped_steps"] for row in rows(tmp_path, "train")] == [0, 0, 0, 0, 0, 1, 1, 1]
+    assert rows(tmp_path, "train")[5]["train/loss"] is None  # nothing was learnt in that window
+    poison(monkeypatch, 10)
+    with pytest.raises(UserError, match=r"the loss of step 10 is nan \(after 1 skipped ones"):
+        train(tiny.config(training__steps=12, **options), str(tmp_path))
+    train(tiny.config(training__steps=12, **(options | {"training__skip_nonfinite": 2})), str(tmp_path))
+    assert rows(tmp_path, "train")[-1]["train/skipped_steps"] == 2
+
+
+@pytest.mark.slow
+def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
+    """The first step's loss and gradient are sound; the parameters that it leaves are not."""
+    c = tiny.config(optimizer__learning_rate=1e39, checkpoint__every_steps=1)
+    with pytest.raises(UserError, match="diverged: parameters, statistics or momentum are not finite after step 1; no"):
+        train(c, str(tmp_path))
+    assert Checkpoints(tmp_path, read_only=True).steps() == []
+
+
+@pytest.mark.slow
+def test_the_command_of_a_diverged_run_finds_the_primitive(tmp_path, monkeypatch):
+    poison(monkeypatch, 2)
+    jax.config.update("jax_debug_nans", True)
+    try:
+        with pytest.raises(FloatingPointError, match="invalid value"):
+            train(tiny.config(), str(tmp_path))
+    finally:
+        jax.config.update("jax_debug_nans", False)
+
+
+SLOW_SITES = ("config.json", "dataset.json", "parameters.txt", "events.out", "checkpoints")
+SITES = ("metrics.jsonl", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_SITES))
+
+
+def fill_disk(monkeypatch, site):
+    """Every write to a file whose path holds `site` finds the disk full, from now on."""
+    original, text = pathlib.Path.open, pathlib.Path.write_text
+
+    class Full(io.BytesIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def opening(self, mode="r", *arguments, **options):
+        return Full() if site in str(self) and set(mode) & set("wa") else original(self, mode, *arguments, **options)
+
+    def writing(self, *arguments, **options):
+        if site in str(self):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return text(self, *arguments, **options)
+
+    monkeypatch.setattr(pathlib.Path, "open", opening)
+    monkeypatch.setattr(pathlib.Path, "write_text", writing)
+    monkeypatch.setattr(record_writer, "open_file", lambda path: opening(pathlib.Path(path), "wb"))
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_a_disk_that_is_full_at_any_write_costs_no_completed_step(tmp_path, monkeypatch, site, capfd):
+    train(tiny.config(training__steps=3), str(tmp_path))
+    with monkeypatch.context() as patch:
+        fill_disk(patch, site)
+        with pytest.raises(UserError, match=r"cannot be written.*No space left on device") as caught:
+            train(tiny.config(), str(tmp_path))
+    assert "\n" not in str(caught.value) and "Traceback" not in capfd.readouterr().err
+    assert Checkpoints(tmp_path, read_only=True).steps() == [3]
+    train(tiny.config(), str(tmp_path))  # with room again, it goes on
+    assert [row["step"] for row in rows(tmp_path, "train")] == [2, 3, 4, 6]
+    assert restore_workdir(str(tmp_path), "latest").step == 6
 
 
 def test_a_longer_plan_continues_and_says_what_changed(tmp_path, capsys):
