@@ -34,6 +34,16 @@ class BadImages:
         """Takes over what an earlier session has met and named."""
         self._found.setdefault(split, set()).update(indices)
 
+    def share(self, split: str, indices: Iterable[int]) -> None:
+        """Takes over what all processes together have met.
+
+        Raises:
+            UserError: together they are more than the limit.
+        """
+        self.remember(split, indices)
+        if len(self._found[split]) > self._limit:
+            raise self._too_many(split)
+
     def watch(
         self, batches: Iterator[dict[str, Any]], split: str, explain: Callable[[int], str]
     ) -> Iterator[dict[str, Any]]:

@@ -18,6 +18,7 @@ from hga_flax.training import workdir as files
 from hga_flax.training.checkpoints import Checkpoints, rank
 from hga_flax.training.clock import Clock
 from hga_flax.training.console import Console, duration
+from hga_flax.training.distributed import union
 from hga_flax.training.divergence import Diverged, StepReports, explain
 from hga_flax.training.evaluation import evaluate
 from hga_flax.training.experiment import Experiment, Plan, create_experiment, describe, prepare
@@ -277,7 +278,11 @@ class Loop:
         return finite_or_none(metrics)
 
     def _bad_images(self, split: str) -> list[int]:
-        return self._experiment.dataset.bad_images.found(split)
+        """Returns those that any process has met; all processes ask at the same steps."""
+        own = self._experiment.dataset.bad_images
+        found = union(own.found(split), limit=self._experiment.config.data.max_bad_images + 1)
+        own.share(split, found)
+        return found
 
     def _eval_batches(self) -> Any:
         experiment = self._experiment

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from hga_flax.errors import UserError, one_line
+from hga_flax.errors import Interrupted, UserError, one_line
 
 AFTER = "the checkpoints written before are kept; start all processes again with the same command"
 BEATS = 5  # signs of life within the timeout
@@ -99,8 +99,9 @@ class Watch:
             raise UserError("another process was lost") from None  # where `leave` does not end this one
         with self._lock:
             self._finished.set()
+            orderly = error is None or isinstance(error, Interrupted)  # after a signal all stop at the same step
             for link in self._links:
-                link.send(DONE) if error is None else link.send(FAILED, self._name() + f" failed: {_told(error)}")
+                link.send(DONE) if orderly else link.send(FAILED, self._name() + f" failed: {_told(error)}")
         self._thread.join(timeout=self._timeout)
         for link in self._links:
             link.socket.close()

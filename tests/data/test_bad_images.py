@@ -117,6 +117,14 @@ def test_the_ledger_counts_distinct_images_for_each_split():
     assert (ledger.found("train"), ledger.found("test"), lines) == ([4], [5], ["skipped 4", "skipped 5"])
 
 
+def test_the_limit_is_that_of_all_processes_together():
+    ledger = BadImages(2)
+    ledger.share("train", [1, 5])
+    assert ledger.found("train") == [1, 5]
+    with pytest.raises(UserError, match=r"more than data.max_bad_images=2 images of the split 'train'"):
+        ledger.share("train", [1, 5, 9])
+
+
 @pytest.fixture(scope="module")
 def thousand(tmp_path_factory):
     """1,000 images to train on of which 30 are broken, and one of each to evaluate on."""

@@ -98,6 +98,15 @@ def start_processes(*options, count=2, devices=8):
     ]
 
 
+def wait_for_rows(workdir, count, processes):
+    """Waits until a run has logged so many lines."""
+    deadline = time.monotonic() + 400
+    while not (workdir / "metrics.jsonl").exists() or len(rows(workdir)) < count:
+        ended = [process.communicate()[1] for process in processes if process.poll() is not None]
+        assert time.monotonic() < deadline and not ended, ended
+        time.sleep(0.1)
+
+
 RUN = (*TINY, "--config.optimizer.learning_rate=0.01", "--config.training.log_every_steps=2")
 
 
@@ -129,15 +138,30 @@ def test_two_processes_train_and_evaluate_as_one(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_signal_to_one_process_stops_all_at_the_same_step_and_resumes(stopped, tmp_path):
+    options = (*RUN, "--config.training.steps=100000", f"--workdir={tmp_path}")
+    processes = start_processes(*options)
+    wait_for_rows(tmp_path, 3, processes)
+    processes[stopped].terminate()
+    for process in processes:
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 143, stderr
+        assert "stopped by SIGTERM after step" in stderr
+    steps = rows(tmp_path)[-1]["step"]
+    restored = restore_workdir(str(tmp_path), "latest")
+    assert restored.step >= steps
+    again = commands.run(*options, f"--config.training.steps={restored.step + 1}", devices=8)
+    assert again.returncode == 0 and f"resuming {tmp_path} at step {restored.step}" in again.stdout, again.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_lost_process_ends_the_other_with_a_clear_line(lost, tmp_path):
     processes = start_processes(
         *RUN, "--config.training.steps=100000", f"--workdir={tmp_path}", "--config.training.lost_process_seconds=10"
     )
-    deadline = time.monotonic() + 400
-    while not (tmp_path / "metrics.jsonl").exists() or len(rows(tmp_path)) < 3:
-        assert time.monotonic() < deadline and [p.poll() for p in processes] == [None, None]
-        time.sleep(0.1)
+    wait_for_rows(tmp_path, 3, processes)
     processes[lost].kill()
     start, other = time.monotonic(), processes[1 - lost]
     _, stderr = other.communicate(timeout=60)
