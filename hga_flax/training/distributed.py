@@ -22,6 +22,7 @@ from hga_flax.errors import UserError, one_line
 
 FLAGS = ("coordinator", "num_processes", "process_id")
 START_TIMEOUT_SECONDS = 300  # until all processes have come
+MEETING_TIMEOUT_SECONDS = 3600  # a lost process is noticed before, by watch.py
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -138,6 +139,20 @@ def union(indices: Iterable[int], limit: int) -> list[int]:
         gathered = np.asarray(multihost_utils.process_allgather(padded))
         indices = np.unique(gathered[gathered >= 0]).tolist()
     return indices
+
+
+def meet(name: str) -> None:
+    """Waits until all processes are here, for as long as that takes; `name` is used once.
+
+    A collective is started by all within half a minute on CPUs, or it fails (Gloo); compiling before may
+    take one process longer than another.
+    """
+    import jax
+
+    if jax.process_count() > 1:
+        from jax._src.distributed import global_state  # nowhere public; a collective would be what this is to avoid
+
+        global_state.client.wait_at_barrier(name, MEETING_TIMEOUT_SECONDS * 1000)
 
 
 def together(config: ConfigDict, work: Callable[[], Any]) -> Any:

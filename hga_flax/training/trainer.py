@@ -18,7 +18,7 @@ from hga_flax.training import workdir as files
 from hga_flax.training.checkpoints import Checkpoints, rank
 from hga_flax.training.clock import Clock
 from hga_flax.training.console import Console, duration
-from hga_flax.training.distributed import union
+from hga_flax.training.distributed import meet, union
 from hga_flax.training.divergence import Diverged, StepReports, explain
 from hga_flax.training.evaluation import evaluate
 from hga_flax.training.experiment import Experiment, Plan, create_experiment, describe, prepare
@@ -169,6 +169,9 @@ class Loop:
                 while step < plan.total_steps:
                     with self._clock.waiting():
                         batch = next(batches)
+                    if step + 1 == first:
+                        train_step = train_step.lower(state, batch).compile()
+                        meet("the training step is compiled")
                     state, report = train_step(state, batch)
                     step += 1
                     self._progress.examples_seen += self._batch_size
