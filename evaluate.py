@@ -4,9 +4,8 @@ python evaluate.py --workdir=DIR [--checkpoint=best|latest|STEP] [--split=NAME] 
 """
 
 import json
-import pathlib
 
-from hga_flax.errors import ArgumentParser, run_main
+from hga_flax.errors import ArgumentParser, expand, run_main
 from hga_flax.training import distributed
 
 
@@ -28,7 +27,7 @@ def main() -> None:
     from hga_flax.training.restore import evaluate_workdir
     from hga_flax.training.workdir import read_config
 
-    config = read_config(pathlib.Path(arguments.workdir).expanduser().absolute())
+    config = read_config(expand(arguments.workdir, "--workdir").absolute())
     distributed.start(arguments, config)
     result = distributed.together(
         config,

@@ -53,8 +53,13 @@ def expand(path: str, key: str) -> pathlib.Path:
     """Returns a path with its "~" resolved.
 
     Raises:
-        UserError: "~" stands for a home folder that is not known; the message names `key`.
+        UserError: "~" stands for a home folder that is not known, or the path is an address; the message names `key`.
     """
+    if "://" in path:
+        raise UserError(
+            f"{key}={path}: only folders of the file system; mount the bucket (gcsfuse, mountpoint-s3) "
+            "and name that folder"
+        )
     try:
         return pathlib.Path(path).expanduser()
     except RuntimeError:

@@ -60,6 +60,12 @@ def test_a_folder_is_checked_without_being_made(tmp_path, monkeypatch):
         expand("~nobody_here", "key")
 
 
+@pytest.mark.parametrize("path", ["gs://bucket/run", "s3://bucket/run"])
+def test_an_address_is_no_folder(path):
+    with pytest.raises(UserError, match=f"--workdir={path}: only folders of the file system; mount the bucket"):
+        expand(path, "--workdir")
+
+
 def test_a_bad_command_line_is_a_user_error():
     with pytest.raises(UserError, match=r"unrecognized arguments: --x; see .* --help"):
         ArgumentParser().parse_args(["--x"])

@@ -15,7 +15,7 @@ import pathlib
 from hga_flax.data.arrays import LabelledArrays, read_idx, read_npz
 from hga_flax.data.folder import FolderSource, class_names, splits
 from hga_flax.data.sources import data_directory
-from hga_flax.errors import UserError, nearest, one_line
+from hga_flax.errors import UserError, expand, nearest, one_line
 
 LOCAL = ("folder", "arrays", "idx")
 # Debian's package dataset-fashion-mnist; its files hold TFDS's images, but are compressed anew.
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         if arguments.path or arguments.name or arguments.class_names:
             raise UserError(f"prepare {arguments.dataset}: PATH, --name and --class-names are for {', '.join(LOCAL)}")
-        manual = pathlib.Path(arguments.manual_dir).expanduser().absolute() if arguments.manual_dir else None
+        manual = expand(arguments.manual_dir, "--manual-dir").absolute() if arguments.manual_dir else None
         folder = _prepare_tfds(arguments.dataset, data_dir, manual)
         usage = f"--config.data.name={arguments.dataset}"
     print(f"{folder}\nuse it with {usage}" + (f" --config.data.dir={data_dir}" if arguments.data_dir else ""))
@@ -64,7 +64,7 @@ def _prepare_local(arguments: argparse.Namespace, data_dir: pathlib.Path) -> tup
     kind = arguments.dataset
     if not arguments.path:
         raise UserError(f"prepare {kind}: name the {'file' if kind == 'arrays' else 'folder'} too")
-    path = pathlib.Path(arguments.path).expanduser().absolute()
+    path = expand(arguments.path, "PATH").absolute()
     if not path.exists():
         raise UserError(f"prepare {kind}: {path} does not exist")
     name = packing.check_name(arguments.name or path.stem.lower().replace("-", "_"))
