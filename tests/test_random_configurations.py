@@ -116,7 +116,7 @@ def test_every_key_takes_part():
 QUIET = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 
 
-@settings(max_examples=5, derandomize=True, **QUIET)
+@settings(max_examples=4, derandomize=True, **QUIET)
 @given(overrides())
 def test_random_overrides_are_refused_in_one_line_or_train(given):
     check(given)
@@ -133,6 +133,6 @@ def test_many_random_overrides_are_refused_in_one_line_or_train(given):
 def test_each_wrong_value_of_each_key_is_refused_in_one_line_or_passes_the_checks(key):
     for value in WRONG:
         try:
-            validate(configure("configs/digits.py", [f"--config.{o}" for o in (*BASE, f"{key}={value}")]))
+            validate(configure("configs/digits.py", [f"--config.{key}={value}"]))
         except UserError as error:
             assert one_line(error) == str(error).strip(), (key, value)
