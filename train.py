@@ -2,6 +2,9 @@
 
 python train.py --config=configs/digits.py --workdir=runs/digits [--config.key=value ...]
 python train.py --config=configs/digits.py --dry_run     checks and describes the run without making it
+
+Exit codes: 0 finished, 1 an error (one line), 143 stopped by SIGTERM, 130 by Ctrl-C. A stopped run has saved its
+last step; the same command goes on.
 """
 
 from hga_flax.config import parse_arguments
@@ -10,7 +13,9 @@ from hga_flax.training import distributed
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__.split("\n")[0])
+    first, _, codes = __doc__.partition("\n\n")
+    codes = " ".join(codes.split("\n\n")[1].split())
+    parser = ArgumentParser(description=f"{first} {codes}")
     parser.add_argument("--workdir", metavar="DIR", help="where checkpoints and metrics go")
     parser.add_argument(
         "--dry_run",

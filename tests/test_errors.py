@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from hga_flax.errors import ArgumentParser, UserError, check_writable, expand, nearest, one_line, run_main
+from hga_flax.errors import ArgumentParser, Interrupted, UserError, check_writable, expand, nearest, one_line, run_main
 
 
 def exit_code(main):
@@ -30,6 +30,12 @@ def test_success_interruption_and_our_own_bugs(capsys):
 
     assert exit_code(interrupted) == 130
     assert capsys.readouterr().err.count("\n") == 1
+
+    def stopped():
+        raise Interrupted("stopped by SIGTERM", 143)
+
+    assert exit_code(stopped) == 143
+    assert capsys.readouterr().err == "stopped by SIGTERM\n"
     with pytest.raises(ZeroDivisionError):  # a traceback: it is ours to mend
         run_main(lambda: 1 // 0)
 

@@ -1,5 +1,7 @@
 import json
+import re
 import signal
+import subprocess
 import time
 
 import jax
@@ -53,6 +55,85 @@ def test_a_run_killed_twice_ends_with_the_bits_of_an_undisturbed_one(tmp_path):
     for a, b in zip(jax.tree.leaves(ours.state), jax.tree.leaves(expected.state), strict=True):
         np.testing.assert_array_equal(a, b)
     assert rows(killed) == rows(whole)  # and it logged the same numbers at the same steps
+
+
+LONG = (*TINY, "--config.training.steps=60", "--config.training.log_every_steps=4", "--config.checkpoint.every_steps=6")
+
+
+def stop(workdir, ready, signum=signal.SIGTERM):
+    """Starts a run, signals it once `ready(workdir)`; returns (exit code, stderr, seconds to the end)."""
+    process = commands.start(*LONG, f"--workdir={workdir}")
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None and not ready(workdir):
+        time.sleep(0.001)
+    process.send_signal(signum)
+    start = time.monotonic()
+    _, error = process.communicate(timeout=60)
+    return process.returncode, error.decode(), time.monotonic() - start
+
+
+def logged(group, step):
+    return lambda workdir: (
+        (workdir / "metrics.jsonl").exists()
+        and any(row["step"] >= step and f"{group}/loss" in row for row in rows(workdir))
+    )
+
+
+def writing(workdir):
+    return any((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+
+
+def test_sigterm_ends_a_run_with_the_documented_code_and_the_step_saved(tmp_path):
+    code, error, seconds = stop(tmp_path, logged("train", 4))
+    assert code == 143 and seconds < 10, error
+    (step,) = re.findall(r"stopped by SIGTERM after step (\d+), which is saved", error)
+    assert error.count("\n") == 1 and (tmp_path / "checkpoints" / step).is_dir()
+
+
+@pytest.mark.slow
+def test_signals_at_every_place_and_a_run_that_goes_on_exactly(tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert commands.run(*LONG, f"--workdir={whole}").returncode == 0
+    evaluating = lambda workdir: logged("train", 44)(
+        workdir
+    )  # the evaluation of step 46 is near, its line is not there
+    for ready, signum, code in [
+        (lambda workdir: (workdir / "config.json").exists(), signal.SIGTERM, 143),  # compiling: nothing to save
+        (logged("train", 4), signal.SIGTERM, 143),
+        (writing, signal.SIGTERM, 143),
+        (logged("train", 24), signal.SIGINT, 130),
+        (evaluating, signal.SIGTERM, 143),
+        (logged("eval", 47), signal.SIGTERM, 143),
+    ]:
+        returned, error, seconds = stop(cut, ready, signum)
+        assert returned == code and seconds < 10 and error.count("\n") == 1, error
+    assert commands.run(*LONG, f"--workdir={cut}").returncode == 0
+    ours, expected = (restore_workdir(str(w), "latest") for w in (cut, whole))
+    for a, b in zip(jax.tree.leaves(ours.state), jax.tree.leaves(expected.state), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert rows(cut) == rows(whole)
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    """A finished run in a folder that cannot be written to, not even by root."""
+    assert commands.run(*TINY, *SHORT, f"--workdir={tmp_path / 'run'}").returncode == 0
+    view = tmp_path / "view"
+    view.mkdir()
+    if subprocess.run(["mount", "--bind", tmp_path / "run", view], capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    subprocess.run(["mount", "-o", "remount,ro,bind", view], check=True)
+    yield view
+    subprocess.run(["umount", view], check=True)
+
+
+@pytest.mark.slow
+def test_a_read_only_workdir_can_be_evaluated_and_is_one_line_for_training(read_only):
+    trained = commands.run(*TINY, *SHORT, f"--workdir={read_only}")
+    assert trained.returncode == 1 and trained.stderr.count("\n") == 1, trained.stderr
+    assert f"--workdir={read_only} cannot be written to: Read-only file system" in trained.stderr
+    evaluated = commands.run("evaluate.py", f"--workdir={read_only}", "--json")
+    assert evaluated.returncode == 0 and json.loads(evaluated.stdout.splitlines()[-1])["step"] == 2
 
 
 def test_a_complete_run_says_so_and_does_not_train_again(tmp_path):
