@@ -48,7 +48,7 @@ class Kill:
         aim: "start", "anywhere" or "checkpoint".
         target: not before this step is logged or saved.
         step: the last that was logged or saved when it came.
-        phase: what the process was doing: "training", "writing a checkpoint", or nothing new yet.
+        phase: what the process was doing: "training", "writing a checkpoint", or "start": nothing new yet.
         seconds: since the session's start.
     """
 
@@ -174,14 +174,14 @@ def _finish(process: subprocess.Popen) -> None:
 def _kill(process: subprocess.Popen, workdir: pathlib.Path, kill: Kill, usual: float, chance: random.Random) -> None:
     """Waits for the kill's moment, kills, and notes what it met."""
     start = time.monotonic()
-    before = _progress(workdir)
+    before, left = _progress(workdir), _writing(workdir)  # what an earlier kill left lies there until the next save
     if kill.aim == "start":
         moment = start + chance.uniform(0.0, min(4.0, usual / 6))  # most sessions take longer to their first step
         _until(process, lambda: time.monotonic() > moment)
     else:
         _until(process, lambda: before >= kill.target or _progress(workdir) >= max(kill.target, before + 1))
         if kill.aim == "checkpoint":
-            _until(process, lambda: bool(_writing(workdir)), pause=0.0005)
+            _until(process, lambda: bool(_writing(workdir) - left), pause=0.0005)
             time.sleep(chance.uniform(0.0, 0.03))
         else:
             moment = time.monotonic() + chance.uniform(0.0, min(0.5, usual / 60))
@@ -193,7 +193,7 @@ def _kill(process: subprocess.Popen, workdir: pathlib.Path, kill: Kill, usual: f
         raise UserError(_over(process, error))
     kill.step = _progress(workdir)
     moved = kill.step > before
-    kill.phase = "writing a checkpoint" if _writing(workdir) else "training" if moved else "start, or its first steps"
+    kill.phase = "writing a checkpoint" if _writing(workdir) - left else "training" if moved else "start"
 
 
 def _until(process: subprocess.Popen, condition: Callable[[], bool], pause: float = 0.01) -> None:
@@ -211,12 +211,17 @@ def _over(process: subprocess.Popen, error: str) -> str:
     )
 
 
-def _writing(workdir: pathlib.Path) -> list[str]:
-    """The checkpoints that are not complete."""
-    try:
-        return [name for name in os.listdir(workdir / "checkpoints") if ".orbax-checkpoint-tmp" in name]
-    except FileNotFoundError:
-        return []
+def _writing(workdir: pathlib.Path) -> set[tuple[str, int, int]]:
+    """The checkpoints that are not complete: (name, inode, time of the last change), to tell them from new ones."""
+    found = set()
+    folder = workdir / "checkpoints"
+    for path in folder.glob("*.orbax-checkpoint-tmp*") if folder.is_dir() else ():
+        try:
+            facts = path.stat()
+        except FileNotFoundError:  # it has just been completed
+            continue
+        found.add((path.name, facts.st_ino, facts.st_mtime_ns))
+    return found
 
 
 def _progress(workdir: pathlib.Path) -> int:

@@ -112,8 +112,25 @@ def make_train_step(
         return after, StepReport(mean_loss, norm)
 
     sharded = jax.shard_map(step, mesh=mesh, in_specs=(REPLICATED, SPLIT), out_specs=REPLICATED)
-    # Where NaNs are sought, JAX runs a step again that made one, and needs what it was given.
-    return jax.jit(sharded, donate_argnums=() if jax.config.jax_debug_nans else 0)
+    return _seek_nans(sharded) if jax.config.jax_debug_nans else jax.jit(sharded, donate_argnums=0)
+
+
+def _seek_nans(step: Callable[[TrainState, Batch], tuple[TrainState, StepReport]]) -> Callable:
+    """Returns the compiled step for JAX_DEBUG_NANS=1: one that is not finite is made again, operation by operation.
+
+    JAX then raises a FloatingPointError from the operation that made the first NaN. Left to itself (jax 0.10.2) it
+    looks at the results of a compiled function's first call alone.
+    """
+    compiled = jax.jit(step)
+
+    def seek(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
+        after, report = compiled(state, batch)
+        if not (jnp.isfinite(report.loss) & jnp.isfinite(report.gradient_norm)):
+            with jax.disable_jit():
+                step(state, batch)
+        return after, report
+
+    return seek
 
 
 def make_eval_step(

@@ -2,6 +2,7 @@ import json
 import pathlib
 import random
 import shutil
+import time
 
 import pytest
 
@@ -21,6 +22,18 @@ def test_kills_are_spread_over_the_run_and_half_of_them_aimed_at_checkpoints():
     aims = [kill.aim for kill in kills]
     assert (aims.count("checkpoint"), aims.count("start"), aims.count("anywhere")) == (5, 2, 3)
     assert kills == module.plan_kills(10, 1000, random.Random(0)) != module.plan_kills(10, 1000, random.Random(1))
+
+
+def test_what_an_earlier_kill_left_is_no_checkpoint_being_written(tmp_path):
+    assert module._writing(tmp_path) == set()
+    folder = tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp"
+    folder.mkdir(parents=True)
+    left = module._writing(tmp_path)
+    assert len(left) == 1 and module._writing(tmp_path) - left == set()
+    shutil.rmtree(folder)
+    time.sleep(0.02)
+    folder.mkdir()
+    assert len(module._writing(tmp_path) - left) == 1
 
 
 def test_what_differs_is_found(tmp_path):
