@@ -14,6 +14,8 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
 
+from hga_flax.models.norm import BatchNorm
+
 _BATCH_NORM = "hga_flax batch norm"
 
 
@@ -119,7 +121,7 @@ def _size(tree: Any) -> int:
 def _mark_batch_norm(call: Callable[..., Any], args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
     """Leaves a mark in the program after every BatchNorm, which is plain arithmetic otherwise."""
     output = call(*args, **kwargs)
-    if isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__":
+    if isinstance(context.module, nn.BatchNorm | BatchNorm) and context.method_name == "__call__":
         return checkpoint_name(output, _BATCH_NORM)
     return output
 

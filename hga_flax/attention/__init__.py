@@ -1,6 +1,7 @@
 """Attention modules: every one maps `[B, H, W, C]` to the same shape (SK, in a 3x3's place, strides as it does)."""
 
 from hga_flax.attention.cbam import ConvolutionalBlockAttention
+from hga_flax.attention.common import Source
 from hga_flax.attention.eca import EfficientChannelAttention
 from hga_flax.attention.gc import GlobalContext
 from hga_flax.attention.ge import GatherExcite
@@ -19,6 +20,7 @@ from hga_flax.attention.registry import (
     create_attention,
     register_attention,
     replaces_convolution,
+    uses_source,
 )
 from hga_flax.attention.se import SqueezeExcitation
 from hga_flax.attention.sk import SelectiveKernel
@@ -35,6 +37,7 @@ __all__ = [
     "MultiScaleFeatureExploitation",
     "NonLocal",
     "SelectiveKernel",
+    "Source",
     "SqueezeExcitation",
     "attention_factory",
     "attention_names",
@@ -42,4 +45,5 @@ __all__ = [
     "create_attention",
     "register_attention",
     "replaces_convolution",
+    "uses_source",
 ]

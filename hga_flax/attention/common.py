@@ -1,7 +1,53 @@
 """What the comparators share: the size rule of their hidden layer, the input check, the gate."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+
+class Source(NamedTuple):
+    """What a block's map y `[B, H, W, C]` is made of: y = (raw - center) * scale + offset, raw = inner @ kernel.
+
+    A block that ends in a 1x1 convolution and a norm hands this over in training, beside y, to an
+    attention that says `uses_source = True`. Both methods give what they would give from y, with the
+    same gradients up to rounding, and pass over fewer maps.
+
+    Attributes:
+        inner: `[B, H, W, D]`, what the 1x1 convolution read.
+        kernel: `[D, C]`, its weights.
+        raw: `[B, H, W, C]`, what it wrote.
+        scale, offset, center: `[C]`, at least float32; `center` is a constant.
+    """
+
+    inner: jax.Array
+    kernel: jax.Array
+    raw: jax.Array
+    scale: jax.Array
+    offset: jax.Array
+    center: jax.Array
+
+    def project(self, weight: jax.Array, dtype: DTypeLike) -> jax.Array:
+        """Returns y @ weight, `[B, H, W, F]`, from `inner`, which is narrower than y.
+
+        What flows back into y is then elementwise: a gradient dz @ weight.T there would have to be
+        written out before the norm's backward sums.
+        """
+        # The products of weights are small: they can afford full precision where it is not the default.
+        folded = jnp.dot(self.kernel * self.scale, weight, precision="highest")
+        offset = jnp.dot(self.offset - self.center * self.scale, weight, precision="highest")
+        return self.inner.astype(dtype) @ folded.astype(dtype) + offset.astype(dtype)
+
+    def gated(self, gate: jax.Array) -> jax.Array:
+        """Returns y * gate, of the dtype of `raw`; the gate is `[B, C]`, at least float32.
+
+        Norm and gate together are one affine map for each image and channel. Its two gradients take
+        one pass over the map, and the gate's, the scale's and the offset's follow from them.
+        """
+        scale, offset = self.scale * gate, self.offset * gate
+        y = (self.raw - self.center) * scale[:, None, None] + offset[:, None, None]
+        return y.astype(self.raw.dtype)
 
 
 def hidden_channels(channels: int, ratio: int) -> int:

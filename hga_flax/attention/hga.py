@@ -11,13 +11,14 @@ available without their convolutions, exactly (`shift_pool.py`).
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from hga_flax.attention.common import Source, at_least_float32
 from hga_flax.attention.shift_pool import cell_edges, pooled_convolutions, stack_kernels
 
 FORMS = ("auto", "conv", "shift")
@@ -122,7 +123,7 @@ class HierarchicalGlobalAveragePooling(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         _, height, width, _ = x.shape
-        x = x.astype(jnp.float32)
+        x = at_least_float32(x)
         cells = []
         for j in self.bins:
             if height % j == 0 and width % j == 0:
@@ -168,6 +169,20 @@ class ExcitationExploration(nn.Module):
         flat = cells.reshape(batch, scales if self.excitation == "shared" else 1, -1).astype(self.dtype)
         e = nn.relu((flat @ suppress.reshape(-1, hidden).astype(self.dtype)).sum(axis=1))
         return e @ excite.astype(self.dtype)
+
+
+class Reduction(nn.Module):
+    """The FC that narrows a map at every position, no bias: `[B, H, W, C]` -> `[B, H, W, features]`."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, source: Source | None = None) -> jax.Array:
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
+        if source is not None and source.inner.shape[-1] < x.shape[-1]:
+            return source.project(kernel, self.dtype)
+        return x.astype(self.dtype) @ kernel.astype(self.dtype)
 
 
 class HGA(nn.Module):
@@ -218,16 +233,20 @@ class HGA(nn.Module):
     form: str = "auto"
     dtype: Any = jnp.float32
     axis_name: str | None = None
+    uses_source: ClassVar[bool] = True
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """`[B, H, W, channels]` -> the same shape and dtype; sows `cells`, `excitation` and `gate`."""
+    def __call__(self, x: jax.Array, train: bool = False, source: Source | None = None) -> jax.Array:
+        """`[B, H, W, channels]` -> the same shape and dtype; sows `cells`, `excitation` and `gate`.
+
+        `source` may say what `x` is made of; the result is the same, with fewer passes over maps.
+        """
         self._check(x)
         if not (self.mfe or self.hap or self.ee):
             return x
         reduced = self.reduced_channels is not None and self.channels > self.reduced_channels
         dense = lambda features, name: nn.Dense(features, use_bias=False, dtype=self.dtype, name=name)
-        z = dense(self.reduced_channels, "reduce")(x) if reduced else x
+        z = Reduction(self.reduced_channels, self.dtype, name="reduce")(x, source) if reduced else x
         cells = self._cells(z, train)
         self.sow("intermediates", "cells", cells)
         if self.ee:
@@ -245,7 +264,7 @@ class HGA(nn.Module):
                     momentum=0.9, epsilon=1e-5, dtype=self.dtype, axis_name=self.axis_name, name="restore_norm"
                 )
                 e = norm(e, use_running_average=not train)
-        return self._gated(x, e)
+        return self._gated(x, e, source)
 
     def _cells(self, z: jax.Array, train: bool) -> jax.Array:
         """MFE and HAP, in the form asked for: `[B, H, W, C]` -> `[B, S, cells, C]` (S = 1 if summed)."""
@@ -265,9 +284,11 @@ class HGA(nn.Module):
         cells = pool(mfe(z, train))
         return cells.reshape(*cells.shape[:2], -1, channels).swapaxes(1, 2)
 
-    def _gated(self, x: jax.Array, e: jax.Array) -> jax.Array:
-        gate = nn.sigmoid(e.astype(jnp.float32))
+    def _gated(self, x: jax.Array, e: jax.Array, source: Source | None = None) -> jax.Array:
+        gate = nn.sigmoid(at_least_float32(e))
         self.sow("intermediates", "gate", gate)
+        if source is not None:
+            return source.gated(gate)
         return x * gate.astype(x.dtype)[:, None, None, :]
 
     def _check(self, x: jax.Array) -> None:

@@ -110,6 +110,13 @@ def replaces_convolution(factory: AttentionFactory) -> bool:
     return getattr(factory, "replaces_convolution", False)
 
 
+def uses_source(factory: AttentionFactory) -> bool:
+    """True where the attention's module may be called with (x, train, source), see `hga_flax.attention.Source`."""
+    while isinstance(factory, partial):
+        factory = factory.func
+    return getattr(factory, "uses_source", False)
+
+
 register_attention("none", NoAttention)
 register_attention("hga", HGA)
 # The simplest configuration found that has Table 2's parameter counts (see docs/paper.md).

@@ -42,14 +42,15 @@ def shifted_cells(length: int, bins: int, radius: int) -> np.ndarray:
 
 
 def shifted_means(z: jax.Array, bins: int, radius: int) -> jax.Array:
-    """Returns T: `z` `[B, H, W, C]` -> float32 `[B, bins, bins, taps, taps, C]`."""
+    """Returns T: `z` `[B, H, W, C]` -> at least float32 `[B, bins, bins, taps, taps, C]`."""
     _, height, width, _ = z.shape
     # Both the map and the 0/1 matrices may be bfloat16; the sums are float32.
+    wide = jnp.promote_types(z.dtype, jnp.float32)
     rows = jnp.asarray(shifted_cells(height, bins, radius), z.dtype)
-    columns = jnp.asarray(shifted_cells(width, bins, radius), jnp.float32)
-    sums = jnp.einsum("auh,bhwc->bauwc", rows, z, preferred_element_type=jnp.float32)
+    columns = jnp.asarray(shifted_cells(width, bins, radius), wide)
+    sums = jnp.einsum("auh,bhwc->bauwc", rows, z, preferred_element_type=wide)
     sums = jnp.einsum("xvw,bauwc->baxuvc", columns, sums)
-    extent = [np.array([stop - start for start, stop in cell_edges(n, bins)], np.float32) for n in (height, width)]
+    extent = [np.array([stop - start for start, stop in cell_edges(n, bins)], wide) for n in (height, width)]
     area = np.outer(*extent)[None, :, :, None, None, None]
     return sums / area
 
@@ -68,7 +69,7 @@ def apply_kernels(means: jax.Array, kernels: jax.Array) -> jax.Array:
     """Contracts T with grouped kernels: `[B, y, x, K, K, C]`, `[S, K, K, C / G, C]` -> `[B, S, y * x, C]`."""
     batch, rows, columns, size, _, channels = means.shape
     scales, _, _, group_size, _ = kernels.shape
-    kernels = kernels.astype(jnp.float32)
+    kernels = kernels.astype(means.dtype)
     if group_size == 1:
         cells = jnp.einsum("byxuvc,suvc->bsyxc", means, kernels[:, :, :, 0, :])
     else:
@@ -96,7 +97,7 @@ def pooled_convolutions(z: jax.Array, kernels: jax.Array, bins: Sequence[int]) -
         bins: cells along each axis, for example `(1, 2, 4)`.
 
     Returns:
-        float32 `[B, S, sum(j * j for j in bins), C]`: the cells of each bin row by row, bins in order.
+        At least float32 `[B, S, sum(j * j for j in bins), C]`: the cells of each bin row by row, bins in order.
     """
     _, height, width, _ = z.shape
     radius = kernels.shape[1] // 2

@@ -14,8 +14,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hga_flax.attention import AttentionFactory, create_attention, replaces_convolution
+from hga_flax.attention import AttentionFactory, Source, create_attention, replaces_convolution, uses_source
 from hga_flax.attention.common import global_mean
+from hga_flax.models.norm import BatchNorm
 
 ModuleDef = Any  # a module class with its fields partly given
 
@@ -28,6 +29,13 @@ def check_rate(option: str, rate: float) -> None:
     """Raises a ValueError unless a dropout rate lies in [0, 1)."""
     if not 0 <= rate < 1:
         raise ValueError(f"{option}={rate} is not a rate from 0 to below 1")
+
+
+def with_source(conv: nn.Conv, norm: BatchNorm, x: jax.Array) -> tuple[jax.Array, Source]:
+    """Returns norm(conv(x)) and what it is made of, for a 1x1 convolution without bias and stride."""
+    raw = conv(x)
+    y, affine = norm(raw, return_affine=True)
+    return y, Source(x, conv.variables["params"]["kernel"][0, 0], raw, *affine)
 
 
 class Bottleneck(nn.Module):
@@ -67,11 +75,16 @@ class Bottleneck(nn.Module):
                 self.width, (3, 3), strides, padding=PAD1, feature_group_count=self.cardinality, name="conv2"
             )(y)
             y = nn.relu(self.norm(name="norm2")(y))
-        y = self.conv(out, (1, 1), name="conv3")(y)
         scale_init = nn.initializers.zeros if self.zero_init_residual else nn.initializers.ones
-        y = self.norm(scale_init=scale_init, name="norm3")(y)
-        if not in_place:
-            y = self.attention(out, name="attention")(y, train)
+        conv3 = self.conv(out, (1, 1), name="conv3")
+        norm3 = self.norm(scale_init=scale_init, name="norm3")
+        if in_place:
+            y = norm3(conv3(y))
+        elif train and uses_source(self.attention):
+            y, source = with_source(conv3, norm3, y)
+            y = self.attention(out, name="attention")(y, train, source)
+        else:
+            y = self.attention(out, name="attention")(norm3(conv3(y)), train)
         if x.shape != y.shape:
             x = self.conv(out, (1, 1), strides, name="downsample_conv")(x)
             x = self.norm(name="downsample_norm")(x)
@@ -111,7 +124,7 @@ class ResNet(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         conv = partial(nn.Conv, use_bias=False, padding=0, kernel_init=kernel_init, dtype=self.dtype)
         norm = partial(
-            nn.BatchNorm,
+            BatchNorm,
             use_running_average=not train,
             momentum=0.9,
             epsilon=1e-5,

@@ -1,8 +1,9 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hga_flax.attention.common import at_least_float32, check_map, gated, global_mean, hidden_channels
+from hga_flax.attention.common import Source, at_least_float32, check_map, gated, global_mean, hidden_channels
 from tests.reference import sample, sigmoid
 
 
@@ -37,3 +38,33 @@ def test_gated_multiplies_by_the_sigmoid():
     np.testing.assert_allclose(
         gated(jnp.asarray(x, jnp.float32), jnp.asarray(e, jnp.float32)), x * sigmoid(e), rtol=1e-5
     )
+
+
+def test_a_source_projects_and_gates_as_its_map_does_with_the_same_gradients():
+    with jax.enable_x64(True):
+        names = {"inner": (2, 3, 3, 4), "kernel": (4, 6), "scale": (6,), "offset": (6,), "center": (6,)}
+        parts = {name: jnp.asarray(sample(shape, seed)) for seed, (name, shape) in enumerate(names.items())}
+        weight, gate = jnp.asarray(sample((6, 2), 8)), jnp.asarray(sample((2, 6), 9))
+
+        def by_map(parts, weight, gate):
+            y = (parts["inner"] @ parts["kernel"] - parts["center"]) * parts["scale"] + parts["offset"]
+            return y @ weight, y * gate[:, None, None]
+
+        def by_source(parts, weight, gate):
+            source = Source(raw=parts["inner"] @ parts["kernel"], **parts)
+            return source.project(weight, jnp.float64), source.gated(gate)
+
+        def result(function):
+            loss = lambda *arguments: sum(jnp.sin(y).sum() for y in function(*arguments))
+            return function(parts, weight, gate), jax.grad(loss, argnums=(0, 1, 2))(parts, weight, gate)
+
+        results = [result(function) for function in (by_map, by_source)]
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_a_source_computes_in_the_dtype_asked_for_and_gates_in_that_of_the_map():
+    c = lambda *shape: jnp.ones(shape, jnp.bfloat16)
+    source = Source(c(1, 2, 2, 3), jnp.ones((3, 4)), c(1, 2, 2, 4), jnp.ones(4), jnp.ones(4), jnp.zeros(4))
+    assert source.project(jnp.ones((4, 2)), jnp.bfloat16).dtype == jnp.bfloat16
+    assert source.gated(jnp.ones((1, 4))).dtype == jnp.bfloat16

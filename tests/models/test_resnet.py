@@ -1,9 +1,15 @@
+from functools import partial
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from hga_flax.attention import HGA, uses_source
 from hga_flax.models import create_model
-from hga_flax.models.resnet import check_rate
+from hga_flax.models.norm import BatchNorm
+from hga_flax.models.resnet import Bottleneck, check_rate
 
 
 def attention_paths(variables: dict) -> set[str]:
@@ -50,3 +56,33 @@ def test_rates_are_checked():
     for rate in (-0.1, 1.0, float("nan")):
         with pytest.raises(ValueError, match="dropout="):
             check_rate("dropout", rate)
+
+
+@pytest.mark.parametrize("reduced_channels", [8, None])
+def test_what_the_block_hands_over_changes_nothing_but_the_cost(reduced_channels):
+    """In float64, values, statistics and all gradients: with the source of the map, and with the map alone."""
+    hga = partial(HGA, reduced_channels=reduced_channels, kernels=(1, 3), bins=(1, 2), dtype=jnp.float64)
+    by_map = lambda channels, name: hga(channels, name=name)  # says nothing of `uses_source`
+    assert uses_source(hga) and not uses_source(by_map)
+    conv = partial(nn.Conv, use_bias=False, padding=0, dtype=jnp.float64)
+    norm = partial(BatchNorm, False, dtype=jnp.float64)
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.RandomState(0).standard_normal((3, 6, 5, 8)))
+        shapes = jax.eval_shape(lambda: Bottleneck(4, 4, conv, norm, hga).init(jax.random.key(0), x, True))
+        draw = np.random.RandomState(1).standard_normal
+        variables = jax.tree.map(lambda s: jnp.asarray(0.3 + draw(s.shape)), shapes)
+        stats = variables["batch_stats"]
+
+        def result(attention):
+            def loss(params, x):
+                block = Bottleneck(4, 4, conv, norm, attention)
+                y, updates = block.apply({"params": params, "batch_stats": stats}, x, True, mutable=["batch_stats"])
+                return jnp.sin(y).sum(), (y, updates)
+
+            return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+
+        functions = [result(attention) for attention in (hga, by_map)]
+        assert len({str(jax.make_jaxpr(f)(variables["params"], x)) for f in functions}) == 2
+        results = [f(variables["params"], x) for f in functions]
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)

@@ -1,0 +1,57 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hga_flax.models.norm import BatchNorm
+
+X = np.random.RandomState(0).standard_normal((4, 3, 5, 6)) * 2 + 1
+
+
+def variables(dtype):
+    draw = np.random.RandomState(1).uniform
+    return {
+        "params": {"scale": draw(0.5, 2, 6).astype(dtype), "bias": draw(-1, 1, 6).astype(dtype)},
+        "batch_stats": {"mean": draw(-1, 1, 6).astype(dtype), "var": draw(0.5, 2, 6).astype(dtype)},
+    }
+
+
+@pytest.mark.parametrize("average", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_it_is_flaxs_batch_norm(average, dtype):
+    ours = BatchNorm(average, dtype=jnp.dtype(dtype))
+    flaxs = nn.BatchNorm(average, momentum=0.9, epsilon=1e-5, dtype=jnp.dtype(dtype))
+    x = jnp.asarray(X, dtype)
+    shapes = lambda module: jax.tree.map(jnp.shape, module.init(jax.random.key(0), x))
+    assert shapes(ours) == shapes(flaxs)
+    results = []
+    for module in (ours, flaxs):
+        y, updates = module.apply(variables(np.float32), x, mutable=["batch_stats"])
+        assert y.dtype == x.dtype
+        results.append((y.astype(jnp.float32), updates["batch_stats"]))
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5 if dtype == "float32" else 1e-2, atol=1e-6)
+
+
+def test_scale_starts_as_asked_for():
+    params = BatchNorm(True, scale_init=nn.initializers.zeros).init(jax.random.key(0), jnp.asarray(X))["params"]
+    assert not params["scale"].any() and not params["bias"].any()
+
+
+@pytest.mark.parametrize("average", [True, False])
+def test_the_affine_map_is_the_one_applied_with_its_gradients(average):
+    with jax.enable_x64(True):
+        module, weight = BatchNorm(average, dtype=jnp.float64), np.sin(np.arange(X.size)).reshape(X.shape)
+
+        def plain(v, x):
+            return (module.apply(v, x, mutable=["batch_stats"])[0] ** 2 * weight).sum()
+
+        def by_map(v, x):
+            (_, affine), _ = module.apply(v, x, True, mutable=["batch_stats"])
+            return (((x - affine.center) * affine.scale + affine.offset) ** 2 * weight).sum()
+
+        arguments = jax.tree.map(jnp.asarray, (variables(np.float64), X))
+        results = [jax.tree.leaves(jax.value_and_grad(f, argnums=(0, 1))(*arguments)) for f in (plain, by_map)]
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
