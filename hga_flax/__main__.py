@@ -14,6 +14,7 @@ COMMANDS = {
     "paper": ("hga_flax.analysis.paper", "the paper's tables and equations beside ours"),
     "bench": ("hga_flax.analysis.bench", "measure how fast images are loaded"),
     "soak": ("hga_flax.training.soak", "train under SIGKILL and compare with an undisturbed run, bit for bit"),
+    "tpu": ("hga_flax.analysis.tpu", "compile the training step for TPUs, without one"),
     "prepare": ("hga_flax.data.prepare", "write a data set as array_record files"),
 }
 

@@ -128,7 +128,10 @@ def _check_training_batch(config: ConfigDict, mesh: Mesh) -> None:
 
 
 def create_experiment(
-    config: ConfigDict, info: DatasetInfo | Callable[[], DatasetInfo], train: bool = True
+    config: ConfigDict,
+    info: DatasetInfo | Callable[[], DatasetInfo],
+    train: bool = True,
+    mesh: Mesh | None = None,
 ) -> Experiment:
     """Checks the configuration and builds the parts of the run.
 
@@ -137,6 +140,7 @@ def create_experiment(
         info: what is known of the data set, or a function that finds out once the configuration is checked.
         train: False for a run that has been trained already: checks only what evaluation needs, and does
             without a compilation cache that cannot be written to here.
+        mesh: the devices, all that there are where it is None.
 
     Raises:
         UserError: the configuration cannot be run here.
@@ -153,7 +157,7 @@ def create_experiment(
             raise
         cache = ""
     configure_jax(config, cache)
-    mesh = create_mesh()
+    mesh = mesh or create_mesh()
     if train:
         _check_training_batch(config, mesh)
     check_batch_size("evaluation.batch_size", config.evaluation.batch_size, mesh)

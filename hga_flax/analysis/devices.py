@@ -1,0 +1,41 @@
+"""What a device can do at best: the figures that its maker publishes, per JAX device."""
+
+import dataclasses
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """Limits of one device.
+
+    Attributes:
+        flops: multiplications and additions a second, dense, bfloat16 with float32 sums.
+        memory_bytes: of its main memory.
+        memory_bandwidth: bytes a second between it and the chip.
+        link_bandwidth: bytes a second that it can send to its neighbours (TPUs: ICI, one direction), or 0.
+    """
+
+    flops: float
+    memory_bytes: float
+    memory_bandwidth: float
+    link_bandwidth: float = 0.0
+
+
+# By `device_kind`. TPUs: cloud.google.com/tpu/docs (v5e, v5p, v6e), where the links' figure counts both directions.
+# GPUs: NVIDIA's data sheets of A100 80GB SXM, H100 SXM, H200 SXM, L4 and T4 (float16), without sparsity.
+DEVICES = {
+    "TPU v5 lite": Device(197e12, 16 * 2**30, 819e9, 200e9),
+    "TPU v5": Device(459e12, 95 * 2**30, 2765e9, 600e9),
+    "TPU v6 lite": Device(918e12, 32 * 2**30, 1638e9, 400e9),
+    "NVIDIA A100-SXM4-80GB": Device(312e12, 80e9, 2039e9),
+    "NVIDIA H100 80GB HBM3": Device(989e12, 80e9, 3350e9),
+    "NVIDIA H200": Device(989e12, 141e9, 4800e9),
+    "NVIDIA L4": Device(121e12, 24e9, 300e9),
+    "Tesla T4": Device(65e12, 16e9, 300e9),
+}
+
+
+def limits(device: jax.Device) -> Device | None:
+    """Returns the published limits of a device, or None where they are not known (CPUs, other GPUs)."""
+    return DEVICES.get(device.device_kind)
