@@ -4,7 +4,7 @@ import argparse
 import importlib
 import sys
 
-from hga_flax.config import split_overrides
+from hga_flax.command_line import split_overrides
 from hga_flax.errors import UserError, run_main
 
 # Name: (module, one line of help). A module has add_arguments(parser) and run(arguments) -> int | None;
@@ -12,7 +12,7 @@ from hga_flax.errors import UserError, run_main
 # `arguments.overrides`.
 COMMANDS = {
     "paper": ("hga_flax.analysis.paper", "the paper's tables and equations beside ours"),
-    "bench": ("hga_flax.analysis.bench", "measure how fast images are loaded"),
+    "bench": ("hga_flax.analysis.bench", "measure how fast the loader, the attentions or whole training steps are"),
     "soak": ("hga_flax.training.soak", "train under SIGKILL and compare with an undisturbed run, bit for bit"),
     "tpu": ("hga_flax.analysis.tpu", "compile the training step for TPUs, without one"),
     "prepare": ("hga_flax.data.prepare", "write a data set as array_record files"),

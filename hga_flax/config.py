@@ -12,6 +12,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from hga_flax.command_line import split_overrides
 from hga_flax.errors import ConfigError, UserError, nearest, one_line
 from hga_flax.validation import check_given, check_keys, check_together, config_keys, get_key
 
@@ -50,22 +51,6 @@ def configure(path: str, overrides: Sequence[str]) -> ConfigDict:
 
 def _key(argument: str) -> str:
     return argument.removeprefix("--config.").split("=")[0]
-
-
-def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Divides a command's arguments into its own and the `--config.key=value` among them."""
-    own: list[str] = []
-    overrides: list[str] = []
-    pending = list(arguments)
-    while pending:
-        argument = pending.pop(0)
-        if not argument.startswith("--config."):
-            own.append(argument)
-            continue
-        if "=" not in argument and pending and not pending[0].startswith("--"):
-            argument += "=" + pending.pop(0)  # "--config.key value"
-        overrides.append(argument)
-    return own, overrides
 
 
 def load_config(path: str) -> ConfigDict:

@@ -39,8 +39,8 @@ def cost(compiled: jax.stages.Compiled) -> Cost:
     sizes = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     peak = getattr(memory, "peak_memory_in_bytes", 0) or sizes + memory.temp_size_in_bytes
     return Cost(
-        flops=float(analysis["flops"]),
-        bytes_accessed=float(analysis["bytes accessed"]),
+        flops=float(analysis.get("flops", 0.0)),  # absent where there is none
+        bytes_accessed=float(analysis.get("bytes accessed", 0.0)),
         peak_memory_bytes=int(peak),
         collectives=collectives(compiled.as_text()),
     )
