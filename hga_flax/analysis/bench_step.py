@@ -117,22 +117,36 @@ def _build(model: str, attention: str, dtype: str) -> Any:
 
 
 def make_step(network: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Returns `init(key, images) -> state` and `step(state, images, labels) -> (state, loss)`, not yet compiled.
+    """Returns `init(images) -> state` and `step(state, images, labels) -> (state, loss)`, not yet compiled.
 
+    The state is made of random numbers in the place of a proper start, which would have to be compiled.
     The step is that of training on one device: uint8 images are normalised, the loss is the mean
     cross-entropy, weight decay joins the gradient before the momentum.
     """
     import jax
+    import numpy as np
     import optax
 
     from hga_flax.data.device_augmentation import normalize
 
     optimizer = optax.chain(optax.add_decayed_weights(DECAY), optax.sgd(RATE, MOMENTUM))
 
-    def init(key: jax.Array, images: jax.Array) -> Any:
-        variables = network.init(key, images[:1].astype("float32"), train=False)
-        params = variables["params"]
-        return params, variables.get("batch_stats", {}), optimizer.init(params)
+    def init(images: jax.Array) -> Any:
+        random = np.random.RandomState(0)
+
+        def value(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+            if len(leaf.shape) > 1:
+                fan_in = np.prod(leaf.shape[:-1])
+                return (random.standard_normal(leaf.shape) * (2 / fan_in) ** 0.5).astype(leaf.dtype)
+            return np.full(leaf.shape, path[-1].key in ("scale", "var"), leaf.dtype)
+
+        shape = jax.ShapeDtypeStruct((1, *images.shape[1:]), "float32")
+        shapes = jax.eval_shape(lambda images: network.init(jax.random.key(0), images, train=False), shape)
+        params, batch_stats = (
+            jax.tree.map(jax.device_put, jax.tree_util.tree_map_with_path(value, shapes.get(collection, {})))
+            for collection in ("params", "batch_stats")
+        )
+        return params, batch_stats, optimizer.init(params)
 
     def step(state: Any, images: jax.Array, labels: jax.Array) -> tuple[Any, jax.Array]:
         params, batch_stats, opt_state = state
@@ -166,7 +180,7 @@ def _contender(model: str, attention: str, network: Any, batch: int, image_size:
     images = jax.device_put(random.randint(0, 256, (batch, image_size, image_size, 3)).astype(np.uint8))
     labels = jax.device_put(random.randint(0, CLASSES, batch).astype(np.int32))
     init, step = make_step(network)
-    state = jax.jit(init)(jax.random.key(0), images)
+    state = init(images)
     params = sum(leaf.size for leaf in jax.tree.leaves(state[0]))
     start = time.perf_counter()
     compiled = jax.jit(step, donate_argnums=0).lower(state, images, labels).compile()

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from hga_flax.attention import AttentionFactory, Source, create_attention, replaces_convolution, uses_source
 from hga_flax.attention.common import global_mean
+from hga_flax.models.grouped_conv import grouped_convolution
 from hga_flax.models.norm import BatchNorm
 
 ModuleDef = Any  # a module class with its fields partly given
@@ -72,7 +73,14 @@ class Bottleneck(nn.Module):
             )
         else:
             y = self.conv(
-                self.width, (3, 3), strides, padding=PAD1, feature_group_count=self.cardinality, name="conv2"
+                self.width,
+                (3, 3),
+                strides,
+                padding=PAD1,
+                feature_group_count=self.cardinality,
+                # In inference the plain form, whose operations can be counted.
+                conv_general_dilated=grouped_convolution if train and self.cardinality > 1 else None,
+                name="conv2",
             )(y)
             y = nn.relu(self.norm(name="norm2")(y))
         scale_init = nn.initializers.zeros if self.zero_init_residual else nn.initializers.ones

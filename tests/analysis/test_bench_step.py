@@ -43,6 +43,7 @@ def test_it_runs_where_only_jax_flax_and_optax_are():
     assert "0.0 %" not in table(rows) and "cifar_resnet8" in table(rows)
 
 
+@pytest.mark.slow
 def test_its_step_is_the_trainings():
     c = tiny.config(
         data__augmentation="none", data__crop_padding=0, optimizer__learning_rate=0.1, optimizer__weight_decay=1e-4,
@@ -50,7 +51,7 @@ def test_its_step_is_the_trainings():
     )  # fmt: skip
     model, batch, mesh = create_model("cifar_resnet8", features=4), tiny.batch(8, 8, 3), tiny.mesh()
     init, step = make_step(model)
-    state = jax.jit(init)(jax.random.key(0), batch["image"])
+    state = init(batch["image"])
     optimizer = create_optimizer(c, optax.constant_schedule(0.1))
     real = create_state(make_init(model, optimizer, (8, 8, 3)), 0, mesh)
     real = real.replace(params=jax.tree.map(jnp.copy, state[0]))

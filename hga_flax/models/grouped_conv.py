@@ -1,0 +1,77 @@
+"""Grouped convolution, computed as suits the device; the result is the same up to rounding.
+
+TPUs multiply 128x128 blocks, so that groups of 4 to 32 channels leave most of a block empty, and XLA
+moves the map through layouts of [groups, channels] on the way. There one dense convolution with a
+block-diagonal kernel costs more arithmetic, which a step of ResNeXt has to spare, and fewer bytes,
+which bound it: benchmarks/NOTES.md has the measurement. Elsewhere the grouped form stays.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+DENSE_WIDTH = 1024  # channels up to which the dense form is taken
+
+
+def grouped_convolution(
+    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, *, feature_group_count: int, **options: Any
+) -> jax.Array:
+    """`lax.conv_general_dilated` of channels-last maps, for `flax.linen.Conv(conv_general_dilated=...)`.
+
+    Args:
+        x: `[B, H, W, C]`.
+        kernel: `[h, w, C / groups, D]`.
+        strides: along height and width.
+        padding: as `lax.conv_general_dilated` takes it.
+        feature_group_count: the groups.
+        **options: of `lax.conv_general_dilated`.
+    """
+    options |= {"window_strides": strides, "padding": padding}
+    groups = feature_group_count
+
+    def grouped(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(x, kernel, feature_group_count=groups, **options)
+
+    def dense(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(x, block_diagonal(kernel, groups), **options)
+
+    if groups == 1 or groups == x.shape[-1] or x.shape[-1] > DENSE_WIDTH:
+        return grouped(x, kernel)
+
+    @jax.custom_vjp
+    def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return lax.platform_dependent(x, kernel, tpu=dense, default=grouped)
+
+    def forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        return convolve(x, kernel), (x, kernel)
+
+    def backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # Each form's own gradient: of a choice between two, JAX would keep what either needs.
+        of = lambda form: lambda x, kernel, gradient: jax.vjp(form, x, kernel)[1](gradient)
+        return lax.platform_dependent(*saved, gradient, tpu=of(dense), default=of(grouped))
+
+    convolve.defvjp(forward, backward)
+    return convolve(x, _varying_like(kernel, x))
+
+
+def block_diagonal(kernel: jax.Array, groups: int) -> jax.Array:
+    """Spreads a grouped kernel `[h, w, C / groups, D]` with zeros to `[h, w, C, D]`."""
+    *_, inputs, outputs = kernel.shape
+    of_input, of_output = jnp.arange(groups * inputs) // inputs, jnp.arange(outputs) // (outputs // groups)
+    tiled = jnp.tile(kernel, (1, 1, groups, 1))
+    return jnp.where(of_input[:, None] == of_output, tiled, jnp.zeros((), kernel.dtype))
+
+
+def _varying_like(kernel: jax.Array, x: jax.Array) -> jax.Array:
+    """Marks the kernel as one device's own where x is, so that its gradients are summed grouped, not with the zeros."""
+
+    def varying(array: jax.Array) -> frozenset[str]:
+        # Versions of JAX differ in the name. Without it nothing is wrong, only more is summed.
+        kind = jax.typeof(array)
+        return getattr(getattr(kind, "mat", kind), "varying", None) or getattr(kind, "vma", frozenset())
+
+    axes = varying(x) - varying(kernel)
+    return lax.pcast(kernel, tuple(axes), to="varying") if axes else kernel
