@@ -26,10 +26,22 @@ def main() -> None:
         help="check everything, print model, schedule, memory and time, and stop; needs no --workdir; "
         "=compile also compiles the step, for its exact memory",
     )
+    parser.add_argument(
+        "--profile",
+        nargs="?",
+        type=int,
+        const=5,
+        default=0,
+        metavar="STEPS",
+        help="trace so many steps (default: 5) for TensorBoard's profile page",
+    )
     distributed.add_flags(parser)
     arguments, config = parse_arguments(parser)
     if arguments.workdir is None and arguments.dry_run is None:
         raise UserError("--workdir=DIR is missing: where checkpoints and metrics go; or try --dry_run")
+
+    if arguments.profile < 0:
+        raise UserError(f"--profile={arguments.profile}: the number of steps to trace; it cannot be negative")
 
     if arguments.dry_run is not None:  # imported after the arguments: --help and mistakes answer at once
         from hga_flax.training.dry_run import dry_run
@@ -39,7 +51,7 @@ def main() -> None:
     distributed.start(arguments, config)
     from hga_flax.training.trainer import train
 
-    distributed.together(config, lambda: train(config, arguments.workdir))
+    distributed.together(config, lambda: train(config, arguments.workdir, arguments.profile))
 
 
 if __name__ == "__main__":

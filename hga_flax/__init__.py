@@ -1,5 +1,6 @@
 """Image classification with Hierarchical Global Attention in JAX/Flax."""
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from hga_flax.version import __version__
@@ -7,6 +8,8 @@ from hga_flax.version import __version__
 if TYPE_CHECKING:
     from hga_flax.attention import HGA, create_attention
     from hga_flax.models import create_model
+
+STARTED = time.monotonic()  # as good as the start of the process, for what a command says of its start-up
 
 __all__ = ["HGA", "__version__", "create_attention", "create_model"]
 

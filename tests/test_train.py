@@ -24,7 +24,10 @@ SHORT = ("--config.training.steps=2", "--config.data.fake=true", "--config.data.
 
 
 def rows(workdir):
-    timings = ("train/images_per_second", "train/data_wait_share")
+    timings = {
+        f"train/{name}"
+        for name in ("images_per_second", "data_wait_share", "step_seconds", "data_wait_seconds", "checkpoint_seconds")
+    }
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in timings} for line in lines]
 

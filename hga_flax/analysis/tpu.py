@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from hga_flax.config import load_config, override, validate
+from hga_flax.config import configure, validate
 from hga_flax.errors import ConfigError, UserError, one_line
 
 SWEEP_UNIT = 32  # a sweep tries multiples of this many images a chip
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: the configuration, the topology or the batch cannot be used, or libtpu is not installed.
     """
-    config = validate(override(load_config(arguments.config), arguments.overrides))
+    config = validate(configure(arguments.config, arguments.overrides))
     if arguments.batch is not None and arguments.batch < 1:
         raise UserError(f"--batch={arguments.batch}: must be positive")
     mesh = topology_mesh(arguments.topology)

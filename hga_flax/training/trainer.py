@@ -11,12 +11,13 @@ import jax.numpy as jnp
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
+import hga_flax
 from hga_flax.config import validate
 from hga_flax.data.sources import Source, dataset_info
 from hga_flax.errors import Interrupted, UserError
 from hga_flax.training import workdir as files
 from hga_flax.training.checkpoints import Checkpoints, rank
-from hga_flax.training.clock import Clock
+from hga_flax.training.clock import Clock, StartUp
 from hga_flax.training.console import Console, duration
 from hga_flax.training.distributed import meet, union
 from hga_flax.training.divergence import Diverged, StepReports, explain
@@ -25,6 +26,7 @@ from hga_flax.training.experiment import Experiment, Plan, create_experiment, de
 from hga_flax.training.mesh import replicate, to_devices
 from hga_flax.training.metrics import TrainMetrics, all_finite, finite_or_none, read
 from hga_flax.training.preemption import Agreement, Preemption, exit_code
+from hga_flax.training.profiler import Profiler
 from hga_flax.training.state import TrainState, create_state
 from hga_flax.training.step import make_eval_step, make_train_step
 from hga_flax.training.writers import MetricWriter
@@ -51,21 +53,30 @@ class Progress:
     evaluation_due: bool = False
 
 
-def train(config: ConfigDict, workdir_path: str) -> None:
+def train(config: ConfigDict, workdir_path: str, profile_steps: int = 0) -> None:
     """Trains as configured, from the workdir's newest checkpoint if it has one.
 
     SIGTERM and SIGINT end the run after the step in flight, which is saved (see preemption.py).
+
+    Args:
+        config: a whole configuration.
+        workdir_path: the folder of the run.
+        profile_steps: of the session's steps so many are traced, once the first has compiled; 0 traces none.
 
     Raises:
         UserError: the configuration, the data or the workdir cannot be used, or training diverged.
         Interrupted: a signal ended the run; the same call goes on.
     """
+    start_up = StartUp(hga_flax.STARTED)
+    start_up.mark("imports")
     validate(config)
     with Preemption(config.training.grace_seconds) as preemption:
-        _train(config, workdir_path, preemption)
+        _train(config, workdir_path, preemption, start_up, profile_steps)
 
 
-def _train(config: ConfigDict, workdir_path: str, preemption: Preemption) -> None:
+def _train(
+    config: ConfigDict, workdir_path: str, preemption: Preemption, start_up: StartUp, profile_steps: int
+) -> None:
     experiment = create_experiment(config, lambda: dataset_info(config.data.name, config.data.dir))
     console = Console(active=experiment.shard.process == 0)
     bad_images = experiment.dataset.bad_images
@@ -80,6 +91,7 @@ def _train(config: ConfigDict, workdir_path: str, preemption: Preemption) -> Non
     console.table("hga_flax", describe(experiment, plan, abstract.params))
     checkpoints = Checkpoints(workdir, config.checkpoint.keep, warn=lambda text: console.line(text, "yellow"))
     try:
+        start_up.mark("data and network")
         restored = checkpoints.restore_latest(abstract)
         if restored is None:
             state, progress = create_state(init, config.seed, experiment.mesh), Progress(num_examples=len(source))
@@ -99,7 +111,10 @@ def _train(config: ConfigDict, workdir_path: str, preemption: Preemption) -> Non
                     + ("; changed: " + ", ".join(changes) if changes else "")
                 )
 
-        loop = Loop(experiment, plan, workdir, console, checkpoints, progress, preemption)
+        start_up.mark("state")
+        first = step + 2 if profile_steps else 0  # the one before compiles
+        profiler = Profiler(workdir / "tensorboard", first, profile_steps, console.line)
+        loop = Loop(experiment, plan, workdir, console, checkpoints, progress, preemption, profiler, start_up)
         if step >= plan.total_steps and not progress.evaluation_due:
             console.line(f"training is complete: {shown(workdir)} holds step {step} of {plan.total_steps}")
         else:
@@ -135,10 +150,12 @@ class Loop:
         checkpoints: Checkpoints,
         progress: Progress,
         preemption: Preemption,
+        profiler: Profiler,
+        start_up: StartUp,
     ):
         self._experiment, self._plan, self._workdir = experiment, plan, workdir
         self._console, self._checkpoints, self._progress = console, checkpoints, progress
-        self._preemption = preemption
+        self._preemption, self._profiler, self._start_up = preemption, profiler, start_up
         self._batch_size = experiment.config.training.batch_size
 
     def run(self, state: TrainState, step: int, source: Source, eval_source: Source, schedule: Any) -> TrainState:
@@ -172,8 +189,10 @@ class Loop:
                     if step + 1 == first:
                         train_step = train_step.lower(state, batch).compile()
                         meet("the training step is compiled")
-                    state, report = train_step(state, batch)
+                    with self._profiler.step(step + 1):
+                        state, report = train_step(state, batch)
                     step += 1
+                    self._profiler.after(step, report)
                     self._progress.examples_seen += self._batch_size
                     self._reports.add(step, report)
                     self._read_reports()
@@ -181,6 +200,8 @@ class Loop:
                         jax.block_until_ready(report)
                         self._preemption.begin()
                         self._clock.start(step)
+                        self._start_up.mark("first step, compilation included,")
+                        self._console.line(self._start_up.text())
                     if step % config.training.log_every_steps == 0 or step == plan.total_steps:
                         state = self._log(step, state)
                     self._after_step(step, state, self._agreement.stop())
@@ -188,6 +209,7 @@ class Loop:
             self._checkpoints.wait()
             raise explain(str(error), self._checkpoints.steps()) from None
         finally:
+            self._profiler.close()
             self._writer.close()
         return state
 
@@ -243,7 +265,8 @@ class Loop:
             self._progress.evaluation_due = due
             self._progress.elapsed_seconds = self._clock.elapsed
             self._progress.bad_images = self._bad_images(self._experiment.config.data.train_split)
-            self._checkpoints.save(step, state, dataclasses.asdict(self._progress), metrics)
+            with self._clock.saving():
+                self._checkpoints.save(step, state, dataclasses.asdict(self._progress), metrics)
         if stop or due:
             self._checkpoints.wait()
             number = stop or self._stopped_by

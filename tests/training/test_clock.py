@@ -26,13 +26,22 @@ def test_speed_counts_neither_compilation_nor_pauses(time):
         time.now += 1
     time.now += 3
     with clock.paused():
-        time.now += 100
-    speed = clock.speed(9)
-    assert speed == {"images_per_second": pytest.approx(80 / 4), "data_wait_share": pytest.approx(0.25)}
+        time.now += 70
+        with clock.saving():
+            time.now += 30
+    assert clock.speed(9) == {
+        "images_per_second": pytest.approx(80 / 4),
+        "data_wait_share": pytest.approx(0.25),
+        "step_seconds": pytest.approx(4 / 8),
+        "data_wait_seconds": pytest.approx(1 / 8),
+        "checkpoint_seconds": pytest.approx(30),
+    }
     assert clock.elapsed == pytest.approx(5 + 60 + 104)
     clock.reset(9)
     time.now += 2
-    assert clock.speed(10) == {"images_per_second": pytest.approx(5), "data_wait_share": 0.0}
+    speed = clock.speed(10)
+    assert (speed["images_per_second"], speed["step_seconds"]) == (pytest.approx(5), pytest.approx(2))
+    assert speed["data_wait_share"] == speed["data_wait_seconds"] == speed["checkpoint_seconds"] == 0.0
 
 
 def test_eta_includes_evaluations(time):
@@ -43,3 +52,11 @@ def test_eta_includes_evaluations(time):
     with clock.paused():
         time.now += 10
     assert clock.eta(11) == pytest.approx(20)
+
+
+def test_the_start_up_part_by_part(time):
+    start_up = module.StartUp(time.now - 4)
+    start_up.mark("imports")
+    time.now += 1.25
+    start_up.mark("first step")
+    assert start_up.text() == "started in 5.2 s: imports 4.0, first step 1.2"

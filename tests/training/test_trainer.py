@@ -34,14 +34,18 @@ def test_a_run_leaves_everything_that_the_readme_names(tmp_path, capsys):
     assert [row["step"] for row in rows(tmp_path, "train")] == [2, 4, 6]
     assert [row["step"] for row in rows(tmp_path, "eval")] == [3, 6]
     assert all(row["eval/num_examples"] == 48 for row in rows(tmp_path, "eval"))
-    assert {"train/loss", "train/top1_error", "train/top5_error", "train/learning_rate", "train/images_per_second",
-            "train/data_wait_share", "train/bad_images", "step"} == set(rows(tmp_path, "train")[0])  # fmt: skip
+    assert {"train/loss", "train/top1_error", "train/top5_error", "train/learning_rate", "train/bad_images", "step",
+            *TIMINGS} == set(rows(tmp_path, "train")[0])  # fmt: skip
     out = capsys.readouterr().out
+    assert "started in " in out and "data and network" in out and "first step, compilation included, " in out
     assert "finished" in out and f"tensorboard --logdir={tmp_path}" in out and "best so far" in out
     assert "stem_conv/kernel" in (tmp_path / "parameters.txt").read_text()
 
 
-TIMINGS = ("train/images_per_second", "train/data_wait_share")
+TIMINGS = [
+    f"train/{name}"
+    for name in ("images_per_second", "data_wait_share", "step_seconds", "data_wait_seconds", "checkpoint_seconds")
+]
 
 
 def logged(workdir):
