@@ -60,7 +60,13 @@ def test_a_run_killed_twice_ends_with_the_bits_of_an_undisturbed_one(tmp_path):
     assert rows(killed) == rows(whole)  # and it logged the same numbers at the same steps
 
 
-LONG = (*TINY, "--config.training.steps=60", "--config.training.log_every_steps=4", "--config.checkpoint.every_steps=6")
+LONG = (
+    *TINY,
+    "--config.training.steps=60",
+    "--config.training.log_every_steps=4",
+    "--config.checkpoint.every_steps=6",
+    "--config.evaluation.every_epochs=0.25",  # 12 steps
+)
 
 
 def stop(workdir, ready, signum=signal.SIGTERM):
@@ -82,6 +88,16 @@ def logged(group, step):
     )
 
 
+def evaluating(step):
+    """Every twelfth step is logged and then evaluated: a run whose last line is of such a step evaluates it."""
+
+    def ready(workdir):
+        last = rows(workdir)[-1:] if (workdir / "metrics.jsonl").exists() else []
+        return bool(last) and last[0]["step"] >= step and last[0]["step"] % 12 == 0 and "train/loss" in last[0]
+
+    return ready
+
+
 def writing(workdir):
     return any((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
 
@@ -97,16 +113,13 @@ def test_sigterm_ends_a_run_with_the_documented_code_and_the_step_saved(tmp_path
 def test_signals_at_every_place_and_a_run_that_goes_on_exactly(tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert commands.run(*LONG, f"--workdir={whole}").returncode == 0
-    evaluating = lambda workdir: logged("train", 44)(
-        workdir
-    )  # the evaluation of step 46 is near, its line is not there
     for ready, signum, code in [
         (lambda workdir: (workdir / "config.json").exists(), signal.SIGTERM, 143),  # compiling: nothing to save
         (logged("train", 4), signal.SIGTERM, 143),
         (writing, signal.SIGTERM, 143),
         (logged("train", 24), signal.SIGINT, 130),
-        (evaluating, signal.SIGTERM, 143),
-        (logged("eval", 47), signal.SIGTERM, 143),
+        (evaluating(36), signal.SIGTERM, 143),
+        (evaluating(48), signal.SIGTERM, 143),
     ]:
         returned, error, seconds = stop(cut, ready, signum)
         assert returned == code and seconds < 10 and error.count("\n") == 1, error

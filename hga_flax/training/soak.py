@@ -130,7 +130,7 @@ def soak(
     say(f"{'kill':>4}  {'session s':>9}  {'step':>8}  {'aimed at':<10}  met")
     made = plan_kills(kills, total, chance)
     for number, kill in enumerate(made, 1):
-        _kill(_start(config, killed), killed, kill, undisturbed, chance)
+        _kill(_start(config, killed), killed, kill, total, undisturbed, chance)
         say(f"{number:>4}  {kill.seconds:>9.1f}  {kill.step:>8}  {kill.aim:<10}  {kill.phase}")
     _finish(_start(config, killed))
     differences = compare(killed, whole)
@@ -171,15 +171,27 @@ def _finish(process: subprocess.Popen) -> None:
         raise UserError(f"a session ended with exit code {process.returncode}: {one_line(error)[-500:]}")
 
 
-def _kill(process: subprocess.Popen, workdir: pathlib.Path, kill: Kill, usual: float, chance: random.Random) -> None:
-    """Waits for the kill's moment, kills, and notes what it met."""
+def _kill(
+    process: subprocess.Popen, workdir: pathlib.Path, kill: Kill, total: int, usual: float, chance: random.Random
+) -> None:
+    """Waits for the kill's moment, kills, and notes what it met.
+
+    Args:
+        process: to kill.
+        workdir: of its run.
+        kill: aim and target; the rest is filled in.
+        total: steps of the run.
+        usual: seconds that the run takes undisturbed.
+        chance: draws what the target leaves open.
+    """
     start = time.monotonic()
     before, left = _progress(workdir), _writing(workdir)  # what an earlier kill left lies there until the next save
     if kill.aim == "start":
         moment = start + chance.uniform(0.0, min(4.0, usual / 6))  # most sessions take longer to their first step
         _until(process, lambda: time.monotonic() > moment)
     else:
-        _until(process, lambda: before >= kill.target or _progress(workdir) >= max(kill.target, before + 1))
+        goal = min(max(kill.target, before + 1), total)  # something new, unless the last step is already logged
+        _until(process, lambda: _progress(workdir) >= goal)
         if kill.aim == "checkpoint":
             _until(process, lambda: bool(_writing(workdir) - left), pause=0.0005)
             time.sleep(chance.uniform(0.0, 0.03))
