@@ -2,6 +2,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/digits
+# Tests run in as many processes as there are cores, at most 8; those of a file stay together.
+PARALLEL := -n auto --maxprocesses=8 --dist=loadfile
 
 .PHONY: help demo test test-all lint format clean
 
@@ -26,12 +28,12 @@ demo: $(VENV)/installed
 	@echo "see the curves: $(BIN)/tensorboard --logdir=$(DEMO)    train afresh: rm -r $(DEMO) && make demo"
 
 test: $(VENV)/installed lint
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(PARALLEL)
 
 # TensorFlow prepares ImageNet in one test, Pillow is the reference of another; nothing else needs them.
 test-all: $(VENV)/installed lint
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check tensorflow pillow
-	@$(BIN)/python -m pytest -m "slow or not slow"
+	@$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow"
 
 lint: $(VENV)/installed
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .
