@@ -16,6 +16,8 @@ from hga_flax.command_line import split_overrides
 from hga_flax.errors import ConfigError, UserError, nearest, one_line
 from hga_flax.validation import check_given, check_keys, check_together, config_keys, get_key
 
+OVERRIDE_ERRORS = (flags.Error, TypeError, ValueError, SyntaxError)  # what reading a value may raise
+
 
 def parse_arguments(
     parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None
@@ -96,22 +98,23 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
             raise ConfigError(f"--config.{key}: there is no such key{hint}")
     if not overrides:
         return config
-    values, command = flags.FlagValues(), ["command", *overrides]
     try:
-        holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=command)
-        values(command)
-    except (flags.Error, TypeError, ValueError, SyntaxError) as error:
-        raise ConfigError(_wrong_type(config, overrides, error)) from None
+        return _read(config, overrides)
+    except OVERRIDE_ERRORS as error:
+        for argument in overrides:  # which of them was it, where a key may be given twice
+            try:
+                _read(config, [argument])
+            except OVERRIDE_ERRORS:
+                kind = type(get_key(config, _key(argument))).__name__
+                raise ConfigError(f"{argument}: the value must be of type {kind}") from None
+        raise ConfigError(one_line(error)) from None
+
+
+def _read(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    values, command = flags.FlagValues(), ["command", *overrides]
+    holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=command)
+    values(command)
     return holder.value
-
-
-def _wrong_type(config: ConfigDict, overrides: Sequence[str], error: Exception) -> str:
-    for argument in overrides:  # which of them was it: they are read one by one
-        key, _, value = argument.removeprefix("--config.").partition("=")
-        if argument in str(error) or f"--config.{key}" in str(error):
-            kind = type(get_key(config, key)).__name__
-            return f"--config.{key}={value}: the value must be of type {kind}"
-    return one_line(error)
 
 
 def parse_options(text: str, key: str) -> dict[str, Any]:

@@ -71,8 +71,15 @@ def test_a_mistake_is_one_line_that_names_the_key(argument):
     assert one_line(caught.value) == str(caught.value)
 
 
+@pytest.mark.parametrize(("first", "second"), [("8", "x"), ("x", "8")])
+def test_of_a_key_given_twice_the_wrong_value_is_named(first, second):
+    with pytest.raises(ConfigError, match=r"^--config\.seed=x: the value must be of type int$"):
+        parse(f"--config.seed={first}", "--config.optimizer.momentum=0.5", f"--config.seed={second}")
+    assert parse("--config.seed=1", "--config.seed=2").seed == 2
+
+
 def test_a_group_is_not_a_key():
-    with pytest.raises(ConfigError, match=r"it is a group: optimizer\.decay"):
+    with pytest.raises(ConfigError, match=r"it is a group: optimizer\.clip_norm, optimizer\.decay"):
         parse("--config.optimizer=sgd")
 
 
