@@ -104,7 +104,7 @@ def _drop_after(file: pathlib.Path, step: int, again: str | None) -> None:
     if not file.exists():
         return
     kept = []
-    for line in file.read_text().splitlines():
+    for line in file.read_text(errors="replace").splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError):
             values = json.loads(line)
             repeated = again is not None and values["step"] == step and any(k.startswith(f"{again}/") for k in values)

@@ -41,8 +41,8 @@ def test_going_on_drops_what_a_killed_run_wrote_later(tmp_path):
     for step in (1, 2, 3):
         writer.scalars(step, "train", {"loss": float(step)})
     writer.close()
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 1, "tr')  # cut short by the kill
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'\xff\xfe\n{"step": 1, "tr')  # a damaged line, and one cut short by the kill
     writer = MetricWriter(tmp_path, 2)
     writer.scalars(3, "train", {"loss": 30.0})
     writer.close()
