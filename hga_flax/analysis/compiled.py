@@ -37,7 +37,9 @@ def cost(compiled: jax.stages.Compiled) -> Cost:
     """Returns what a compiled program costs."""
     analysis, memory = compiled.cost_analysis(), compiled.memory_analysis()
     sizes = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    peak = getattr(memory, "peak_memory_in_bytes", 0) or sizes + memory.temp_size_in_bytes
+    peak = getattr(memory, "peak_memory_in_bytes", 0)
+    if peak < sizes + memory.temp_size_in_bytes / 2:  # CPU's compiler leaves out all that is temporary
+        peak = sizes + memory.temp_size_in_bytes
     return Cost(
         flops=float(analysis.get("flops", 0.0)),  # absent where there is none
         bytes_accessed=float(analysis.get("bytes accessed", 0.0)),

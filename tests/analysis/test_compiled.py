@@ -39,3 +39,16 @@ def test_the_cost_of_a_product_and_a_sum_over_devices():
     assert arrays.sum() <= result.bytes_accessed <= 2 * arrays.sum()
     assert arrays.sum() <= result.peak_memory_bytes <= 2 * arrays.sum()
     assert result.collectives == {"all-reduce": {"count": 1, "bytes": 8 * 16 * 4}}
+
+
+def test_peak_memory_holds_what_is_kept_for_the_backward_pass():
+    """Twenty maps of 1 MB live at once, though arguments and results are small."""
+
+    def loss(w):
+        x = jnp.ones((1024, 256))
+        for _ in range(20):
+            x = jnp.sin(x @ w)
+        return x.sum()
+
+    result = cost(jax.jit(jax.grad(loss)).lower(jnp.ones((256, 256))).compile())
+    assert 15e6 < result.peak_memory_bytes < 100e6
