@@ -5,6 +5,7 @@ python evaluate.py --workdir=DIR [--checkpoint=best|latest|STEP] [--split=NAME] 
 
 import json
 
+from hga_flax.command_line import add_import_flag
 from hga_flax.errors import ArgumentParser, expand, run_main
 from hga_flax.training import distributed
 
@@ -17,6 +18,7 @@ def main() -> None:
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set lies now; default: the run's data.dir")
     parser.add_argument("--batch-size", type=int, metavar="N", help="images at once; default: the run's")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    add_import_flag(parser)
     distributed.add_flags(parser)
     arguments = parser.parse_args()
 
@@ -34,6 +36,7 @@ def main() -> None:
         lambda: evaluate_workdir(
             arguments.workdir, arguments.checkpoint, arguments.split, arguments.data_dir, arguments.batch_size
         ),
+        train=False,
     )
     if jax.process_index():
         return  # process 0 tells

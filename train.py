@@ -7,6 +7,7 @@ Exit codes: 0 finished, 1 an error (one line), 143 stopped by SIGTERM, 130 by Ct
 last step; the same command goes on.
 """
 
+from hga_flax.command_line import add_import_flag
 from hga_flax.config import parse_arguments
 from hga_flax.errors import ArgumentParser, UserError, run_main
 from hga_flax.training import distributed
@@ -35,6 +36,7 @@ def main() -> None:
         metavar="STEPS",
         help="trace so many steps (default: 5) for TensorBoard's profile page",
     )
+    add_import_flag(parser)
     distributed.add_flags(parser)
     arguments, config = parse_arguments(parser)
     if arguments.workdir is None and arguments.dry_run is None:

@@ -1,11 +1,10 @@
 """The commands: `python -m hga_flax COMMAND`."""
 
-import argparse
 import importlib
 import sys
 
 from hga_flax.command_line import split_overrides
-from hga_flax.errors import UserError, run_main
+from hga_flax.errors import ArgumentParser, UserError, run_main
 
 # Name: (module, one line of help). A module has add_arguments(parser) and run(arguments) -> int | None;
 # it is imported only when its command is called. One that takes `--config` finds `--config.key=value` in
@@ -26,7 +25,7 @@ def main(argv: list[str] | None = None) -> int | None:
         UserError: what the command raises for bad input.
     """
     argv, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m hga_flax", description="Image classification with Hierarchical Global Attention."
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

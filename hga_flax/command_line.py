@@ -1,6 +1,32 @@
-"""What every command's arguments have in common; imports nothing, so that a command decides what it needs."""
+"""What every command's arguments have in common; imports no library, so that a command decides what it needs."""
 
+import argparse
+import importlib
+import os
+import sys
 from collections.abc import Sequence
+
+from hga_flax.errors import UserError, one_line
+
+
+class Import(argparse.Action):
+    """`--import=MODULE`: imports it, from the current folder too, while the arguments are read."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value, option=None) -> None:
+        sys.path.insert(0, os.getcwd())
+        try:
+            importlib.import_module(value)
+        except Exception as error:
+            raise UserError(f"--import={value}: {type(error).__name__}: {one_line(error)}") from None
+        finally:
+            sys.path.remove(os.getcwd())
+
+
+def add_import_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds `--import`, by which attentions that are not the project's become known by name."""
+    parser.add_argument(
+        "--import", action=Import, metavar="MODULE", help="import this first: it registers an attention of yours"
+    )
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

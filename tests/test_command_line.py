@@ -1,4 +1,10 @@
+import subprocess
+import sys
+
+import pytest
+
 from hga_flax.command_line import split_overrides
+from tests.commands import ROOT
 
 
 def test_a_commands_own_arguments_and_the_configurations():
@@ -10,3 +16,12 @@ def test_a_commands_own_arguments_and_the_configurations():
 
 def test_a_key_without_a_value_is_left_for_the_configuration_to_refuse():
     assert split_overrides(["--config.seed", "--json"]) == (["--json"], ["--config.seed"])
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+def test_a_module_of_the_users_is_imported_first(script, tmp_path, monkeypatch):
+    (tmp_path / "my_attention.py").write_text("raise ValueError('as expected\\nhere')")
+    monkeypatch.chdir(tmp_path)
+    command = [sys.executable, str(ROOT / script), "--workdir=x", "--import=my_attention"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "error: --import=my_attention: ValueError: as expected here\n")

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from hga_flax.training.clock import TIMINGS
 from hga_flax.training.restore import restore_workdir
 from tests import commands
 
@@ -24,12 +25,8 @@ SHORT = ("--config.training.steps=2", "--config.data.fake=true", "--config.data.
 
 
 def rows(workdir):
-    timings = {
-        f"train/{name}"
-        for name in ("images_per_second", "data_wait_share", "step_seconds", "data_wait_seconds", "checkpoint_seconds")
-    }
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in timings} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMINGS} for line in lines]
 
 
 def test_tensorflow_is_blocked_for_the_commands():

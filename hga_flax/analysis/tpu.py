@@ -72,7 +72,7 @@ def topology_mesh(name: str) -> Any:
         UserError: libtpu is not installed, or there is no such topology.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError('the compiler for TPUs is not installed; pip install "hga-flax[tpu]", or libtpu alone')
+        raise UserError('the compiler for TPUs is not installed; pip install ".[tpu]", or libtpu alone')
     # Without these libtpu asks the cloud where it runs, and bars other processes that only compile too.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")

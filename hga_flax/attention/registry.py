@@ -47,6 +47,12 @@ def register_attention(name: str, module: type[nn.Module], **preset: Any) -> Non
     """
     if name in _REGISTRY:
         raise ValueError(f"attention '{name}' is already registered")
+    fields = {field.name for field in dataclasses.fields(module)} if dataclasses.is_dataclass(module) else set()
+    if not fields >= _COMMON | {"channels"}:
+        raise TypeError(
+            f"attention '{name}' must be a Linen module class with the fields channels, dtype and axis_name; "
+            "a function is given as attention= instead"
+        )
     _REGISTRY[name] = (module, preset)
 
 

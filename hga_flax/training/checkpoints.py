@@ -188,7 +188,7 @@ class Checkpoints:
                 self._check_whole(step, path)
                 state, run = self._restore(path, like)
             except UnreadableCheckpoint as error:
-                self._warn(f"warning: {error}; trying the one before")
+                self._warn(f"warning: {error}" + ("; trying the one before" if entries else ""))
                 bad.append(path)
                 continue
             if once is not None and step < once and not any(int(path.name) >= once for path in bad):

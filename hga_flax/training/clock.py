@@ -27,6 +27,13 @@ class StartUp:
         return f"started in {ends[-1] - ends[0]:.1f} s: {shown}"
 
 
+# Metrics of training that are times: all that may differ between two runs of one configuration.
+TIMINGS = tuple(
+    f"train/{name}"
+    for name in ("images_per_second", "data_wait_share", "step_seconds", "data_wait_seconds", "checkpoint_seconds")
+)
+
+
 class Clock:
     """Measures training apart from compilation, evaluation and checkpoints.
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from hga_flax.config import validate
 from hga_flax.errors import UserError, one_line
+from hga_flax.validation import check_keys
 
 FLAGS = ("coordinator", "num_processes", "process_id")
 START_TIMEOUT_SECONDS = 300  # until all processes have come
@@ -75,11 +75,12 @@ def start(arguments: argparse.Namespace, config: ConfigDict) -> None:
         if given["process_id"]:
             _wait_for(given["coordinator"])
         given = {"coordinator_address": given.pop("coordinator"), **given, "cluster_detection_method": "deactivate"}
+    check_keys(config)
     jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM for itself; preemption.py handles it
     # Its service would end the others with a stack trace when one is lost: watch.py does that with a line, and
     # JAX's own sign of life comes second.
     jax.config.update("jax_enable_recoverability", True)
-    timeout = math.ceil(validate(config).training.lost_process_seconds)
+    timeout = math.ceil(config.training.lost_process_seconds)
     try:
         jax.distributed.initialize(
             **given,
@@ -155,8 +156,13 @@ def meet(name: str) -> None:
         global_state.client.wait_at_barrier(name, MEETING_TIMEOUT_SECONDS * 1000)
 
 
-def together(config: ConfigDict, work: Callable[[], Any]) -> Any:
+def together(config: ConfigDict, work: Callable[[], Any], train: bool = True) -> Any:
     """Returns what `work` returns; where several processes do it together they watch each other.
+
+    Args:
+        config: of the run.
+        work: what all do.
+        train: False where it only evaluates, see `create_experiment`.
 
     Raises:
         UserError: as `work` does, or the configuration is wrong.
@@ -165,9 +171,9 @@ def together(config: ConfigDict, work: Callable[[], Any]) -> Any:
 
     if not jax.distributed.is_initialized():
         return work()
-    from hga_flax.training.experiment import configure_jax
+    from hga_flax.training.experiment import check_and_configure
     from hga_flax.training.watch import Watch
 
-    configure_jax(validate(config))  # before the first device is touched
+    check_and_configure(config, train)  # before the first device is touched
     with Watch(jax.process_index(), jax.process_count(), config.training.lost_process_seconds):
         return work()

@@ -54,7 +54,10 @@ def make_plan(config: ConfigDict, num_examples: int) -> Plan:
     """
     batch_size = config.training.batch_size
     if batch_size > num_examples:
-        raise ConfigError(f"training.batch_size={batch_size}: the training split has only {num_examples} examples")
+        more = "; raise data.fake_examples or lower the batch" if config.data.fake else ""
+        raise ConfigError(
+            f"training.batch_size={batch_size}: the training split has only {num_examples} examples{more}"
+        )
     per_epoch = num_examples / batch_size
     total = config.training.steps or max(1, round(config.training.epochs * per_epoch))
     if total * batch_size // jax.process_count() >= MOST_EXAMPLES:
@@ -102,6 +105,26 @@ def configure_jax(config: ConfigDict, cache: str) -> None:
     jax.config.update("jax_compilation_cache_dir", str(expand(cache, CACHE_KEY)) if cache else None)
 
 
+def check_and_configure(config: ConfigDict, train: bool = True) -> None:
+    """Checks what needs no device, then `configure_jax`; see `create_experiment`.
+
+    Raises:
+        UserError: the configuration cannot be run here.
+    """
+    if train:
+        validate(config)
+    else:
+        check_keys(config)
+    cache = config.training.compilation_cache
+    try:
+        _check_cache(config)
+    except UserError:
+        if train:
+            raise
+        cache = ""
+    configure_jax(config, cache)
+
+
 def _check_cache(config: ConfigDict) -> None:
     if config.training.compilation_cache:
         folder = expand(config.training.compilation_cache, CACHE_KEY)
@@ -145,18 +168,7 @@ def create_experiment(
     Raises:
         UserError: the configuration cannot be run here.
     """
-    if train:
-        validate(config)
-    else:
-        check_keys(config)
-    cache = config.training.compilation_cache
-    try:
-        _check_cache(config)
-    except UserError:
-        if train:
-            raise
-        cache = ""
-    configure_jax(config, cache)
+    check_and_configure(config, train)
     mesh = mesh or create_mesh()
     if train:
         _check_training_batch(config, mesh)

@@ -19,14 +19,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from hga_flax.config import load_config, override, validate
-from hga_flax.errors import UserError, one_line
+from hga_flax.errors import UserError, expand, one_line
+from hga_flax.training.clock import TIMINGS
 
-TIMINGS = ("train/images_per_second", "train/data_wait_share")
 # A session as `train.py` is one, but for the place of the file.
 SESSION = """
 import sys
@@ -80,26 +79,24 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.kills < 1:
         raise UserError(f"--kills={arguments.kills}: must be at least 1")
     config = validate(override(load_config(arguments.config), arguments.overrides))
-    with _folder(arguments.workdir) as folder:
-        result = soak(config, folder, arguments.kills, random.Random(arguments.seed), print)
+    folder = _folder(arguments.workdir)
+    result = soak(config, folder, arguments.kills, random.Random(arguments.seed), print)
+    if arguments.workdir is None and result["identical"]:
+        shutil.rmtree(folder)  # not where something went wrong: then it is worth a look
     print(result["verdict"])
     if arguments.json:
         print(json.dumps(result))
     return 0 if result["identical"] else 1
 
 
-@contextmanager
-def _folder(path: str | None) -> Iterator[pathlib.Path]:
+def _folder(path: str | None) -> pathlib.Path:
     if path is None:
-        folder = pathlib.Path(tempfile.mkdtemp(prefix="soak-"))
-        yield folder
-        shutil.rmtree(folder)  # not where something went wrong: then it is worth a look
-        return
-    folder = pathlib.Path(path).expanduser().absolute()
+        return pathlib.Path(tempfile.mkdtemp(prefix="soak-"))
+    folder = expand(path, "--workdir").absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--workdir={path}: soak wants a new or an empty folder")
     folder.mkdir(parents=True, exist_ok=True)
-    yield folder
+    return folder
 
 
 def soak(

@@ -88,3 +88,9 @@ def test_unknown_names_and_options_are_refused():
         create_attention("sk", 8, stride=2)
     with pytest.raises(ValueError, match="already registered"):
         register_attention("se", SqueezeExcitation)
+
+
+def test_a_function_is_not_registered_but_given():
+    with pytest.raises(TypeError, match="'mine' must be a Linen module class with the fields channels, dtype and axis"):
+        register_attention("mine", lambda channels, **options: None)
+    assert "mine" not in attention_names()

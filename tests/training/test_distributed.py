@@ -76,6 +76,15 @@ def test_a_launcher_that_cannot_be_used_says_what_to_do_instead(monkeypatch):
         distributed.start(arguments(), tiny.config())
 
 
+def test_what_is_done_together_is_configured_and_watched(monkeypatch):
+    done = []
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    assert distributed.together(tiny.config(), lambda: done.append(1) or "result") == "result" and done == [1]
+    with pytest.raises(UserError, match=r"training.log_every_steps=0"):
+        distributed.together(tiny.config(training__log_every_steps=0), lambda: done.append(2))
+    assert done == [1]
+
+
 def test_alone_the_union_is_the_own_indices():
     assert distributed.union([5, 1, 3], limit=10) == [1, 3, 5]
 

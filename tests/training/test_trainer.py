@@ -15,6 +15,7 @@ from hga_flax.data.pipeline import Dataset
 from hga_flax.errors import Interrupted, UserError
 from hga_flax.training import checkpoints as checkpoints_module
 from hga_flax.training.checkpoints import Checkpoints
+from hga_flax.training.clock import TIMINGS
 from hga_flax.training.restore import restore_workdir
 from hga_flax.training.trainer import train
 from tests.training import tiny
@@ -40,12 +41,6 @@ def test_a_run_leaves_everything_that_the_readme_names(tmp_path, capsys):
     assert "started in " in out and "data and network" in out and "first step, compilation included, " in out
     assert "finished" in out and f"tensorboard --logdir={tmp_path}" in out and "best so far" in out
     assert "stem_conv/kernel" in (tmp_path / "parameters.txt").read_text()
-
-
-TIMINGS = [
-    f"train/{name}"
-    for name in ("images_per_second", "data_wait_share", "step_seconds", "data_wait_seconds", "checkpoint_seconds")
-]
 
 
 def logged(workdir):
