@@ -175,5 +175,6 @@ def together(config: ConfigDict, work: Callable[[], Any], train: bool = True) ->
     from hga_flax.training.watch import Watch
 
     check_and_configure(config, train)  # before the first device is touched
-    with Watch(jax.process_index(), jax.process_count(), config.training.lost_process_seconds):
+    process, processes, disconnect = jax.process_index(), jax.process_count(), jax.distributed.shutdown
+    with Watch(process, processes, config.training.lost_process_seconds, disconnect=disconnect):
         return work()

@@ -72,6 +72,8 @@ class Watch:
         timeout_seconds: silence that counts as loss.
         connect: process 0 listens and the others connect; returns the links.
         leave: called with the line to print when another process is lost; a test's own does not end the process.
+        disconnect: called at the end by all but process 0, which waits: their service runs there, and JAX aborts
+            a process that cannot take its leave of it.
     """
 
     def __init__(
@@ -81,8 +83,10 @@ class Watch:
         timeout_seconds: float,
         connect: Callable[[int, int, float], list[Link]] | None = None,
         leave: Callable[[str], None] = _leave,
+        disconnect: Callable[[], None] = lambda: None,
     ):
         self._process, self._alone, self._timeout, self._leave = process, processes == 1, timeout_seconds, leave
+        self._disconnect = disconnect
         self._links: list[Link] = [] if self._alone else (connect or _connect)(process, processes, timeout_seconds)
         self._lock, self._lost, self._finished = threading.Lock(), threading.Event(), threading.Event()
 
@@ -97,6 +101,8 @@ class Watch:
             return
         if isinstance(error, jax.errors.JaxRuntimeError) and self._lost.wait(CONCLUSION_SECONDS):
             raise UserError("another process was lost") from None  # where `leave` does not end this one
+        if self._process:
+            self._disconnect()
         with self._lock:
             self._finished.set()
             orderly = error is None or isinstance(error, Interrupted)  # after a signal all stop at the same step

@@ -144,6 +144,26 @@ def test_messages_are_put_together_from_their_pieces():
     assert link.receive() is None
 
 
+def test_process_0_waits_until_the_others_have_disconnected():
+    near, far = socket.socketpair()
+    order = []
+    watches = [
+        Watch(0, 2, 5.0, connect=lambda *a: [Link(near, 1)], leave=order.append, disconnect=lambda: order.append("0")),
+        Watch(
+            1, 2, 5.0, connect=lambda *a: [Link(far, 0)], leave=order.append,
+            disconnect=lambda: (time.sleep(0.5), order.append("1")),
+        ),
+    ]  # fmt: skip
+    for watch in watches:
+        watch.__enter__()
+    other = threading.Thread(target=watches[1].__exit__, args=(None, None, None))
+    other.start()
+    watches[0].__exit__(None, None, None)
+    order.append("left")
+    other.join(5)
+    assert order == ["1", "left"]
+
+
 def test_alone_it_does_nothing():
     with Watch(0, 1, 1.0) as watch:
         assert watch._links == []
