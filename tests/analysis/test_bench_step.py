@@ -58,8 +58,8 @@ def test_its_step_is_the_trainings():
     train = make_train_step(model, optimizer, c, mesh)
     for _ in range(2):  # the second has momentum
         state, loss = jax.jit(step)(state, batch["image"], batch["label"])
-        real, real_loss = train(real, batch)
-        assert float(loss) == pytest.approx(float(real_loss), rel=1e-5)
+        real, report = train(real, batch)
+        assert float(loss) == pytest.approx(float(report.loss), rel=1e-5)
     for ours, theirs in ((state[0], real.params), (state[1], real.batch_stats)):
         for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
