@@ -1,4 +1,4 @@
-"""The paper's figures against its own arithmetic, ours against known counts, and the command's output."""
+"""Ours against known counts, and the command's output."""
 
 import json
 
@@ -6,10 +6,8 @@ import jax
 import pytest
 
 from hga_flax.__main__ import main
-from hga_flax.analysis import paper, results
-from hga_flax.analysis.complexity import Complexity
-from hga_flax.analysis.paper_data import ABSTRACT, TABLE2, TABLE3, TABLE5, TABLE6, TABLES, Row
-from hga_flax.errors import UserError
+from hga_flax.analysis import paper
+from hga_flax.analysis.paper_data import TABLES
 from hga_flax.models import create_model
 
 CONV = {"form": "conv"}
@@ -27,51 +25,6 @@ CIFAR10 = {
     ("cifar_preact_resnet110", "se"): 1_744_760,
     ("cifar_preact_resnet164_bottleneck", "se"): 1_905_362,
 }
-
-
-@pytest.fixture
-def no_tracing(monkeypatch):
-    """Tables of made-up counts: for tests of all but the counts."""
-    counted = Complexity(1_000_000, 2, 3 * 10**9, 4, 5, 6)
-    monkeypatch.setattr(paper, "count", lambda *arguments: counted)
-
-
-# The figures as printed.
-
-
-def test_the_printed_deltas_are_differences_of_the_printed_errors():
-    for error in ("top1", "top5"):
-        pairs = zip(TABLE2["hga"][f"{error}_error"], TABLE2["none"][f"{error}_error"], strict=True)
-        assert TABLE2["hga"][f"{error}_delta"] == tuple(round(ours - plain, 2) for ours, plain in pairs)
-    for attention in ("se", "hga"):
-        pairs = zip(TABLE3[attention]["top1_error"], TABLE3["none"]["top1_error"], strict=True)
-        assert TABLE3[attention]["top1_delta"] == tuple(round(ours - plain, 2) for ours, plain in pairs)
-
-
-def test_sks_printed_deltas_are_not_as_the_note_says():
-    plain = TABLE3["none"]["top1_error"][3:]
-    differences = [round(sk - p, 2) for sk, p in zip(TABLE3["sk"]["top1_error"][3:], plain, strict=True)]
-    assert differences == [-1.32, -0.99]
-    assert TABLE3["sk"]["top1_delta"][3:] == (-1.23, -0.84)
-
-
-def test_the_abstracts_averages_follow_from_table_2():
-    computed = paper.averages()
-    assert round(computed["top1_error"], 2) == ABSTRACT["top1_error"]
-    assert round(computed["top5_error"], 2) == ABSTRACT["top5_error"]
-    assert int(computed["gflops"] * 100) / 100 == ABSTRACT["gflops"]  # 6.2378, cut
-
-
-def test_the_tables_agree_where_they_print_the_same_network():
-    assert TABLE2["hga"]["gflops"] == TABLE3["hga"]["gflops"]
-    for i, network in enumerate((1, 4)):
-        for table, full in ((TABLE5, (True, True, True)), (TABLE6, (1, 3, 5, 7))):
-            assert table[full][i] == (TABLE2["hga"]["top1_error"][network], TABLE2["hga"]["top5_error"][network])
-        plain = TABLE5[False, False, False][i]
-        assert plain == (TABLE2["none"]["top1_error"][network], TABLE2["none"]["top5_error"][network])
-
-
-# Ours.
 
 
 def check_table2(rows):
@@ -169,8 +122,6 @@ def test_table1_prints_the_misprinted_blocks_and_ours():
         assert bool(row["notes"]) == (row["blocks"] != row["paper_blocks"])
 
 
-# The command.
-
 JSON_KEYS = {
     *("table", "model", "attention", "params", "conv_fc_macs", "bn_elements", "gflops"),
     *("paper_params_m", "paper_gflops", "paper_top1_error"),
@@ -198,100 +149,3 @@ def test_an_equation_that_does_not_hold_fails_the_command(monkeypatch, capsys):
     monkeypatch.setattr("hga_flax.analysis.equations.hga_params", lambda channels: 1)
     assert main(["paper", "equations"]) == 1
     assert "+8,319" in capsys.readouterr().out
-
-
-def test_printed_tables_cut_nothing_and_say_what_was_not_run(no_tracing, capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "60")
-    for table in TABLES:
-        assert main(["paper", table]) == 0
-        printed = capsys.readouterr().out
-        assert "…" not in printed
-        assert "not run" in printed
-
-
-# Results.
-
-RUN = {
-    "model": "resnet101",
-    "attention": "hga",
-    "dataset": "imagenet2012",
-    "top1_error": 21.37,
-    "command": "python ...",
-}
-
-
-def write(path, *rows):
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(rows))
-    return path
-
-
-def errors_of(table, file):
-    return {
-        (row["model"], row["attention"], row["label"]): row["top1_error"]
-        for row in paper.make_rows(table, file)
-        if row["top1_error"] is not None
-    }
-
-
-def test_a_result_appears_in_every_table_that_has_its_network(no_tracing, tmp_path):
-    file = write(tmp_path / "r.json", RUN)
-    assert errors_of("table2", file) == {("resnet101", "hga", ""): 21.37}
-    assert errors_of("table3", file) == {("resnet101", "hga", ""): 21.37}
-    assert errors_of("table4", file) == {}
-    assert errors_of("table5", file) == {("resnet101", "hga", "MFE HAP EE"): 21.37}
-    assert errors_of("table6", file) == {("resnet101", "hga", "1x1, 3x3, 5x5, 7x7"): 21.37}
-
-
-def test_results_of_plain_networks_and_of_options_find_their_rows(no_tracing, tmp_path):
-    kernels = RUN | {"attention_options": {"kernels": [7], "form": "shift"}, "top1_error": 22.0}
-    file = write(tmp_path / "r.json", RUN | {"attention": "none", "top1_error": 23}, kernels)
-    assert errors_of("table5", file) == {("resnet101", "hga", ""): 23}
-    assert errors_of("table6", file) == {("resnet101", "hga", "7x7"): 22.0}
-
-
-def test_the_default_file_is_read_where_it_exists(no_tracing, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert errors_of("table2", None) == {}
-    write(tmp_path / results.DEFAULT_FILE, RUN)
-    assert errors_of("table2", None) == {("resnet101", "hga", ""): 21.37}
-    assert main(["paper", "table2"]) == 0
-    assert " 21.37" in capsys.readouterr().out
-
-
-BAD_RESULTS = {
-    "lacks 'command'": {key: value for key, value in RUN.items() if key != "command"},
-    "'top_1'": RUN | {"top_1": 1.0},
-    "not a percentage": RUN | {"top1_error": "21.37"},
-    "unknown attention 'hag'": RUN | {"attention": "hag"},
-    "no option 'kernel'": RUN | {"attention_options": {"kernel": [7]}},
-    "no such network": RUN | {"model": "resnet18"},
-    "must be a text": RUN | {"command": " "},
-    "must be an object": RUN | {"attention_options": [7]},
-}
-
-
-@pytest.mark.parametrize("message", BAD_RESULTS)
-def test_a_malformed_result_is_refused_with_its_row(no_tracing, tmp_path, message):
-    file = write(tmp_path / "r.json", RUN, BAD_RESULTS[message])
-    with pytest.raises(UserError, match=message) as caught:
-        paper.make_rows("table2", file)
-    assert "row 2" in str(caught.value)
-
-
-def test_a_repeated_or_unreadable_result_is_refused(no_tracing, tmp_path):
-    with pytest.raises(UserError, match="repeats"):
-        paper.make_rows("table2", write(tmp_path / "r.json", RUN, RUN | {"attention_options": {"form": "conv"}}))
-    with pytest.raises(UserError, match="cannot read"):
-        paper.make_rows("table2", tmp_path / "absent.json")
-    (tmp_path / "object.json").write_text("{}")
-    with pytest.raises(UserError, match="list of objects"):
-        paper.make_rows("table2", tmp_path / "object.json")
-
-
-def test_every_row_of_the_tables_is_a_network_that_can_be_made():
-    for _, rows in TABLES.values():
-        for row in rows():
-            assert isinstance(row, Row)
-            create_model(row.model, attention=row.attention, attention_options=row.options)
