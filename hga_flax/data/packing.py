@@ -7,13 +7,17 @@ import os
 import pathlib
 import re
 import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
+from rich.console import Console
+from rich.progress import Progress
 
 from hga_flax.errors import UserError, one_line
 
@@ -22,6 +26,7 @@ from hga_flax.errors import UserError, one_line
 tfds.core.DatasetInfo.initialize_from_bucket = lambda self: None
 
 VERSION = "1.0.0"
+SECONDS_BETWEEN_LINES = 10.0  # of a preparation whose terminal is none
 # Examples of a split as TFDS takes them: (key, {"image": bytes or uint8 [H, W, C], "label": class, "file_name": str}).
 Examples = Callable[[], Iterator[tuple[int | str, dict[str, Any]]]]
 
@@ -42,14 +47,31 @@ class _Packed(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
-        return {split: self._generate_examples(examples) for split, examples in self._splits.items()}
+        return {split: self._generate_examples(split, examples) for split, examples in self._splits.items()}
 
-    def _generate_examples(self, examples: Examples) -> Iterator:
-        for key, example in examples():
+    def _generate_examples(self, split: str, examples: Examples) -> Iterator:
+        for key, example in counted(examples(), f"{split} examples"):
             image = example["image"]
             # Encoded here, because TFDS would need TensorFlow to encode an array.
             data = cv2.imencode(".png", image[..., ::-1])[1].tobytes() if isinstance(image, np.ndarray) else image
             yield key, example | {"image": io.BytesIO(data)}
+
+
+def counted(items: Iterator[Any], what: str) -> Iterator[Any]:
+    """Yields the items and says on stderr how many there were: live on a terminal, else a line now and then."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with Progress(*Progress.get_default_columns()[:1], "{task.completed:,}", console=console) as progress:
+            yield from progress.track(items, total=None, description=what)
+        return
+    count, said = 0, time.monotonic()
+    for item in items:
+        count += 1
+        yield item
+        if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
+            print(f"{what}: {count:,} so far", file=sys.stderr, flush=True)
+            said = time.monotonic()
+    print(f"{what}: {count:,}", file=sys.stderr, flush=True)
 
 
 def pack(
@@ -83,7 +105,8 @@ def pack(
         features["file_name"] = tfds.features.Text()
 
     def write(scratch: pathlib.Path) -> None:
-        with contextlib.redirect_stdout(io.StringIO()):  # it would name the scratch folder; the bar is on stderr
+        tfds.disable_progress_bar()  # it names the scratch folder, and fills a log with its redrawing
+        with contextlib.redirect_stdout(io.StringIO()):  # as does what it says
             _Packed(name, version, features, splits, str(scratch)).download_and_prepare()
 
     return write_once(data_dir, name, version, write)

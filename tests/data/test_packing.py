@@ -1,5 +1,6 @@
 import pytest
 
+from hga_flax.data import packing
 from hga_flax.data.packing import check_name, write_once
 from hga_flax.errors import UserError
 
@@ -28,3 +29,13 @@ def test_names_that_are_no_data_set_are_refused(name):
     with pytest.raises(UserError):
         check_name(name)
     assert check_name("my_set") == "my_set"
+
+
+def test_a_log_gets_a_line_now_and_then_and_the_number_at_the_end(monkeypatch, capsys):
+    monkeypatch.setattr(packing, "SECONDS_BETWEEN_LINES", 0.0)
+    assert list(packing.counted(iter("abc"), "letters")) == ["a", "b", "c"]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["letters: 1 so far", "letters: 2 so far", "letters: 3 so far", "letters: 3"]
+    monkeypatch.setattr(packing, "SECONDS_BETWEEN_LINES", 10.0)
+    assert list(packing.counted(iter("abc"), "letters")) == ["a", "b", "c"]
+    assert capsys.readouterr().err.splitlines() == ["letters: 3"]
