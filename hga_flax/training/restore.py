@@ -25,6 +25,11 @@ class Restored:
     state: TrainState
     step: int
 
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The weights to use, {"params", "batch_stats"}, as the network's `apply` takes them."""
+        return {"params": self.state.params, "batch_stats": self.state.batch_stats}
+
 
 def restore_workdir(
     path: str, checkpoint: str = "best", data_dir: str | None = None, batch_size: int | None = None
@@ -107,10 +112,11 @@ def evaluate_workdir(
     """
     restored = restore_workdir(path, checkpoint, data_dir, batch_size)
     experiment, state = restored.experiment, restored.state
+    params, batch_stats = restored.variables["params"], restored.variables["batch_stats"]
     split = split or experiment.config.data.eval_split
     batches = experiment.dataset.eval_batches(
         experiment.dataset.source(split), experiment.eval_batch_size, experiment.shard
     )
     step = make_eval_step(experiment.model, experiment.config, experiment.mesh)
-    metrics = evaluate(step, state.params, state.batch_stats, batches, experiment.mesh)
+    metrics = evaluate(step, params, batch_stats, batches, experiment.mesh)
     return metrics | {"step": int(jax.device_get(state.step)), "split": split}
