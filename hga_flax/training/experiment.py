@@ -95,7 +95,7 @@ class Experiment:
 
     def init(self, optimizer: optax.GradientTransformation) -> Callable[[jax.Array], TrainState]:
         """The function that makes the initial state."""
-        return make_init(self.model, optimizer, self.image_shape)
+        return make_init(self.model, optimizer, self.image_shape, ema=self.config.training.ema_decay > 0)
 
 
 def configure_jax(config: ConfigDict, cache: str) -> None:
@@ -133,20 +133,30 @@ def _check_cache(config: ConfigDict) -> None:
 
 def _check_training_batch(config: ConfigDict, mesh: Mesh) -> None:
     """Raises a ConfigError unless the devices can train on their parts of the batch."""
-    batch_size, devices = config.training.batch_size, mesh.devices.size
+    training, devices = config.training, mesh.devices.size
+    batch_size, parts = training.batch_size, training.accumulation_steps
     check_batch_size("training.batch_size", batch_size, mesh)
-    each = batch_size // devices
+    each, rest = divmod(batch_size // devices, parts)
+    if rest or not each:
+        raise ConfigError(
+            f"training.accumulation_steps={parts}: does not divide the {batch_size // devices} images of each of the "
+            f"{devices} devices; training.batch_size={max(1, each) * parts * devices} would do"
+        )
+    in_parts = f" in each of the {parts} parts of training.accumulation_steps" if parts > 1 else ""
     if (config.data.mixup or config.data.cutmix) and each % 2:
         raise ConfigError(
             f"training.batch_size={batch_size}: data.mixup and data.cutmix mix pairs, so that each of "
-            f"the {devices} devices needs an even number of images"
+            f"the {devices} devices needs an even number of images{in_parts}"
         )
-    if batch_size == 1:
-        raise ConfigError("training.batch_size=1: batch normalisation needs at least 2 images")
-    if each == 1 and config.training.batch_norm_scope == "device":
+    if training.freeze_batch_stats:
+        return
+    if batch_size // parts == 1:
+        raise ConfigError(f"training.batch_size={batch_size}: batch normalisation needs at least 2 images{in_parts}")
+    if each == 1 and training.batch_norm_scope == "device":
         raise ConfigError(
             f"training.batch_norm_scope='device': a batch of {batch_size} leaves each of the {devices} devices one "
-            f"image, which has no batch statistics; choose 'global', or training.batch_size={2 * devices}"
+            f"image{in_parts}, which has no batch statistics; choose 'global', or "
+            f"training.batch_size={2 * devices * parts}"
         )
 
 

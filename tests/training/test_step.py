@@ -122,6 +122,75 @@ def test_options_of_the_step_change_it(change):
     assert one_step(base, 1, tiny.batch())[3] != one_step(changed, 1, tiny.batch())[3]
 
 
+def accumulation(devices, parts, **options):
+    c = tiny.config(training__accumulation_steps=parts, **options)
+    return one_step(c, devices, tiny.batch(128))
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_accumulating_4_times_32_equals_128_with_frozen_statistics(devices):
+    options = {"training__freeze_batch_stats": True, "training__batch_size": 128, **MIXED}
+    _, before, whole, loss = accumulation(devices, 1, **options)
+    text, _, parts, same_loss = accumulation(devices, 4, **options)
+    change = lambda after: jax.tree.map(np.subtract, after.params, before.params)
+    assert worst(change(whole), change(parts)) < 1e-4 and same_loss == pytest.approx(loss, rel=1e-6)
+    assert worst(whole.batch_stats, before.batch_stats) == worst(parts.batch_stats, before.batch_stats) == 0
+    assert worst(whole.metrics, parts.metrics) < 1e-5 and int(parts.metrics.loss.count) == 128
+    assert "all-gather" not in text and "all-to-all" not in text
+
+
+def test_accumulation_moves_batch_statistics_once_a_part():
+    """As the caveat says: like four steps of 32, of which each is normalised by its own statistics."""
+    before, after = accumulation(2, 4, data__augmentation="none", data__crop_padding=0)[1:3]
+    c = tiny.config(data__augmentation="none", data__crop_padding=0, optimizer__learning_rate=1e-30)
+    _, state, step = tiny.build(c, tiny.mesh(2))
+    batch = tiny.batch(128)
+    # Two devices hold 64 each, of which a part takes 16.
+    for part in range(4):
+        rows = np.concatenate([device * 64 + np.arange(part * 16, part * 16 + 16) for device in range(2)])
+        state, _ = step(state, next(to_devices(iter([{k: v[rows] for k, v in batch.items()}]), tiny.mesh(2))))
+    assert worst(jax.tree.map(np.asarray, state.batch_stats), after.batch_stats) < 1e-6
+    assert worst(before.batch_stats, after.batch_stats) > 0.1
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_each_part_crosses_the_links_once(parts):
+    """A gradient's all-reduce stands outside the loop over the parts, and is no more often there than without one."""
+    text = one_step(
+        tiny.config(training__accumulation_steps=parts, training__freeze_batch_stats=True), 2, tiny.batch()
+    )[0]
+    reduces = [line for line in text.splitlines() if re.search(r" all-reduce(-start)?\(", line)]
+    assert 1 <= len(reduces) <= 8, reduces
+
+
+@pytest.mark.parametrize("attention", ["hga", "hga_table2", "sk", "cbam", "nl"])
+def test_frozen_statistics_are_those_of_inference_and_stay(attention):
+    c = tiny.config(training__freeze_batch_stats=True, model__attention=attention, optimizer__learning_rate=1e-30,
+                    data__augmentation="none", data__crop_padding=0)  # fmt: skip
+    _, before, after, loss = one_step(c, 1, tiny.batch())
+    assert worst(before.batch_stats, after.batch_stats) == 0
+    model, _, _ = tiny.build(c, tiny.mesh())
+    images = jnp.asarray((tiny.batch()["image"] / 255 - 0.5) / 0.25, jnp.float32)
+    logits = model.apply(before.variables(), images, train=False)
+    expected = optax.softmax_cross_entropy_with_integer_labels(logits, tiny.batch()["label"]).mean()
+    assert loss == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_average_follows_parameters_and_statistics():
+    """Against arithmetic in float64; its warm-up keeps less than `ema_decay` at first."""
+    c, on = tiny.config(training__ema_decay=0.2), tiny.mesh()
+    _, state, step = tiny.build(c, on)
+    double = lambda tree: jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+    expected = double(state.variables("raw"))
+    assert worst(expected, double(state.ema)) == 0
+    for t, placed in enumerate(to_devices(iter([tiny.batch(seed=s) for s in range(4)]), on)):
+        state, _ = step(state, placed)
+        d = [1 / 10, 2 / 11, 0.2, 0.2][t]
+        expected = jax.tree.map(lambda old, now: d * old + (1 - d) * now, expected, double(state.variables("raw")))
+    assert worst(expected, double(state.ema)) < 1e-6 and state.variables() is state.ema
+    assert worst(double(state.ema), double(state.variables("raw"))) > 1e-4
+
+
 def test_bfloat16_keeps_parameters_and_statistics_in_float32():
     _, _, after, loss = one_step(tiny.config(model__dtype="bfloat16"), 2, tiny.batch())
     for tree in (after.params, after.batch_stats, after.opt_state):
