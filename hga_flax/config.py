@@ -145,11 +145,12 @@ def validate(config: ConfigDict) -> ConfigDict:
     check_keys(config)
     check_together(config)
     model = build_model(config, num_classes=1)
-    if config.data.image_size < model.stride:
-        raise ConfigError(
-            f"data.image_size={config.data.image_size}: {config.model.name} divides height and width by "
-            f"{model.stride}; give at least {model.stride}"
-        )
+    for key, size in (("data", config.data.image_size), ("evaluation", config.evaluation.image_size)):
+        if size < model.stride and (size or key == "data"):
+            raise ConfigError(
+                f"{key}.image_size={size}: {config.model.name} divides height and width by {model.stride}; "
+                f"give at least {model.stride}"
+            )
     return config
 
 

@@ -17,7 +17,7 @@ from hga_flax.data.sources import DatasetInfo
 from hga_flax.errors import ConfigError, UserError, check_writable, expand
 from hga_flax.training.mesh import DATA_AXIS, check_batch_size, create_mesh
 from hga_flax.training.optimizer import create_optimizer, create_schedule, warmup_steps
-from hga_flax.training.state import TrainState, abstract_state, check_training, make_init
+from hga_flax.training.state import TrainState, abstract_state, check_evaluation, check_training, make_init
 from hga_flax.validation import check_keys
 
 CACHE_KEY = "training.compilation_cache"
@@ -79,6 +79,12 @@ class Experiment:
     dataset: Dataset
     model: nn.Module
     image_shape: tuple[int, int, int]
+
+    @property
+    def eval_image_shape(self) -> tuple[int, int, int]:
+        """`image_shape` in evaluation, and wherever else the trained network is used."""
+        size = self.config.evaluation.image_size or self.config.data.image_size
+        return size, size, self.image_shape[2]
 
     @property
     def eval_batch_size(self) -> int:
@@ -196,7 +202,7 @@ def create_experiment(
         config=config,
         mesh=mesh,
         shard=Shard(jax.process_index(), jax.process_count()),
-        dataset=Dataset(info, config.data, config.seed),
+        dataset=Dataset(info, config.data, config.seed, config.evaluation.image_size),
         model=build_model(config, info.num_classes, axis_name),
         image_shape=(size, size, info.channels),
     )
@@ -225,6 +231,7 @@ def prepare(experiment: Experiment) -> Prepared:
     init = experiment.init(experiment.optimizer(schedule))
     state = abstract_state(init, experiment.mesh)
     check_training(experiment.model, state, experiment.image_shape)
+    check_evaluation(experiment.model, state, experiment.eval_image_shape)
     return Prepared(plan, schedule, init, state)
 
 
@@ -251,7 +258,8 @@ def describe(experiment: Experiment, plan: Plan, params: Any) -> list[tuple[str,
     config, mesh = experiment.config, experiment.mesh
     counts = complexity(experiment.model, experiment.image_shape)
     device = mesh.devices.flat[0]
-    batch = config.training.batch_size
+    batch, large = config.training.batch_size, config.evaluation.image_size
+    in_parts = f" in {parts} parts" if (parts := config.training.accumulation_steps) > 1 else ""
     rows = [
         ("model", f"{config.model.name}, attention {config.model.attention}, {config.model.dtype}"),
         (
@@ -261,12 +269,14 @@ def describe(experiment: Experiment, plan: Plan, params: Any) -> list[tuple[str,
         ("parameters", ", ".join(f"{part} {size:,}" for part, size in parameters_by_part(params).items())),
         (
             "images",
-            "x".join(str(n) for n in experiment.image_shape) + f", {experiment.dataset.info.num_classes} classes",
+            "x".join(str(n) for n in experiment.image_shape)
+            + (f", evaluated at {large}x{large}" if large else "")
+            + f", {experiment.dataset.info.num_classes} classes",
         ),
         (
             "devices",
             f"{mesh.devices.size} x {device.device_kind} ({device.platform}), {jax.process_count()} process(es), "
-            f"{batch // mesh.devices.size} images each",
+            f"{batch // mesh.devices.size} images each{in_parts}",
         ),
     ]
     fake = " (synthetic)" if config.data.fake else ""

@@ -117,6 +117,23 @@ def check_training(model: nn.Module, state: TrainState, image_shape: tuple[int, 
         raise ConfigError(f"config.model cannot be trained: {one_line(error)[:300]}") from None
 
 
+def check_evaluation(model: nn.Module, state: TrainState, image_shape: tuple[int, int, int]) -> None:
+    """Traces the network at the size of its evaluation, for parts that are made for the training's alone.
+
+    Raises:
+        ConfigError: the network cannot be evaluated at that size.
+    """
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    call = lambda variables, images: model.apply(variables, images, train=False)
+    try:
+        jax.eval_shape(call, state.variables(), images)
+    except NETWORK_ERRORS as error:
+        raise ConfigError(
+            f"evaluation.image_size={image_shape[0]}: this network cannot be evaluated at another size than it is "
+            f"trained at: {one_line(error)[:200]}"
+        ) from None
+
+
 def create_state(init: Callable[[jax.Array], TrainState], seed: int, mesh: Mesh) -> TrainState:
     """Returns the initial state, a function of the seed, on every device of the mesh."""
     return jax.jit(init, out_shardings=replicated(mesh))(jax.random.key(seed))

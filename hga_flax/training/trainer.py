@@ -86,7 +86,7 @@ def _train(
     workdir = files.open_workdir(workdir_path)
     changes = files.check_same_run(workdir, config)
     source = experiment.dataset.source(config.data.train_split)
-    eval_source = experiment.dataset.source(config.data.eval_split)
+    eval_source = experiment.dataset.source(config.data.eval_split, train=False)
 
     console.table("hga_flax", describe(experiment, plan, abstract.params))
     checkpoints = Checkpoints(workdir, config.checkpoint.keep, warn=lambda text: console.line(text, "yellow"))

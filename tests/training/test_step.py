@@ -186,7 +186,7 @@ def test_the_average_follows_parameters_and_statistics():
     for t, placed in enumerate(to_devices(iter([tiny.batch(seed=s) for s in range(4)]), on)):
         state, _ = step(state, placed)
         d = [1 / 10, 2 / 11, 0.2, 0.2][t]
-        expected = jax.tree.map(lambda old, now: d * old + (1 - d) * now, expected, double(state.variables("raw")))
+        expected = jax.tree.map(lambda old, now, d=d: d * old + (1 - d) * now, expected, double(state.variables("raw")))
     assert worst(expected, double(state.ema)) < 1e-6 and state.variables() is state.ema
     assert worst(double(state.ema), double(state.variables("raw"))) > 1e-4
 
