@@ -47,6 +47,7 @@ def get_config() -> ConfigDict:
     config.training.epochs = 100.0  # passes over the training split
     config.training.steps = 0  # optimizer steps; wins over epochs when above 0
     config.training.batch_size = 1024  # of the global batch, over all devices
+    config.training.loss = "cross_entropy"  # or "binary_cross_entropy": each class apart, the mean over them
     config.training.label_smoothing = 0.0  # share of the target spread over all classes
     # A batch in so many parts, one after the other: the memory of one part, the gradient of all. But each part is
     # normalised by its own batch statistics, and the running ones move once a part, as with a batch of that size.

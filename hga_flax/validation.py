@@ -85,6 +85,7 @@ RULES = {
     "training.epochs": _number(0, 10**6, above=True),
     "training.steps": _whole(0),
     "training.batch_size": _whole(1),
+    "training.loss": _choice("cross_entropy", "binary_cross_entropy"),
     "training.label_smoothing": _number(0, 0.999),
     "training.accumulation_steps": _whole(1),
     "training.ema_decay": _number(0, 0.9999999),
@@ -132,6 +133,7 @@ ENTRIES = {
 LATER = {
     "data.randaugment_ops": 0,
     "data.randaugment_magnitude": 9.0,
+    "training.loss": "cross_entropy",
     "training.accumulation_steps": 1,
     "training.ema_decay": 0.0,
     "training.freeze_batch_stats": False,

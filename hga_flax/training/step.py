@@ -23,7 +23,7 @@ from hga_flax.data.device_augmentation import augment, example_keys, mix, normal
 from hga_flax.models.norm import frozen_statistics
 from hga_flax.training.ema import update_ema
 from hga_flax.training.mesh import DATA_AXIS
-from hga_flax.training.metrics import ClassificationMetrics, TrainMetrics, batch_metrics, cross_entropy
+from hga_flax.training.metrics import LOSSES, ClassificationMetrics, TrainMetrics, batch_metrics, cross_entropy
 from hga_flax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -84,10 +84,10 @@ def batch_gradient(
     images, other, share = prepare_images(batch, config, train=True)
 
     def target_loss(logits: jax.Array) -> jax.Array:
-        smoothing = config.training.label_smoothing
-        own = cross_entropy(logits, batch["label"], smoothing)
+        criterion, smoothing = LOSSES[config.training.loss], config.training.label_smoothing
+        own = criterion(logits, batch["label"], smoothing)
         # Linear in the target, so that the loss of soft labels is the mean over hard ones.
-        return own if share is None else share * own + (1 - share) * cross_entropy(logits, other, smoothing)
+        return own if share is None else share * own + (1 - share) * criterion(logits, other, smoothing)
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
         variables = {"params": params, "batch_stats": batch_stats}
