@@ -223,7 +223,9 @@ def complete(config: ConfigDict) -> ConfigDict:
     with config.unlocked():
         for key, value in LATER.items():
             group, _, name = key.partition(".")
-            if isinstance(config.get(group, None), ConfigDict) and name not in config[group]:
+            if group not in config:
+                config[group] = ConfigDict()
+            if isinstance(config[group], ConfigDict) and name not in config[group]:
                 config[group][name] = value
     return config
 

@@ -8,8 +8,9 @@ cross-entropy, mixup 0.1, CutMix 1, RandAugment of magnitude 7, stochastic depth
 the centre 95 %. There it brings a plain ResNet-50 to 79.8 % top-1. Their LAMB clips the gradient at 1.
 
 Different here: no repeated augmentation (theirs sees each image three times in a batch), the mixed
-labels stay soft (theirs become 1 above 0.2), the rate warms up from 1e-4 and ends at 1e-6, the geometric operations of RandAugment share one warp, and the moving average
-of the weights, which they do not keep, is evaluated (evaluate.py --weights=raw shows the others).
+labels stay soft (theirs become 1 above 0.2), the rate warms up from 1e-4 and ends at 1e-6, the
+geometric operations of RandAugment share one warp, and the moving average of the weights, which they
+do not keep, is evaluated (evaluate.py --weights=raw shows the others).
 
 Data that are not cropped keep their size and their batch, for which the rate is scaled by the
 square root (LAMB's rule). With another batch by hand scale optimizer.learning_rate so too; where
