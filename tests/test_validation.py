@@ -81,7 +81,7 @@ def changed(**values):
         ({"schedule__decay_at_steps": (1.5,)}, "schedule.decay_at_steps=(1.5,): positive whole numbers"),
         ({"optimzer": 1}, "optimzer: there is no such key; did you mean 'optimizer'?"),
         ({"model": "resnet50"}, f"model='resnet50': it is a group: {', '.join(MODEL)}"),
-        ({"optimizer__beta": 0.9}, "optimizer.beta: there is no such key; did you mean 'optimizer.nesterov'?"),
+        ({"optimizer__momentun": 0.9}, "optimizer.momentun: there is no such key; did you mean 'optimizer.momentum'?"),
     ],
 )
 def test_a_wrong_type_in_a_file_is_one_line_that_names_the_key(values, line):

@@ -121,8 +121,7 @@ def accumulated_gradient(
         return batch_gradient(model, config, params, batch_stats, batch, dropout)
     parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
     # Each device sums gradients of its own, so that they cross the links once, and not for each part.
-    own = lambda tree: jax.tree.map(lambda x: lax.pcast(x, DATA_AXIS, to="varying"), tree)
-    params = own(params)
+    params = jax.tree.map(lambda x: lax.pcast(x, DATA_AXIS, to="varying"), params)
 
     def add(sums: tuple[Any, Any, jax.Array], part: tuple[jax.Array, Batch]) -> tuple[Any, Any]:
         grads, batch_stats, loss = sums
@@ -130,7 +129,7 @@ def accumulated_gradient(
         sums = jax.tree.map(jnp.add, grads, new.grads), new.batch_stats, loss + new.mean_loss
         return sums, (new.logits, new.loss)
 
-    zero = own(jax.tree.map(jnp.zeros_like, params)), batch_stats, jnp.zeros(())
+    zero = jax.tree.map(jnp.zeros_like, params), batch_stats, jnp.zeros(())
     (grads, batch_stats, mean_loss), each = lax.scan(add, zero, (jnp.arange(count), parts))
     grads = jax.tree.map(lambda g: lax.psum(g, DATA_AXIS) / count, grads)
     logits, loss = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), each)
