@@ -1,6 +1,6 @@
 """Evaluates a checkpoint of a run on a split of its data set.
 
-python evaluate.py --workdir=DIR [--checkpoint=best|latest|STEP] [--split=NAME] [--json]
+python evaluate.py --workdir=DIR [--checkpoint=best|latest|STEP] [--split=NAME] [--weights=ema|raw] [--json]
 """
 
 import json
@@ -15,6 +15,9 @@ def main() -> None:
     parser.add_argument("--workdir", required=True, metavar="DIR", help="the folder that train.py was given")
     parser.add_argument("--checkpoint", default="best", metavar="best|latest|STEP", help="which one (default: best)")
     parser.add_argument("--split", metavar="NAME", help="default: the run's data.eval_split")
+    parser.add_argument(
+        "--weights", choices=("ema", "raw"), help="default: the moving average where training.ema_decay kept one"
+    )
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set lies now; default: the run's data.dir")
     parser.add_argument("--batch-size", type=int, metavar="N", help="images at once; default: the run's")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
@@ -34,14 +37,20 @@ def main() -> None:
     result = distributed.together(
         config,
         lambda: evaluate_workdir(
-            arguments.workdir, arguments.checkpoint, arguments.split, arguments.data_dir, arguments.batch_size
+            arguments.workdir,
+            arguments.checkpoint,
+            arguments.split,
+            arguments.data_dir,
+            arguments.batch_size,
+            arguments.weights,
         ),
         train=False,
     )
     if jax.process_index():
         return  # process 0 tells
+    average = ", moving average of the weights" if result["weights"] == "ema" else ""
     rows = [
-        ("checkpoint", f"step {result['step']} of {arguments.workdir}"),
+        ("checkpoint", f"step {result['step']} of {arguments.workdir}{average}"),
         ("split", f"{result['split']}, {result['num_examples']:,} images"),
         ("top-1 error", f"{result['top1_error']:.2f} %"),
         ("top-5 error", f"{result['top5_error']:.2f} %"),

@@ -33,6 +33,8 @@ def get_config() -> ConfigDict:
     config.data.rotation_degrees = 10.0  # rotate training images by up to +- this angle
     config.data.crop_padding = 0  # "small": pad by this many pixels, then crop at random
     config.data.random_erasing = 0.0  # share of the training images of which a random rectangle becomes noise
+    config.data.randaugment_ops = 0  # RandAugment, on the host: operations drawn for each training image; 0: none
+    config.data.randaugment_magnitude = 9.0  # of its operations, 0 to 10; each time +- a draw of deviation 0.5
     config.data.mixup = 0.0  # mix training images, with shares from a beta distribution of this parameter
     config.data.cutmix = 0.0  # the same, pasting boxes; half of the images get each where both are above 0
     config.data.eval_crop_fraction = 0.875  # "imagenet": evaluate the centre 224 of a short side of 256
@@ -45,7 +47,13 @@ def get_config() -> ConfigDict:
     config.training.epochs = 100.0  # passes over the training split
     config.training.steps = 0  # optimizer steps; wins over epochs when above 0
     config.training.batch_size = 1024  # of the global batch, over all devices
+    config.training.loss = "cross_entropy"  # or "binary_cross_entropy": each class apart, the mean over them
     config.training.label_smoothing = 0.0  # share of the target spread over all classes
+    # A batch in so many parts, one after the other: the memory of one part, the gradient of all. But each part is
+    # normalised by its own batch statistics, and the running ones move once a part, as with a batch of that size.
+    config.training.accumulation_steps = 1  # parts of each device's batch
+    config.training.ema_decay = 0.0  # of the moving average of the weights, which is then evaluated; 0 keeps none
+    config.training.freeze_batch_stats = False  # normalise by the running statistics and leave them as they are
     config.training.batch_norm_scope = "global"  # batch statistics over the "global" batch or one "device"'s part
     config.training.log_every_steps = 100  # steps between two lines of training metrics
     config.training.skip_nonfinite = 0  # steps of the run that may be skipped as not finite; 0: the first ends it
@@ -54,11 +62,15 @@ def get_config() -> ConfigDict:
     config.training.lost_process_seconds = 100.0  # a process of several that is silent for so long ends the run
     config.training.compilation_cache = "~/.cache/hga_flax/xla"  # compiled steps are kept here; "" keeps none
 
-    config.optimizer = ConfigDict()  # stochastic gradient descent
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "sgd"  # "sgd" (stochastic gradient descent), "adamw" or "lamb"
     config.optimizer.learning_rate = 0.6  # at its peak
     config.optimizer.momentum = 0.9
     config.optimizer.nesterov = False
-    config.optimizer.weight_decay = 1e-4  # added to the gradient, as L2 regularisation
+    config.optimizer.b1 = 0.9  # "adamw", "lamb": decay of the gradient's mean
+    config.optimizer.b2 = 0.999  # "adamw", "lamb": decay of the squared gradient's mean
+    config.optimizer.eps = 1e-8  # "adamw", "lamb": added to the root of the squared gradient's mean
+    config.optimizer.weight_decay = 1e-4  # "sgd": joins the gradient, as L2 regularisation; the others: decoupled
     config.optimizer.decay_norm_and_bias = True  # weight decay on 1-d parameters too, as the paper's baselines do
     config.optimizer.clip_norm = 0.0  # the gradient is scaled down to this norm where it is longer; 0: never
 
@@ -67,6 +79,7 @@ def get_config() -> ConfigDict:
     config.schedule.decay_every_epochs = 30.0  # "step": epochs between two decays
     config.schedule.decay_at_steps = ()  # "step": the steps at which to decay instead, when given
     config.schedule.decay_factor = 0.1  # "step": multiplies the learning rate at each decay
+    config.schedule.end_learning_rate = 0.0  # "cosine": where it ends
     config.schedule.warmup_epochs = 0.0  # length of the warm-up
     config.schedule.warmup_steps = 0  # length of the warm-up; wins over warmup_epochs when above 0
     config.schedule.warmup_shape = "linear"  # "linear" from warmup_learning_rate to the peak, or "constant"
@@ -74,6 +87,7 @@ def get_config() -> ConfigDict:
 
     config.evaluation = ConfigDict()
     config.evaluation.every_epochs = 1.0  # epochs between two evaluations; always one at the end
+    config.evaluation.image_size = 0  # height and width, where they differ from the training's; 0: the same
     config.evaluation.batch_size = 0  # of the global batch; 0: the training's
 
     config.checkpoint = ConfigDict()  # written after each evaluation, and

@@ -29,6 +29,16 @@ def add_import_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_config_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds `--config` and `--recipe`; any key of the configuration is a flag beside them, see `split_overrides`."""
+    parser.add_argument("--config", required=True, metavar="FILE", help="a file of configs/; its keys are flags too")
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="train by a file of configs/recipes/: paper, modern-100, modern-300, or yours.py",
+    )
+
+
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Divides a command's arguments into its own and the `--config.key=value` among them."""
     own: list[str] = []

@@ -6,13 +6,13 @@ import importlib.util
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from hga_flax.command_line import split_overrides
+from hga_flax.command_line import add_config_flags, split_overrides
 from hga_flax.errors import ConfigError, UserError, nearest, one_line
 from hga_flax.validation import check_given, check_keys, check_together, config_keys, get_key
 
@@ -22,29 +22,34 @@ OVERRIDE_ERRORS = (flags.Error, TypeError, ValueError, SyntaxError)  # what read
 def parse_arguments(
     parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None
 ) -> tuple[argparse.Namespace, ConfigDict]:
-    """Parses a command's own flags, `--config=FILE` and any `--config.key=value`.
+    """Parses a command's own flags, `--config=FILE`, `--recipe=NAME` and any `--config.key=value`.
 
     Args:
-        parser: has the command's own flags; `--config` is added here.
+        parser: has the command's own flags; `--config` and `--recipe` are added here.
         arguments: what follows the command; None reads `sys.argv`.
 
     Raises:
         ConfigError: the file cannot be loaded, or an override has an unknown key, a wrong type or no effect.
     """
-    parser.add_argument("--config", required=True, metavar="FILE", help="a file of configs/")
+    add_config_flags(parser)
     parser.epilog = "Any key of configs/base.py is a flag too: --config.optimizer.learning_rate=0.05"
     own, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
     parsed = parser.parse_args(own)
-    return parsed, configure(parsed.config, overrides)
+    return parsed, configure(parsed.config, overrides, parsed.recipe)
 
 
-def configure(path: str, overrides: Sequence[str]) -> ConfigDict:
-    """Loads a file, applies `--config.key=value` arguments and checks the values; the network is left to `validate`.
+def configure(path: str, overrides: Sequence[str], recipe: str | None = None) -> ConfigDict:
+    """Loads a file, applies a recipe and then `--config.key=value` arguments, and checks the values.
+
+    The network is left to `validate`.
 
     Raises:
-        ConfigError: the file cannot be loaded, or an override has an unknown key, a wrong type or no effect.
+        ConfigError: a file cannot be loaded, or an override has an unknown key, a wrong type or no effect.
     """
-    config = override(load_config(path), overrides)
+    config = load_config(path)
+    if recipe is not None:
+        apply_recipe(config, recipe)
+    config = override(config, overrides)
     check_keys(config)
     check_together(config)
     check_given(config, [_key(argument) for argument in overrides])
@@ -65,18 +70,43 @@ def load_config(path: str) -> ConfigDict:
         shipped = sorted(p.name for p in pathlib.Path(path).parent.glob("*.py") if p.stem not in ("base", "__init__"))
         there = f"; there are: {', '.join(shipped)}" if shipped else ""
         raise ConfigError(f"--config={path}: no such file{there}")
-    spec = importlib.util.spec_from_file_location(f"config_{pathlib.Path(path).stem}", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"--config={path}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        config = module.get_config()
-    except Exception as error:
-        raise ConfigError(f"--config={path}: {type(error).__name__}: {_key_error(error)}") from None
+    config = _run_file(path, f"--config={path}", lambda module: module.get_config())
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"--config={path}: get_config() returns {type(config).__name__}, not a ConfigDict")
     return config.lock()
+
+
+def apply_recipe(config: ConfigDict, recipe: str) -> None:
+    """Changes a configuration as `apply(config)` of a file does: of configs/recipes/ by name, or any FILE.py.
+
+    Raises:
+        ConfigError: there is no such recipe, no `apply` in it, or it sets a key that configs/base.py lacks.
+    """
+    path = pathlib.Path(recipe)
+    if path.suffix != ".py":
+        found = importlib.util.find_spec("configs")
+        folders = [pathlib.Path(place) / "recipes" for place in (found and found.submodule_search_locations) or ()]
+        files = {p.stem.replace("_", "-"): p for folder in folders for p in sorted(folder.glob("[!_]*.py"))}
+        if recipe not in files:
+            known = f"; there are: {', '.join(files)}, or name a file.py" if files else "; name a file.py"
+            raise ConfigError(f"--recipe={recipe}: no such recipe{nearest(recipe, files)}{known}")
+        path = files[recipe]
+    elif not path.is_file():
+        raise ConfigError(f"--recipe={recipe}: no such file")
+    _run_file(str(path), f"--recipe={recipe}", lambda module: module.apply(config))
+
+
+def _run_file(path: str, flag: str, use: Callable[[Any], Any]) -> Any:
+    """Returns `use` of the module that a file holds."""
+    spec = importlib.util.spec_from_file_location(f"config_{pathlib.Path(path).stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{flag}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return use(module)
+    except Exception as error:
+        raise ConfigError(f"{flag}: {type(error).__name__}: {_key_error(error)}") from None
 
 
 def _key_error(error: Exception) -> str:
@@ -145,11 +175,12 @@ def validate(config: ConfigDict) -> ConfigDict:
     check_keys(config)
     check_together(config)
     model = build_model(config, num_classes=1)
-    if config.data.image_size < model.stride:
-        raise ConfigError(
-            f"data.image_size={config.data.image_size}: {config.model.name} divides height and width by "
-            f"{model.stride}; give at least {model.stride}"
-        )
+    for key, size in (("data", config.data.image_size), ("evaluation", config.evaluation.image_size)):
+        if size < model.stride and (size or key == "data"):
+            raise ConfigError(
+                f"{key}.image_size={size}: {config.model.name} divides height and width by {model.stride}; "
+                f"give at least {model.stride}"
+            )
     return config
 
 

@@ -73,6 +73,8 @@ RULES = {
     "data.rotation_degrees": _number(0, 180),
     "data.crop_padding": _whole(0, 8192),
     "data.random_erasing": _number(0, 1),
+    "data.randaugment_ops": _whole(0, 16),
+    "data.randaugment_magnitude": _number(0, 10),
     "data.mixup": _number(0, 100),
     "data.cutmix": _number(0, 100),
     "data.eval_crop_fraction": _number(0, 1, above=True),
@@ -83,7 +85,11 @@ RULES = {
     "training.epochs": _number(0, 10**6, above=True),
     "training.steps": _whole(0),
     "training.batch_size": _whole(1),
+    "training.loss": _choice("cross_entropy", "binary_cross_entropy"),
     "training.label_smoothing": _number(0, 0.999),
+    "training.accumulation_steps": _whole(1),
+    "training.ema_decay": _number(0, 0.9999999),
+    "training.freeze_batch_stats": SWITCH,
     "training.batch_norm_scope": _choice("global", "device"),
     "training.log_every_steps": _whole(1),
     "training.deterministic": SWITCH,
@@ -91,9 +97,13 @@ RULES = {
     "training.grace_seconds": _number(0, 86400, above=True),
     "training.lost_process_seconds": _number(1, 10**6),
     "training.compilation_cache": TEXT,
+    "optimizer.name": _choice("sgd", "adamw", "lamb"),
     "optimizer.learning_rate": _number(0, above=True),
     "optimizer.momentum": _number(0, 0.99999),
     "optimizer.nesterov": SWITCH,
+    "optimizer.b1": _number(0, 0.99999),
+    "optimizer.b2": _number(0, 0.9999999),
+    "optimizer.eps": _number(0, 1, above=True),
     "optimizer.weight_decay": _number(0),
     "optimizer.decay_norm_and_bias": SWITCH,
     "optimizer.clip_norm": _number(0),
@@ -101,11 +111,13 @@ RULES = {
     "schedule.decay_every_epochs": _number(0, 10**6, above=True),
     "schedule.decay_at_steps": Rule(int, 1, WHOLE, many=True, empty=True),
     "schedule.decay_factor": _number(0, 1, above=True),
+    "schedule.end_learning_rate": _number(0),
     "schedule.warmup_epochs": _number(0, 10**6),
     "schedule.warmup_steps": _whole(0),
     "schedule.warmup_shape": _choice("linear", "constant"),
     "schedule.warmup_learning_rate": _number(0),
     "evaluation.every_epochs": _number(0, 10**6, above=True),
+    "evaluation.image_size": _whole(0, 8192),
     "evaluation.batch_size": _whole(0),
     "checkpoint.every_steps": _whole(0),
     "checkpoint.keep": _whole(1),
@@ -117,12 +129,30 @@ ENTRIES = {
     "schedule.decay_at_steps": "positive whole numbers",
 }
 
+# Keys that are younger than some workdirs, whose runs went by these values.
+LATER = {
+    "data.randaugment_ops": 0,
+    "data.randaugment_magnitude": 9.0,
+    "training.loss": "cross_entropy",
+    "training.accumulation_steps": 1,
+    "training.ema_decay": 0.0,
+    "training.freeze_batch_stats": False,
+    "optimizer.name": "sgd",
+    "optimizer.b1": 0.9,
+    "optimizer.b2": 0.999,
+    "optimizer.eps": 1e-8,
+    "schedule.end_learning_rate": 0.0,
+    "evaluation.image_size": 0,
+}
+
 # key: (does it change anything in this configuration?, what would make it).
 Use = tuple[Callable[[ConfigDict], Any], str]
 _WARMUP: Use = (
     lambda c: c.schedule.warmup_steps or c.schedule.warmup_epochs,
     "there is no warm-up; set schedule.warmup_steps or schedule.warmup_epochs too",
 )
+_SGD: Use = (lambda c: c.optimizer.name == "sgd", "only optimizer.name='sgd' has momentum; others have b1 and b2")
+_ADAM: Use = (lambda c: c.optimizer.name != "sgd", "only optimizer.name='adamw' and 'lamb' have it")
 USES: dict[str, Use] = {
     "data.flip": (
         lambda c: c.data.augmentation != "none" or not c.data.flip,
@@ -131,6 +161,10 @@ USES: dict[str, Use] = {
     "data.rotation_degrees": (
         lambda c: c.data.augmentation != "none" or not c.data.rotation_degrees,
         "data.augmentation='none' rotates no image; choose 'small' or 'imagenet'",
+    ),
+    "data.randaugment_magnitude": (
+        lambda c: c.data.randaugment_ops,
+        "there is no RandAugment; set data.randaugment_ops too",
     ),
     "data.eval_crop_fraction": (
         lambda c: c.data.augmentation == "imagenet",
@@ -145,6 +179,15 @@ USES: dict[str, Use] = {
         "data.num_workers stands in the threads' place; set it to 0 for threads",
     ),
     "training.epochs": (lambda c: not c.training.steps, "training.steps wins over it; set training.steps to 0"),
+    "training.batch_norm_scope": (
+        lambda c: not c.training.freeze_batch_stats,
+        "training.freeze_batch_stats=true takes no batch statistics",
+    ),
+    "optimizer.momentum": _SGD,
+    "optimizer.nesterov": _SGD,
+    "optimizer.b1": _ADAM,
+    "optimizer.b2": _ADAM,
+    "optimizer.eps": _ADAM,
     "optimizer.decay_norm_and_bias": (
         lambda c: c.optimizer.weight_decay,
         "there is no weight decay; set optimizer.weight_decay too",
@@ -154,6 +197,7 @@ USES: dict[str, Use] = {
         "only schedule.name='step' without schedule.decay_at_steps decays every so many epochs",
     ),
     "schedule.decay_factor": (lambda c: c.schedule.name == "step", "only schedule.name='step' decays by a factor"),
+    "schedule.end_learning_rate": (lambda c: c.schedule.name == "cosine", "only schedule.name='cosine' ends at it"),
     "schedule.warmup_shape": _WARMUP,
     "schedule.warmup_learning_rate": _WARMUP,
 }
@@ -171,6 +215,18 @@ def get_key(config: ConfigDict, key: str) -> Any:
     """Returns the value at a dotted path."""
     for part in key.split("."):
         config = config[part]
+    return config
+
+
+def complete(config: ConfigDict) -> ConfigDict:
+    """Adds the keys that are younger than a workdir's configuration, with the values that it went by."""
+    with config.unlocked():
+        for key, value in LATER.items():
+            group, _, name = key.partition(".")
+            if group not in config:
+                config[group] = ConfigDict()
+            if isinstance(config[group], ConfigDict) and name not in config[group]:
+                config[group][name] = value
     return config
 
 
@@ -245,14 +301,24 @@ def check_together(config: ConfigDict) -> None:
     for key in ("name", "train_split", "eval_split"):
         if not data[key].strip():
             raise ConfigError(f"data.{key}='': name a {'data set' if key == 'name' else 'split'}")
-    if config.optimizer.nesterov and not config.optimizer.momentum:
+    if data.augmentation == "none" and data.randaugment_ops:
+        raise ConfigError(
+            f"data.randaugment_ops={data.randaugment_ops}: data.augmentation='none' changes no image; choose 'small' "
+            "or 'imagenet', or 0 here"
+        )
+    if config.optimizer.name == "sgd" and config.optimizer.nesterov and not config.optimizer.momentum:
         raise ConfigError(
             "optimizer.nesterov=True: there is no momentum; set optimizer.momentum above 0, or false here"
         )
-    _check_schedule(config.schedule)
+    _check_schedule(config.schedule, config.optimizer.learning_rate)
 
 
-def _check_schedule(schedule: ConfigDict) -> None:
+def _check_schedule(schedule: ConfigDict, peak: float) -> None:
+    if schedule.name == "cosine" and schedule.end_learning_rate > peak:
+        raise ConfigError(
+            f"schedule.end_learning_rate={schedule.end_learning_rate}: is above the peak, "
+            f"optimizer.learning_rate={peak}"
+        )
     steps = list(schedule.decay_at_steps)
     if steps and schedule.name != "step":
         raise ConfigError(

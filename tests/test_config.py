@@ -79,7 +79,7 @@ def test_of_a_key_given_twice_the_wrong_value_is_named(first, second):
 
 
 def test_a_group_is_not_a_key():
-    with pytest.raises(ConfigError, match=r"it is a group: optimizer\.clip_norm, optimizer\.decay"):
+    with pytest.raises(ConfigError, match=r"it is a group: optimizer\.b1, optimizer\.b2, optimizer\.clip_norm"):
         parse("--config.optimizer=sgd")
 
 
@@ -123,3 +123,25 @@ def test_differences():
     assert c.differences(parse(), parse("--config.seed=3")) == ["seed: 0 -> 3"]
     shorter = c.from_json('{"seed": 0}')
     assert "model.name: (absent) -> resnet50" in c.differences(shorter, base.get_config())
+
+
+def test_a_recipe_comes_between_the_file_and_the_overrides(tmp_path):
+    config = parse("--recipe=modern-100", "--config.training.epochs=7", "--config.optimizer.b1=0.8")
+    assert config.optimizer.name == "lamb" and config.training.epochs == 7 and config.optimizer.b1 == 0.8
+    assert config.model.name == "cifar_resnet20"
+    mine = tmp_path / "mine.py"
+    mine.write_text("def apply(config):\n    config.seed = config.seed + 3\n")
+    assert parse(f"--recipe={mine}").seed == 3
+    mine.write_text("def apply(config):\n    config.sed = 3\n")
+    for arguments, message in [
+        ([f"--recipe={mine}"], f"--recipe={mine}: AttributeError: "),
+        (
+            ["--recipe=modern-10"],
+            "--recipe=modern-10: no such recipe; did you mean 'modern-100'?; there are: modern-100",
+        ),
+        (["--recipe=none.py"], "--recipe=none.py: no such file"),
+        (["--recipe=paper", "--config.optimizer.b1=0.8"], "optimizer.b1=0.8: changes nothing here: "),
+    ]:
+        with pytest.raises(ConfigError) as caught:
+            parse(*arguments)
+        assert str(caught.value).startswith(message) and one_line(caught.value) == str(caught.value)

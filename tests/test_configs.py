@@ -8,10 +8,13 @@ import tokenize
 import pytest
 
 from configs import base
-from hga_flax.config import config_keys, load_config, validate
+from hga_flax.config import apply_recipe, config_keys, configure, get_key, load_config, validate
+from hga_flax.training.optimizer import create_schedule
+from hga_flax.validation import USES
 
 ROOT = pathlib.Path(__file__).parent.parent
-FILES = sorted(p for p in (ROOT / "configs").rglob("*.py") if p.name not in ("__init__.py", "base.py"))
+FILES = sorted(p for p in (ROOT / "configs").glob("*.py") if p.name not in ("__init__.py", "base.py"))
+RECIPES = sorted((ROOT / "configs" / "recipes").glob("[!_]*.py"))
 
 
 def code_only(path):
@@ -26,6 +29,55 @@ def test_a_shipped_configuration_is_valid_and_headed_by_its_command(file):
     config = validate(load_config(str(file)))
     assert config_keys(config) == config_keys(base.get_config())
     assert f"python train.py --config={file.relative_to(ROOT)}" in file.read_text()
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("file", FILES, ids=lambda p: p.stem)
+def test_every_configuration_takes_every_recipe(file, recipe):
+    name = recipe.stem.replace("_", "-")
+    plain, config = load_config(str(file)), validate(configure(str(file), [], name))
+    for key in ("model.name", "model.attention", "data.name", "data.augmentation", "data.flip", "seed"):
+        assert get_key(config, key) == get_key(plain, key)
+    create_schedule(config, steps_per_epoch=100.0, total_steps=round(100 * config.training.epochs))
+    assert config.training.steps == 0
+    large = plain.data.augmentation == "imagenet"
+    assert large or config.data.image_size == plain.data.image_size
+    assert large or config.training.batch_size == plain.training.batch_size
+    text = recipe.read_text()
+    assert f"--recipe={name} --workdir=DIR" in text and "Not run on ImageNet with this code." in text
+    # The rest of a configuration decides nothing: a recipe over another one is that recipe.
+    for other in RECIPES:
+        again = load_config(str(file))
+        apply_recipe(again, str(other))
+        apply_recipe(again, name)
+        differ = [k for k in config_keys(config) if get_key(again, k) != get_key(config, k)]
+        # What lies idle, and what the recipes leave to the networks.
+        assert set(differ) <= {"model.options", *USES}, differ
+
+
+def test_the_recipes_are_what_their_sources_say():
+    file = "configs/hga_resnet50.py"
+    paper, plain = configure(file, [], "paper"), load_config(file)
+    assert paper == plain  # whose own recipe is the paper's
+    a2, a3 = configure(file, [], "modern-300"), configure(file, [], "modern-100")
+    for config in (a2, a3):
+        assert (config.optimizer.name, config.optimizer.weight_decay, config.training.batch_size) == (
+            "lamb",
+            0.02,
+            2048,
+        )
+        assert (config.data.mixup, config.data.cutmix, config.training.loss) == (0.1, 1.0, "binary_cross_entropy")
+        assert (config.schedule.name, config.schedule.warmup_epochs) == ("cosine", 5.0)
+        assert not config.optimizer.decay_norm_and_bias and config.data.eval_crop_fraction == 0.95
+    assert (a2.training.epochs, a2.optimizer.learning_rate, a2.data.randaugment_magnitude) == (300, 0.005, 7)
+    assert (a3.training.epochs, a3.optimizer.learning_rate, a3.data.randaugment_magnitude) == (100, 0.008, 6)
+    assert (a2.data.image_size, a2.evaluation.image_size, a2.model.options) == (224, 0, "stochastic_depth=0.05")
+    assert (a3.data.image_size, a3.evaluation.image_size, a3.model.options) == (160, 224, "")
+    assert (
+        "stochastic_depth" not in configure("configs/hga_googlenet.py", [], "modern-300").model.options
+    )  # no residual blocks
+    digits = configure("configs/digits.py", [], "modern-300")
+    assert digits.optimizer.learning_rate == pytest.approx(0.005 / 4) and digits.training.batch_size == 128
 
 
 def test_every_declared_key_is_read_and_every_read_key_is_declared():

@@ -22,7 +22,7 @@ def test_the_table_and_the_json_line_agree_with_training(workdir):
     result = evaluate(workdir, "--json")
     assert result.returncode == 0, result.stderr
     row = json.loads(result.stdout.splitlines()[-1])
-    assert set(row) == {"top1_error", "top5_error", "loss", "num_examples", "step", "split"}
+    assert set(row) == {"top1_error", "top5_error", "loss", "num_examples", "step", "split", "weights"}
     logged = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
     assert row["top1_error"] == logged["eval/top1_error"] and row["loss"] == pytest.approx(logged["eval/loss"])
     assert (row["num_examples"], row["step"], row["split"]) == (40, 2, "test")
@@ -43,6 +43,7 @@ def test_batch_size_and_devices_change_nothing(workdir):
         (["--checkpoint=newest"], "choose best, latest or one of the steps 2"),
         (["--batch-size=0"], "--batch-size=0: must be at least 1"),
         (["--batch-size=x"], "invalid int value"),
+        (["--weights=ema"], "--weights=ema: this run keeps no average"),
         (["--workdir=/nowhere"], "no run here"),
     ],
 )

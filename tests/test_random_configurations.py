@@ -27,7 +27,14 @@ BASE = (
 RIGHT = {
     "seed": ["0", "7", "2147483647"],
     "model.name": ["cifar_resnet8", "cifar_preact_resnet8", "cifar_resnet11_bottleneck", "cifar_wide_resnet10_1"],
-    "model.options": ["features=4", "features=8, dropout=0.1", "shortcut='A'", "widen=2, features=2", ""],
+    "model.options": [
+        "features=4",
+        "features=8, dropout=0.1",
+        "features=4, stochastic_depth=0.5",
+        "shortcut='A'",
+        "widen=2, features=2",
+        "",
+    ],
     "model.attention": ["none", "hga", "hga_table2", "se", "sk", "eca", "cbam", "gc", "ge", "nl"],
     "model.attention_options": ["", "kernels=(3,)", "ratio=2", "mfe_act='relu'", "excitation='concat'", "bins=(9,)"],
     "model.dtype": ["float32", "bfloat16"],
@@ -45,6 +52,8 @@ RIGHT = {
     "data.rotation_degrees": ["0", "10", "180"],
     "data.crop_padding": ["0", "1", "7"],
     "data.random_erasing": ["0", "0.5", "1"],
+    "data.randaugment_ops": ["0", "2", "16"],
+    "data.randaugment_magnitude": ["0", "7.5", "10"],
     "data.mixup": ["0", "0.2", "100"],
     "data.cutmix": ["0", "1"],
     "data.eval_crop_fraction": ["0.01", "0.875", "1"],
@@ -56,6 +65,10 @@ RIGHT = {
     "training.steps": ["0", "1", "2"],
     "training.batch_size": ["8", "16", "48"],
     "training.label_smoothing": ["0", "0.1", "0.999"],
+    "training.loss": ["cross_entropy", "binary_cross_entropy"],
+    "training.accumulation_steps": ["1", "2", "4"],
+    "training.ema_decay": ["0", "0.9", "0.9999999"],
+    "training.freeze_batch_stats": ["true", "false"],
     "training.batch_norm_scope": ["global", "device"],
     "training.skip_nonfinite": ["0", "3"],
     "training.grace_seconds": ["0.1", "25"],
@@ -63,6 +76,10 @@ RIGHT = {
     "training.log_every_steps": ["1", "1000"],
     "training.deterministic": ["true", "false"],
     "training.compilation_cache": [os.environ["JAX_COMPILATION_CACHE_DIR"]],
+    "optimizer.name": ["sgd", "adamw", "lamb"],
+    "optimizer.b1": ["0", "0.9"],
+    "optimizer.b2": ["0", "0.95", "0.9999999"],
+    "optimizer.eps": ["1e-30", "1e-8", "1"],
     "optimizer.learning_rate": ["0.1", "1e-30", "1e30"],
     "optimizer.momentum": ["0", "0.9"],
     "optimizer.nesterov": ["true", "false"],
@@ -73,11 +90,13 @@ RIGHT = {
     "schedule.decay_every_epochs": ["0.5", "30", "1000000"],
     "schedule.decay_at_steps": ["()", "1", "(1, 2)"],
     "schedule.decay_factor": ["0.1", "1", "1e-300"],
+    "schedule.end_learning_rate": ["0", "1e-6", "1"],
     "schedule.warmup_epochs": ["0", "0.1", "1000000"],
     "schedule.warmup_steps": ["0", "1", "2147483647"],
     "schedule.warmup_shape": ["linear", "constant"],
     "schedule.warmup_learning_rate": ["0", "0.01", "1e300"],
     "evaluation.every_epochs": ["0.1", "1", "1000000"],
+    "evaluation.image_size": ["0", "4", "9"],
     "evaluation.batch_size": ["0", "8", "64"],
     "checkpoint.every_steps": ["0", "1", "1000"],
     "checkpoint.keep": ["1", "2", "2147483647"],
@@ -88,7 +107,7 @@ WRONG = ["", " ", "-1", "0", "1.5", "nan", "inf", "-inf", "None", "True", "1e400
          "folder"]  # fmt: skip
 KEYS = sorted(RULES)
 # Where a wrong value of one key would be a right one that takes too long or too much memory.
-RISKY = {"data.image_size", "training.steps", "training.batch_size", "data.fake_examples"}
+RISKY = {"data.image_size", "evaluation.image_size", "training.steps", "training.batch_size", "data.fake_examples"}
 
 
 @st.composite

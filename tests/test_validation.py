@@ -81,7 +81,7 @@ def changed(**values):
         ({"schedule__decay_at_steps": (1.5,)}, "schedule.decay_at_steps=(1.5,): positive whole numbers"),
         ({"optimzer": 1}, "optimzer: there is no such key; did you mean 'optimizer'?"),
         ({"model": "resnet50"}, f"model='resnet50': it is a group: {', '.join(MODEL)}"),
-        ({"optimizer__beta": 0.9}, "optimizer.beta: there is no such key; did you mean 'optimizer.nesterov'?"),
+        ({"optimizer__momentun": 0.9}, "optimizer.momentun: there is no such key; did you mean 'optimizer.momentum'?"),
     ],
 )
 def test_a_wrong_type_in_a_file_is_one_line_that_names_the_key(values, line):
@@ -109,6 +109,17 @@ def test_the_rules_are_those_of_the_declared_keys_and_admit_their_defaults():
     assert set(v.USES) <= set(v.RULES)
 
 
+def test_a_configuration_of_before_a_key_is_completed_with_what_its_run_went_by():
+    whole = base.get_config()
+    old = whole.to_dict()
+    for key, value in v.LATER.items():
+        assert v.get_key(whole, key) == value and type(v.get_key(whole, key)) is type(value), key
+        group, name = key.split(".")
+        del old[group][name]
+    assert v.complete(ConfigDict(old).lock()) == whole
+    v.check_keys(v.complete(whole))
+
+
 def test_a_list_is_as_good_as_a_tuple():
     v.check_keys(changed(data__mean=[0.5], schedule__decay_at_steps=[3, 4]))
 
@@ -123,6 +134,14 @@ def test_a_list_is_as_good_as_a_tuple():
         ("data.cache_mb=5", ["data.num_workers=1"], []),
         ("data.num_threads=1", ["data.num_workers=1"], []),
         ("training.epochs=2", ["training.steps=3"], []),
+        ("data.randaugment_magnitude=3", [], ["data.randaugment_ops=1"]),
+        ("training.batch_norm_scope=device", ["training.freeze_batch_stats=true"], []),
+        ("optimizer.momentum=0.5", ["optimizer.name=lamb"], []),
+        ("optimizer.nesterov=true", ["optimizer.name=adamw"], []),
+        ("optimizer.b1=0.5", [], ["optimizer.name=adamw"]),
+        ("optimizer.b2=0.5", [], ["optimizer.name=lamb"]),
+        ("optimizer.eps=0.1", [], ["optimizer.name=lamb"]),
+        ("schedule.end_learning_rate=0.01", ["schedule.name=constant"], []),
         ("optimizer.decay_norm_and_bias=false", ["optimizer.weight_decay=0"], []),
         ("schedule.decay_every_epochs=3", [], ["schedule.name=step"]),
         ("schedule.decay_factor=0.2", [], ["schedule.name=step"]),

@@ -20,6 +20,7 @@ import json
 import sys
 from typing import Any
 
+from hga_flax.command_line import add_config_flags
 from hga_flax.errors import UserError
 
 DTYPES = ("float32", "bfloat16")
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     kinds = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     loader = kinds.add_parser("input", help="the loader of a configuration")
-    loader.add_argument("--config", required=True, metavar="FILE", help="a file of configs/; its keys are flags too")
+    add_config_flags(loader)
     loader.add_argument("--compare", action="store_true", help="time tf.data and torch with Pillow too, on JPEGs")
     loader.add_argument("--seconds", type=float, default=5.0, help="length of each measurement (default: 5)")
     attention = kinds.add_parser("attention", help="every attention at ResNet-50's four stages")
@@ -72,7 +73,7 @@ def _log(line: str) -> None:
 def _input(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
     from hga_flax.config import configure, validate
 
-    config = validate(configure(arguments.config, arguments.overrides))
+    config = validate(configure(arguments.config, arguments.overrides, arguments.recipe))
     from hga_flax.data.bench_input import bench_input
 
     rows = bench_input(config, arguments.compare, arguments.seconds, _log)

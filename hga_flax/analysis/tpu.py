@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from hga_flax.command_line import add_config_flags
 from hga_flax.config import configure, validate
 from hga_flax.errors import ConfigError, UserError, one_line
 
@@ -28,7 +29,7 @@ EXAMPLES = 1_281_167  # ImageNet's: the length of the schedule that is compiled,
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("--config", required=True, metavar="FILE", help="a file of configs/; its keys are flags too")
+    add_config_flags(parser)
     parser.add_argument("--topology", default="v5e:2x4", help="v5e:2x4 (default), v5e:16x16, v5p:2x2x1, v6e:2x4, ...")
     parser.add_argument("--batch", type=int, help="images a chip (default: training.batch_size over the chips)")
     parser.add_argument("--sweep", action="store_true", help="find the largest batch a chip that fits")
@@ -41,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: the configuration, the topology or the batch cannot be used, or libtpu is not installed.
     """
-    config = validate(configure(arguments.config, arguments.overrides))
+    config = validate(configure(arguments.config, arguments.overrides, arguments.recipe))
     if arguments.batch is not None and arguments.batch < 1:
         raise UserError(f"--batch={arguments.batch}: must be positive")
     mesh = topology_mesh(arguments.topology)

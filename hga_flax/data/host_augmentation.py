@@ -3,7 +3,8 @@
 Training on large images takes one affine warp that composes the random resized crop (8-100 % of
 the area, aspect 3/4 to 4/3), the flip and the rotation (SENet's recipe, https://arxiv.org/abs/1709.01507,
 section 5.1, whose released settings are +-10 degrees). Every random choice is drawn from
-(seed, epoch, index), so neither threads nor hosts change it.
+(seed, epoch, index), so neither threads nor hosts change it. RandAugment (`randaugment.py`) joins in:
+its geometric operations in the warp, the others after it.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ import numpy as np
 
 from hga_flax.data.bad_images import BadImage
 from hga_flax.data.jpeg import UPRIGHT, decode_top, read_head
+from hga_flax.data.randaugment import Operations, apply_colours, draw_operations
 from hga_flax.errors import one_line
 
 cv2.setNumThreads(0)  # the loader's threads are enough; OpenCV's own would fight them for the cores
@@ -29,6 +31,7 @@ TAPS = np.array([1 / 24, 22 / 24, 1 / 24])
 AREA = (0.08, 1.0)
 ASPECT = (3 / 4, 4 / 3)
 CROP_TRIES = 10
+NOTHING = Operations(None, ())  # of RandAugment
 MAX_PIXELS = 2**26  # that a JPEG's head may claim; OpenCV has a limit of its own
 
 
@@ -112,6 +115,7 @@ class Crop:
         top, left, height, width: of the box.
         angle: radians by which the box is turned about its centre.
         mirror: -1 where the result is mirrored, else 1.
+        distortion: what RandAugment does to the result, see `Operations.matrix`, or None.
     """
 
     top: float
@@ -120,10 +124,16 @@ class Crop:
     width: float
     angle: float
     mirror: float
+    distortion: np.ndarray | None = None
 
     @property
     def bottom(self) -> float:
-        """The lowest place that it touches."""
+        """The lowest place that it touches, itself or in the mirror image above the border."""
+        if self.distortion is not None:
+            corners = self.distortion @ [[-0.5, -0.5, 0.5, 0.5], [-0.5, 0.5, -0.5, 0.5], [1, 1, 1, 1]]
+            across, down = math.sin(self.angle) * self.mirror * self.width, math.cos(self.angle) * self.height
+            places = self.top + self.height / 2 + across * corners[0] + down * corners[1]
+            return max(places.max(), -places.min())
         half = self.height * math.cos(self.angle) + self.width * abs(math.sin(self.angle))
         return self.top + (self.height + half) / 2
 
@@ -201,6 +211,9 @@ def warp(image: np.ndarray, size: int, crop: Crop, reduction: int = 1) -> np.nda
     x = crop.left * down_x + crop_width / 2 - 0.5 - (a + b) * middle
     y = crop.top * down_y + crop_height / 2 - 0.5 - (c + d) * middle
     matrix = np.array([[a, b, x], [c, d, y]])
+    if crop.distortion is not None:
+        pixel = np.array([[size, 0, middle], [0, size, middle], [0, 0, 1]])  # of a place in sides about the centre
+        matrix = matrix @ pixel @ crop.distortion @ np.linalg.inv(pixel)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     if image.shape[2] == 1:
         warped = cv2.warpAffine(image, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
@@ -210,6 +223,8 @@ def warp(image: np.ndarray, size: int, crop: Crop, reduction: int = 1) -> np.nda
     corners = matrix @ [[0, 0, size, size], [0, size, 0, size], [1, 1, 1, 1]]
     left, top = np.maximum(corners.min(axis=1).astype(int) - 2, 0)
     right, bottom = corners.max(axis=1).astype(int) + 3
+    if crop.distortion is not None:  # it may look far beyond the border, at a mirror image that needs the rest
+        left, top, right, bottom = 0, 0, image.shape[1], image.shape[0]
     matrix[:, 2] -= left, top
     part = cv2.cvtColor(image[top:bottom, left:right], cv2.COLOR_RGB2RGBA)
     warped = cv2.warpAffine(part, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
@@ -221,23 +236,38 @@ def random_warp(image: np.ndarray, size: int, flip: bool, rotation_degrees: floa
     return warp(image, size, draw_crop(*image.shape[:2], flip, rotation_degrees, key))
 
 
-def host_transform(data: Any, channels: int, train: bool, seed: int) -> Any:
+def host_transform(data: Any, channels: int, train: bool, seed: int, size: int = 0) -> Any:
     """Returns `transform(image, index, epoch) -> uint8 [size, size, channels]` for a `config.data`.
 
     `data.augmentation` "imagenet" crops here; "small" and "none" resize the whole image ("small"
-    is augmented on the device, see `device_augmentation.py`).
+    is augmented on the device, see `device_augmentation.py`, but for RandAugment).
+
+    Args:
+        data: see above.
+        channels: of the images, 1 or 3.
+        train: augment.
+        seed: of all random choices, with the epoch and the example's index.
+        size: of the result; 0: `data.image_size`.
     """
     # Read once: a ConfigDict takes its time over each key.
-    size, flip, rotation_degrees = data.image_size, data.flip, data.rotation_degrees
+    size, flip, rotation_degrees = size or data.image_size, data.flip, data.rotation_degrees
     augmentation, fraction = data.augmentation, data.eval_crop_fraction
+    ops, magnitude = data.randaugment_ops if train else 0, data.randaugment_magnitude
 
     def transform(image: bytes | np.ndarray, index: int, epoch: int) -> np.ndarray:
+        key = (seed, epoch, index)
+        operations = draw_operations(ops, magnitude, key) if ops else NOTHING
         if augmentation != "imagenet":
-            return resize(decode(image, channels), size, size)
+            pixels = resize(decode(image, channels), size, size)
+            if operations.matrix is not None:
+                pixels = warp(pixels, size, Crop(0, 0, size, size, 0, 1, operations.matrix))
+            return apply_colours(pixels, operations)
         if not train:
             return central_crop(decode(image, channels), size, fraction)
-        draw = lambda height, width: draw_crop(height, width, flip, rotation_degrees, (seed, epoch, index))
+        draw = lambda height, width: dataclasses.replace(
+            draw_crop(height, width, flip, rotation_degrees, key), distortion=operations.matrix
+        )
         pixels, crop, reduction = decode_for_crop(image, channels, size, draw)
-        return warp(pixels, size, crop, reduction)
+        return apply_colours(warp(pixels, size, crop, reduction), operations)
 
     return transform

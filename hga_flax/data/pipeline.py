@@ -147,11 +147,19 @@ def _join(join: Callable, parts: Sequence[dict[str, Any]]) -> Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A data set as training and evaluation see it, made by `create_dataset` from a `config.data`."""
+    """A data set as training and evaluation see it, made by `create_dataset` from a `config.data`.
+
+    Attributes:
+        info: what is known of it.
+        data: `config.data`.
+        seed: of the order and the augmentation.
+        eval_size: height and width of the images in evaluation; 0: `data.image_size`.
+    """
 
     info: DatasetInfo
     data: Any
     seed: int
+    eval_size: int = 0
 
     @functools.cached_property
     def bad_images(self) -> BadImages:
@@ -178,14 +186,18 @@ class Dataset:
             )
         return self._opened[split]
 
-    def source(self, split: str) -> Source:
-        """Opens a split; a small one is read into memory."""
+    def source(self, split: str, train: bool = True) -> Source:
+        """Opens a split for training or for evaluation; a small one is read into memory, at the size of its use."""
         data, source = self.data, self.open(split)
         if data.augmentation == "imagenet" or data.num_workers:
             return source
-        # The transform only resizes here, in training and in evaluation.
-        transform = host_transform(data, self.info.channels, False, self.seed)
-        return in_memory(source, transform, (data.image_size, data.image_size, self.info.channels), data.cache_mb)
+        # All that is the same in every epoch: the size.
+        size = self._size(train)
+        transform = host_transform(data, self.info.channels, False, self.seed, size)
+        return in_memory(source, transform, (size, size, self.info.channels), data.cache_mb)
+
+    def _size(self, train: bool) -> int:
+        return self.data.image_size if train else self.eval_size or self.data.image_size
 
     def train_batches(self, source: Source, batch_size: int, shard: Shard, start: int = 0) -> Iterator[Batch]:
         """Yields this process's part of each global batch, without end.
@@ -210,12 +222,12 @@ class Dataset:
         Yields:
             `image` uint8 `[b, H, W, C]`, `label` int32 `[b]`, `mask` bool `[b]`, false for what does not count.
         """
-        blank = np.zeros((self.data.image_size, self.data.image_size, self.info.channels), np.uint8)
+        blank = np.zeros((self._size(False), self._size(False), self.info.channels), np.uint8)
         examples = lambda source, transform: _EvalExamples(source, transform, blank, batch_size, shard)
         return self._batches(source, False, examples, batch_size // shard.processes)
 
     def _batches(self, source: Source, train: bool, examples: Callable, batch_size: int) -> Iterator[Batch]:
-        transform = host_transform(self.data, self.info.channels, train, self.seed)
+        transform = host_transform(self.data, self.info.channels, train, self.seed, self._size(train))
         data = self.data
         memory = isinstance(source, MemorySource)
         batches = _batches(examples(source, transform), batch_size, data.num_threads, data.num_workers, memory)

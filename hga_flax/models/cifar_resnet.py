@@ -17,7 +17,15 @@ import jax.numpy as jnp
 
 from hga_flax.attention import AttentionFactory, replaces_convolution
 from hga_flax.attention.common import global_mean
-from hga_flax.models.resnet import PAD1, ModuleDef, check_rate, kernel_init, no_attention
+from hga_flax.models.resnet import (
+    PAD1,
+    ModuleDef,
+    check_rate,
+    depth_rates,
+    kernel_init,
+    no_attention,
+    survival_drop,
+)
 
 
 class SmallBlock(nn.Module):
@@ -36,6 +44,7 @@ class SmallBlock(nn.Module):
         shortcut: where the shape changes, "A" subsamples and pads channels with zeros (no
             parameters), "B" is a strided 1x1 convolution (with a norm in post-activation).
         dropout: rate of the dropout before the second convolution.
+        stochastic_depth: share of the images for which the block is the shortcut alone, in training.
     """
 
     features: int
@@ -47,6 +56,7 @@ class SmallBlock(nn.Module):
     preact: bool = False
     shortcut: str = "B"
     dropout: float = 0.0
+    stochastic_depth: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -82,6 +92,7 @@ class SmallBlock(nn.Module):
             y = self.attention(out, name="attention")(y, train)
         if changes:
             x = self._shortcut(x, out, strides)
+        y = survival_drop(y, self.stochastic_depth, train)
         return x + y if self.preact else nn.relu(x + y)
 
     def _shortcut(self, x: jax.Array, out: int, strides: tuple[int, int]) -> jax.Array:
@@ -107,6 +118,7 @@ class CifarResNet(nn.Module):
             stage to stage.
         widen: the stages' width in multiples of the plain network's (Wide ResNet's k).
         dropout: rate before each block's second convolution, in training (a "dropout" rng).
+        stochastic_depth: rate of the last block; the others' rise to it, see `depth_rates` (a "dropout" rng).
         dtype: dtype of the computation; parameters, statistics and logits are float32.
         axis_name: mesh axis over which batch statistics are averaged, or None.
 
@@ -123,6 +135,7 @@ class CifarResNet(nn.Module):
     features: int = 16
     widen: int = 1
     dropout: float = 0.0
+    stochastic_depth: float = 0.0
     dtype: Any = jnp.float32
     axis_name: str | None = None
     stride: ClassVar[int] = 4  # by which height and width shrink before the last pooling
@@ -136,6 +149,8 @@ class CifarResNet(nn.Module):
         if self.widen < 1:
             raise ValueError(f"widen={self.widen} is not positive")
         check_rate("dropout", self.dropout)
+        check_rate("stochastic_depth", self.stochastic_depth)
+        rates = iter(depth_rates(self.stochastic_depth, 3 * blocks))
         conv = partial(nn.Conv, use_bias=False, padding=0, kernel_init=kernel_init, dtype=self.dtype)
         norm = partial(
             nn.BatchNorm,
@@ -161,6 +176,7 @@ class CifarResNet(nn.Module):
                     preact=self.preact,
                     shortcut=self.shortcut,
                     dropout=self.dropout,
+                    stochastic_depth=next(rates),
                     name=f"stage{stage + 1}_block{block + 1}",
                 )(x, train)
         if self.preact:

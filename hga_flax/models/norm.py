@@ -1,5 +1,7 @@
 """BatchNorm that also tells which affine map it applied."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -71,3 +73,25 @@ class BatchNorm(nn.Module):
             moments = lax.pmean(jnp.stack(moments), self.axis_name)
         mean, mean_of_square = moments
         return mean, jnp.maximum(0.0, mean_of_square - lax.square(mean))  # rounding may leave it below zero
+
+
+@contextlib.contextmanager
+def frozen_statistics(active: bool = True) -> Iterator[None]:
+    """Inside, every BatchNorm, Flax's too, goes by its running statistics and leaves them, also in training.
+
+    It reaches the norms of attentions that are not the project's, which are told no more than `train`.
+
+    Args:
+        active: False changes nothing.
+    """
+
+    def freeze(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        if not isinstance(context.module, nn.BatchNorm | BatchNorm) or context.method_name != "__call__":
+            return call(*args, **kwargs)
+        if "use_running_average" in kwargs:
+            return call(*args, **kwargs | {"use_running_average": True})
+        object.__setattr__(context.module, "use_running_average", True)  # a bound module is frozen, this call its own
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(freeze) if active else contextlib.nullcontext():
+        yield

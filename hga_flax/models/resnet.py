@@ -32,6 +32,22 @@ def check_rate(option: str, rate: float) -> None:
         raise ValueError(f"{option}={rate} is not a rate from 0 to below 1")
 
 
+def survival_drop(y: jax.Array, rate: float, train: bool) -> jax.Array:
+    """Stochastic depth: in training zeroes a block's branch `[B, H, W, C]` for a share `rate` of the images.
+
+    Huang et al., Deep Networks with Stochastic Depth, ECCV 2016, https://arxiv.org/abs/1603.09382. What
+    survives is scaled up, so that inference needs no scaling. For calls within a block, with a "dropout" rng.
+    """
+    if not rate:
+        return y
+    return nn.Dropout(rate, broadcast_dims=(1, 2, 3), deterministic=not train, name="stochastic_depth")(y)
+
+
+def depth_rates(rate: float, blocks: int) -> list[float]:
+    """Returns each block's rate of stochastic depth, l / L * `rate` for block l = 1 ... L (their Eq. 4)."""
+    return [rate * (block + 1) / blocks for block in range(blocks)]
+
+
 def with_source(conv: nn.Conv, norm: BatchNorm, x: jax.Array) -> tuple[jax.Array, Source]:
     """Returns norm(conv(x)) and what it is made of, for a 1x1 convolution without bias and stride."""
     raw = conv(x)
@@ -49,6 +65,7 @@ class Bottleneck(nn.Module):
         width: channels of the 3x3.
         cardinality: groups of the 3x3.
         zero_init_residual: start the last norm's scale at zero, so that the block starts as identity.
+        stochastic_depth: share of the images for which the block is the shortcut alone, in training.
     """
 
     features: int
@@ -59,6 +76,7 @@ class Bottleneck(nn.Module):
     stride: int = 1
     cardinality: int = 1
     zero_init_residual: bool = False
+    stochastic_depth: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -96,7 +114,7 @@ class Bottleneck(nn.Module):
         if x.shape != y.shape:
             x = self.conv(out, (1, 1), strides, name="downsample_conv")(x)
             x = self.norm(name="downsample_norm")(x)
-        return nn.relu(x + y)
+        return nn.relu(x + survival_drop(y, self.stochastic_depth, train))
 
 
 class ResNet(nn.Module):
@@ -112,6 +130,7 @@ class ResNet(nn.Module):
         width_per_group: channels per group where `features` is 64 (ResNet: 64, ResNeXt 32x4d: 4,
             wide_resnet50_2: 128).
         zero_init_residual: see `Bottleneck`.
+        stochastic_depth: rate of the last block; the others' rise to it, see `depth_rates` (a "dropout" rng).
         dtype: dtype of the computation; parameters, statistics and logits are float32.
         axis_name: mesh axis over which batch statistics are averaged, or None.
     """
@@ -123,6 +142,7 @@ class ResNet(nn.Module):
     cardinality: int = 1
     width_per_group: int = 64
     zero_init_residual: bool = False
+    stochastic_depth: float = 0.0
     dtype: Any = jnp.float32
     axis_name: str | None = None
     stride: ClassVar[int] = 32  # by which height and width shrink before the last pooling
@@ -130,6 +150,8 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        check_rate("stochastic_depth", self.stochastic_depth)
+        rates = iter(depth_rates(self.stochastic_depth, sum(self.stage_sizes)))
         conv = partial(nn.Conv, use_bias=False, padding=0, kernel_init=kernel_init, dtype=self.dtype)
         norm = partial(
             BatchNorm,
@@ -156,6 +178,7 @@ class ResNet(nn.Module):
                     stride=2 if stage > 0 and block == 0 else 1,
                     cardinality=self.cardinality,
                     zero_init_residual=self.zero_init_residual,
+                    stochastic_depth=next(rates),
                     name=f"stage{stage + 1}_block{block + 1}",
                 )(x, train)
         x = global_mean(x)

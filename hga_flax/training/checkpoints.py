@@ -233,6 +233,8 @@ class Checkpoints:
         if differ:
             model = [name for name in differ if name.split("/")[0] in ("params", "batch_stats")]
             name, other = (model[0], "model") if model else (differ[0], "optimizer")
+            if name.startswith("ema/"):
+                other = "training.ema_decay"
             raise UserError(
                 f"the checkpoint {path} belongs to another {other}: {name} is {saved.get(name, 'absent')} there and "
                 f"{wanted.get(name, 'absent')} here; choose another --workdir, or the {other} it was trained with"

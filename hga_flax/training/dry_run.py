@@ -181,7 +181,8 @@ def saved_bytes(experiment: Experiment, state: TrainState) -> int:
     As JAX traces it, before XLA optimises: the parameters that it also keeps are left out.
     """
     model = experiment.model.clone(axis_name=None)  # the axis is there inside shard_map alone
-    each = experiment.config.training.batch_size // experiment.mesh.devices.size
+    training = experiment.config.training
+    each = training.batch_size // experiment.mesh.devices.size // training.accumulation_steps
     images = jax.ShapeDtypeStruct((each, *experiment.image_shape), jnp.float32)
 
     def kept(params: Any, batch_stats: Any, images: jax.Array, key: jax.Array) -> Any:
@@ -212,7 +213,9 @@ def step_cost(experiment: Experiment, prepared: Prepared, compile_step: bool) ->
         "parameters": tree_bytes(state.params),
         "batch statistics": tree_bytes(state.batch_stats),
         "optimizer": tree_bytes(state.opt_state),
-        "gradients": tree_bytes(state.params),
+        **({"moving average": tree_bytes(state.ema)} if state.ema else {}),
+        # Accumulated, a part's beside their sum.
+        "gradients": tree_bytes(state.params) * (2 if experiment.config.training.accumulation_steps > 1 else 1),
         "batch": tree_bytes(batch) // experiment.mesh.devices.size,
         "activations": saved_bytes(experiment, state),
     }
@@ -274,13 +277,14 @@ def plan_rows(experiment: Experiment, plan: Plan, state: TrainState) -> list[tup
     evaluated = len(experiment.dataset.open(config.data.eval_split))
     evaluations = math.ceil(plan.total_steps / plan.eval_every)
     every = config.checkpoint.every_steps
+    large = f" of {config.evaluation.image_size} pixels" if config.evaluation.image_size else ""
     more = f" and every {every:,} steps" if every else ""
     one, keep = tree_bytes(state), config.checkpoint.keep
     return [
         ("steps", f"{plan.total_steps:,} = {plan.total_steps / plan.steps_per_epoch:.4g} epochs"),
         (
             "evaluations",
-            f"{evaluations:,}, every {plan.eval_every:,} steps and at the end, each on {evaluated:,} images in "
+            f"{evaluations:,}, every {plan.eval_every:,} steps and at the end, each on {evaluated:,} images{large} in "
             f"{math.ceil(evaluated / experiment.eval_batch_size):,} batches of {experiment.eval_batch_size:,}",
         ),
         (
@@ -316,8 +320,9 @@ def time_rows(experiment: Experiment, plan: Plan, cost: Cost, seconds: float) ->
     batch = experiment.config.training.batch_size
     evaluations = math.ceil(plan.total_steps / plan.eval_every)
     evaluated = len(experiment.dataset.open(experiment.config.data.eval_split))
-    # A forward pass is a third of a training step.
-    whole = plan.total_steps * seconds + evaluations * evaluated / batch * seconds / 3
+    # A forward pass is a third of a training step, at the same size.
+    larger = (experiment.eval_image_shape[0] / experiment.image_shape[0]) ** 2
+    whole = plan.total_steps * seconds + evaluations * evaluated / batch * larger * seconds / 3
     return [
         ("operations", f"{cost.flops / 1e9:,.3f} GFLOPs a step and device (XLA's count, before its optimisation)"),
         (

@@ -17,7 +17,7 @@ from hga_flax.data.sources import DatasetInfo
 from hga_flax.errors import ConfigError, UserError, check_writable, expand
 from hga_flax.training.mesh import DATA_AXIS, check_batch_size, create_mesh
 from hga_flax.training.optimizer import create_optimizer, create_schedule, warmup_steps
-from hga_flax.training.state import TrainState, abstract_state, check_training, make_init
+from hga_flax.training.state import TrainState, abstract_state, check_evaluation, check_training, make_init
 from hga_flax.validation import check_keys
 
 CACHE_KEY = "training.compilation_cache"
@@ -81,6 +81,12 @@ class Experiment:
     image_shape: tuple[int, int, int]
 
     @property
+    def eval_image_shape(self) -> tuple[int, int, int]:
+        """`image_shape` in evaluation, and wherever else the trained network is used."""
+        size = self.config.evaluation.image_size or self.config.data.image_size
+        return size, size, self.image_shape[2]
+
+    @property
     def eval_batch_size(self) -> int:
         """Of the global batch."""
         return self.config.evaluation.batch_size or self.config.training.batch_size
@@ -95,7 +101,7 @@ class Experiment:
 
     def init(self, optimizer: optax.GradientTransformation) -> Callable[[jax.Array], TrainState]:
         """The function that makes the initial state."""
-        return make_init(self.model, optimizer, self.image_shape)
+        return make_init(self.model, optimizer, self.image_shape, ema=self.config.training.ema_decay > 0)
 
 
 def configure_jax(config: ConfigDict, cache: str) -> None:
@@ -133,20 +139,30 @@ def _check_cache(config: ConfigDict) -> None:
 
 def _check_training_batch(config: ConfigDict, mesh: Mesh) -> None:
     """Raises a ConfigError unless the devices can train on their parts of the batch."""
-    batch_size, devices = config.training.batch_size, mesh.devices.size
+    training, devices = config.training, mesh.devices.size
+    batch_size, parts = training.batch_size, training.accumulation_steps
     check_batch_size("training.batch_size", batch_size, mesh)
-    each = batch_size // devices
+    each, rest = divmod(batch_size // devices, parts)
+    if rest or not each:
+        raise ConfigError(
+            f"training.accumulation_steps={parts}: does not divide the {batch_size // devices} images of each of the "
+            f"{devices} devices; training.batch_size={max(1, each) * parts * devices} would do"
+        )
+    in_parts = f" in each of the {parts} parts of training.accumulation_steps" if parts > 1 else ""
     if (config.data.mixup or config.data.cutmix) and each % 2:
         raise ConfigError(
             f"training.batch_size={batch_size}: data.mixup and data.cutmix mix pairs, so that each of "
-            f"the {devices} devices needs an even number of images"
+            f"the {devices} devices needs an even number of images{in_parts}"
         )
-    if batch_size == 1:
-        raise ConfigError("training.batch_size=1: batch normalisation needs at least 2 images")
-    if each == 1 and config.training.batch_norm_scope == "device":
+    if training.freeze_batch_stats:
+        return
+    if batch_size // parts == 1:
+        raise ConfigError(f"training.batch_size={batch_size}: batch normalisation needs at least 2 images{in_parts}")
+    if each == 1 and training.batch_norm_scope == "device":
         raise ConfigError(
             f"training.batch_norm_scope='device': a batch of {batch_size} leaves each of the {devices} devices one "
-            f"image, which has no batch statistics; choose 'global', or training.batch_size={2 * devices}"
+            f"image{in_parts}, which has no batch statistics; choose 'global', or "
+            f"training.batch_size={2 * devices * parts}"
         )
 
 
@@ -186,7 +202,7 @@ def create_experiment(
         config=config,
         mesh=mesh,
         shard=Shard(jax.process_index(), jax.process_count()),
-        dataset=Dataset(info, config.data, config.seed),
+        dataset=Dataset(info, config.data, config.seed, config.evaluation.image_size),
         model=build_model(config, info.num_classes, axis_name),
         image_shape=(size, size, info.channels),
     )
@@ -215,6 +231,7 @@ def prepare(experiment: Experiment) -> Prepared:
     init = experiment.init(experiment.optimizer(schedule))
     state = abstract_state(init, experiment.mesh)
     check_training(experiment.model, state, experiment.image_shape)
+    check_evaluation(experiment.model, state, experiment.eval_image_shape)
     return Prepared(plan, schedule, init, state)
 
 
@@ -241,7 +258,8 @@ def describe(experiment: Experiment, plan: Plan, params: Any) -> list[tuple[str,
     config, mesh = experiment.config, experiment.mesh
     counts = complexity(experiment.model, experiment.image_shape)
     device = mesh.devices.flat[0]
-    batch = config.training.batch_size
+    batch, large = config.training.batch_size, config.evaluation.image_size
+    in_parts = f" in {parts} parts" if (parts := config.training.accumulation_steps) > 1 else ""
     rows = [
         ("model", f"{config.model.name}, attention {config.model.attention}, {config.model.dtype}"),
         (
@@ -251,12 +269,14 @@ def describe(experiment: Experiment, plan: Plan, params: Any) -> list[tuple[str,
         ("parameters", ", ".join(f"{part} {size:,}" for part, size in parameters_by_part(params).items())),
         (
             "images",
-            "x".join(str(n) for n in experiment.image_shape) + f", {experiment.dataset.info.num_classes} classes",
+            "x".join(str(n) for n in experiment.image_shape)
+            + (f", evaluated at {large}x{large}" if large else "")
+            + f", {experiment.dataset.info.num_classes} classes",
         ),
         (
             "devices",
             f"{mesh.devices.size} x {device.device_kind} ({device.platform}), {jax.process_count()} process(es), "
-            f"{batch // mesh.devices.size} images each",
+            f"{batch // mesh.devices.size} images each{in_parts}",
         ),
     ]
     fake = " (synthetic)" if config.data.fake else ""

@@ -38,6 +38,22 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
     return -(1 - label_smoothing) * picked - label_smoothing * log_p.mean(axis=-1)
 
 
+def binary_cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
+    """Returns the mean over the classes of each one's binary cross-entropy: `[B, classes]`, int `[B]` -> float32 `[B]`.
+
+    As timm's (Wightman et al., https://arxiv.org/abs/2110.00476, section 2.3): the share of the smoothing is spread
+    over all classes.
+    """
+    logits = logits.astype(jnp.float32)
+    picked = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
+    classes = logits.shape[-1]
+    targeted = (1 - label_smoothing) * picked / classes + label_smoothing / classes * logits.mean(axis=-1)
+    return jax.nn.softplus(logits).mean(axis=-1) - targeted
+
+
+LOSSES = {"cross_entropy": cross_entropy, "binary_cross_entropy": binary_cross_entropy}
+
+
 def top_k_errors(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
     """Returns 1 where the label's logit is not among the k largest, else 0: float32 `[B]`.
 

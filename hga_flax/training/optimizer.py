@@ -39,8 +39,8 @@ def create_schedule(config: ConfigDict, steps_per_epoch: float, total_steps: int
     """Returns the learning rate as a function of the step.
 
     "step" multiplies by `decay_factor` every `decay_every_epochs` (or at `decay_at_steps`), counted
-    from the start of training as the papers count; "cosine" falls to zero at the end, from the end
-    of the warm-up on. During the warm-up the rate rises linearly or holds (Identity Mappings:
+    from the start of training as the papers count; "cosine" falls to `end_learning_rate` at the end,
+    from the end of the warm-up on. During the warm-up the rate rises linearly or holds (Identity Mappings:
     0.01 for 400 steps).
 
     Raises:
@@ -65,7 +65,8 @@ def create_schedule(config: ConfigDict, steps_per_epoch: float, total_steps: int
         main = lambda step: peak * jnp.prod(jnp.where(step >= jnp.asarray(boundaries), schedule.decay_factor, 1.0))
         main = main if len(boundaries) else optax.constant_schedule(peak)
     elif schedule.name == "cosine":
-        decay = optax.cosine_decay_schedule(peak, max(1, total_steps - warmup))
+        lowest = schedule.end_learning_rate / peak
+        decay = optax.cosine_decay_schedule(peak, max(1, total_steps - warmup), lowest)
         main = lambda step: decay(step - warmup)
     else:
         main = optax.constant_schedule(peak)
@@ -83,14 +84,23 @@ def decays(params: Any) -> Any:
 
 
 def create_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """SGD with momentum; weight decay joins the gradient before the momentum, as in the baselines' code.
+    """Returns the optimizer that the configuration names.
 
     The gradient is clipped by its global norm (Pascanu et al., https://arxiv.org/abs/1211.5063) before anything joins.
+
+    "sgd": with momentum; weight decay joins the gradient before the momentum, as in the baselines' code.
+    "adamw": Loshchilov and Hutter, https://arxiv.org/abs/1711.05101; the decay is scaled by the learning rate alone.
+    "lamb": You et al., https://arxiv.org/abs/1904.00962, algorithm 2: AdamW's step, scaled for each array by the
+    ratio of its norm to the step's. Arrays that are not to decay are not scaled either, as in the authors' code.
     """
     optimizer = config.optimizer
     mask = None if optimizer.decay_norm_and_bias else decays
-    return optax.chain(
-        optax.clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity(),
-        optax.add_decayed_weights(optimizer.weight_decay, mask) if optimizer.weight_decay else optax.identity(),
-        optax.sgd(schedule, optimizer.momentum or None, optimizer.nesterov),
-    )
+    clip = optax.clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity()
+    decay = optax.add_decayed_weights(optimizer.weight_decay, mask) if optimizer.weight_decay else optax.identity()
+    if optimizer.name == "sgd":
+        return optax.chain(clip, decay, optax.sgd(schedule, optimizer.momentum or None, optimizer.nesterov))
+    steps = [clip, optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps), decay]
+    if optimizer.name == "lamb":
+        ratio = optax.scale_by_trust_ratio()
+        steps.append(optax.masked(ratio, mask) if mask else ratio)
+    return optax.chain(*steps, optax.scale_by_learning_rate(schedule))

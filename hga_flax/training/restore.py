@@ -24,10 +24,20 @@ class Restored:
     experiment: Experiment
     state: TrainState
     step: int
+    weights: str = "raw"
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The weights to use, {"params", "batch_stats"}, as the network's `apply` takes them: those of `weights`."""
+        return self.state.variables(self.weights)
 
 
 def restore_workdir(
-    path: str, checkpoint: str = "best", data_dir: str | None = None, batch_size: int | None = None
+    path: str,
+    checkpoint: str = "best",
+    data_dir: str | None = None,
+    batch_size: int | None = None,
+    weights: str | None = None,
 ) -> Restored:
     """Rebuilds the network of a workdir and loads one of its checkpoints; writes nothing.
 
@@ -36,9 +46,10 @@ def restore_workdir(
         checkpoint: "best" (lowest top-1 error), "latest" or a step.
         data_dir: where the data set lies, if not where the run had it.
         batch_size: of an evaluation, if not the run's (rounded up to the number of devices).
+        weights: "ema", "raw", or None: the moving average where the run keeps one.
 
     Raises:
-        UserError: no run, no such checkpoint, or it cannot be read.
+        UserError: no run, no such checkpoint, no such weights, or it cannot be read.
     """
     workdir = expand(path, "--workdir").absolute()
     config = files.read_config(workdir)
@@ -59,6 +70,7 @@ def restore_workdir(
     # Only the structure of the optimizer's state matters here, not its rate.
     init = experiment.init(experiment.optimizer(optax.constant_schedule(0.0)))
     like = abstract_state(init, experiment.mesh)
+    like.variables(weights)  # are there such?
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"--workdir={path}: no checkpoint here yet")
     checkpoints = Checkpoints(workdir, read_only=True)
@@ -73,7 +85,7 @@ def restore_workdir(
             state, _ = checkpoints.restore(step, like)
     finally:
         checkpoints.close()
-    return Restored(experiment, state, step)
+    return Restored(experiment, state, step, weights or ("raw" if state.ema is None else "ema"))
 
 
 def _choose(checkpoints: Checkpoints, checkpoint: str, path: str) -> int:
@@ -99,18 +111,21 @@ def evaluate_workdir(
     split: str | None = None,
     data_dir: str | None = None,
     batch_size: int | None = None,
+    weights: str | None = None,
 ) -> dict[str, Any]:
     """Evaluates a checkpoint; see `restore_workdir` for the arguments.
 
     Returns:
-        `top1_error` and `top5_error` (percent), `loss` (nats), `num_examples`, `step` and `split`.
+        `top1_error` and `top5_error` (percent), `loss` (nats), `num_examples`, `step`, `split` and
+        `weights` ("ema" or "raw").
     """
-    restored = restore_workdir(path, checkpoint, data_dir, batch_size)
+    restored = restore_workdir(path, checkpoint, data_dir, batch_size, weights)
     experiment, state = restored.experiment, restored.state
+    params, batch_stats = restored.variables["params"], restored.variables["batch_stats"]
     split = split or experiment.config.data.eval_split
     batches = experiment.dataset.eval_batches(
-        experiment.dataset.source(split), experiment.eval_batch_size, experiment.shard
+        experiment.dataset.source(split, train=False), experiment.eval_batch_size, experiment.shard
     )
     step = make_eval_step(experiment.model, experiment.config, experiment.mesh)
-    metrics = evaluate(step, state.params, state.batch_stats, batches, experiment.mesh)
-    return metrics | {"step": int(jax.device_get(state.step)), "split": split}
+    metrics = evaluate(step, params, batch_stats, batches, experiment.mesh)
+    return metrics | {"step": int(jax.device_get(state.step)), "split": split, "weights": restored.weights}

@@ -22,7 +22,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from hga_flax.config import load_config, override, validate
+from hga_flax.command_line import add_config_flags
+from hga_flax.config import configure, validate
 from hga_flax.errors import UserError, expand, one_line
 from hga_flax.training.clock import TIMINGS
 
@@ -60,7 +61,7 @@ class Kill:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("--config", required=True, metavar="FILE", help="a file of configs/; its keys are flags too")
+    add_config_flags(parser)
     parser.add_argument("--kills", type=int, default=10, metavar="N", help="how many (default: 10)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments of the kills (default: 0)")
     parser.add_argument("--workdir", metavar="DIR", help="new or empty, and kept; default: a temporary folder")
@@ -78,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     if arguments.kills < 1:
         raise UserError(f"--kills={arguments.kills}: must be at least 1")
-    config = validate(override(load_config(arguments.config), arguments.overrides))
+    config = validate(configure(arguments.config, arguments.overrides, arguments.recipe))
     folder = _folder(arguments.workdir)
     result = soak(config, folder, arguments.kills, random.Random(arguments.seed), print)
     if arguments.workdir is None and result["identical"]:

@@ -7,7 +7,7 @@ the batch statistics, the metrics) is summed by name.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -20,8 +20,10 @@ from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
 from hga_flax.data.device_augmentation import augment, example_keys, mix, normalize, random_erasing
+from hga_flax.models.norm import frozen_statistics
+from hga_flax.training.ema import update_ema
 from hga_flax.training.mesh import DATA_AXIS
-from hga_flax.training.metrics import ClassificationMetrics, TrainMetrics, batch_metrics, cross_entropy
+from hga_flax.training.metrics import LOSSES, ClassificationMetrics, TrainMetrics, batch_metrics, cross_entropy
 from hga_flax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -57,6 +59,83 @@ def prepare_images(batch: Batch, config: ConfigDict, train: bool) -> tuple[jax.A
     return normalize(images, data.mean, data.std), other, share
 
 
+class Gradient(NamedTuple):
+    """What a batch, or one of the parts that it is accumulated from, gives.
+
+    Attributes:
+        grads: of the mean loss, like the parameters.
+        batch_stats: the statistics that follow.
+        mean_loss: over the global batch, with the auxiliary heads.
+        logits: `[B, classes]` of this device's images.
+        loss: `[B]` of this device's images, without the auxiliary heads.
+    """
+
+    grads: Any
+    batch_stats: Any
+    mean_loss: jax.Array
+    logits: jax.Array
+    loss: jax.Array
+
+
+def batch_gradient(
+    model: nn.Module, config: ConfigDict, params: Any, batch_stats: Any, batch: Batch, dropout: jax.Array
+) -> Gradient:
+    """Augments a batch and differentiates its mean loss over the devices; `dropout` is the key of this device."""
+    images, other, share = prepare_images(batch, config, train=True)
+
+    def target_loss(logits: jax.Array) -> jax.Array:
+        criterion, smoothing = LOSSES[config.training.loss], config.training.label_smoothing
+        own = criterion(logits, batch["label"], smoothing)
+        # Linear in the target, so that the loss of soft labels is the mean over hard ones.
+        return own if share is None else share * own + (1 - share) * criterion(logits, other, smoothing)
+
+    def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
+        variables = {"params": params, "batch_stats": batch_stats}
+        with frozen_statistics(config.training.freeze_batch_stats):
+            logits, updates = model.apply(
+                variables, images, train=True, mutable=["batch_stats", "aux_logits"], rngs={"dropout": dropout}
+            )
+        loss = target_loss(logits)
+        total = loss.mean()
+        for auxiliary in jax.tree.leaves(updates.get("aux_logits", {})):
+            total += AUXILIARY_WEIGHT * target_loss(auxiliary).mean()
+        return lax.pmean(total, DATA_AXIS), (logits, loss, updates.get("batch_stats", {}))
+
+    (mean_loss, (logits, loss, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    if config.training.batch_norm_scope == "device":
+        batch_stats = lax.pmean(batch_stats, DATA_AXIS)
+    return Gradient(grads, batch_stats, mean_loss, logits, loss)
+
+
+def accumulated_gradient(
+    model: nn.Module, config: ConfigDict, params: Any, batch_stats: Any, batch: Batch, dropout: jax.Array
+) -> Gradient:
+    """The same from `training.accumulation_steps` parts of this device's batch, one after the other.
+
+    The memory is that of one part, the gradient that of the whole batch, with a caveat: each part is normalised by
+    its own batch statistics, as a smaller batch would be, and the running ones move once for each part. Where they
+    are frozen, or there are none, it equals the whole batch's to rounding (but for dropout, which draws anew for each).
+    """
+    count = config.training.accumulation_steps
+    if count == 1:
+        return batch_gradient(model, config, params, batch_stats, batch, dropout)
+    parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+    # Each device sums gradients of its own, so that they cross the links once, and not for each part.
+    params = jax.tree.map(lambda x: lax.pcast(x, DATA_AXIS, to="varying"), params)
+
+    def add(sums: tuple[Any, Any, jax.Array], part: tuple[jax.Array, Batch]) -> tuple[Any, Any]:
+        grads, batch_stats, loss = sums
+        new = batch_gradient(model, config, params, batch_stats, part[1], jax.random.fold_in(dropout, part[0]))
+        sums = jax.tree.map(jnp.add, grads, new.grads), new.batch_stats, loss + new.mean_loss
+        return sums, (new.logits, new.loss)
+
+    zero = jax.tree.map(jnp.zeros_like, params), batch_stats, jnp.zeros(())
+    (grads, batch_stats, mean_loss), each = lax.scan(add, zero, (jnp.arange(count), parts))
+    grads = jax.tree.map(lambda g: lax.psum(g, DATA_AXIS) / count, grads)
+    logits, loss = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), each)
+    return Gradient(grads, batch_stats, mean_loss / count, logits, loss)
+
+
 def make_train_step(
     model: nn.Module, optimizer: optax.GradientTransformation, config: ConfigDict, mesh: Mesh
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepReport]]:
@@ -67,44 +146,29 @@ def make_train_step(
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
-        images, other, share = prepare_images(batch, config, train=True)
         # A stream of its own for each step and device; no random state is kept between steps.
         dropout = jax.random.fold_in(jax.random.key(config.seed), state.step)
         dropout = jax.random.fold_in(dropout, lax.axis_index(DATA_AXIS))
-
-        def target_loss(logits: jax.Array) -> jax.Array:
-            smoothing = config.training.label_smoothing
-            own = cross_entropy(logits, batch["label"], smoothing)
-            # Linear in the target, so that the loss of soft labels is the mean over hard ones.
-            return own if share is None else share * own + (1 - share) * cross_entropy(logits, other, smoothing)
-
-        def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
-            variables = {"params": params, "batch_stats": state.batch_stats}
-            logits, updates = model.apply(
-                variables, images, train=True, mutable=["batch_stats", "aux_logits"], rngs={"dropout": dropout}
-            )
-            loss = target_loss(logits)
-            total = loss.mean()
-            for auxiliary in jax.tree.leaves(updates.get("aux_logits", {})):
-                total += AUXILIARY_WEIGHT * target_loss(auxiliary).mean()
-            return lax.pmean(total, DATA_AXIS), (logits, loss, updates.get("batch_stats", {}))
-
         # The parameters are the same on all devices, so shard_map sums their gradient over the mesh.
-        (mean_loss, (logits, loss, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        if config.training.batch_norm_scope == "device":
-            batch_stats = lax.pmean(batch_stats, DATA_AXIS)
+        grads, batch_stats, mean_loss, logits, loss = accumulated_gradient(
+            model, config, state.params, state.batch_stats, batch, dropout
+        )
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
         metrics = batch_metrics(logits, batch["label"], loss, None, DATA_AXIS)
         metrics = TrainMetrics(gradient_norm=clu_metrics.Average.from_model_output(norm), **vars(metrics))
-        after = TrainState(
+        after = dataclasses.replace(
+            state,
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
             metrics=state.metrics.merge(metrics),
-            skipped=state.skipped,
         )
+        if config.training.ema_decay:
+            ema = update_ema(state.ema, after.variables("raw"), config.training.ema_decay, state.step)
+            after = dataclasses.replace(after, ema=ema)
         if config.training.skip_nonfinite:
             finite = jnp.isfinite(mean_loss) & jnp.isfinite(norm)
             skipped = dataclasses.replace(state, step=after.step, skipped=state.skipped + 1)

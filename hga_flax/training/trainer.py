@@ -86,7 +86,7 @@ def _train(
     workdir = files.open_workdir(workdir_path)
     changes = files.check_same_run(workdir, config)
     source = experiment.dataset.source(config.data.train_split)
-    eval_source = experiment.dataset.source(config.data.eval_split)
+    eval_source = experiment.dataset.source(config.data.eval_split, train=False)
 
     console.table("hga_flax", describe(experiment, plan, abstract.params))
     checkpoints = Checkpoints(workdir, config.checkpoint.keep, warn=lambda text: console.line(text, "yellow"))
@@ -282,21 +282,26 @@ class Loop:
             self._stopped_by = self._agreement.stop()
             return self._stopped_by
 
-        batches = self._eval_batches()
-        metrics = evaluate(self._eval_step, state.params, state.batch_stats, batches, self._experiment.mesh, stop)
+        weights, batches = state.variables(), self._eval_batches()
+        metrics = evaluate(
+            self._eval_step, weights["params"], weights["batch_stats"], batches, self._experiment.mesh, stop
+        )
         if metrics is None:
             return None
         if not math.isfinite(metrics["loss"]):
             # Early running statistics may overflow an evaluation while training is sound.
             self._console.line(f"warning: the evaluation's loss after step {step} is {metrics['loss']}", "yellow")
         bad = {"bad_images": len(self._bad_images(self._experiment.config.data.eval_split))}
-        self._writer.scalars(step, "eval", metrics | bad)
+        decay = self._experiment.config.training.ema_decay
+        average = {"ema_decay": decay} if decay else {}  # says that the weights are the moving average
+        self._writer.scalars(step, "eval", metrics | bad | average)
         best = self._progress.best
         improved = best is None or rank(metrics) < rank(best)
         if improved:
             self._progress.best = {"step": step} | finite_or_none(metrics)
         self._console.line(
-            f"step {step:>6}/{self._plan.total_steps}  evaluation on {metrics['num_examples']:,}  "
+            f"step {step:>6}/{self._plan.total_steps}  evaluation{' (ema)' if decay else ''} on "
+            f"{metrics['num_examples']:,}  "
             f"loss {metrics['loss']:.4f}  top-1 error {metrics['top1_error']:6.2f} %  "
             f"top-5 error {metrics['top5_error']:6.2f} %" + ("  (best so far)" if improved else ""),
             style="bold",

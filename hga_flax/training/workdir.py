@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from hga_flax.config import differences, from_json, to_json
 from hga_flax.data.sources import DatasetInfo
 from hga_flax.errors import UserError, expand, one_line
+from hga_flax.validation import complete
 
 # Whatever these say, a checkpoint's arrays are those of one network.
 MODEL_KEYS = ("model.name", "model.options", "model.attention", "model.attention_options", "data.name")
@@ -68,7 +69,7 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     """
     file = workdir / "config.json"
     try:
-        return from_json(file.read_text())
+        return complete(from_json(file.read_text()))
     except FileNotFoundError:
         raise UserError(f"--workdir={workdir}: no run here (there is no config.json)") from None
     except (OSError, ValueError, UserError) as error:  # ValueError: no text at all

@@ -1,9 +1,11 @@
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 
 from configs import base
+from hga_flax.data.host_augmentation import host_transform
 from hga_flax.data.memory import MemorySource
 from hga_flax.data.pipeline import Dataset, Shard, create_dataset
 from hga_flax.data.sources import DatasetInfo
@@ -115,3 +117,34 @@ def test_create_dataset_reads_the_digits():
     batch = take(dataset, 1, batch_size=32)[0]
     assert batch["image"].shape == (32, 16, 16, 1)
     assert dataset.info.num_classes == 10
+
+
+@pytest.mark.parametrize("augmentation", ["imagenet", "small"])
+@pytest.mark.parametrize("cache_mb", [0, 10])
+def test_evaluation_may_have_images_of_another_size(augmentation, cache_mb):
+    dataset = dataclasses.replace(make_dataset(augmentation=augmentation, cache_mb=cache_mb), eval_size=12)
+    plain = make_dataset(augmentation=augmentation, cache_mb=cache_mb)
+    assert_same(take(dataset, 2), take(plain, 2))  # training does not notice
+    source = dataset.source("train", train=False)
+    batches = list(dataset.eval_batches(source, 8, ALONE))
+    assert [b["image"].shape for b in batches] == [(8, 12, 12, 3)] * 3 and sum(b["mask"].sum() for b in batches) == 22
+    transform = host_transform(plain.data, 3, False, 0, 12)
+    np.testing.assert_array_equal(batches[0]["image"][3], transform(plain.open("train")[3]["image"], 3, 0))
+    assert isinstance(source, MemorySource) == (augmentation == "small" and cache_mb > 0)
+
+
+def test_randaugment_is_drawn_anew_over_images_that_are_kept_in_memory():
+    def batches(cache_mb, operations=2):
+        dataset = make_dataset(augmentation="small", cache_mb=cache_mb)
+        with dataset.data.unlocked():
+            dataset.data.randaugment_ops = operations
+        return take(dataset, 11)
+
+    kept = batches(10)
+    assert_same(kept, batches(0))
+    images = {}
+    for batch in kept:
+        for index, image in zip(batch["index"], batch["image"], strict=True):
+            images.setdefault(int(index), []).append(image)
+    assert sum((a != b).any() for a, b in images.values()) > 11  # the two epochs differ
+    assert any((a["image"] != b["image"]).any() for a, b in zip(kept, batches(10, 0), strict=True))

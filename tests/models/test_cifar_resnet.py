@@ -103,7 +103,13 @@ def test_dropout_needs_a_rng_in_training_only():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"shortcut": "C"}, "shortcut="), ({"widen": 0}, "widen="), ({"dropout": 1.0}, "dropout=")]
+    ("options", "message"),
+    [
+        ({"shortcut": "C"}, "shortcut="),
+        ({"widen": 0}, "widen="),
+        ({"dropout": 1.0}, "dropout="),
+        ({"stochastic_depth": -0.1}, "stochastic_depth="),
+    ],
 )
 def test_refuses_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):

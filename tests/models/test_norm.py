@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hga_flax.models.norm import BatchNorm
+from hga_flax.attention import create_attention
+from hga_flax.models.norm import BatchNorm, frozen_statistics
 
 X = np.random.RandomState(0).standard_normal((4, 3, 5, 6)) * 2 + 1
 
@@ -55,3 +56,32 @@ def test_the_affine_map_is_the_one_applied_with_its_gradients(average):
         results = [jax.tree.leaves(jax.value_and_grad(f, argnums=(0, 1))(*arguments)) for f in (plain, by_map)]
     for a, b in zip(*results, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+class Foreign(nn.Module):
+    """Norms as they are written elsewhere: told at construction and at the call."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.BatchNorm(use_running_average=not train)(x)
+        x = BatchNorm(not train)(nn.relu(x))
+        return nn.BatchNorm()(nn.relu(x), use_running_average=not train)
+
+
+@pytest.mark.parametrize("name", ["foreign", "sk", "nl"])
+def test_frozen_statistics_are_those_of_inference_and_stay(name):
+    x = jnp.asarray(X, jnp.float32)
+    module = Foreign() if name == "foreign" else create_attention(name, 6)
+    first = jax.jit(module.init)(jax.random.key(0), x)
+    draw = np.random.RandomState(1).uniform
+    stats = jax.tree.map(lambda s: jnp.asarray(draw(0.5, 2, s.shape), jnp.float32), first["batch_stats"])
+    given = {"params": first["params"], "batch_stats": stats}
+    apply = lambda: jax.jit(lambda v: module.apply(v, x, True, mutable=["batch_stats"]))(given)
+    with frozen_statistics():
+        y, after = apply()
+    np.testing.assert_allclose(y, jax.jit(lambda v: module.apply(v, x, False))(given), rtol=1e-5, atol=1e-6)
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), after["batch_stats"], stats)
+    assert all(jax.tree.leaves(same))
+    with frozen_statistics(False):
+        moved = apply()[1]["batch_stats"]
+    assert any((a != b).any() for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(stats), strict=True))

@@ -9,7 +9,7 @@ import pytest
 from hga_flax.attention import HGA, uses_source
 from hga_flax.models import create_model
 from hga_flax.models.norm import BatchNorm
-from hga_flax.models.resnet import Bottleneck, check_rate
+from hga_flax.models.resnet import Bottleneck, check_rate, depth_rates, survival_drop
 
 
 def attention_paths(variables: dict) -> set[str]:
@@ -56,6 +56,43 @@ def test_rates_are_checked():
     for rate in (-0.1, 1.0, float("nan")):
         with pytest.raises(ValueError, match="dropout="):
             check_rate("dropout", rate)
+
+
+def test_the_rate_rises_with_the_depth():
+    np.testing.assert_allclose(depth_rates(0.2, 4), [0.05, 0.1, 0.15, 0.2])
+
+
+class Drop(nn.Module):
+    @nn.compact
+    def __call__(self, y, train):
+        return survival_drop(y, 0.3, train)
+
+
+def test_whole_images_lose_the_branch_and_the_others_make_up_for_it():
+    y = jnp.asarray(np.random.RandomState(0).uniform(1, 2, (4000, 2, 3, 2)), jnp.float32)
+    np.testing.assert_array_equal(Drop().apply({}, y, False), y)
+    kept = np.asarray(Drop().apply({}, y, True, rngs={"dropout": jax.random.key(0)})) / y
+    per_image = kept.reshape(4000, -1)
+    assert ((per_image == 0).all(axis=1) | np.isclose(per_image, 1 / 0.7, rtol=1e-5).all(axis=1)).all()
+    assert (per_image[:, 0] == 0).mean() == pytest.approx(0.3, abs=0.03)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "cifar_resnet8", "cifar_preact_resnet11_bottleneck"])
+def test_stochastic_depth_adds_no_parameter_and_draws_in_training_only(name):
+    size = {"stage_sizes": (1, 1)} if name == "resnet50" else {}
+    plain, dropped = (
+        create_model(name, features=4, num_classes=3, **size, **o) for o in ({}, {"stochastic_depth": 0.5})
+    )
+    x = jnp.ones((2, 32, 32, 3))
+    tree = lambda model: jax.tree.map(jnp.shape, jax.eval_shape(model.init, jax.random.key(0), x))
+    assert tree(plain) == tree(dropped)
+    variables = jax.eval_shape(dropped.init, jax.random.key(0), x)
+    jax.eval_shape(partial(dropped.apply, train=False), variables, x)
+    train = partial(dropped.apply, train=True, mutable=["batch_stats"])
+    with pytest.raises(Exception, match="dropout"):
+        jax.eval_shape(train, variables, x)
+    text = jax.jit(partial(train, rngs={"dropout": jax.random.key(0)})).lower(variables, x).as_text()
+    assert text.count("threefry") + text.count("rng_bit_generator") > 0
 
 
 @pytest.mark.parametrize("reduced_channels", [8, None])

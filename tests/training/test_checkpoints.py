@@ -35,7 +35,7 @@ def initial(**overrides):
 def abstract(**overrides):
     c = tiny.config(**overrides)
     optimizer = create_optimizer(c, optax.constant_schedule(0.1))
-    return abstract_state(make_init(build_model(c, 10), optimizer, (8, 8, 1)), tiny.mesh())
+    return abstract_state(make_init(build_model(c, 10), optimizer, (8, 8, 1), c.training.ema_decay > 0), tiny.mesh())
 
 
 def state(value=0.0, **overrides):
@@ -320,6 +320,18 @@ def test_another_models_checkpoint_is_refused(tmp_path, other):
     with pytest.raises(UserError, match="belongs to another model: ") as caught:
         checkpoints.restore_latest(abstract(**other))
     assert "\n" not in str(caught.value)
+    checkpoints.close()
+
+
+def test_a_checkpoint_without_the_average_is_refused_where_there_should_be_one(tmp_path):
+    """And one that was written before there were averages is one without: the tree is the same."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state(), {}, None)
+    checkpoints.wait()
+    names = {str(path[0]) for path, _ in jax.tree.leaves_with_path(state())}
+    assert names == {f".{name}" for name in ("step", "params", "batch_stats", "opt_state", "metrics", "skipped")}
+    with pytest.raises(UserError, match=r"belongs to another training\.ema_decay: ema/params/.* is absent there"):
+        checkpoints.restore_latest(abstract(training__ema_decay=0.9))
     checkpoints.close()
 
 

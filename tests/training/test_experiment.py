@@ -37,6 +37,15 @@ def test_the_parts_follow_from_the_configuration():
         ({"evaluation__batch_size": 12}, "evaluation.batch_size=12: does not divide over 8 devices"),
         ({"data__mean": (0.5, 0.5, 0.5)}, "digits has 1 channels"),
         ({"training__batch_norm_scope": "device", "training__batch_size": 8}, "leaves each of the 8 devices one image"),
+        (
+            {"training__accumulation_steps": 4},
+            "does not divide the 2 images of each of the 8 devices; training.batch_size=",
+        ),
+        ({"training__accumulation_steps": 2, "data__mixup": 0.2}, "an even number of images in each of the 2 parts of"),
+        (
+            {"training__accumulation_steps": 2, "training__batch_norm_scope": "device"},
+            "one image in each of the 2 parts of .*training.batch_size=32",
+        ),
         ({"training__compilation_cache": "/dev/null/xla"}, '/dev/null is not a folder; name another folder, or ""'),
         ({"training__compilation_cache": "~nobody_here/xla"}, "the home folder is not known"),
     ],
@@ -44,6 +53,23 @@ def test_the_parts_follow_from_the_configuration():
 def test_what_does_not_fit_is_refused_before_the_data_is_opened(overrides, message):
     with pytest.raises(UserError, match=message):
         e.create_experiment(tiny.config(**overrides), INFO)
+
+
+def test_a_batch_of_one_image_a_part_needs_no_statistics_where_they_are_frozen():
+    c = tiny.config(
+        training__accumulation_steps=2, training__batch_norm_scope="device", training__freeze_batch_stats=True
+    )
+    e.create_experiment(c, INFO)
+
+
+def test_evaluation_may_have_its_own_size():
+    experiment = e.create_experiment(tiny.config(evaluation__image_size=12), INFO)
+    assert (experiment.image_shape, experiment.eval_image_shape) == ((8, 8, 1), (12, 12, 1))
+    assert experiment.dataset.eval_size == 12
+    assert e.create_experiment(tiny.config(), INFO).eval_image_shape == (8, 8, 1)
+    plan, _, _, state = e.prepare(experiment)
+    rows = dict(e.describe(experiment, plan, state.params))
+    assert rows["images"] == "8x8x1, evaluated at 12x12, 10 classes"
 
 
 def test_determinism_and_the_cache_are_set_before_jax_starts(monkeypatch, tmp_path):
@@ -93,6 +119,14 @@ def test_everything_is_checked_before_an_image_is_read(monkeypatch):
         ({"training__steps": 0, "schedule__warmup_epochs": 100.0}, r"schedule\.warmup_epochs=100\.0: a warm-up of 300"),
         ({"model__attention_options": "form='shift', mfe_norm=True"}, "cannot be trained: form='shift' needs a linear"),
         ({"model__options": "features=0"}, "config.model cannot be built"),
+        (
+            {
+                "model__attention": "ge",
+                "model__attention_options": "mlp=False, learned=True",
+                "evaluation__image_size": 16,
+            },
+            r"evaluation\.image_size=16: this network cannot be evaluated at another size than it is trained at",
+        ),
     ],
 )
 def test_what_only_the_data_or_the_network_shows_is_refused_before_compilation(overrides, message):

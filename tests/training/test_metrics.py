@@ -6,6 +6,7 @@ import scipy.special
 from hga_flax.training.metrics import (
     ClassificationMetrics,
     all_finite,
+    binary_cross_entropy,
     cross_entropy,
     finite_or_none,
     read,
@@ -21,6 +22,16 @@ def test_cross_entropy_against_float64(smoothing):
     target = (1 - smoothing) * np.eye(12)[LABELS] + smoothing / 12
     expected = -(target * scipy.special.log_softmax(LOGITS, axis=-1)).sum(axis=-1)
     ours = cross_entropy(jnp.asarray(LOGITS, jnp.float32), jnp.asarray(LABELS), smoothing)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_binary_cross_entropy_against_float64(smoothing):
+    target = (1 - smoothing) * np.eye(12)[LABELS] + smoothing / 12
+    logits = LOGITS * 20  # where a naive formula would give infinities in float32
+    log_p, log_not = scipy.special.log_expit(logits), scipy.special.log_expit(-logits)
+    expected = -(target * log_p + (1 - target) * log_not).mean(axis=-1)
+    ours = binary_cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(LABELS), smoothing)
     np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
 

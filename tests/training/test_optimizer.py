@@ -31,6 +31,11 @@ def test_warm_up_is_linear_and_counts_from_the_start_of_training():
     np.testing.assert_allclose(ours, [0.1, 0.35, 0.6, 0.6, 0.06], rtol=1e-5)
 
 
+def test_cosine_may_end_above_zero():
+    ours = rates([0, 500, 1000], name="cosine", end_learning_rate=0.1)
+    np.testing.assert_allclose(ours, [0.6, 0.35, 0.1], rtol=1e-5)
+
+
 def test_cosine_ends_at_zero():
     ours = rates([0, 100, 550, 1000], name="cosine", warmup_steps=100)
     np.testing.assert_allclose(ours, [0.0, 0.6, 0.3, 0.0], atol=1e-6)
@@ -84,3 +89,42 @@ def test_without_momentum():
     for _ in range(2):
         updates, state = optimizer.update({"w": jnp.ones(())}, state, params)
     assert float(updates["w"]) == -0.5
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+@pytest.mark.parametrize("decay_norm_and_bias", [False, True])
+def test_adamw_and_lamb_against_the_papers_arithmetic(name, decay_norm_and_bias):
+    """In float64, with NumPy alone: AdamW's algorithm 2, LAMB's algorithm 2 with bias correction."""
+    b1, b2, eps, rate, decay = 0.8, 0.95, 1e-3, 0.05, 0.1
+    c = tiny.config(
+        optimizer__name=name,
+        optimizer__b1=b1,
+        optimizer__b2=b2,
+        optimizer__eps=eps,
+        optimizer__weight_decay=decay,
+        optimizer__decay_norm_and_bias=decay_norm_and_bias,
+    )
+    random = np.random.default_rng(0)
+    expected = {"kernel": random.normal(size=(3, 2)), "scale": random.normal(size=4), "zero": np.zeros((2, 2))}
+    params = {key: jnp.asarray(value, jnp.float32) for key, value in expected.items()}
+    optimizer = create_optimizer(c, optax.constant_schedule(rate))
+    state = optimizer.init(params)
+    mean = {key: 0.0 for key in expected}
+    square = {key: 0.0 for key in expected}
+    for t in range(1, 6):
+        grads = {key: random.normal(size=value.shape) for key, value in expected.items()}
+        updates, state = optimizer.update({k: jnp.asarray(g, jnp.float32) for k, g in grads.items()}, state, params)
+        params = optax.apply_updates(params, updates)
+        for key, g in grads.items():
+            mean[key] = b1 * mean[key] + (1 - b1) * g
+            square[key] = b2 * square[key] + (1 - b2) * g**2
+            step = mean[key] / (1 - b1**t) / (np.sqrt(square[key] / (1 - b2**t)) + eps)
+            decays = decay_norm_and_bias or expected[key].ndim > 1
+            step = step + decay * expected[key] if decays else step
+            norm = np.linalg.norm(expected[key])
+            if name == "lamb" and decays and norm > 0:
+                step = step * norm / np.linalg.norm(step)
+            expected[key] = expected[key] - rate * step
+    for key in expected:
+        np.testing.assert_allclose(params[key], expected[key], rtol=2e-5, atol=1e-6)
+    assert (expected["zero"] != 0).all()  # an array of norm zero still moves

@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 from hga_flax.errors import UserError
 from hga_flax.training.restore import evaluate_workdir, restore_workdir
 from hga_flax.training.trainer import train
+from hga_flax.validation import LATER
 from tests.training import tiny
 
 
@@ -78,3 +80,21 @@ def test_a_workdir_without_checkpoints(workdir, tmp_path):
         for checkpoint in ("best", "latest", "1"):
             with pytest.raises(UserError, match="no checkpoint here yet"):
                 restore_workdir(str(tmp_path), checkpoint)
+
+
+def test_the_weights_of_a_run_without_an_average(workdir):
+    restored = restore_workdir(str(workdir), "latest")
+    assert restored.weights == "raw" and restored.variables["params"] is restored.state.params
+    with pytest.raises(UserError, match=r"^--weights=ema: this run keeps no average \(training\.ema_decay=0\)"):
+        restore_workdir(str(workdir), "latest", weights="ema")
+
+
+def test_a_workdir_of_before_a_key_still_evaluates(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / "old")
+    file = tmp_path / "old" / "config.json"
+    config = json.loads(file.read_text())
+    for key in LATER:
+        group, name = key.split(".")
+        del config[group][name]
+    file.write_text(json.dumps(config))
+    assert evaluate_workdir(str(tmp_path / "old"), "latest") == evaluate_workdir(str(workdir), "latest")

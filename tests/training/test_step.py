@@ -116,10 +116,79 @@ def test_the_loss_of_mixed_images_is_that_of_soft_labels():
     assert loss == pytest.approx(float(optax.softmax_cross_entropy(logits, target).mean()), rel=1e-5)
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"training__label_smoothing": 0.1}, {"model__dtype": "bfloat16"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"training__label_smoothing": 0.1},
+        {"training__loss": "binary_cross_entropy"},
+        {"model__dtype": "bfloat16"},
+        {"model__options": "features=4, stochastic_depth=0.5"},
+    ],
+)
 def test_options_of_the_step_change_it(change):
     base, changed = tiny.config(), tiny.config(**change)
     assert one_step(base, 1, tiny.batch())[3] != one_step(changed, 1, tiny.batch())[3]
+
+
+PLAIN = {"model__attention": "none", "data__augmentation": "none", "data__crop_padding": 0}
+
+
+def accumulation(devices, parts, **options):
+    c = tiny.config(training__accumulation_steps=parts, training__batch_size=128, **(PLAIN | options))
+    return one_step(c, devices, tiny.batch(128))
+
+
+def reduces(text):
+    return re.findall(r" all-reduce(?:-start)?\(", text)
+
+
+@pytest.mark.parametrize(("devices", "mixed"), [(1, {}), (2, MIXED)])
+def test_accumulating_4_times_32_equals_128_with_frozen_statistics(devices, mixed):
+    options = {"training__freeze_batch_stats": True} | mixed
+    one_text, before, whole, loss = accumulation(devices, 1, **options)
+    text, _, parts, same_loss = accumulation(devices, 4, **options)
+    change = lambda after: jax.tree.map(np.subtract, after.params, before.params)
+    assert worst(change(whole), change(parts)) < 1e-4 and same_loss == pytest.approx(loss, rel=1e-6)
+    assert worst(whole.batch_stats, before.batch_stats) == worst(parts.batch_stats, before.batch_stats) == 0
+    assert worst(whole.metrics, parts.metrics) < 1e-5 and int(parts.metrics.loss.count) == 128
+    assert "all-gather" not in text and "all-to-all" not in text
+    # The gradient crosses the links once, and not for each part: only the loss is summed in the loop.
+    assert len(reduces(text)) <= len(reduces(one_text)) + 1
+    if not mixed:  # frozen statistics are those of inference
+        model, _, _ = tiny.build(tiny.config(**PLAIN), tiny.mesh())
+        images = jnp.asarray((tiny.batch(128)["image"] / 255 - 0.5) / 0.25, jnp.float32)
+        logits = model.apply(before.variables(), images, train=False)
+        expected = optax.softmax_cross_entropy_with_integer_labels(logits, tiny.batch(128)["label"]).mean()
+        assert loss == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_accumulation_moves_batch_statistics_once_a_part():
+    """As the caveat says: like four steps of 32, of which each is normalised by its own statistics."""
+    before, after = accumulation(2, 4)[1:3]
+    _, state, step = tiny.build(tiny.config(optimizer__learning_rate=1e-30, **PLAIN), tiny.mesh(2))
+    batch = tiny.batch(128)
+    # Two devices hold 64 each, of which a part takes 16.
+    for part in range(4):
+        rows = np.concatenate([device * 64 + np.arange(part * 16, part * 16 + 16) for device in range(2)])
+        state, _ = step(state, next(to_devices(iter([{k: v[rows] for k, v in batch.items()}]), tiny.mesh(2))))
+    assert worst(jax.tree.map(np.asarray, state.batch_stats), after.batch_stats) < 1e-6
+    assert worst(before.batch_stats, after.batch_stats) > 0.1
+
+
+def test_the_average_follows_parameters_and_statistics():
+    """Against arithmetic in float64; its warm-up keeps less than `ema_decay` at first."""
+    c, on = tiny.config(training__ema_decay=0.2, **PLAIN), tiny.mesh()
+    _, state, step = tiny.build(c, on)
+    double = lambda tree: jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+    expected = double(state.variables("raw"))
+    assert worst(expected, double(state.ema)) == 0
+    for t, placed in enumerate(to_devices(iter([tiny.batch(seed=s) for s in range(4)]), on)):
+        state, _ = step(state, placed)
+        d = [1 / 10, 2 / 11, 0.2, 0.2][t]
+        expected = jax.tree.map(lambda old, now, d=d: d * old + (1 - d) * now, expected, double(state.variables("raw")))
+    assert worst(expected, double(state.ema)) < 1e-6 and state.variables() is state.ema
+    assert worst(double(state.ema), double(state.variables("raw"))) > 1e-4
 
 
 def test_bfloat16_keeps_parameters_and_statistics_in_float32():

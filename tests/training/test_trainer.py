@@ -16,7 +16,7 @@ from hga_flax.errors import Interrupted, UserError
 from hga_flax.training import checkpoints as checkpoints_module
 from hga_flax.training.checkpoints import Checkpoints
 from hga_flax.training.clock import TIMINGS
-from hga_flax.training.restore import restore_workdir
+from hga_flax.training.restore import evaluate_workdir, restore_workdir
 from hga_flax.training.trainer import train
 from tests.training import tiny
 
@@ -91,6 +91,39 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path, monkeyp
     assert "resuming" in capsys.readouterr().out
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
     assert len(rows(tmp_path / "cut", "train")) == 4
+
+
+MODERN = {
+    "model__attention": "none",
+    "model__options": "features=4, stochastic_depth=0.2",
+    "training__ema_decay": 0.9,
+    "training__accumulation_steps": 2,
+    "optimizer__name": "adamw",
+    "optimizer__learning_rate": 0.01,
+    "data__randaugment_ops": 2,
+    "evaluation__image_size": 12,
+}
+
+
+def test_a_modern_run_goes_on_as_if_nothing_had_happened_and_is_evaluated_by_its_average(tmp_path, monkeypatch, capsys):
+    c = tiny.config(checkpoint__every_steps=1, training__steps=8, **MODERN)
+    train(c, str(tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        when(patch, "train", 5, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(c, str(tmp_path / "cut"))
+    train(c, str(tmp_path / "cut"))
+    assert "resuming" in capsys.readouterr().out
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+    last = rows(tmp_path / "cut", "eval")[-1]
+    assert last["eval/ema_decay"] == 0.9 and last["step"] == 8
+    results = {weights: evaluate_workdir(str(tmp_path / "cut"), "latest", weights=weights) for weights in (None, "raw")}
+    assert results[None]["loss"] == pytest.approx(last["eval/loss"], rel=1e-6) and results[None]["weights"] == "ema"
+    assert results["raw"]["weights"] == "raw" and results["raw"]["loss"] != results[None]["loss"]
+    restored = restore_workdir(str(tmp_path / "cut"), "8")
+    assert restored.variables is restored.state.ema and restored.experiment.eval_image_shape == (12, 12, 1)
+    saved = Checkpoints(tmp_path / "cut", read_only=True).metrics(8)
+    assert saved["loss"] == last["eval/loss"]  # by which the best is chosen
 
 
 def test_a_run_stopped_by_signals_everywhere_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch):

@@ -52,5 +52,5 @@ def build(c, on, image_shape=(8, 8, 1), classes=10, rate=None):
     axis = "data" if c.training.batch_norm_scope == "global" else None
     model = build_model(c, classes, axis)
     optimizer = create_optimizer(c, optax.constant_schedule(rate or c.optimizer.learning_rate))
-    state = create_state(make_init(model, optimizer, image_shape), c.seed, on)
+    state = create_state(make_init(model, optimizer, image_shape, ema=c.training.ema_decay > 0), c.seed, on)
     return model, state, make_train_step(model, optimizer, c, on)

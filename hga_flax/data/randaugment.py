@@ -1,0 +1,174 @@
+"""RandAugment: a few operations drawn for each training image, all at about one magnitude.
+
+Cubuk et al., RandAugment, 2020, https://arxiv.org/abs/1909.13719; the operations and their strengths
+are those of timm's "inc1" (rand-mM-nN-mstd0.5-inc1), which ResNet strikes back trains with
+(https://arxiv.org/abs/2110.00476): of 15 operations N are drawn with replacement, each is applied
+with probability 1/2 and a magnitude normally distributed about M.
+
+Unlike there, the geometric ones join the one warp that crops and resizes, before the others and
+whatever the order drawn: the image is interpolated once, and what comes in from outside the crop is
+the image's own surroundings, mirrored at its border, not grey. Of the bits of a colour one at least
+is kept.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+PROBABILITY, DEVIATION, STRONGEST = 0.5, 0.5, 10.0
+STREAM = 1  # apart from the crop's draws, which are made of the key alone
+SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13  # Pillow's
+LEVELS = np.arange(256)
+
+
+class Operations(NamedTuple):
+    """What was drawn for an image.
+
+    Attributes:
+        matrix: `[3, 3]`, from a place in the result to the one it shows, in sides of the image about its
+            centre (x, y, 1); None where it is the identity.
+        colours: (name, value) of the other operations, in their order.
+    """
+
+    matrix: np.ndarray | None
+    colours: tuple[tuple[str, float], ...]
+
+
+def rotate(degrees: float) -> list[list[float]]:
+    """About the centre."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return [[cos, -sin, 0], [sin, cos, 0]]
+
+
+# As Pillow's transforms, which shear about the upper left corner.
+GEOMETRIC: dict[str, Callable[[float], list[list[float]]]] = {
+    "rotate": rotate,
+    "shear_x": lambda value: [[1, value, value / 2], [0, 1, 0]],
+    "shear_y": lambda value: [[1, 0, 0], [value, 1, value / 2]],
+    "translate_x": lambda value: [[1, 0, value], [0, 1, 0]],
+    "translate_y": lambda value: [[1, 0, 0], [0, 1, value]],
+}
+
+
+def look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Maps each grey level: by `[256]` for all channels or `[256, C]`; truncated to 0..255."""
+    table = np.clip(table, 0, 255).astype(np.uint8)
+    if table.ndim > 1:
+        table = table[:, 0] if image.shape[2] == 1 else table[None]
+    return cv2.LUT(image, table).reshape(image.shape)
+
+
+def autocontrast(image: np.ndarray) -> np.ndarray:
+    """Stretches each channel to 0..255."""
+    low = image.min(axis=(0, 1)).astype(float)
+    scale = 255 / np.maximum(image.max(axis=(0, 1)) - low, 1e-9)
+    return look_up(image, np.where(scale <= 255, (LEVELS[:, None] - low) * scale + 1e-6, LEVELS[:, None]))
+
+
+def equalize(image: np.ndarray) -> np.ndarray:
+    """Makes each channel's histogram flat, as Pillow does."""
+    tables = []
+    for channel in range(image.shape[2]):
+        counts = np.bincount(image[..., channel].ravel(), minlength=256)
+        step = (counts.sum() - counts[np.nonzero(counts)[0][-1]]) // 255
+        tables.append((step // 2 + np.cumsum(counts) - counts) // step if step else LEVELS)
+    return look_up(image, np.stack(tables, axis=-1))
+
+
+def grey(image: np.ndarray) -> np.ndarray:
+    """Returns the luma: uint8 `[H, W]`."""
+    return image[..., 0] if image.shape[2] == 1 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+
+
+def blend(image: np.ndarray, other: np.ndarray, factor: float) -> np.ndarray:
+    """Returns factor * image + (1 - factor) * other."""
+    return cv2.addWeighted(image, factor, other, 1 - factor, 0).reshape(image.shape)
+
+
+def colour(image: np.ndarray, factor: float) -> np.ndarray:
+    """From grey (0) over the image (1) to stronger colours."""
+    return image if image.shape[2] == 1 else blend(image, cv2.cvtColor(grey(image), cv2.COLOR_GRAY2RGB), factor)
+
+
+def contrast(image: np.ndarray, factor: float) -> np.ndarray:
+    """From the mean grey (0) over the image (1) to more contrast."""
+    mean = int(grey(image).mean() + 0.5)
+    return look_up(image, mean + factor * (LEVELS - mean))
+
+
+def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
+    """From smoothed (0) over the image (1) to sharper; the outermost pixels stay."""
+    smooth = image.copy()
+    smooth[1:-1, 1:-1] = cv2.filter2D(image, -1, SMOOTH).reshape(image.shape)[1:-1, 1:-1]
+    return blend(image, smooth, factor)
+
+
+COLOURS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
+    "autocontrast": lambda image, _: autocontrast(image),
+    "equalize": lambda image, _: equalize(image),
+    "invert": lambda image, _: look_up(image, 255 - LEVELS),
+    "posterize": lambda image, bits: look_up(image, LEVELS & ~(2 ** (8 - int(bits)) - 1)),
+    "solarize": lambda image, limit: look_up(image, np.where(limit > LEVELS, LEVELS, 255 - LEVELS)),
+    "solarize_add": lambda image, add: look_up(image, np.where(LEVELS < 128, LEVELS + int(add), LEVELS)),
+    "colour": colour,
+    "contrast": contrast,
+    "brightness": lambda image, factor: look_up(image, factor * LEVELS),
+    "sharpness": sharpness,
+}
+
+
+def _enhance(share: float, sign: float) -> float:
+    return max(0.1, 1 + sign * 0.9 * share)
+
+
+# name: (magnitude as a share of the strongest, sign) -> value.
+VALUES: dict[str, Callable[[float, float], float]] = {
+    "autocontrast": lambda share, sign: 0,
+    "equalize": lambda share, sign: 0,
+    "invert": lambda share, sign: 0,
+    "rotate": lambda share, sign: sign * 30 * share,
+    "posterize": lambda share, sign: max(1, 4 - int(4 * share)),
+    "solarize": lambda share, sign: 256 - int(256 * share),
+    "solarize_add": lambda share, sign: int(110 * share),
+    "colour": _enhance,
+    "contrast": _enhance,
+    "brightness": _enhance,
+    "sharpness": _enhance,
+    "shear_x": lambda share, sign: sign * 0.3 * share,
+    "shear_y": lambda share, sign: sign * 0.3 * share,
+    "translate_x": lambda share, sign: sign * 0.45 * share,
+    "translate_y": lambda share, sign: sign * 0.45 * share,
+}
+NAMES = tuple(VALUES)
+
+
+def draw_operations(count: int, magnitude: float, key: tuple[int, ...]) -> Operations:
+    """Draws an image's operations.
+
+    Args:
+        count: operations drawn; half of them are applied.
+        magnitude: 0 to 10.
+        key: integers that all random choices derive from.
+    """
+    random = np.random.default_rng((*key, STREAM))
+    matrix, colours = None, []
+    for _ in range(count):
+        name, applied = NAMES[random.integers(len(NAMES))], random.random() < PROBABILITY
+        share = min(max(random.normal(magnitude, DEVIATION), 0.0), STRONGEST) / STRONGEST
+        value = VALUES[name](share, 1.0 if random.random() < 0.5 else -1.0)
+        if applied and name in GEOMETRIC:
+            step = np.array([*GEOMETRIC[name](value), [0, 0, 1]], float)
+            matrix = step if matrix is None else matrix @ step
+        elif applied:
+            colours.append((name, value))
+    return Operations(matrix, tuple(colours))
+
+
+def apply_colours(image: np.ndarray, operations: Operations) -> np.ndarray:
+    """Applies the operations that move no pixel: uint8 `[H, W, C]` -> the same shape."""
+    for name, value in operations.colours:
+        image = COLOURS[name](image, value)
+    return image
