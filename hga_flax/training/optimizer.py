@@ -8,6 +8,7 @@ import optax
 from ml_collections import ConfigDict
 
 from hga_flax.errors import ConfigError
+from hga_flax.training.parameters import by_parameter
 
 
 def warmup_steps(config: ConfigDict, steps_per_epoch: float) -> int:
@@ -89,8 +90,9 @@ def create_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Grad
     """
     optimizer = config.optimizer
     mask = None if optimizer.decay_norm_and_bias else decays
-    return optax.chain(
+    update = optax.chain(
         optax.clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity(),
         optax.add_decayed_weights(optimizer.weight_decay, mask) if optimizer.weight_decay else optax.identity(),
         optax.sgd(schedule, optimizer.momentum or None, optimizer.nesterov),
     )
+    return by_parameter(config, update)

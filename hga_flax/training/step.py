@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from hga_flax.data.device_augmentation import augment, example_keys, mix, normalize, random_erasing
 from hga_flax.training.mesh import DATA_AXIS
 from hga_flax.training.metrics import ClassificationMetrics, TrainMetrics, batch_metrics, cross_entropy
+from hga_flax.training.parameters import hold_frozen
 from hga_flax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -79,7 +80,7 @@ def make_train_step(
             return own if share is None else share * own + (1 - share) * cross_entropy(logits, other, smoothing)
 
         def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
-            variables = {"params": params, "batch_stats": state.batch_stats}
+            variables = {"params": hold_frozen(config, params), "batch_stats": state.batch_stats}
             logits, updates = model.apply(
                 variables, images, train=True, mutable=["batch_stats", "aux_logits"], rngs={"dropout": dropout}
             )
