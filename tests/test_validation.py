@@ -79,6 +79,8 @@ def changed(**values):
         ({"data__mean": ()}, f"data.mean=(): {v.ENTRIES['data.mean']}"),
         ({"data__std": (float("inf"),)}, f"data.std=(inf,): {v.ENTRIES['data.std']}"),
         ({"schedule__decay_at_steps": (1.5,)}, "schedule.decay_at_steps=(1.5,): positive whole numbers"),
+        ({"optimizer__freeze": "stem*"}, f"optimizer.freeze=stem*: {v.ENTRIES['optimizer.freeze']}"),
+        ({"optimizer__freeze": (1,)}, f"optimizer.freeze=(1,): {v.ENTRIES['optimizer.freeze']}"),
         ({"optimzer": 1}, "optimzer: there is no such key; did you mean 'optimizer'?"),
         ({"model": "resnet50"}, f"model='resnet50': it is a group: {', '.join(MODEL)}"),
         ({"optimizer__beta": 0.9}, "optimizer.beta: there is no such key; did you mean 'optimizer.nesterov'?"),
@@ -107,6 +109,20 @@ def test_the_rules_are_those_of_the_declared_keys_and_admit_their_defaults():
         value = v.get_key(config, key)
         assert isinstance(value, tuple) if rule.many else type(value) is rule.kind, key
     assert set(v.USES) <= set(v.RULES)
+
+
+def test_a_configuration_of_an_older_run_is_completed():
+    config = base.get_config()
+    with config.unlocked():
+        del config["init"]
+        for key in v.LATER:
+            group, name = key.split(".")
+            if group in config:
+                del config[group][name]
+    old = v.complete(config)
+    v.check_keys(old)
+    assert {key: v.get_key(old, key) for key in v.LATER} == v.LATER
+    assert {key: v.get_key(base.get_config(), key) for key in v.LATER} == v.LATER
 
 
 def test_a_list_is_as_good_as_a_tuple():

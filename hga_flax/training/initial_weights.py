@@ -2,13 +2,14 @@
 
 What the file holds is brought under our names and fitted to the network by three rules. An attention,
 a head ("classifier") and an auxiliary head are taken whole or stay fresh: the file may have another
-one, or none. Everything else must be there with its shape, or it is another network. A stem for
+one, or none. Everything else must be on both sides with the same shape, or it is another network. A stem for
 another number of input channels is adapted as in timm (adapt_input_conv): summed over the channels
 for one, repeated and divided where the file has one.
 """
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -31,6 +32,7 @@ Path = tuple[str, ...]  # ("params", "stem_conv", "kernel")
 KEY = "init.from"
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".safetensors")
 HEAD = "classifier"  # the name of every network's last layer, and of its auxiliary heads' last ones
+OPTIONAL_THERE = re.compile(r"(^|\.)(se|fc|classifier|aux\d?)\.")  # in the names of PyTorch's libraries
 SHOWN = 4  # names on the terminal
 
 
@@ -195,6 +197,9 @@ def fit(source: Source, places: Mapping[Path, Any], network: str) -> Fitted:
             problems.append(f"{_name(path)} {found}")
         else:
             loaded[path] = array
+    foreign = [_name(path) for path in source.arrays if path not in places and not _optional_group(path)]
+    foreign += [name for name in source.others if not OPTIONAL_THERE.search(name)]
+    problems += [f"{name} has no place in it" for name in foreign]  # such as the blocks of a deeper network
     if problems:
         raise UserError(
             f"{KEY}={source.origin}: these are not the weights of {network}: {_listed(problems)}; set config.model to "
