@@ -7,6 +7,7 @@ another number of input channels is adapted as in timm (adapt_input_conv): summe
 for one, repeated and divided where the file has one.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import re
@@ -164,8 +165,11 @@ def _read_run(given: str, folder: pathlib.Path, checkpoint: str) -> Source:
         arrays = flatten_dict(checkpoints.restore_weights(step))
     finally:
         checkpoints.close()
-    model = files.read_config(folder).model
-    return Source(f"step {step} of {folder}, {model.name} with attention {model.attention}", arrays)
+    origin = f"step {step} of {folder}"
+    with contextlib.suppress(UserError):  # the arrays speak for themselves
+        model = files.read_config(folder).model
+        origin += f", {model.name} with attention {model.attention}"
+    return Source(origin, arrays)
 
 
 def fit(source: Source, places: Mapping[Path, Any], network: str) -> Fitted:

@@ -32,7 +32,7 @@ def places(name="cifar_resnet8", attention="none", channels=1, classes=10, **opt
     model = create_model(name, num_classes=classes, **{"attention": attention} | options)
     images = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(images.shape)))
-    return {path: leaf for path, leaf in flatten_dict(dict(variables)).items() if path[0] != "intermediates"}
+    return flatten_dict({kind: variables[kind] for kind in ("params", "batch_stats")})
 
 
 def source(there):
@@ -123,11 +123,11 @@ def test_a_stem_for_other_channels_answers_a_grey_image_as_before(there, here):
     [
         (
             {"features": 8},
-            r"^init\.from=FILE: these are not the weights of ours: stem_conv/kernel \[3, 3, 1, 8\] instead of "
-            r"\[3, 3, 1, 4\], .*; set config\.model to the network that they belong to$",
+            r"^init\.from=FILE: these are not the weights of ours: stage1_block1/conv1/kernel \[3, 3, 8, 8\] "
+            r"instead of \[3, 3, 4, 4\], .*; set config\.model to the network that they belong to$",
         ),
         ({"channels": 3, "here": 4}, r"stem_conv/kernel \[3, 3, 3, 4\] instead of \[3, 3, 4, 4\]"),
-        ({"name": "densenet121", "channels": 3}, r"stem_norm/.*and \d+ more"),
+        ({"name": "cifar_preact_resnet8", "features": 4}, r"stem_norm/bias missing, .* and \d+ more"),
         ({"name": "cifar_resnet14", "features": 4}, r": stage1_block2/conv1/kernel has no place in it, "),
     ],
 )
@@ -144,11 +144,27 @@ def test_values_that_are_not_finite_are_refused():
         w.fit(there, places(), "ours")
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("cifar_resnet8", {}),
+        ("resnet50", {"stage_sizes": (1,)}),
+        ("densenet121", {"block_sizes": (1,)}),
+        pytest.param("googlenet", {"aux_logits": True}, marks=pytest.mark.slow),
+    ],
+)
+def test_the_head_is_what_depends_on_the_number_of_classes(name, options):
+    seven, ten = (places(name, channels=3, classes=classes, **options) for classes in (7, 10))
+    differ = {path for path in seven if seven[path].shape != ten[path].shape}
+    assert differ == {path for path in seven if w.HEAD in path} and differ
+
+
 def test_an_auxiliary_head_may_be_missing():
-    there, here = places("googlenet", channels=3), places("googlenet", channels=3, aux_logits=True)
-    found = w.fit(source(there), here, "googlenet")
+    whole = places("googlenet", channels=3, aux_logits=True)
+    main = {path: leaf for path, leaf in whole.items() if not path[1].startswith("auxiliary")}
+    found = w.fit(source(main), whole, "googlenet")
     assert found.fresh and all(name.startswith("auxiliary") for name in found.fresh)
-    assert all(name.startswith("auxiliary") for name in w.fit(source(here), there, "googlenet").unused)
+    assert set(w.fit(source(whole), main, "googlenet").unused) == set(found.fresh)
 
 
 @pytest.mark.parametrize(
@@ -220,12 +236,15 @@ def test_hga_added_to_resnet50_gives_torchvisions_logits(tmp_path):
 def test_a_resumed_run_does_not_ask_for_the_source_again(run, tmp_path, capsys):
     copy, workdir = tmp_path / "source", tmp_path / "run"
     shutil.copytree(run, copy)
-    c = start(copy, training__steps=3, optimizer__freeze=("stem*",))
+    c = start(copy, model__attention="none", training__steps=3, optimizer__freeze=("stem*",))
     train(c, str(workdir))
     text = (workdir / "initial_weights.txt").read_text()
     assert capsys.readouterr().out.count("initial weights") == 1 and f"from step 3 of {copy}" in text
     ours, theirs = (restore_workdir(str(folder)).state.params for folder in (workdir, copy))
-    same = jax.tree.map(lambda a, b: bool((a == b).all()), ours, theirs)
+    same = {
+        name: jax.tree.map(lambda a, b: bool((a == b).all()), ours[name], theirs[name])
+        for name in ("stem_conv", "stem_norm", "classifier")
+    }
     assert all(jax.tree.leaves([same["stem_conv"], same["stem_norm"]])) and not same["classifier"]["kernel"]
     shutil.rmtree(copy)
     with c.unlocked():
@@ -233,7 +252,7 @@ def test_a_resumed_run_does_not_ask_for_the_source_again(run, tmp_path, capsys):
     train(c, str(workdir))
     assert "resuming" in (out := capsys.readouterr().out) and "initial weights" not in out
     with pytest.raises(UserError, match=r"belongs to another run: there init\.from is '.*', here ''"):
-        train(tiny.config(), str(workdir))
+        train(tiny.config(model__attention="none"), str(workdir))
 
 
 def test_the_average_of_a_run_is_preferred(run, tmp_path):

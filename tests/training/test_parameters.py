@@ -107,7 +107,7 @@ def test_what_a_run_prints():
 
 
 def test_the_step_leaves_frozen_parameters_bit_for_bit_and_reports_the_others_gradient():
-    c = tiny.config(optimizer__freeze=("stem*", "stage1*", "*/attention"), model__options="features=4")
+    c = tiny.config(optimizer__freeze=("stem*", "stage1*", "*/attention"), model__attention="se")
     mesh = tiny.mesh(2)
     _, state, step = tiny.build(c, mesh)
     before = flatten_dict(jax.device_get(state.params), sep="/")
