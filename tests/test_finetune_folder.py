@@ -48,7 +48,7 @@ def drawings(tmp_path_factory):
 
 def test_one_command_beats_chance_by_far_and_leaves_what_is_frozen(drawings, tmp_path):
     source, workdir = tmp_path / "digits", tmp_path / "drawings"
-    c = tiny.config(**NETWORK, data__fake=False, training__steps=60, evaluation__every_epochs=100.0)
+    c = tiny.config(**NETWORK, data__fake=False, training__steps=20, evaluation__every_epochs=100.0)
     train(c, str(source))
     result = run(
         "train.py", "--config=configs/finetune_folder.py", f"--config.data.dir={drawings}",

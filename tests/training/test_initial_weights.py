@@ -127,7 +127,10 @@ def test_a_stem_for_other_channels_answers_a_grey_image_as_before(there, here):
             r"instead of \[3, 3, 4, 4\], .*; set config\.model to the network that they belong to$",
         ),
         ({"channels": 3, "here": 4}, r"stem_conv/kernel \[3, 3, 3, 4\] instead of \[3, 3, 4, 4\]"),
-        ({"name": "cifar_preact_resnet8", "features": 4}, r"stem_norm/bias missing, .* and \d+ more"),
+        (
+            {"name": "cifar_preact_resnet8", "features": 4},
+            r"stage2_block1/downsample_norm/bias missing, .* and \d+ more",
+        ),
         ({"name": "cifar_resnet14", "features": 4}, r": stage1_block2/conv1/kernel has no place in it, "),
     ],
 )
