@@ -18,6 +18,9 @@ def get_config() -> ConfigDict:
     config.model.attention_options = ""  # keyword arguments of the attention, e.g. "kernels=(7,), mfe_act='relu'"
     config.model.dtype = "float32"  # of the computation: float32 or bfloat16; parameters are always float32
 
+    config.init = ConfigDict()
+    config.init["from"] = ""  # weights of a new run: a run's folder, also DIR@latest, DIR@STEP; a .pth, .safetensors
+
     config.data = ConfigDict()
     config.data.name = "imagenet2012"  # "digits" (embedded), "folder", or a TFDS or packed data set
     config.data.dir = ""  # the folder of "folder", else of TFDS; "": $TFDS_DATA_DIR or ~/tensorflow_datasets
@@ -73,6 +76,9 @@ def get_config() -> ConfigDict:
     config.optimizer.weight_decay = 1e-4  # "sgd": joins the gradient, as L2 regularisation; the others: decoupled
     config.optimizer.decay_norm_and_bias = True  # weight decay on 1-d parameters too, as the paper's baselines do
     config.optimizer.clip_norm = 0.0  # the gradient is scaled down to this norm where it is longer; 0: never
+
+    config.optimizer.freeze = ()  # patterns of parameters' paths that are held still, e.g. ("stem*", "stage[12]*")
+    config.optimizer.learning_rate_factors = ()  # "PATTERN=FACTOR", the first that fits, e.g. ("classifier=10",)
 
     config.schedule = ConfigDict()
     config.schedule.name = "step"  # "step", "cosine" or "constant"

@@ -4,6 +4,7 @@ import argparse
 import ast
 import importlib.util
 import json
+import keyword
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict, config_flags
 
 from hga_flax.command_line import add_config_flags, split_overrides
 from hga_flax.errors import ConfigError, UserError, nearest, one_line
-from hga_flax.validation import check_given, check_keys, check_together, config_keys, get_key
+from hga_flax.validation import RULES, check_given, check_keys, check_together, config_keys, get_key
 
 OVERRIDE_ERRORS = (flags.Error, TypeError, ValueError, SyntaxError)  # what reading a value may raise
 
@@ -141,10 +142,24 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
 
 
 def _read(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
-    values, command = flags.FlagValues(), ["command", *overrides]
+    values, command = flags.FlagValues(), ["command", *map(_spelled, overrides)]
     holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=command)
     values(command)
     return holder.value
+
+
+def _spelled(argument: str) -> str:
+    """Returns an override as ml_collections reads it: `init["from"]`, for `from` is a Python keyword; quoted texts."""
+    key, (name, equals, value) = _key(argument), argument.partition("=")
+    *groups, last = name.split(".")
+    name = f"{'.'.join(groups)}['{last}']" if keyword.iskeyword(last) else name
+    rule = RULES.get(key)
+    if equals and rule and rule.many and rule.kind is str:
+        try:
+            ast.literal_eval(value)
+        except OVERRIDE_ERRORS:  # as a person types it: stem*,stage1*
+            value = repr(tuple(part.strip() for part in value.split(",") if part.strip()))
+    return f"{name}{equals}{value}"
 
 
 def parse_options(text: str, key: str) -> dict[str, Any]:

@@ -59,6 +59,7 @@ RULES = {
     "model.attention": TEXT,
     "model.attention_options": TEXT,
     "model.dtype": _choice("float32", "bfloat16"),
+    "init.from": TEXT,
     "data.name": TEXT,
     "data.dir": TEXT,
     "data.fake": SWITCH,
@@ -107,6 +108,8 @@ RULES = {
     "optimizer.weight_decay": _number(0),
     "optimizer.decay_norm_and_bias": SWITCH,
     "optimizer.clip_norm": _number(0),
+    "optimizer.freeze": Rule(str, many=True, empty=True),
+    "optimizer.learning_rate_factors": Rule(str, many=True, empty=True),
     "schedule.name": _choice("step", "cosine", "constant"),
     "schedule.decay_every_epochs": _number(0, 10**6, above=True),
     "schedule.decay_at_steps": Rule(int, 1, WHOLE, many=True, empty=True),
@@ -126,6 +129,8 @@ KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "
 ENTRIES = {
     "data.mean": "one number for all channels or one for each, of values in 0..1 (not 0..255)",
     "data.std": "one number for all channels or one for each; std above 0, of values in 0..1 (not 0..255)",
+    "optimizer.freeze": "patterns of parameters' paths, such as ('stem*', 'stage[12]*')",
+    "optimizer.learning_rate_factors": "texts 'PATTERN=FACTOR', such as ('classifier=10',), each factor above 0",
     "schedule.decay_at_steps": "positive whole numbers",
 }
 
@@ -143,6 +148,9 @@ LATER = {
     "optimizer.eps": 1e-8,
     "schedule.end_learning_rate": 0.0,
     "evaluation.image_size": 0,
+    "init.from": "",
+    "optimizer.freeze": (),
+    "optimizer.learning_rate_factors": (),
 }
 
 # key: (does it change anything in this configuration?, what would make it).
@@ -253,7 +261,7 @@ def check_keys(config: ConfigDict) -> None:
 
 def _check_value(key: str, rule: Rule, value: Any) -> None:
     if rule.many:
-        right = isinstance(value, tuple | list) and all(_is(rule.kind, v) and _inside(rule, v) for v in value)
+        right = isinstance(value, tuple | list) and all(_is_entry(rule, v) for v in value)
         if not right or (not value and not rule.empty):
             raise ConfigError(f"{key}={value}: {ENTRIES[key]}")
         return
@@ -267,6 +275,10 @@ def _check_value(key: str, rule: Rule, value: Any) -> None:
         bound = "above" if rule.above else "at least"
         upper = f" and at most {rule.high}" if rule.high != math.inf else " and finite"
         raise ConfigError(f"{key}={value}: must be {bound} {rule.low}{upper}")
+
+
+def _is_entry(rule: Rule, value: Any) -> bool:
+    return _is(rule.kind, value) and (value.isprintable() if rule.kind is str else _inside(rule, value))
 
 
 def _is(kind: type, value: Any) -> bool:
@@ -310,7 +322,30 @@ def check_together(config: ConfigDict) -> None:
         raise ConfigError(
             "optimizer.nesterov=True: there is no momentum; set optimizer.momentum above 0, or false here"
         )
+    learning_rate_factors(config)
     _check_schedule(config.schedule, config.optimizer.learning_rate)
+
+
+def learning_rate_factors(config: ConfigDict) -> dict[str, float]:
+    """Returns the factors of `optimizer.learning_rate_factors` by their patterns, in order.
+
+    Raises:
+        ConfigError: an entry is not "PATTERN=FACTOR", or its factor is not above 0 and finite.
+    """
+    factors = {}
+    for entry in config.optimizer.learning_rate_factors:
+        pattern, _, text = entry.rpartition("=")
+        try:
+            factors[pattern] = float(text)
+        except ValueError:
+            factors[pattern] = 0.0
+        if not pattern or not 0 < factors[pattern] <= sys.float_info.max:
+            key = "optimizer.learning_rate_factors"
+            raise ConfigError(
+                f"{key}={config.optimizer.learning_rate_factors}: {ENTRIES[key]}; to hold a part still, "
+                "optimizer.freeze"
+            )
+    return factors
 
 
 def _check_schedule(schedule: ConfigDict, peak: float) -> None:

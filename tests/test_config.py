@@ -31,6 +31,24 @@ def test_overrides_take_the_type_of_the_default():
     assert c.parse_options(config.model.attention_options, "x") == {"kernels": (7,), "mfe_act": "relu"}
 
 
+@pytest.mark.parametrize(
+    ("text", "patterns"),
+    [
+        ("stem*", ("stem*",)),
+        ("stem*,stage[12]*", ("stem*", "stage[12]*")),
+        ("('stem*', 'classifier')", ("stem*", "classifier")),
+        ("", ()),
+        ("()", ()),
+    ],
+)
+def test_patterns_need_no_quotes(text, patterns):
+    assert parse(f"--config.optimizer.freeze={text}").optimizer.freeze == patterns
+
+
+def test_a_key_may_be_a_keyword_of_python():
+    assert parse("--config.init.from=runs/digits@3").init["from"] == "runs/digits@3"
+
+
 MISTAKES = {
     "--config.optimzer.learning_rate=1": "--config.optimzer.learning_rate: there is no such key; "
     "did you mean 'optimizer.learning_rate'?",

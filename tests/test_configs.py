@@ -18,8 +18,9 @@ RECIPES = sorted((ROOT / "configs" / "recipes").glob("[!_]*.py"))
 
 
 def code_only(path):
-    """The file without its strings and comments."""
-    tokens = tokenize.generate_tokens(io.StringIO(path.read_text()).readline)
+    """The file without its strings and comments; a key that is a Python keyword is read by subscript."""
+    text = path.read_text().replace('.init["from"]', ".init.from")
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     code = " ".join(t.string for t in tokens if t.type not in (tokenize.STRING, tokenize.COMMENT))
     return code.replace(" . ", ".")
 

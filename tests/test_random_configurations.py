@@ -38,6 +38,7 @@ RIGHT = {
     "model.attention": ["none", "hga", "hga_table2", "se", "sk", "eca", "cbam", "gc", "ge", "nl"],
     "model.attention_options": ["", "kernels=(3,)", "ratio=2", "mfe_act='relu'", "excitation='concat'", "bins=(9,)"],
     "model.dtype": ["float32", "bfloat16"],
+    "init.from": [""],  # tests/training/test_initial_weights.py
     "data.name": ["digits"],
     "data.dir": [""],
     "data.fake": ["true", "false"],
@@ -86,6 +87,8 @@ RIGHT = {
     "optimizer.weight_decay": ["0", "1e-4", "1e30"],
     "optimizer.decay_norm_and_bias": ["true", "false"],
     "optimizer.clip_norm": ["0", "1e-30", "1", "1e30"],
+    "optimizer.freeze": ["()", "stem*", "stage[12]*,classifier", "*/attention"],
+    "optimizer.learning_rate_factors": ["()", "classifier=10", "stem*=0.1,*=2"],
     "schedule.name": ["step", "cosine", "constant"],
     "schedule.decay_every_epochs": ["0.5", "30", "1000000"],
     "schedule.decay_at_steps": ["()", "1", "(1, 2)"],

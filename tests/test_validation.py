@@ -79,6 +79,8 @@ def changed(**values):
         ({"data__mean": ()}, f"data.mean=(): {v.ENTRIES['data.mean']}"),
         ({"data__std": (float("inf"),)}, f"data.std=(inf,): {v.ENTRIES['data.std']}"),
         ({"schedule__decay_at_steps": (1.5,)}, "schedule.decay_at_steps=(1.5,): positive whole numbers"),
+        ({"optimizer__freeze": "stem*"}, f"optimizer.freeze=stem*: {v.ENTRIES['optimizer.freeze']}"),
+        ({"optimizer__freeze": (1,)}, f"optimizer.freeze=(1,): {v.ENTRIES['optimizer.freeze']}"),
         ({"optimzer": 1}, "optimzer: there is no such key; did you mean 'optimizer'?"),
         ({"model": "resnet50"}, f"model='resnet50': it is a group: {', '.join(MODEL)}"),
         ({"optimizer__momentun": 0.9}, "optimizer.momentun: there is no such key; did you mean 'optimizer.momentum'?"),
@@ -116,6 +118,8 @@ def test_a_configuration_of_before_a_key_is_completed_with_what_its_run_went_by(
         assert v.get_key(whole, key) == value and type(v.get_key(whole, key)) is type(value), key
         group, name = key.split(".")
         del old[group][name]
+        if not old[group]:
+            del old[group]
     assert v.complete(ConfigDict(old).lock()) == whole
     v.check_keys(v.complete(whole))
 

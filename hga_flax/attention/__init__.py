@@ -11,6 +11,7 @@ from hga_flax.attention.hga import (
     HierarchicalGlobalAveragePooling,
     MultiScaleFeatureExploitation,
 )
+from hga_flax.attention.identity_start import IdentityStart
 from hga_flax.attention.nl import NonLocal
 from hga_flax.attention.registry import (
     AttentionFactory,
@@ -34,6 +35,7 @@ __all__ = [
     "GatherExcite",
     "GlobalContext",
     "HierarchicalGlobalAveragePooling",
+    "IdentityStart",
     "MultiScaleFeatureExploitation",
     "NonLocal",
     "SelectiveKernel",

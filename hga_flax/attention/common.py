@@ -19,6 +19,7 @@ class Source(NamedTuple):
         kernel: `[D, C]`, its weights.
         raw: `[B, H, W, C]`, what it wrote.
         scale, offset, center: `[C]`, at least float32; `center` is a constant.
+        share: `[C]`, how much of the gate acts, see `IdentityStart`; None: all of it.
     """
 
     inner: jax.Array
@@ -27,6 +28,7 @@ class Source(NamedTuple):
     scale: jax.Array
     offset: jax.Array
     center: jax.Array
+    share: jax.Array | None = None
 
     def project(self, weight: jax.Array, dtype: DTypeLike) -> jax.Array:
         """Returns y @ weight, `[B, H, W, F]`, from `inner`, which is narrower than y.
@@ -45,6 +47,7 @@ class Source(NamedTuple):
         Norm and gate together are one affine map for each image and channel. Its two gradients take
         one pass over the map, and the gate's, the scale's and the offset's follow from them.
         """
+        gate = gate if self.share is None else 1 + self.share * (gate - 1)
         scale, offset = self.scale * gate, self.offset * gate
         y = (self.raw - self.center) * scale[:, None, None] + offset[:, None, None]
         return y.astype(self.raw.dtype)

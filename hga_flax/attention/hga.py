@@ -235,6 +235,12 @@ class HGA(nn.Module):
     axis_name: str | None = None
     uses_source: ClassVar[bool] = True
 
+    @property
+    def gates_channels(self) -> bool:
+        """True where the result is the map times a gate, which `Source.gated` applies where there is a source."""
+        reduced = self.reduced_channels is not None and self.channels > self.reduced_channels
+        return (self.mfe or self.hap or self.ee) and not (reduced and self.restore == "features")
+
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False, source: Source | None = None) -> jax.Array:
         """`[B, H, W, channels]` -> the same shape and dtype; sows `cells`, `excitation` and `gate`.

@@ -40,6 +40,11 @@ class NonLocal(nn.Module):
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
+    @property
+    def starts_as_identity(self) -> bool:
+        """True where the fresh block changes nothing."""
+        return self.zero_init
+
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """`[B, H, W, channels]` -> the same shape and dtype."""

@@ -13,6 +13,7 @@ from hga_flax.attention.eca import EfficientChannelAttention
 from hga_flax.attention.gc import GlobalContext
 from hga_flax.attention.ge import GatherExcite
 from hga_flax.attention.hga import HGA
+from hga_flax.attention.identity_start import IdentityStart
 from hga_flax.attention.nl import NonLocal
 from hga_flax.attention.options import check_types
 from hga_flax.attention.se import SqueezeExcitation
@@ -23,6 +24,7 @@ from hga_flax.attention.sk import SelectiveKernel
 AttentionFactory = Callable[..., nn.Module]
 
 _COMMON = {"name", "dtype", "axis_name"}  # given by the network, not by the user
+IDENTITY_START = "identity_start"  # an option of every attention that follows a block's last norm
 _REGISTRY: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {}
 
 
@@ -64,6 +66,8 @@ def attention_names() -> list[str]:
 def attention_options(name: str) -> dict[str, Any]:
     """Returns the options of an attention with their defaults, its preset applied.
 
+    All that follow a block's last norm have `identity_start`, False by default, see `IdentityStart`.
+
     Raises:
         ValueError: no attention has this name.
     """
@@ -71,7 +75,9 @@ def attention_options(name: str) -> dict[str, Any]:
         raise ValueError(f"unknown attention '{name}'; known: {', '.join(_REGISTRY)}")
     module, preset = _REGISTRY[name]
     hidden = _COMMON | {"channels", "parent"} | set(getattr(module, "given_by_block", ()))
-    return {f.name: f.default for f in dataclasses.fields(module) if f.name not in hidden} | preset
+    options = {f.name: f.default for f in dataclasses.fields(module) if f.name not in hidden}
+    follows_norm = module is not NoAttention and not getattr(module, "replaces_convolution", False)
+    return options | ({IDENTITY_START: False} if follows_norm else {}) | preset
 
 
 def create_attention(name: str, channels: int, **options: Any) -> nn.Module:
@@ -101,8 +107,13 @@ def attention_factory(name: str, **options: Any) -> AttentionFactory:
         if option not in known:
             raise ValueError(f"attention '{name}' has no option '{option}'; it has: {', '.join(known) or 'none'}")
     module, _ = _REGISTRY[name]
-    check_types(f"attention '{name}'", module, options)
-    return partial(module, **(known | options))
+    chosen = known | options
+    starts = chosen.pop(IDENTITY_START, False)
+    if not isinstance(starts, bool):
+        raise ValueError(f"attention '{name}': option {IDENTITY_START}={starts!r} must be of type bool")
+    check_types(f"attention '{name}'", module, {option: chosen[option] for option in options if option in chosen})
+    factory = partial(module, **chosen)
+    return partial(IdentityStart, attention=factory) if starts else factory
 
 
 def replaces_convolution(factory: AttentionFactory) -> bool:
@@ -119,7 +130,7 @@ def replaces_convolution(factory: AttentionFactory) -> bool:
 def uses_source(factory: AttentionFactory) -> bool:
     """True where the attention's module may be called with (x, train, source), see `hga_flax.attention.Source`."""
     while isinstance(factory, partial):
-        factory = factory.func
+        factory = factory.keywords["attention"] if factory.func is IdentityStart else factory.func
     return getattr(factory, "uses_source", False)
 
 

@@ -7,7 +7,7 @@ https://docs.pytorch.org/vision/stable/models.html, https://huggingface.co/timm.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -110,6 +110,55 @@ def peer_name(name: str, path: tuple[str, ...]) -> str:
     return f"{module.replace('/', '.')}.{_LEAVES[path[-1]]}"
 
 
+def find_peer(model: str, tensors: Mapping[str, np.ndarray]) -> str:
+    """Returns the one of `PEERS` with our network `model` whose names fit a state dict best.
+
+    Raises:
+        ValueError: neither torchvision nor timm has this network.
+    """
+    peers = [name for name, (ours, _) in PEERS.items() if ours == model]
+    if not peers:
+        ours = dict.fromkeys(ours for ours, _ in PEERS.values())
+        raise ValueError(
+            f"neither torchvision nor timm has a '{model}'{nearest(model, ours)}; they have: {', '.join(ours)}"
+        )
+    marks = {"se": ".se.", "sk": ".paths."}  # in the names of a network with that attention
+    attention = next((a for a, mark in marks.items() if any(mark in key for key in tensors)), "none")
+    return next((name for name in peers if PEERS[name][1] == attention), peers[0])
+
+
+def renamed(
+    name: str, tensors: Mapping[str, np.ndarray], paths: Iterable[tuple[str, ...]]
+) -> tuple[dict[tuple[str, ...], np.ndarray], list[str]]:
+    """Brings a state dict under our names, without asking for its shapes.
+
+    Args:
+        name: one of `PEERS`: the network that the state dict belongs to.
+        tensors: arrays by name, for example from `read_torch_file`.
+        paths: of our variables, `("params", "stage1_block1", "conv1", "kernel")`.
+
+    Returns:
+        The arrays that have one of these places, with our axes, and the names of those that have none.
+    """
+    given, arrays = _plain_names(tensors), {}
+    for path in paths:
+        key = peer_name(name, path[1:]) if path[-1] in _LEAVES else None
+        if key in given:
+            arrays[path] = _converted(path, _squeezed(path, given.pop(key)))
+    return arrays, list(given)
+
+
+def _plain_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the tensors that we have a place for, DenseNet's under their new names."""
+    named = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.", r"\1\2.", key): value for key, value in tensors.items()}
+    return {key: value for key, value in named.items() if not key.endswith("num_batches_tracked")}
+
+
+def _squeezed(path: tuple[str, ...], tensor: np.ndarray) -> np.ndarray:
+    """SE and SK have 1x1 convolutions on a vector where we have fully connected layers."""
+    return tensor[:, :, 0, 0] if "attention" in path and tensor.shape[2:] == (1, 1) else tensor
+
+
 def _torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the peer's shape of our variable: OIHW convolutions, out x in for fully connected layers."""
     if path[-1] != "kernel":
@@ -170,8 +219,7 @@ def variables_from_torch(
         UserError: names are missing, unexpected or of another shape; the message lists them.
         ValueError: an unknown network.
     """
-    given = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.", r"\1\2.", key): value for key, value in tensors.items()}
-    given = {key: value for key, value in given.items() if not key.endswith("num_batches_tracked")}
+    given = _plain_names(tensors)
     model = torch_model(name, given) if model is None else model
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     missing, misshapen, converted = [], [], {}

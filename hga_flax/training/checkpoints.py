@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from hga_flax.errors import UserError, one_line
@@ -170,6 +171,23 @@ class Checkpoints:
             items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), run=ocp.args.JsonRestore())
             restored = self._reader.restore(path, args=items)
             return restored.state, restored.run["run"]
+
+    def restore_weights(self, step: int) -> dict[str, Any]:
+        """Returns {"params", "batch_stats"} of a step as NumPy arrays, whatever the network; a run's average if any.
+
+        Raises:
+            UserError: they cannot be read.
+        """
+        path = self._path(step)
+        with self._reading(path), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            self._check_whole(step, path)
+            saved = self._reader.metadata(path).item_metadata["state"]
+            saved = getattr(saved, "tree", saved)
+            names = ("ema",) if saved.get("ema") else ("params", "batch_stats")
+            wanted = {name: saved[name] for name in names}
+            kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+            state = reader.restore(path / "state", args=ocp.args.PyTreeRestore(wanted, kinds, partial_restore=True))
+        return state.get("ema", state)
 
     def restore_latest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """Returns (step, state, run) of the newest whole checkpoint, or None if there never was one.

@@ -20,6 +20,7 @@ from hga_flax.errors import check_writable, expand
 from hga_flax.training import workdir as files
 from hga_flax.training.console import Console, duration
 from hga_flax.training.experiment import Experiment, Plan, Prepared, create_experiment, describe, prepare
+from hga_flax.training.initial_weights import fit_weights
 from hga_flax.training.mesh import DATA_AXIS
 from hga_flax.training.optimizer import decay_steps, warmup_steps
 from hga_flax.training.state import TrainState
@@ -81,6 +82,8 @@ def dry_run(config: ConfigDict, workdir: str | None = None, compile_step: bool =
     if workdir is not None:
         rows.append(("workdir", workdir_state(workdir, config)))
     console.table("dry run: nothing is trained or written", rows)
+    if config.init["from"] and not (workdir and checkpoint_steps(workdir)):
+        console.table("initial weights", fit_weights(config, state).rows())
     console.columns(
         "model", ("part", "output", "parameters", "of them attention"),
         [
@@ -105,11 +108,16 @@ def workdir_state(path: str, config: ConfigDict) -> str:
     workdir = expand(path, "--workdir").absolute()
     check_writable(workdir, "--workdir", "choose another")
     changes = files.check_same_run(workdir, config)
-    folder = workdir / "checkpoints"
-    steps = [int(p.name) for p in folder.iterdir() if p.name.isdecimal()] if folder.is_dir() else []
+    steps = checkpoint_steps(path)
     if not steps:
         return f"{path}: a new run"
     return f"{path}: goes on from step {max(steps)}" + (f"; changed: {', '.join(changes)}" if changes else "")
+
+
+def checkpoint_steps(path: str) -> list[int]:
+    """Returns the steps that a workdir has checkpoints of."""
+    folder = expand(path, "--workdir") / "checkpoints"
+    return [int(p.name) for p in folder.iterdir() if p.name.isdecimal()] if folder.is_dir() else []
 
 
 def model_parts(model: nn.Module, state: TrainState, image_shape: tuple[int, int, int]) -> list[Part]:

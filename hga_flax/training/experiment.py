@@ -17,6 +17,7 @@ from hga_flax.data.sources import DatasetInfo
 from hga_flax.errors import ConfigError, UserError, check_writable, expand
 from hga_flax.training.mesh import DATA_AXIS, check_batch_size, create_mesh
 from hga_flax.training.optimizer import create_optimizer, create_schedule, warmup_steps
+from hga_flax.training.parameters import check_patterns, describe_groups
 from hga_flax.training.state import TrainState, abstract_state, check_evaluation, check_training, make_init
 from hga_flax.validation import check_keys
 
@@ -230,6 +231,7 @@ def prepare(experiment: Experiment) -> Prepared:
     schedule = experiment.schedule(plan)
     init = experiment.init(experiment.optimizer(schedule))
     state = abstract_state(init, experiment.mesh)
+    check_patterns(config, state.params)
     check_training(experiment.model, state, experiment.image_shape)
     check_evaluation(experiment.model, state, experiment.eval_image_shape)
     return Prepared(plan, schedule, init, state)
@@ -286,4 +288,6 @@ def describe(experiment: Experiment, plan: Plan, params: Any) -> list[tuple[str,
         ("data", f"{config.data.name}{fake}, {plan.num_examples:,} examples to train on"),
         ("plan", f"{plan.total_steps:,} steps of {batch} = {plan.total_steps / plan.steps_per_epoch:.4g} epochs" + cut),
     ]
-    return rows
+    if config.init["from"]:
+        rows.append(("weights", f"of a new run from {config.init['from']}"))
+    return rows + describe_groups(config, params)

@@ -8,6 +8,7 @@ import optax
 from ml_collections import ConfigDict
 
 from hga_flax.errors import ConfigError
+from hga_flax.training.parameters import by_parameter
 
 
 def warmup_steps(config: ConfigDict, steps_per_epoch: float) -> int:
@@ -98,9 +99,10 @@ def create_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Grad
     clip = optax.clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity()
     decay = optax.add_decayed_weights(optimizer.weight_decay, mask) if optimizer.weight_decay else optax.identity()
     if optimizer.name == "sgd":
-        return optax.chain(clip, decay, optax.sgd(schedule, optimizer.momentum or None, optimizer.nesterov))
+        update = optax.chain(clip, decay, optax.sgd(schedule, optimizer.momentum or None, optimizer.nesterov))
+        return by_parameter(config, update)
     steps = [clip, optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps), decay]
     if optimizer.name == "lamb":
         ratio = optax.scale_by_trust_ratio()
         steps.append(optax.masked(ratio, mask) if mask else ratio)
-    return optax.chain(*steps, optax.scale_by_learning_rate(schedule))
+    return by_parameter(config, optax.chain(*steps, optax.scale_by_learning_rate(schedule)))

@@ -81,27 +81,38 @@ def restore_workdir(
                 raise UserError(f"--workdir={path}: no checkpoint here yet")
             step, state, _ = restored
         else:
-            step = _choose(checkpoints, checkpoint, path)
+            step = choose_step(checkpoints, checkpoint, path)
             state, _ = checkpoints.restore(step, like)
     finally:
         checkpoints.close()
     return Restored(experiment, state, step, weights or ("raw" if state.ema is None else "ema"))
 
 
-def _choose(checkpoints: Checkpoints, checkpoint: str, path: str) -> int:
+def choose_step(checkpoints: Checkpoints, checkpoint: str, path: str, given: str | None = None) -> int:
+    """Returns the step that "best", "latest" or a number means.
+
+    Args:
+        checkpoints: of the workdir.
+        checkpoint: what is asked for.
+        path: the workdir, as messages call it.
+        given: how it was asked for.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    given = given or f"--checkpoint={checkpoint}"
     steps = checkpoints.steps()
     if not steps:
         raise UserError(f"--workdir={path}: no checkpoint here yet")
     if checkpoint == "best":
         best = checkpoints.best_step()
         if best is None:
-            raise UserError(
-                f"--checkpoint=best: none of the checkpoints of {path} was evaluated; use --checkpoint=latest"
-            )
+            raise UserError(f"{given}: none of the checkpoints of {path} was evaluated; use --checkpoint=latest")
         return best
+    if checkpoint == "latest":
+        return steps[-1]
     if not checkpoint.isdecimal() or int(checkpoint) not in steps:
-        known = ", ".join(map(str, steps))
-        raise UserError(f"--checkpoint={checkpoint}: choose best, latest or one of the steps {known}")
+        raise UserError(f"{given}: choose best, latest or one of the steps {', '.join(map(str, steps))}")
     return int(checkpoint)
 
 

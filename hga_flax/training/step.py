@@ -24,6 +24,7 @@ from hga_flax.models.norm import frozen_statistics
 from hga_flax.training.ema import update_ema
 from hga_flax.training.mesh import DATA_AXIS
 from hga_flax.training.metrics import LOSSES, ClassificationMetrics, TrainMetrics, batch_metrics, cross_entropy
+from hga_flax.training.parameters import hold_frozen
 from hga_flax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -90,7 +91,7 @@ def batch_gradient(
         return own if share is None else share * own + (1 - share) * criterion(logits, other, smoothing)
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
-        variables = {"params": params, "batch_stats": batch_stats}
+        variables = {"params": hold_frozen(config, params), "batch_stats": batch_stats}
         with frozen_statistics(config.training.freeze_batch_stats):
             logits, updates = model.apply(
                 variables, images, train=True, mutable=["batch_stats", "aux_logits"], rngs={"dropout": dropout}

@@ -23,6 +23,7 @@ from hga_flax.training.distributed import meet, union
 from hga_flax.training.divergence import Diverged, StepReports, explain
 from hga_flax.training.evaluation import evaluate
 from hga_flax.training.experiment import Experiment, Plan, create_experiment, describe, prepare
+from hga_flax.training.initial_weights import start_from
 from hga_flax.training.mesh import replicate, to_devices
 from hga_flax.training.metrics import TrainMetrics, all_finite, finite_or_none, read
 from hga_flax.training.preemption import Agreement, Preemption, exit_code
@@ -94,7 +95,7 @@ def _train(
         start_up.mark("data and network")
         restored = checkpoints.restore_latest(abstract)
         if restored is None:
-            state, progress = create_state(init, config.seed, experiment.mesh), Progress(num_examples=len(source))
+            state, progress = _new_state(experiment, init, workdir, console), Progress(num_examples=len(source))
             step = 0
         else:
             step, state, run = restored
@@ -130,6 +131,19 @@ def _train(
     finally:
         checkpoints.close()  # an interrupted run, too, finishes the checkpoint that it is writing
     loop.summary()
+
+
+def _new_state(experiment: Experiment, init: Any, workdir: pathlib.Path, console: Console) -> TrainState:
+    """Returns the state before the first step; a run that goes on does not ask for `init.from` again."""
+    state = create_state(init, experiment.config.seed, experiment.mesh)
+    if not experiment.config.init["from"]:
+        return state
+    state, fitted = start_from(experiment.config, state, experiment.mesh)
+    console.table("initial weights", fitted.rows())
+    if experiment.shard.process == 0:
+        files.write_text(workdir / "initial_weights.txt", fitted.text())
+        console.line(f"every name: {shown(workdir) / 'initial_weights.txt'}")
+    return state
 
 
 def shown(path: pathlib.Path) -> pathlib.Path:

@@ -3,6 +3,7 @@
 config.json       the whole configuration          checkpoints/   Orbax
 dataset.json      classes and their names          tensorboard/   event files
 metrics.jsonl     one JSON object per logged line  parameters.txt every parameter, its shape and statistics
+initial_weights.txt  what a run with init.from began with
 """
 
 import contextlib
@@ -18,8 +19,8 @@ from hga_flax.data.sources import DatasetInfo
 from hga_flax.errors import UserError, expand, one_line
 from hga_flax.validation import complete
 
-# Whatever these say, a checkpoint's arrays are those of one network.
-MODEL_KEYS = ("model.name", "model.options", "model.attention", "model.attention_options", "data.name")
+# Whatever these say, a checkpoint's arrays are those of one network, and of one beginning.
+MODEL_KEYS = ("model.name", "model.options", "model.attention", "model.attention_options", "data.name", "init.from")
 
 
 def open_workdir(path: str) -> pathlib.Path:

@@ -10,6 +10,7 @@ from hga_flax.attention.se import SqueezeExcitation
 from tests.reference import perturbed, sample
 
 CHANNELS = 64
+STARTS = {"identity_start": (True, {})}
 # For each option another value than the default, and what both sides of the comparison need beside it.
 HGA_OPTIONS = {
     "reduced_channels": (16, {}),
@@ -26,18 +27,23 @@ HGA_OPTIONS = {
     "mfe_act": ("relu", {}),
     "restore": ("features", {"restore_norm": False}),
     "restore_norm": (True, {}),
-}
+} | STARTS
 ALTERNATIVES = {
     "none": {},
     "hga": HGA_OPTIONS,
     "hga_table2": HGA_OPTIONS | {"mfe_norm": (False, {}), "restore_norm": (False, {})},
-    "se": {"ratio": (4, {}), "bias": (False, {})},
+    "se": {"ratio": (4, {}), "bias": (False, {})} | STARTS,
     "sk": {"ratio": (1, {}), "min_channels": (8, {}), "dilations": ((1, 3), {}), "groups": (4, {})},
-    "eca": {"kernel_size": (5, {}), "circular": (True, {})},
-    "cbam": {"ratio": (4, {}), "kernel_size": (3, {}), "bias": (True, {}), "spatial": (False, {})},
-    "gc": {"ratio": (4, {}), "fusion": ("add", {}), "pooling": ("mean", {})},
-    "ge": {"ratio": (4, {}), "extent": (2, {}), "learned": (True, {}), "mlp": (False, {})},
-    "nl": {"ratio": (4, {}), "scaled": (False, {}), "zero_init": (False, {})},
+    "eca": {"kernel_size": (5, {}), "circular": (True, {})} | STARTS,
+    "cbam": {"ratio": (4, {}), "kernel_size": (3, {}), "bias": (True, {}), "spatial": (False, {})} | STARTS,
+    "gc": {"ratio": (4, {}), "fusion": ("add", {}), "pooling": ("mean", {})} | STARTS,
+    "ge": {"ratio": (4, {}), "extent": (2, {}), "learned": (True, {}), "mlp": (False, {})} | STARTS,
+    "nl": {
+        "ratio": (4, {}),
+        "scaled": (False, {}),
+        "zero_init": (False, {}),
+        "identity_start": (True, {"zero_init": False}),  # else it starts as the identity by itself
+    },
 }
 # "form" chooses between two ways to the same result: tests/attention/test_hga.py and tests.goldens compare them.
 SAME_RESULT = {"hga": {"form"}, "hga_table2": {"form"}}

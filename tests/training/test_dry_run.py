@@ -42,6 +42,15 @@ def test_a_dry_run_tells_the_run_and_makes_nothing(tmp_path, monkeypatch, capsys
         assert expected in out
 
 
+def test_the_weights_of_a_new_run_are_checked(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match=r"^init\.from=.*run is not a run's folder"):
+        d.dry_run(tiny.config(init__from=str(tmp_path / "run")))
+    assert f"of a new run from {tmp_path / 'run'}" in capsys.readouterr().out.replace("\n", "")
+    (tmp_path / "run" / "checkpoints" / "3").mkdir(parents=True)
+    assert d.checkpoint_steps(str(tmp_path / "run")) == [3]  # one that goes on does not read them
+
+
 def test_the_parts_hold_every_parameter_and_their_maps():
     experiment, ready = prepared()
     parts = d.model_parts(experiment.model, ready.state, experiment.image_shape)

@@ -1,0 +1,122 @@
+"""Which parameters a pattern names: what is frozen, and what learns at a rate of its own.
+
+A parameter is called by its path, `stage1_block1/conv1/kernel`. A pattern is written as for files
+(`*`, `?`, `[12]`; `*` passes over "/") and stands for what lies below it too: `stem_norm` for
+`stem_norm/scale` and `stem_norm/bias`, `*/attention` for all of every attention.
+"""
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from hga_flax.errors import ConfigError
+from hga_flax.validation import learning_rate_factors
+
+
+def parameter_name(path: Iterable[Any]) -> str:
+    """Returns the name of a leaf from its path in a tree of dictionaries."""
+    return "/".join(entry.key for entry in path)
+
+
+def matches(pattern: str, name: str) -> bool:
+    """True where the pattern names the parameter or a module that it lies in."""
+    return any(fnmatch.fnmatchcase(above, pattern) for above in _upwards(name))
+
+
+def _upwards(name: str) -> list[str]:
+    """Returns "a", "a/b", "a/b/c" of "a/b/c"."""
+    return [name[: cut.start()] for cut in re.finditer("/", name)] + [name]
+
+
+def _map(function: Callable[[str, Any], Any], params: Any) -> Any:
+    return jax.tree.map_with_path(lambda path, leaf: function(parameter_name(path), leaf), params)
+
+
+def _is_frozen(config: ConfigDict, name: str) -> bool:
+    return any(matches(pattern, name) for pattern in config.optimizer.freeze)
+
+
+def _factor(factors: dict[str, float], name: str) -> float:
+    """Returns that of the first pattern that names the parameter."""
+    return next((factor for pattern, factor in factors.items() if matches(pattern, name)), 1.0)
+
+
+def hold_frozen(config: ConfigDict, params: Any) -> Any:
+    """Returns the parameters, the frozen ones without a gradient, which then need not be computed."""
+    if not config.optimizer.freeze:
+        return params
+    return _map(lambda name, p: jax.lax.stop_gradient(p) if _is_frozen(config, name) else p, params)
+
+
+def by_parameter(config: ConfigDict, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Returns an optimizer that leaves frozen parameters alone, without state or decay, and scales the others' rates.
+
+    A factor scales the whole update, which for SGD with its coupled weight decay and for AdamW and LAMB
+    with their decoupled one is what another learning rate does.
+    """
+    factors = learning_rate_factors(config)
+    if factors:
+        scale = lambda updates, params: _map(lambda name, u: u * _factor(factors, name), updates)
+        optimizer = optax.chain(optimizer, optax.stateless(scale))
+    if config.optimizer.freeze:
+        label = lambda params: _map(lambda name, p: "frozen" if _is_frozen(config, name) else "trained", params)
+        optimizer = optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, label)
+    return optimizer
+
+
+def check_patterns(config: ConfigDict, params: Any) -> None:
+    """Checks that every pattern names a parameter, and that some are left to train.
+
+    Raises:
+        ConfigError: names the key, the pattern and the nearest paths.
+    """
+    names = _names(params)
+    for key, patterns in (
+        ("freeze", config.optimizer.freeze),
+        ("learning_rate_factors", learning_rate_factors(config)),
+    ):
+        for pattern in patterns:
+            if not any(matches(pattern, name) for name in names):
+                raise ConfigError(f"optimizer.{key}: no parameter's path fits '{pattern}'{_nearest(pattern, names)}")
+    if all(_is_frozen(config, name) for name in names):
+        raise ConfigError(f"optimizer.freeze={config.optimizer.freeze}: leaves nothing to train")
+
+
+def _nearest(pattern: str, names: dict[str, int]) -> str:
+    places = list(dict.fromkeys(above for name in names for above in _upwards(name)))
+    plain = re.sub(r"\[(.).*?\]|[*?]", r"\1", pattern)
+    close = difflib.get_close_matches(plain, places, n=3, cutoff=0.4) or [p for p in places if "/" not in p]
+    return f"; the nearest: {', '.join(close[:8])}"
+
+
+def _names(params: Any) -> dict[str, int]:
+    """Returns the size of every parameter by its name."""
+    return {parameter_name(path): leaf.size for path, leaf in jax.tree.leaves_with_path(params)}
+
+
+def describe_groups(config: ConfigDict, params: Any) -> list[tuple[str, str]]:
+    """Returns what a run prints about its frozen parameters and its rates: (name, value) rows, none by default."""
+    sizes, rows = _names(params), []
+    if config.optimizer.freeze:
+        held = [name for name in sizes if _is_frozen(config, name)]
+        rows.append(
+            (
+                "frozen",
+                f"{sum(sizes[name] for name in held):,} of {sum(sizes.values()):,} parameters, {len(held)} of "
+                f"{len(sizes)} arrays: {', '.join(config.optimizer.freeze)}",
+            )
+        )
+    factors = learning_rate_factors(config)
+    if factors:
+        free = [name for name in sizes if not _is_frozen(config, name)]
+        owner = {name: next((p for p in factors if matches(p, name)), None) for name in free}
+        counts = {pattern: sum(sizes[name] for name in free if owner[name] == pattern) for pattern in factors}
+        shown = ", ".join(f"{pattern} x {factors[pattern]:g} ({counts[pattern]:,} parameters)" for pattern in factors)
+        rows.append(("rates", shown))
+    return rows
