@@ -108,12 +108,13 @@ def cell_drive(module: HGA, variables: Any, cells: jax.Array) -> jax.Array:
 def cell_shares(blocks: list[BlockGates]) -> np.ndarray:
     """Returns how much each cell drives the gates of some blocks: `[B, cells]`, shares that add up to 1.
 
-    A cell's strength in a block is the mean of the absolute values of what it adds to the gates there; each block
-    counts the same.
+    A cell's strength is the mean over the gates of the absolute values of what it adds; the blocks' strengths are
+    summed, so that a block whose gates hardly move hardly counts. Where no cell adds anything, as behind a ReLU that
+    passes nothing, the shares are 0.
     """
-    strength = np.stack([np.abs(block.drive).mean(axis=-1) for block in blocks])
+    strength = sum(np.abs(block.drive).mean(axis=-1) for block in blocks)
     whole = strength.sum(axis=-1, keepdims=True)
-    return np.divide(strength, whole, out=np.full_like(strength, 1 / strength.shape[-1]), where=whole > 0).mean(axis=0)
+    return np.divide(strength, whole, out=np.zeros_like(strength), where=whole > 0)
 
 
 def split_cells(values: np.ndarray, bins: tuple[int, ...]) -> list[np.ndarray]:
