@@ -89,6 +89,7 @@ def preactivation(module: HGA, variables: Any, cells: jax.Array) -> jax.Array:
     return e
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def cell_drive(module: HGA, variables: Any, cells: jax.Array) -> jax.Array:
     """What each cell adds to each gate's pre-activation: gradient x input, `[B, S, cells, C]` -> `[B, cells, A]`.
 
@@ -96,7 +97,6 @@ def cell_drive(module: HGA, variables: Any, cells: jax.Array) -> jax.Array:
     constant term (but for `restore_norm`), the cells' parts add up to the pre-activation exactly, by Euler's theorem
     on homogeneous functions.
     """
-    cells = jnp.asarray(cells)
 
     def part(cell: jax.Array) -> jax.Array:
         own = cells * (jnp.arange(cells.shape[2]) == cell)[:, None]
