@@ -41,7 +41,7 @@ class Page:
 
     def scale(self, right: float, top: float, colours: str, low: str, high: str) -> None:
         """Draws a colour map as a bar that ends at `right`, what its ends mean at both sides."""
-        width, after = 0.7, 0.078 * len(high) + 0.05
+        width, after = 0.7, 0.076 * len(high) + 0.11
         axes = self.axes(right - after - width, top + 0.04, width, 0.12)
         axes.imshow(np.linspace(0, 1, 128)[None], cmap=colours, aspect="auto")
         self.text(right, top, high, fontsize=10, color=GREY, ha="right")

@@ -128,7 +128,7 @@ def _paper_lines(axes: "Axes", runs: Sequence["Run"], colours: Sequence[str], me
 
 
 def _axes(axes: "Axes", metric: str, x: str, log: bool) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     axes.set_xlabel(x)
     axes.set_ylabel(AXES.get(metric, metric.replace("_", " ")))
@@ -138,6 +138,8 @@ def _axes(axes: "Axes", metric: str, x: str, log: bool) -> None:
     axes.set_axisbelow(True)
     if log:
         axes.set_yscale("log", nonpositive="mask")
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 500 * low else (1,)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
     elif metric in AXES:

@@ -17,7 +17,7 @@ def test_images_are_those_of_evaluation():
 
 
 def test_a_bad_image_is_named():
-    with pytest.raises(UserError, match="^b.png: the image of 3 bytes cannot be decoded"):
+    with pytest.raises(UserError, match=r"^b\.png: the image of 3 bytes cannot be decoded"):
         v.preprocess([("b.png", b"abc")], tiny.config(), 3)
 
 
