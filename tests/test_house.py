@@ -7,6 +7,7 @@ import pytest
 from tests.commands import ROOT
 
 TRAINING_COMMANDS = {"analysis/tpu.py"}  # of `python -m hga_flax`; train.py and evaluate.py are outside the package
+TRAINING_ROOMS = {"training", "pictures"}  # pictures/ draws what runs left: it is made of commands, too
 FILES = sorted((ROOT / "hga_flax").rglob("*.py"))
 
 
@@ -40,7 +41,7 @@ def test_attention_imports_nothing_of_the_project_and_models_only_attention():
             assert ours <= {"attention"}, path
         if room(path) == "models":
             assert ours <= {"attention", "models", "errors"}, path
-        if room(path) != "training" and str(path.relative_to(ROOT / "hga_flax")) not in TRAINING_COMMANDS:
+        if room(path) not in TRAINING_ROOMS and str(path.relative_to(ROOT / "hga_flax")) not in TRAINING_COMMANDS:
             assert "training" not in ours, path
 
 
@@ -54,6 +55,11 @@ def test_a_package_that_has_one_home(package, homes):
 def test_grain_and_tfds_are_imported_in_data_alone():
     for package in ("grain", "tensorflow_datasets", "cv2"):
         assert {path.split("/")[0] for path in importers(package)} == {"data"}, package
+
+
+def test_matplotlib_is_imported_in_pictures_alone_and_pictures_by_nobody_else():
+    assert {path.split("/")[0] for path in importers("matplotlib")} == {"pictures"}
+    assert {path.split("/")[0] for path in importers("hga_flax.pictures")} == {"pictures"}
 
 
 def test_tensorflow_is_needed_for_a_comparison_and_a_preparation_alone():

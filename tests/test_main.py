@@ -30,6 +30,13 @@ def test_help_names_every_command_and_imports_no_jax():
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "False\n"
 
 
+def test_no_command_loads_matplotlib_to_start():
+    modules = [module for module, _ in COMMANDS.values()]
+    script = f"import sys, {', '.join(modules)}, hga_flax.training.trainer; print('matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(name, capsys):
     with pytest.raises(SystemExit) as ended:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import flax
 import flax.linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
@@ -104,10 +105,31 @@ def count_operations(function: Callable[..., Any], *arguments: Any) -> Counts:
     Raises:
         ValueError: see `complexity`.
     """
+    return _count(_trace(function, *arguments))
+
+
+def operations_by_scope(function: Callable[..., Any], *arguments: Any) -> dict[tuple[str, ...], Counts]:
+    """Counts the operations of `function(*arguments)` by where they happen.
+
+    The scopes are JAX's: of a Flax network its class and the names of its modules, such as ("ResNet",
+    "stage1_block1", "attention", ...). What a nested program (jit, scan, ...) does counts where it is called.
+
+    Raises:
+        ValueError: see `complexity`.
+    """
+    scopes: dict[tuple[str, ...], Counts] = {}
+    with flax.config.temp_flip_flag("profile", True):  # Flax's modules open scopes, whatever the user set
+        program = _trace(function, *arguments)
+    for equation in program.eqns:
+        scope = tuple(str(equation.source_info.name_stack).split("/"))
+        scopes[scope] = scopes.get(scope, Counts()) + _count_equation(equation)
+    return scopes
+
+
+def _trace(function: Callable[..., Any], *arguments: Any) -> core.Jaxpr:
     with nn.intercept_methods(_mark_batch_norm):
         # A function of its own: JAX would otherwise reuse a trace made without the marks.
-        program = jax.make_jaxpr(lambda *arguments: function(*arguments))(*arguments)
-    return _count(program.jaxpr)
+        return jax.make_jaxpr(lambda *arguments: function(*arguments))(*arguments).jaxpr
 
 
 def _values(counts: Counts) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hga_flax.attention.common import check_map, gated, global_mean
+from hga_flax.attention.common import at_least_float32, check_map, gated, global_mean
 
 
 def adaptive_kernel_size(channels: int, gamma: float = 2.0, beta: float = 1.0) -> int:
@@ -46,7 +46,7 @@ class EfficientChannelAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """`[B, H, W, channels]` -> the same shape and dtype."""
+        """`[B, H, W, channels]` -> the same shape and dtype; sows `gate`, `[B, channels]`."""
         check_map("EfficientChannelAttention", x, self.channels)
         size = adaptive_kernel_size(self.channels) if self.kernel_size is None else self.kernel_size
         if size < 1 or size % 2 == 0:
@@ -62,4 +62,5 @@ class EfficientChannelAttention(nn.Module):
             padding="VALID",
             dimension_numbers=("NWC", "WIO", "NWC"),
         )
+        self.sow("intermediates", "gate", nn.sigmoid(at_least_float32(e[:, :, 0])))
         return gated(x, e[:, None, None, :, 0])

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hga_flax.attention.common import check_map, gated, global_mean, hidden_channels
+from hga_flax.attention.common import at_least_float32, check_map, gated, global_mean, hidden_channels
 
 
 class SqueezeExcitation(nn.Module):
@@ -38,11 +38,12 @@ class SqueezeExcitation(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """`[B, H, W, channels]` -> the same shape and dtype."""
+        """`[B, H, W, channels]` -> the same shape and dtype; sows `gate`, `[B, channels]`."""
         check_map("SqueezeExcitation", x, self.channels)
         hidden = hidden_channels(self.channels, self.ratio)
         e = nn.Dense(hidden, self.bias, dtype=self.dtype, kernel_init=nn.initializers.he_normal(), name="squeeze")(
             global_mean(x)
         )
         e = nn.Dense(self.channels, self.bias, dtype=self.dtype, name="excite")(nn.relu(e))
+        self.sow("intermediates", "gate", nn.sigmoid(at_least_float32(e)))
         return gated(x, e[:, None, None, :])

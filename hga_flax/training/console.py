@@ -48,7 +48,7 @@ class Console:
         """Prints rows below a header; what looks like a number stands at the right of its column."""
         table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
         for i, name in enumerate(header):
-            numbers = all(row[i].replace(",", "").replace(".", "").isdecimal() for row in rows)
+            numbers = all(row[i].rstrip("%").replace(",", "").replace(".", "").isdecimal() for row in rows)
             table.add_column(name, style="cyan" if i == 0 else None, justify="right" if numbers else "left")
         for row in rows:
             table.add_row(*row)

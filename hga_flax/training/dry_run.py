@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from hga_flax.analysis.parts import model_parts, parts_table
 from hga_flax.data.sources import dataset_info
 from hga_flax.errors import check_writable, expand
 from hga_flax.training import workdir as files
@@ -29,23 +30,6 @@ from hga_flax.training.step import make_train_step
 QUICK = 150  # arrays of parameters up to which the step is compiled unasked: seconds, where ResNet-50 takes minutes
 DECAYS_SHOWN = 8
 UNITS = ("B", "kB", "MB", "GB", "TB")
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """A stem, a stage, a head, ... of a network.
-
-    Attributes:
-        name: what its modules' names begin with.
-        output: shape of its last map or vector for one image, () where inference does not call it.
-        parameters: of it all.
-        attention: parameters among them that belong to attentions.
-    """
-
-    name: str
-    output: tuple[int, ...]
-    parameters: int
-    attention: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,13 +68,8 @@ def dry_run(config: ConfigDict, workdir: str | None = None, compile_step: bool =
     console.table("dry run: nothing is trained or written", rows)
     if config.init["from"] and not (workdir and checkpoint_steps(workdir)):
         console.table("initial weights", fit_weights(config, state).rows())
-    console.columns(
-        "model", ("part", "output", "parameters", "of them attention"),
-        [
-            (part.name, "x".join(map(str, part.output)) or "-", f"{part.parameters:,}", f"{part.attention:,}")
-            for part in model_parts(experiment.model, state, experiment.image_shape)
-        ],
-    )  # fmt: skip
+    header, model_rows = parts_table(model_parts(experiment.model, experiment.image_shape))
+    console.columns("model", header, model_rows)
     console.columns("schedule", ("step", "epoch", "learning rate", ""), schedule_rows(config, prepared))
     cost = step_cost(experiment, prepared, compile_step)
     seconds = step_seconds(experiment, cost.flops)
@@ -118,33 +97,6 @@ def checkpoint_steps(path: str) -> list[int]:
     """Returns the steps that a workdir has checkpoints of."""
     folder = expand(path, "--workdir") / "checkpoints"
     return [int(p.name) for p in folder.iterdir() if p.name.isdecimal()] if folder.is_dir() else []
-
-
-def model_parts(model: nn.Module, state: TrainState, image_shape: tuple[int, int, int]) -> list[Part]:
-    """Returns the parts of a network in the order in which they are called; those never called come last."""
-    outputs: dict[str, tuple[int, ...]] = {}
-
-    def watch(call: Any, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
-        result = call(*args, **kwargs)
-        if len(context.module.path) == 1 and context.method_name == "__call__":
-            outputs[context.module.path[0].split("_")[0]] = tuple(result.shape[1:])
-        return result
-
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    with nn.intercept_methods(watch):
-        # A function of its own: JAX would otherwise reuse a trace that was not watched.
-        jax.eval_shape(
-            lambda variables, images: model.apply(variables, images, train=False),
-            variables,
-            jax.ShapeDtypeStruct((1, *image_shape), jnp.float32),
-        )
-    sizes: dict[str, list[int]] = {name: [0, 0] for name in outputs}
-    for path, leaf in jax.tree.leaves_with_path(state.params):
-        names = [entry.key for entry in path]
-        size = sizes.setdefault(names[0].split("_")[0], [0, 0])
-        size[0] += leaf.size
-        size[1] += leaf.size if "attention" in names else 0
-    return [Part(name, outputs.get(name, ()), *size) for name, size in sizes.items()]
 
 
 def schedule_rows(config: ConfigDict, prepared: Prepared) -> list[tuple[str, ...]]:

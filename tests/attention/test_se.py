@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 
@@ -23,3 +24,12 @@ def test_cost_formula(channels, bias):
 def test_refuses_another_number_of_channels():
     with pytest.raises(ValueError, match=r"SqueezeExcitation\(16\)"):
         applied(SqueezeExcitation(16), np.zeros((1, 2, 2, 8)))
+
+
+def test_sows_its_gate():
+    x = sample((2, 5, 4, 16))
+    module = SqueezeExcitation(16, ratio=4)
+    variables = module.init(jax.random.key(0), x)
+    y, state = module.apply(variables, x, mutable=["intermediates"])
+    (gate,) = state["intermediates"]["gate"]
+    assert set(variables) == {"params"} and relative_error(y, x * np.asarray(gate)[:, None, None, :]) < 1e-6

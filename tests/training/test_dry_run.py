@@ -8,7 +8,6 @@ import train
 from hga_flax.analysis.complexity import complexity
 from hga_flax.data.sources import DatasetInfo, SyntheticSource
 from hga_flax.errors import UserError
-from hga_flax.models import create_model
 from hga_flax.training import dry_run as d
 from hga_flax.training.experiment import create_experiment, prepare
 from hga_flax.training.workdir import write_config
@@ -35,6 +34,7 @@ def test_a_dry_run_tells_the_run_and_makes_nothing(tmp_path, monkeypatch, capsys
         "2, every 3 steps and at the end, each on 48 images in 3 batches of 16",
         "the latest 3 and the best are kept",
         "last step",
+        "stage1",
         "(estimate: kept for the backward pass",
         "of state and batch",  # so small a step is compiled
         "with the evaluations (estimate)",
@@ -49,26 +49,6 @@ def test_the_weights_of_a_new_run_are_checked(tmp_path, capsys):
     assert f"of a new run from {tmp_path / 'run'}" in capsys.readouterr().out.replace("\n", "")
     (tmp_path / "run" / "checkpoints" / "3").mkdir(parents=True)
     assert d.checkpoint_steps(str(tmp_path / "run")) == [3]  # one that goes on does not read them
-
-
-def test_the_parts_hold_every_parameter_and_their_maps():
-    experiment, ready = prepared()
-    parts = d.model_parts(experiment.model, ready.state, experiment.image_shape)
-    assert [part.name for part in parts] == ["stem", "stage1", "stage2", "stage3", "classifier"]
-    assert [part.output for part in parts] == [(8, 8, 4), (8, 8, 4), (4, 4, 8), (2, 2, 16), (10,)]
-    assert sum(part.parameters for part in parts) == sum(leaf.size for leaf in jax.tree.leaves(ready.state.params))
-    plain = complexity(create_model("cifar_resnet8", features=4, num_classes=10), (8, 8, 1)).params
-    assert sum(part.parameters - part.attention for part in parts) == plain
-
-
-def test_heads_that_only_training_calls_come_last():
-    experiment, ready = prepared(
-        model__name="googlenet", model__options="aux_logits=True, width_divisor=8", model__attention="none",
-        data__image_size=32,
-    )  # fmt: skip
-    parts = d.model_parts(experiment.model, ready.state, experiment.image_shape)
-    assert [(part.name, part.output) for part in parts[-2:]] == [("auxiliary1", ()), ("auxiliary2", ())]
-    assert parts[-1].parameters > 0
 
 
 def corners(**overrides):

@@ -1,0 +1,160 @@
+"""The curves of runs, as their metrics.jsonl holds them, and what the paper reports for the same network."""
+
+import dataclasses
+import json
+import math
+import pathlib
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from hga_flax.errors import UserError, expand, one_line
+from hga_flax.training import workdir as files
+
+
+class Curve(NamedTuple):
+    """Values by step; None where one was not finite."""
+
+    steps: list[int]
+    values: list[float]
+
+
+class PaperValue(NamedTuple):
+    """What the paper's tables say of a metric."""
+
+    table: str
+    value: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run as it is drawn.
+
+    Attributes:
+        label: its name in the legend.
+        curves: by name, such as "train/loss" and "eval/top1_error".
+        steps_per_epoch: None where steps are drawn.
+        paper: the paper's values by metric, such as "top1_error".
+        damaged: lines of the file that could not be read.
+    """
+
+    label: str
+    curves: dict[str, Curve]
+    steps_per_epoch: float | None
+    paper: dict[str, PaperValue]
+    damaged: int
+
+    def curve(self, name: str) -> tuple[list[float], list[float]]:
+        """Returns (epochs or steps, values) of a curve, empty where there is none."""
+        steps, values = self.curves.get(name, Curve([], []))
+        return [step / (self.steps_per_epoch or 1) for step in steps], values
+
+
+def read_curves(file: pathlib.Path) -> tuple[dict[str, Curve], int]:
+    """Reads a metrics.jsonl: (curves by name, number of damaged lines).
+
+    A run that was killed may have logged steps that it made again: of each curve, a later line replaces those of its
+    step and of the steps behind. A value that was not finite is NaN, which leaves a gap.
+
+    Raises:
+        UserError: the file cannot be read, or holds no metrics.
+    """
+    try:
+        lines = file.read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{file.parent}: no run here, or none that has logged anything (no metrics.jsonl)") from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or one_line(error)}") from None
+    curves: dict[str, Curve] = {}
+    damaged = 0
+    for line in lines:
+        try:
+            row = json.loads(line)
+            step = row.pop("step")
+            values = {name: math.nan if value is None else float(value) for name, value in row.items()}
+            if type(step) is not int or any("/" not in name for name in values):
+                raise ValueError
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            damaged += bool(line.strip())
+            continue
+        for name, value in values.items():
+            curve = curves.setdefault(name, Curve([], []))
+            while curve.steps and curve.steps[-1] >= step:
+                curve.steps.pop()
+                curve.values.pop()
+            curve.steps.append(step)
+            curve.values.append(value)
+    if not curves:
+        raise UserError(f"{file}: it holds no metrics")
+    return curves, damaged
+
+
+def read_run(path: str, label: str | None, epochs: bool) -> Run:
+    """Reads a workdir; without a readable config.json the curves are drawn and nothing else is known.
+
+    Args:
+        path: the workdir.
+        label: its name in the legend; None: the folder's, with network and attention.
+        epochs: count in epochs, for which the training data's size is asked.
+
+    Raises:
+        UserError: it has no curves, or epochs are asked for and its data set is not here.
+    """
+    workdir = expand(path, "WORKDIR").absolute()
+    curves, damaged = read_curves(workdir / "metrics.jsonl")
+    try:
+        config = files.read_config(workdir)
+        name = f"{workdir.name} ({config.model.name}, {config.model.attention})"
+        paper = paper_values(config)
+        per_epoch = steps_per_epoch(workdir, config) if epochs else None
+    except (UserError, AttributeError) as error:  # AttributeError: a configuration without the key
+        if epochs:
+            raise UserError(f"{path}: its epochs are not known, try --x=step: {error}") from None
+        name, paper, per_epoch = workdir.name, {}, None
+    return Run(label or name, curves, per_epoch, paper, damaged)
+
+
+def steps_per_epoch(workdir: pathlib.Path, config: ConfigDict) -> float:
+    """Returns how many steps of a run are an epoch.
+
+    Raises:
+        UserError: its data set is not where it was.
+    """
+    from hga_flax.data.pipeline import Dataset
+
+    dataset = Dataset(files.read_dataset(workdir), config.data, config.seed)
+    return len(dataset.open(config.data.train_split)) / config.training.batch_size
+
+
+def paper_values(config: ConfigDict) -> dict[str, PaperValue]:
+    """Returns the errors that the paper's tables report for a run's network on its data set, if they do.
+
+    The network must be the tables' own: an option that makes it another has no value.
+    """
+    from hga_flax.analysis.paper_data import TABLES
+    from hga_flax.analysis.results import network_key
+    from hga_flax.config import parse_options
+    from hga_flax.models.registry import model_options
+
+    model = config.model
+    if config.data.fake or config.data.name not in ("imagenet2012", "cifar10", "cifar100"):
+        return {}
+    try:
+        default = model_options(model.name)
+        # How the last norm starts makes no other network.
+        same = {"zero_init_residual": True} | parse_options(model.options, "model.options")
+        if {**default, **same, "zero_init_residual": True} != {**default, "zero_init_residual": True}:
+            return {}
+        options = parse_options(model.attention_options, "model.attention_options")
+        key = network_key(model.name, model.attention, options, config.data.name)
+    except (ValueError, UserError):  # an attention of the user's own, or one that is no more
+        return {}
+    found: dict[str, PaperValue] = {}
+    for table, (_, rows) in TABLES.items():
+        for row in rows():
+            if network_key(row.model, row.attention, row.options, row.dataset) == key:
+                for metric in ("top1_error", "top5_error"):
+                    value: Any = getattr(row, metric)
+                    if value is not None:
+                        found.setdefault(metric, PaperValue(f"Table {table[-1]}", value))
+    return found

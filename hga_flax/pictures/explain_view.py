@@ -1,0 +1,197 @@
+"""The picture of `explain`: rows of images with Grad-CAM and HGA's cells, below them the gates."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from hga_flax.pictures.gates import BlockGates, cell_shares, split_cells
+from hga_flax.pictures.style import GREY, INK
+from hga_flax.pictures.views import View, percent
+
+# Inches. Each colour map runs from dark to light or light to dark throughout, so that it survives grey print.
+MARGIN, TILE, GAP, LINE, HEAD = 0.18, 1.16, 0.1, 0.2, 0.72
+SMALL, CLOSE, APART, BETWEEN = 0.62, 0.07, 0.2, 0.32  # grids of cells, of a stage, of two; between two sections
+NARROWEST = 6.4
+CAM_COLOURS, CELL_COLOURS, GATE_COLOURS = "inferno", "Blues", "cividis"
+LETTERS = 17  # of a caption that fit below a tile
+
+
+class Page:
+    """A figure whose axes are placed in inches from the top left."""
+
+    def __init__(self, width: float, height: float):
+        self.width, self.height = width, height
+        self.figure = Figure(figsize=(width, height))
+
+    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
+        """Returns axes in a rectangle, without ticks."""
+        place = (left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height)
+        axes = self.figure.add_axes(place)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+        return axes
+
+    def text(self, left: float, top: float, words: str, **style: Any) -> None:
+        """Writes a line whose top is at `top`."""
+        self.figure.text(left / self.width, 1 - top / self.height, words, **{"va": "top", "color": INK} | style)
+
+    def scale(self, right: float, top: float, colours: str, low: str, high: str) -> None:
+        """Draws a colour map as a bar that ends at `right`, what its ends mean at both sides."""
+        width, after = 0.7, 0.076 * len(high) + 0.11
+        axes = self.axes(right - after - width, top + 0.04, width, 0.12)
+        axes.imshow(np.linspace(0, 1, 128)[None], cmap=colours, aspect="auto")
+        self.text(right, top, high, fontsize=10, color=GREY, ha="right")
+        self.text(right - after - width - 0.05, top, low, fontsize=10, color=GREY, ha="right")
+
+
+def draw(views: Sequence[View], names: Sequence[str]) -> Figure:
+    """Returns the figure of some runs on the same images; to be called inside `styled()`.
+
+    Args:
+        views: what each run makes of the images.
+        names: of the images.
+    """
+    with_cells = [view for view in views if view.blocks and view.blocks[0].drive is not None]
+    with_gates = [view for view in views if view.blocks]
+    cam_width = (1 + len(views)) * (TILE + GAP) - GAP
+    widths = [_cells_width(view) for view in with_cells]
+    width = max(NARROWEST, 2 * MARGIN + cam_width + sum(BETWEEN + w for w in widths))
+    strips = [_strips_height(view) for view in with_gates]
+    lines = 1 + max(title.count("\n") for view in views for title in view.titles)
+    tops = [MARGIN + HEAD + i * (TILE + lines * LINE + 0.14) for i in range(len(names) + 1)]
+    page = Page(width, tops[-1] + sum(strips) + MARGIN / 2)
+    _cams(page, views, names, cam_width, tops)
+    left = MARGIN + cam_width
+    for view, cells_width in zip(with_cells, widths, strict=True):
+        _cells(page, view, left + BETWEEN, cells_width, tops)
+        left += BETWEEN + cells_width
+    top = tops[-1]
+    for view, strip in zip(with_gates, strips, strict=True):
+        _strips(page, view, top)
+        top += strip
+    return page.figure
+
+
+def _shown(image: np.ndarray) -> dict[str, Any]:
+    """Returns how imshow is to show a uint8 image `[H, W, C]`."""
+    if image.shape[-1] == 1:
+        return {"X": image[..., 0], "cmap": "gray", "vmin": 0, "vmax": 255}
+    return {"X": image}
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    """Returns the luminance `[H, W]` of an image `[H, W, C]`."""
+    return image[..., 0] if image.shape[-1] == 1 else image @ np.array([0.299, 0.587, 0.114])
+
+
+def _cams(page: Page, views: Sequence[View], names: Sequence[str], width: float, tops: Sequence[float]) -> None:
+    """Draws a row for each image: the image, and over its grey the map of each run."""
+    page.text(MARGIN, MARGIN, "Grad-CAM", fontweight="bold")
+    page.scale(MARGIN + width, MARGIN, CAM_COLOURS, "0", "max")
+    column = lambda i: MARGIN + i * (TILE + GAP)
+    for i, label in enumerate(("image", *(view.label for view in views))):
+        page.text(column(i) + TILE / 2, MARGIN + HEAD - 0.28, label, ha="center")
+    for row, (name, top) in enumerate(zip(names, tops, strict=False)):
+        page.axes(column(0), top, TILE, TILE).imshow(**_shown(views[0].images[row]), aspect="auto")
+        _caption(page, column(0), top, name)
+        for i, view in enumerate(views, start=1):
+            axes = page.axes(column(i), top, TILE, TILE)
+            extent = (0, 1, 1, 0)
+            axes.imshow(_grey(view.images[row]), cmap="gray", vmin=0, vmax=255, extent=extent, aspect="auto")
+            cam = view.cams[row] / max(view.cams[row].max(), 1e-30)
+            axes.imshow(cam, cmap=CAM_COLOURS, vmin=0, vmax=1, alpha=0.55, extent=extent, aspect="auto",
+                        interpolation="bilinear")  # fmt: skip
+            _caption(page, column(i), top, view.titles[row])
+
+
+def _caption(page: Page, left: float, top: float, words: str) -> None:
+    """Writes below a tile; a name that is too long is cut, its probability is not."""
+    for number, line in enumerate(words.split("\n")):
+        name, bracket, rest = line.partition(" (")
+        most = LETTERS - len(bracket + rest)
+        name = name if len(name) <= most else name[: most - 2] + ".."
+        page.text(left + TILE / 2, top + TILE + 0.04 + number * LINE, name + bracket + rest, ha="center", fontsize=10)
+
+
+def _stages(blocks: Sequence[BlockGates]) -> dict[str, list[BlockGates]]:
+    stages: dict[str, list[BlockGates]] = {}
+    for block in blocks:
+        stages.setdefault(block.stage, []).append(block)
+    return stages
+
+
+def _stage_width(view: View) -> float:
+    return len(view.blocks[0].bins) * (SMALL + CLOSE) - CLOSE
+
+
+def _cells_width(view: View) -> float:
+    return len(_stages(view.blocks)) * (_stage_width(view) + APART) - APART
+
+
+def _cells(page: Page, view: View, left: float, width: float, tops: Sequence[float]) -> None:
+    """Draws for each image and stage the grids of cells, each cell coloured by its share in driving the gates."""
+    stages = {stage: cell_shares(blocks) for stage, blocks in _stages(view.blocks).items()}
+    bins = view.blocks[0].bins
+    most = max(shares.max() for shares in stages.values())
+    page.text(left, MARGIN, f"{view.label}: what drives the gates", fontweight="bold")
+    page.scale(left + width, MARGIN, CELL_COLOURS, "0", f"{percent(most)} a cell")
+    for s, (stage, shares) in enumerate(stages.items()):
+        x = left + s * (_stage_width(view) + APART)
+        page.text(x + _stage_width(view) / 2, MARGIN + HEAD - 0.28, stage, ha="center")
+        for row, tile_top in zip(shares, tops, strict=False):
+            top = tile_top + (TILE - SMALL) / 2
+            for g, grid in enumerate(split_cells(row, bins)):
+                at = x + g * (SMALL + CLOSE)
+                axes = page.axes(at, top, SMALL, SMALL)
+                axes.pcolormesh(grid, cmap=CELL_COLOURS, vmin=0, vmax=most, edgecolors="white", linewidth=0.6)
+                axes.invert_yaxis()
+                axes.spines[:].set(visible=True, color=GREY, linewidth=0.6)
+                page.text(at + SMALL / 2, top - 0.21, f"{len(grid)}x{len(grid)}", ha="center", fontsize=9.5, color=GREY)
+                page.text(at + SMALL / 2, top + SMALL + 0.05, percent(grid.sum()), ha="center", fontsize=9.5)
+
+
+def _rows(view: View) -> int:
+    """Returns the most lines that a stage's strip has: one for each block and image."""
+    return max(len(blocks) for blocks in _stages(view.blocks).values()) * len(view.images)
+
+
+def _strip_height(view: View) -> float:
+    return min(max(0.13 * _rows(view), 0.6), 3.5)
+
+
+def _strips_height(view: View) -> float:
+    return 0.68 + _strip_height(view) + 0.36
+
+
+def _strips(page: Page, view: View, top: float) -> None:
+    """Draws each stage's gates: a column for each channel, a line for each block and image."""
+    several = ", in each block one line for each image" if len(view.images) > 1 else ""
+    page.text(MARGIN, top + 0.12, f"{view.label}: gates", fontweight="bold")
+    page.text(MARGIN + 0.2 + 0.095 * len(f"{view.label}: gates"), top + 0.135,
+              f"a column for each channel{several}", fontsize=10, color=GREY)  # fmt: skip
+    page.scale(page.width - MARGIN, top + 0.12, GATE_COLOURS, "0, closed", "1, open")
+    stages, height = _stages(view.blocks), _strip_height(view)
+    label, gap = 0.6, 0.14
+    width = (page.width - 2 * MARGIN + gap) / len(stages) - gap - label
+    for s, (stage, blocks) in enumerate(stages.items()):
+        left = MARGIN + s * (width + label + gap) + label
+        axes = page.axes(left, top + 0.68, width, height)
+        page.text(left + width / 2, top + 0.42, stage, ha="center")
+        gates = [block.gate for block in blocks]
+        channels = max(gate.shape[1] for gate in gates)
+        padded = [np.pad(gate, ((0, 0), (0, channels - gate.shape[1])), constant_values=np.nan) for gate in gates]
+        lines = np.concatenate(padded)
+        axes.imshow(lines, cmap=GATE_COLOURS, vmin=0, vmax=1, aspect="auto", interpolation="nearest",
+                    extent=(-0.5, channels - 0.5, len(lines), 0))  # fmt: skip
+        each = len(view.images)
+        for edge in range(1, len(blocks)):
+            axes.axhline(edge * each, color="white", linewidth=1.2 if each > 1 else 0.6)
+        shown = range(0, len(blocks), -(-len(blocks) // 8))
+        names = [block.block.removeprefix(stage).lstrip("_") or "all" for block in blocks]
+        axes.set_yticks([(i + 0.5) * each for i in shown], [names[i] for i in shown], fontsize=10)
+        axes.set_xticks([0, channels // 2, channels - 1])
+        axes.tick_params(length=2.5, labelsize=10)

@@ -1,0 +1,123 @@
+"""What the attentions of a network did to an image: the channel gates, and which cells of HGA drove them."""
+
+import functools
+import re
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from hga_flax.attention import HGA
+from hga_flax.attention.hga import ExcitationExploration
+
+
+class BlockGates(NamedTuple):
+    """The gates of one attention, for B images.
+
+    Attributes:
+        stage: of its block, such as "stage1".
+        block: name of the module that holds the attention, such as "stage1_block2".
+        gate: `[B, C]`, from 0 (closed) to 1 (open).
+        drive: HGA: `[B, cells, C]`, what each cell adds to each gate's pre-activation, see `cell_drive`; else None.
+        bins: HGA: the grids that the cells form, such as (1, 2, 4); else ().
+    """
+
+    stage: str
+    block: str
+    gate: np.ndarray
+    drive: np.ndarray | None
+    bins: tuple[int, ...]
+
+
+def stage_of(block: str) -> str:
+    """Returns the stage of a block: "stage1_block2" -> "stage1", "inception4a" -> "inception4"."""
+    match = re.match(r"[A-Za-z]+\d+", block)
+    return match[0] if match else block
+
+
+def _natural(path: tuple[str, ...]) -> list[Any]:
+    """Sorts "block10" behind "block9"."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", "/".join(path))]
+
+
+def read_gates(model: nn.Module, variables: Any, intermediates: dict[str, Any]) -> list[BlockGates]:
+    """Returns the gates that the attentions sowed, in the order of the blocks; none for attentions without.
+
+    Args:
+        model: a network of `create_model`; its `attention` says what the gates are of.
+        variables: `params` and `batch_stats`.
+        intermediates: what the network sowed.
+    """
+    sown = flatten_dict(intermediates)
+    blocks = []
+    for path in sorted({path[:-1] for path in sown if path[-1] == "gate"}, key=_natural):
+        (gate,) = sown[*path, "gate"]
+        drive, bins = None, ()
+        module = model.attention(gate.shape[-1])
+        if isinstance(module, HGA):
+            own = {name: functools.reduce(lambda tree, key: tree.get(key, {}), path, variables[name])
+                   for name in variables}  # fmt: skip
+            (cells,) = sown[*path, "cells"]
+            drive = np.asarray(cell_drive(module, own, cells))
+            bins = tuple(module.bins) if module.hap else (1,)
+        blocks.append(BlockGates(stage_of(path[0]), path[0], np.asarray(gate), drive, bins))
+    return blocks
+
+
+def preactivation(module: HGA, variables: Any, cells: jax.Array) -> jax.Array:
+    """The rest of HGA behind its cells, in inference: `[B, S, cells, C]`, as it sows them, -> `[B, A]`.
+
+    The gate is the sigmoid of the result. Without `restore_norm`, which adds constants, it is piecewise
+    linear and has no constant term.
+    """
+    params = variables["params"]
+    if module.ee:
+        # Its output's width shows in its own weights, which `channels` only sizes.
+        ee = ExcitationExploration(cells.shape[-1], module.reduction, module.excitation, module.dtype)
+        e = ee.apply({"params": params["ee"]}, cells)
+    else:
+        e = cells.sum(axis=1).mean(axis=1) / (len(module.kernels) if module.mfe else 1)
+    if "restore" in params and module.restore == "gate":
+        e = e @ params["restore"]["kernel"].astype(e.dtype)
+    if "restore_norm" in params:
+        norm = nn.BatchNorm(use_running_average=True, epsilon=1e-5, dtype=module.dtype)
+        own = {name: variables[name]["restore_norm"] for name in ("params", "batch_stats")}
+        e = norm.apply(own, e)
+    return e
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def cell_drive(module: HGA, variables: Any, cells: jax.Array) -> jax.Array:
+    """What each cell adds to each gate's pre-activation: gradient x input, `[B, S, cells, C]` -> `[B, cells, A]`.
+
+    The derivative in the direction of a cell's own values. Since nothing between cells and gate has a
+    constant term (but for `restore_norm`), the cells' parts add up to the pre-activation exactly, by Euler's theorem
+    on homogeneous functions.
+    """
+
+    def part(cell: jax.Array) -> jax.Array:
+        own = cells * (jnp.arange(cells.shape[2]) == cell)[:, None]
+        return jax.jvp(lambda cells: preactivation(module, variables, cells), (cells,), (own,))[1]
+
+    return jnp.moveaxis(jax.vmap(part)(jnp.arange(cells.shape[2])), 0, 1)
+
+
+def cell_shares(blocks: list[BlockGates]) -> np.ndarray:
+    """Returns how much each cell drives the gates of some blocks: `[B, cells]`, shares that add up to 1.
+
+    A cell's strength is the mean over the gates of the absolute values of what it adds; the blocks' strengths are
+    summed, so that a block whose gates hardly move hardly counts. Where no cell adds anything, as behind a ReLU that
+    passes nothing, the shares are 0.
+    """
+    strength = sum(np.abs(block.drive).mean(axis=-1) for block in blocks)
+    whole = strength.sum(axis=-1, keepdims=True)
+    return np.divide(strength, whole, out=np.zeros_like(strength), where=whole > 0)
+
+
+def split_cells(values: np.ndarray, bins: tuple[int, ...]) -> list[np.ndarray]:
+    """Splits `[cells]` into the grids `[j, j]` of `bins`."""
+    ends = np.cumsum([j * j for j in bins])
+    return [part.reshape(j, j) for j, part in zip(bins, np.split(values, ends[:-1]), strict=True)]

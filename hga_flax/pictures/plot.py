@@ -1,0 +1,146 @@
+"""`python -m hga_flax plot`: the loss and error curves of one or several runs.
+
+    plot WORKDIR... [--out=curves] [--metric=loss,top1_error] [--x=step|epoch] [--log] [--label=NAME ...]
+
+The evaluation is bold with markers, training thin. Where the paper's tables have the run's network,
+attention and data set, a dashed line shows their value. `--out` without an ending writes a PNG and an SVG.
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hga_flax.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from hga_flax.pictures.curves import Run
+
+AXES = {"loss": "loss (nats)", "top1_error": "top-1 error (%)", "top5_error": "top-5 error (%)"}
+GROUPS = ("train", "eval")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="the folder of a run")
+    parser.add_argument(
+        "--out", default="curves", metavar="PATH", help="PATH.png, .svg or .pdf; no ending: PNG and SVG (curves)"
+    )
+    parser.add_argument(
+        "--metric", default="loss,top1_error", metavar="NAMES", help="comma-separated (default: loss,top1_error)"
+    )
+    parser.add_argument("--x", choices=("step", "epoch"), default="step", help="epochs ask for the data (step)")
+    parser.add_argument("--log", action="store_true", help="logarithmic values; zeros are left out")
+    parser.add_argument("--label", action="append", metavar="NAME", help="of a run, once for each, in their order")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Draws, writes and prints the last and best values.
+
+    Raises:
+        UserError: a run has no curves, no such metric, or the picture cannot be written.
+    """
+    labels = arguments.label or [None] * len(arguments.workdirs)
+    if len(labels) != len(arguments.workdirs):
+        raise UserError(f"--label: {len(labels)} for {len(arguments.workdirs)} runs; give one for each")
+    from hga_flax.pictures.curves import read_run
+    from hga_flax.pictures.style import output_files, save, styled
+    from hga_flax.training.console import Console
+
+    files = output_files(arguments.out)
+    runs = [
+        read_run(path, label, arguments.x == "epoch") for path, label in zip(arguments.workdirs, labels, strict=True)
+    ]
+    metrics = [name.strip() for name in arguments.metric.split(",")]
+    known = sorted({name.partition("/")[2] for run in runs for name in run.curves})
+    for metric in metrics:
+        if metric not in known:
+            raise UserError(
+                f"--metric={metric}: no run logged it{nearest(metric, known)}; there are: {', '.join(known)}"
+            )
+    with styled():
+        save(draw(runs, metrics, arguments.x, arguments.log), files)
+    console = Console()
+    console.columns("evaluation", ("run", "step", *(f"{AXES.get(m, m)}, last (best)" for m in metrics)),
+                    [table_row(run, metrics) for run in runs])  # fmt: skip
+    for run in runs:
+        if run.damaged:
+            console.line(f"{run.label}: {run.damaged} damaged line(s) of metrics.jsonl left out")
+    console.line("written: " + ", ".join(map(str, files)))
+
+
+def table_row(run: "Run", metrics: Sequence[str]) -> tuple[str, ...]:
+    """Returns a run's label, its last step and of each metric "last (best)" of the evaluations."""
+    row = [run.label, f"{max(curve.steps[-1] for curve in run.curves.values()):,}"]
+    for metric in metrics:
+        values = [value for value in run.curve(f"eval/{metric}")[1] if not math.isnan(value)]
+        row.append(f"{values[-1]:.4g} ({min(values):.4g})" if values else "-")
+    return tuple(row)
+
+
+def draw(runs: Sequence["Run"], metrics: Sequence[str], x: str, log: bool) -> "Figure":
+    """Returns the figure: a panel for each metric, one legend above; to be called inside `styled()`."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    from hga_flax.pictures.style import COLOURS, GREY, LINES, MARKERS
+
+    rows = -(-len(metrics) // 2)
+    figure = Figure(figsize=(9.2 if len(metrics) > 1 else 6.0, 0.6 + 3.0 * rows), layout="constrained")
+    panels = figure.subplots(rows, min(2, len(metrics)), squeeze=False).flat
+    looks = [
+        {"color": COLOURS[i % len(COLOURS)], "linestyle": LINES[i % len(LINES)], "marker": MARKERS[i % len(MARKERS)]}
+        for i in range(len(runs))
+    ]
+    for axes, metric in zip(panels, metrics, strict=False):
+        for run, look in zip(runs, looks, strict=True):
+            axes.plot(*run.curve(f"train/{metric}"), color=look["color"], linewidth=0.9, alpha=0.7, zorder=2)
+            axes.plot(*run.curve(f"eval/{metric}"), **look, linewidth=2.2, markersize=5.5, markeredgecolor="white",
+                      markeredgewidth=0.6, zorder=3)  # fmt: skip
+        _paper_lines(axes, runs, [look["color"] for look in looks], metric)
+        _axes(axes, metric, x, log)
+    for axes in panels[len(metrics) :]:
+        axes.set_axis_off()
+    handles = [Line2D([], [], **look, linewidth=2.2, markersize=5.5) for look in looks]
+    handles += [Line2D([], [], color=GREY, linewidth=0.9), Line2D([], [], color=GREY, linewidth=2.2, marker="o")]
+    names = [*(run.label for run in runs), "thin: training", "bold: evaluation"]
+    longest = max(map(len, names))
+    figure.legend(handles, names, loc="outside upper left", ncols=max(1, min(len(names), 110 // (longest + 8))),
+                  handlelength=3.2)  # fmt: skip
+    return figure
+
+
+def _paper_lines(axes: "Axes", runs: Sequence["Run"], colours: Sequence[str], metric: str) -> None:
+    """Draws the paper's values, each once, with its number at the right end of the line."""
+    drawn = set()
+    for run, colour in zip(runs, colours, strict=True):
+        paper = run.paper.get(metric)
+        if paper is not None and paper not in drawn:
+            drawn.add(paper)
+            axes.axhline(paper.value, color=colour, linewidth=1.3, linestyle=(0, (8, 4)), zorder=1)
+            axes.annotate(
+                f"paper, {paper.table}: {paper.value:.2f} %", (1, paper.value), xycoords=axes.get_yaxis_transform(),
+                xytext=(0, 3), textcoords="offset points", ha="right", va="bottom", fontsize=9.5, color=colour,
+            )  # fmt: skip
+
+
+def _axes(axes: "Axes", metric: str, x: str, log: bool) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    axes.set_xlabel(x)
+    axes.set_ylabel(AXES.get(metric, metric.replace("_", " ")))
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.grid(axis="y", color="#d9dee3", linewidth=0.7)
+    axes.set_axisbelow(True)
+    if log:
+        axes.set_yscale("log", nonpositive="mask")
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 500 * low else (1,)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    elif metric in AXES:
+        axes.set_ylim(bottom=0)

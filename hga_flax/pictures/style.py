@@ -1,0 +1,76 @@
+"""How all pictures look, and how they are written: matplotlib without pyplot, so that no window system is asked for."""
+
+import pathlib
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from hga_flax.errors import UserError, expand, one_line
+
+# Okabe and Ito, Color Universal Design, 2008: told apart with every kind of colour vision; without their yellow,
+# which is lost on white. In grey, line and marker tell.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+LINES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1.5, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+INK, GREY = "#1f2933", "#52606d"
+PIXELS = 1280  # the width of a PNG: sharp at a README's width on a dense screen; SVG and PDF are for print
+FORMATS = (".png", ".svg", ".pdf")
+STYLE = {
+    "font.size": 11,
+    "axes.titlesize": 11,
+    "axes.labelsize": 11,
+    "axes.edgecolor": GREY,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+    "svg.hashsalt": "hga_flax",  # the same picture is the same file
+}
+
+
+def styled() -> Any:
+    """Returns a context in which figures are drawn and saved in the project's style, whatever the user's own is."""
+    return matplotlib.rc_context(matplotlib.rcParamsDefault | STYLE)
+
+
+def output_files(out: str) -> list[pathlib.Path]:
+    """Returns the files that `--out` means: the one it names, or a PNG and an SVG where it has no ending.
+
+    Raises:
+        UserError: another ending, or no such folder.
+    """
+    path = expand(out, "--out")
+    if path.is_dir() or not path.name:
+        raise UserError(f"--out={out}: a folder; name the picture")
+    if not path.parent.is_dir():
+        raise UserError(f"--out={out}: there is no folder {path.parent}")
+    if path.suffix.lower() in FORMATS:
+        return [path]
+    if path.suffix:
+        raise UserError(f"--out={out}: end it in {', '.join(FORMATS)}, or in nothing for a PNG and an SVG")
+    return [path.with_suffix(".png"), path.with_suffix(".svg")]
+
+
+def save(figure: Figure, files: list[pathlib.Path]) -> None:
+    """Writes a figure to each of the files.
+
+    Raises:
+        UserError: one cannot be written.
+    """
+    for file in files:
+        # No date and no version: the same picture is the same file.
+        metadata = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+        smaller = {"pil_kwargs": {"optimize": True}} if file.suffix.lower() == ".png" else {}
+        options = {"dpi": PIXELS / figure.get_figwidth(), "metadata": metadata[file.suffix.lower()]} | smaller
+        try:
+            figure.savefig(file, **options)
+        except OSError as error:
+            raise UserError(f"{file} cannot be written: {error.strerror or one_line(error)}") from None

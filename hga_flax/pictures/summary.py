@@ -1,0 +1,68 @@
+"""`python -m hga_flax summary`: a network part by part.
+
+    summary --workdir=DIR | --config=FILE [--blocks] [--format=terminal|markdown|json] [--config.key=value]
+
+Shapes, parameters and multiply-accumulates of each stage or block, and what of them is the
+attention's. The network is traced, not run: nothing is computed and no memory is taken.
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+
+from hga_flax.command_line import add_import_flag
+from hga_flax.errors import UserError, expand
+
+FORMATS = ("terminal", "markdown", "json")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--workdir", metavar="DIR", help="the folder that train.py was given")
+    which.add_argument("--config", metavar="FILE", help="a file of configs/; its keys are flags too")
+    parser.add_argument("--blocks", action="store_true", help="a row for each block and not for each stage")
+    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="default: terminal")
+    add_import_flag(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prints the table.
+
+    Raises:
+        UserError: the workdir or the configuration cannot be used.
+    """
+    if arguments.workdir is not None and arguments.overrides:
+        raise UserError(f"{arguments.overrides[0]}: --workdir has its configuration; overrides go with --config=FILE")
+    from hga_flax.analysis.parts import model_parts, parts_table
+    from hga_flax.config import build_model, configure, validate
+    from hga_flax.data.sources import dataset_info
+    from hga_flax.training.console import Console
+    from hga_flax.training.workdir import read_config, read_dataset
+
+    if arguments.workdir is not None:
+        workdir = expand(arguments.workdir, "--workdir").absolute()
+        config, info = read_config(workdir), read_dataset(workdir)
+        validate(config)
+    else:
+        config = validate(configure(arguments.config, arguments.overrides))
+        info = dataset_info(config.data.name, config.data.dir)
+    image_shape = (config.data.image_size, config.data.image_size, info.channels)
+    parts = model_parts(build_model(config, info.num_classes), image_shape, arguments.blocks)
+    title = (
+        f"{config.model.name}, attention {config.model.attention}, images {'x'.join(map(str, image_shape))}, "
+        f"{info.num_classes} classes"
+    )
+    if arguments.format == "json":
+        print(json.dumps([dataclasses.asdict(part) for part in parts], indent=2))
+    elif arguments.format == "markdown":
+        print(f"{title}\n\n{markdown(*parts_table(parts))}")
+    else:
+        Console().columns(title, *parts_table(parts))
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a Markdown table, the names at the left and the numbers at the right of their columns."""
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))

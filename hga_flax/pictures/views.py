@@ -1,0 +1,126 @@
+"""What runs make of images: classes, Grad-CAM and gates, ready to be drawn."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from hga_flax.data.bad_images import BadImage
+from hga_flax.data.device_augmentation import normalize
+from hga_flax.data.host_augmentation import host_transform
+from hga_flax.errors import UserError, nearest
+from hga_flax.pictures.gates import BlockGates, read_gates
+from hga_flax.pictures.gradcam import look
+from hga_flax.training.restore import Restored, restore_workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """What one run makes of B images.
+
+    Attributes:
+        label: the name of its attention, or of its folder where that does not tell the runs apart.
+        workdir: its folder.
+        images: uint8 `[B, H, W, C]`, as the network is given them, before normalisation.
+        titles: the explained class of each image and its probability.
+        cams: `[B, h, w]`.
+        blocks: the gates, none for an attention without.
+    """
+
+    label: str
+    workdir: str
+    images: np.ndarray
+    titles: list[str]
+    cams: np.ndarray
+    blocks: list[BlockGates]
+
+
+def explain(path: str, checkpoint: str, encoded: Sequence[tuple[str, bytes]], wanted: str | None) -> View:
+    """Restores a run and explains a class of each image.
+
+    Args:
+        path: the workdir.
+        checkpoint: "best", "latest" or a step.
+        encoded: (name, content) of each image's file.
+        wanted: the class's name or index; None explains the predicted one.
+
+    Raises:
+        UserError: the run or an image cannot be used, or it has no such class.
+    """
+    restored = restore_workdir(path, checkpoint)
+    experiment, variables = restored.experiment, variables_of(restored)
+    config, info = experiment.config, experiment.dataset.info
+    chosen = None if wanted is None else find_class(wanted, info.class_names, info.num_classes, path)
+    images = preprocess(encoded, config, info.channels)
+    classes = None if chosen is None else np.full(len(images), chosen)
+    seen = look(experiment.model, variables, normalize(images, config.data.mean, config.data.std), classes)
+    titles = class_titles(seen.logits, seen.classes, info.class_names)
+    blocks = read_gates(experiment.model, variables, seen.intermediates)
+    return View(config.model.attention, path, images, titles, seen.cams, blocks)
+
+
+def variables_of(restored: Restored) -> dict[str, Any]:
+    """Returns the weights that a restored run is used with, {"params", "batch_stats"}, on the host."""
+    return jax.device_get(restored.variables)
+
+
+def preprocess(encoded: Sequence[tuple[str, bytes]], config: Any, channels: int) -> np.ndarray:
+    """Decodes and crops images as evaluation does: uint8 `[B, size, size, channels]`.
+
+    Raises:
+        UserError: the bytes are no image; the message gives its name.
+    """
+    transform = host_transform(config.data, channels, False, config.seed)
+    images = []
+    for name, image in encoded:
+        try:
+            images.append(transform(image, 0, 0))
+        except BadImage as error:
+            raise UserError(f"{name}: {error}") from None
+    return np.stack(images)
+
+
+def find_class(wanted: str, names: Sequence[str], count: int, path: str) -> int:
+    """Returns the index of a class by its name, or else by its index.
+
+    Raises:
+        UserError: there is no such class.
+    """
+    if wanted in names:
+        return names.index(wanted)
+    if wanted.isdecimal() and int(wanted) < count:
+        return int(wanted)
+    hint = nearest(wanted, names)
+    raise UserError(f"--class={wanted}: {path} has no such class{hint}; give a name, or an index up to {count - 1}")
+
+
+def class_titles(logits: np.ndarray, classes: np.ndarray, names: Sequence[str]) -> list[str]:
+    """Returns "name (99 %)" for each image; where another class was predicted, that one on a second line."""
+    exact = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    shares = exact / exact.sum(axis=-1, keepdims=True)
+    name = lambda index: names[index] if index < len(names) else str(index)
+    titles = []
+    for row, chosen in zip(shares, classes, strict=True):
+        title = f"{name(chosen)} ({percent(row[chosen])})"
+        if row.argmax() != chosen:
+            title += f"\npredicted {name(row.argmax())} ({percent(row.max())})"
+        titles.append(title)
+    return titles
+
+
+def percent(share: float) -> str:
+    """Returns a share in percent, with a decimal near the ends, where it tells something."""
+    decimals = 1 if 0.0005 <= share < 0.01 or 0.99 < share < 0.9995 else 0
+    return f"{100 * share:.{decimals}f} %"
+
+
+def with_labels(views: Sequence[View]) -> list[View]:
+    """Gives the runs labels that tell them apart: attentions, else folders, else paths."""
+    for label in (lambda view: view.label, lambda view: pathlib.Path(view.workdir).name, lambda view: view.workdir):
+        labels = [label(view) for view in views]
+        if len(set(labels)) == len(views):
+            break
+    return [dataclasses.replace(view, label=label) for view, label in zip(views, labels, strict=True)]

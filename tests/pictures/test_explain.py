@@ -1,0 +1,73 @@
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+from hga_flax.__main__ import main
+from hga_flax.data.sources import DatasetInfo, SyntheticSource
+from hga_flax.errors import UserError
+from hga_flax.pictures.explain import gate_rows
+from hga_flax.pictures.views import explain
+from hga_flax.training.restore import evaluate_workdir
+from hga_flax.training.trainer import train
+from tests import commands
+from tests.training import tiny
+
+IMAGES = 3
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs, one the copy of the other, and files of the images that they are evaluated on."""
+    folder = tmp_path_factory.mktemp("runs")
+    train(tiny.config(), str(folder / "hga"))
+    shutil.copytree(folder / "hga", folder / "copy")
+    source = SyntheticSource(48, 8, DatasetInfo("digits", 10, 1, ()))
+    for i in range(48):
+        cv2.imwrite(str(folder / f"{i}.png"), source[i]["image"])
+    return folder
+
+
+def test_the_classes_are_those_that_evaluation_finds(runs):
+    encoded = [(str(i), (runs / f"{i}.png").read_bytes()) for i in range(48)]
+    view = explain(str(runs / "hga"), "latest", encoded, None)
+    source = SyntheticSource(48, 8, DatasetInfo("digits", 10, 1, ()))
+    wrong = sum(title.split(" ")[0] != str(source[i]["label"]) for i, title in enumerate(view.titles))
+    assert 100 * wrong / 48 == pytest.approx(evaluate_workdir(str(runs / "hga"), "latest")["top1_error"])
+    assert view.cams.shape == (48, 2, 2) and len(view.blocks) == 3
+    assert [row[0] for row in gate_rows(view.blocks)] == ["stage1_block1", "stage2_block1", "stage3_block1"]
+
+
+def test_several_runs_and_images_as_a_subprocess(runs, tmp_path):
+    files = [str(runs / f"{i}.png") for i in range(IMAGES)]
+    flags = [f"--workdir={runs / name}" for name in ("copy", "hga")]
+    result = commands.run("-m", "hga_flax", "explain", *flags, *files, "--class=4", f"--out={tmp_path / 'e.png'}",
+                          "--checkpoint=latest")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    pixels = cv2.imread(str(tmp_path / "e.png"))
+    assert pixels.shape[1] > 1000 and np.unique(pixels).size > 100
+    rows = [line.split() for line in result.stdout.splitlines() if ".png" in line and not line.startswith("written")]
+    assert [row[:3] for row in rows] == [[f"{i}.png", run, "4"] for i in range(IMAGES) for run in ("copy", "hga")]
+    assert "stage3_block1" in result.stdout and "4x4" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["0.png", "--workdir=absent"], "no run here"),
+        (["absent.png", "--workdir=hga"], "absent.png cannot be read: No such file"),
+        (["hga", "--workdir=hga"], "hga cannot be read: Is a directory"),
+        (["hga/config.json", "--workdir=hga"], "hga/config.json: the image of .* bytes cannot be decoded"),
+        (["0.png", "--workdir=hga", "--class=10"], "--class=10: hga has no such class"),
+        (["0.png", "--workdir=hga", "--checkpoint=7"], "--checkpoint=7: choose best"),
+        (["0.png", "--workdir=hga", "--out=e.gif"], "end it in .png"),
+        (["0.png"] * 17 + ["--workdir=hga"], "17 images: a picture holds up to 16"),
+        (["0.png"], "the following arguments are required: --workdir"),
+    ],
+)
+def test_bad_input_is_one_line(runs, arguments, message, monkeypatch):
+    monkeypatch.chdir(runs)
+    with pytest.raises(UserError, match=message):
+        main(["explain", *arguments])
+    assert not list(runs.glob("explain*"))

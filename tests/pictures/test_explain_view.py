@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+
+from hga_flax.pictures import style
+from hga_flax.pictures.explain_view import draw
+from hga_flax.pictures.gates import BlockGates
+from hga_flax.pictures.views import View
+
+RANDOM = np.random.RandomState(0)
+
+
+def view(label, channels=1, stages=2, drive=False, titles=("3 (99 %)", "cat (50 %)\npredicted dog (50 %)")):
+    blocks = [
+        BlockGates(
+            f"stage{stage}", f"stage{stage}_block{block}", RANDOM.rand(2, 4 * stage).astype(np.float32),
+            RANDOM.randn(2, 21, 4 * stage).astype(np.float32) if drive else None, (1, 2, 4) if drive else (),
+        )
+        for stage in range(1, stages + 1)
+        for block in (1, 2)
+    ]  # fmt: skip
+    images = RANDOM.randint(0, 256, (2, 12, 12, channels)).astype(np.uint8)
+    return View(label, label, images, list(titles), RANDOM.rand(2, 3, 3).astype(np.float32), blocks)
+
+
+def figure(*views):
+    with style.styled():
+        return draw(views, ["a.png", "b.png"])
+
+
+def arrays(drawn):
+    return [np.asarray(image.get_array()) for axes in drawn.axes for image in axes.images]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_maps_and_gates_are_drawn_as_they_are(channels):
+    hga = view("hga", channels, drive=True)
+    drawn = figure(view("none", channels, stages=0), hga)
+    found = arrays(drawn)
+    image = hga.images[1] if channels == 3 else hga.images[1, ..., 0]
+    grey = image if channels == 1 else image @ np.array([0.299, 0.587, 0.114])
+    for expected in (grey, hga.cams[1] / hga.cams[1].max()):
+        assert any(array.shape == expected.shape and np.allclose(array, expected) for array in found)
+    lines = np.concatenate([block.gate for block in hga.blocks[:2]])  # stage 1: a line for each block and image
+    assert any(array.shape == lines.shape and np.allclose(array, lines) for array in found)
+
+
+def test_the_cells_are_shares_in_their_places():
+    hga = view("hga", drive=True)
+    meshes = [np.asarray(mesh.get_array()) for axes in figure(hga).axes for mesh in axes.collections]
+    assert len(meshes) == 2 * 2 * 3  # stages, images, grids
+    assert [mesh.size for mesh in meshes[:3]] == [1, 4, 16]
+    np.testing.assert_allclose(sum(mesh.sum() for mesh in meshes[:3]), 1, rtol=1e-5)
+    strength = sum(np.abs(block.drive[0]).mean(axis=-1) for block in hga.blocks[:2])
+    np.testing.assert_allclose(meshes[2].ravel(), strength[5:] / strength.sum(), rtol=1e-5)
+
+
+def test_titles_names_and_labels_can_be_read():
+    drawn = figure(view("none", stages=0), view("hga", drive=True))
+    texts = [text.get_text() for text in drawn.texts]
+    for expected in ("a.png", "none", "hga", "3 (99 %)", "cat (50 %)", "stage2", "hga: gates"):
+        assert expected in texts
+    long = view("none", stages=0, titles=["a very long name of a class (99.5 %)"] * 2)
+    cut = next(text.get_text() for text in figure(long).texts if "99.5" in text.get_text())
+    assert cut.startswith("a very") and cut.endswith(".. (99.5 %)") and len(cut) <= 18
+
+
+def test_nothing_sticks_out_of_the_page_and_no_text_meets_another():
+    drawn = figure(view("none", stages=0), view("se"), view("hga", drive=True))
+    drawn.canvas.draw()
+    boxes = [text.get_window_extent() for text in drawn.texts if text.get_text()]
+    for i, box in enumerate(boxes):
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= drawn.bbox.x1 and box.y1 <= drawn.bbox.y1
+        for other in boxes[:i]:
+            assert not (box.x0 < other.x1 and other.x0 < box.x1 and box.y0 < other.y1 and other.y0 < box.y1)

@@ -1,0 +1,95 @@
+import json
+import xml.etree.ElementTree as ElementTree
+
+import cv2
+import numpy as np
+import pytest
+
+from hga_flax.__main__ import main
+from hga_flax.errors import UserError
+from hga_flax.pictures import style
+from hga_flax.pictures.curves import read_run
+from hga_flax.pictures.plot import draw
+from hga_flax.training.workdir import write_config
+from tests import commands
+from tests.training import tiny
+
+TRAIN, EVAL = {2: 2.0, 4: 1.0, 6: 0.5}, {3: 60.0, 6: 7.5}
+
+
+def workdir(folder, **overrides):
+    folder.mkdir()
+    write_config(folder, tiny.config(**overrides))
+    rows = [{"step": step, "train/loss": v, "train/top1_error": 10 * v} for step, v in TRAIN.items()]
+    rows += [{"step": step, "eval/loss": v / 10, "eval/top1_error": v} for step, v in EVAL.items()]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{damaged\n")
+    return str(folder)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    paper = {
+        "data__name": "cifar10",
+        "data__fake": False,
+        "model__name": "cifar_preact_resnet110",
+        "model__options": "",
+    }
+    return [workdir(tmp_path / "a", **paper), workdir(tmp_path / "b")]
+
+
+def drawn(runs, metrics, log=False):
+    with style.styled():
+        return draw([read_run(run, None, False) for run in runs], metrics, "step", log)
+
+
+def test_what_is_drawn_is_what_the_file_holds(runs):
+    loss, error, *_ = drawn(runs, ["loss", "top1_error"]).axes
+    lines = [list(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in loss.lines]
+    assert lines == 2 * [list(TRAIN.items()), [(step, value / 10) for step, value in EVAL.items()]]
+    evaluation = error.lines[1]
+    assert list(evaluation.get_ydata()) == list(EVAL.values()) and evaluation.get_marker() == "o"
+    assert evaluation.get_linewidth() > 2 * error.lines[0].get_linewidth()
+    assert error.get_ylabel() == "top-1 error (%)" and error.get_xlabel() == "step"
+    assert len({(line.get_color(), line.get_linestyle(), line.get_marker()) for line in error.lines[:4:2]}) == 2
+
+
+def test_the_papers_value_is_a_dashed_line_where_there_is_one(runs):
+    loss, error = drawn(runs, ["loss", "top1_error"]).axes[:2]
+    assert len(loss.lines) == 4 and len(error.lines) == 5
+    assert set(error.lines[-1].get_ydata()) == {4.52} and error.lines[-1].get_linestyle() == "--"
+    assert [text.get_text() for text in error.texts] == ["paper, Table 4: 4.52 %"]
+    assert not drawn(runs[1:], ["top1_error"]).axes[0].texts
+
+
+def test_the_legend_names_the_runs_and_log_is_logarithmic(runs):
+    figure = drawn(runs, ["loss"], log=True)
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["a (cifar_preact_resnet110, hga)", "b (cifar_resnet8, hga)", "thin: training", "bold: evaluation"]
+    assert figure.axes[0].get_yscale() == "log" and drawn(runs, ["loss"]).axes[0].get_yscale() == "linear"
+
+
+def test_the_command_writes_both_files_and_tells_the_last_and_best(runs, tmp_path):
+    result = commands.run("-m", "hga_flax", "plot", *runs, f"--out={tmp_path / 'c'}", "--label=one", "--label=two")
+    assert result.returncode == 0, result.stderr
+    pixels = cv2.imread(str(tmp_path / "c.png"))
+    assert pixels.shape[1] > 1000 and np.unique(pixels).size > 20
+    assert ElementTree.parse(tmp_path / "c.svg").getroot().tag.endswith("svg")
+    assert "one" in result.stdout and "7.5 (7.5)" in result.stdout
+    assert "two: 1 damaged line(s) of metrics.jsonl left out" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--metric=loss,top_error"], "--metric=top_error: no run logged it; did you mean 'top1_error'"),
+        (["--label=one"], "--label: 1 for 2 runs"),
+        (["--out=absent/c.png"], "there is no folder absent"),
+        (["--x=epoch"], "its epochs are not known, try --x=step"),
+        (["/nowhere"], "/nowhere: no run here"),
+    ],
+)
+def test_bad_input_is_one_line(runs, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        main(["plot", *runs, *arguments])
+    assert not list(tmp_path.glob("curves*"))
