@@ -73,7 +73,7 @@ def preprocess(encoded: Sequence[tuple[str, bytes]], config: Any, channels: int)
     Raises:
         UserError: the bytes are no image; the message gives its name.
     """
-    transform = host_transform(config.data, channels, False, config.seed)
+    transform = host_transform(config.data, channels, False, config.seed, config.evaluation.image_size)
     images = []
     for name, image in encoded:
         try:
