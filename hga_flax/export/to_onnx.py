@@ -70,7 +70,9 @@ def to_onnx(
     for name, leaf, value in zip(names, leaves, graph.results, strict=True):
         graph.nodes.append(helper.make_node("Identity", [value.name], [name]))
         outputs.append(_declared(name, leaf))
-    proto = helper.make_graph(graph.nodes, "network", [_declared("images", images)], outputs, graph.initializers)
+    read = {name for node in graph.nodes for name in node.input}
+    constants = [tensor for tensor in graph.initializers if tensor.name in read]
+    proto = helper.make_graph(graph.nodes, "network", [_declared("images", images)], outputs, constants)
     model = helper.make_model(
         proto, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="hga_flax"
     )
@@ -243,18 +245,32 @@ class _Graph:
         return self.add("Pad", [inputs[0], self.integers(edges), inputs[1]], shape)
 
     def _gather(self, inputs, shape, *, dimension_numbers, slice_sizes, **_) -> Value:
-        """Whole slices at constant places of one axis, which is what `x[:, rows]` is."""
-        x, indices = inputs
-        axes, numbers = dimension_numbers.start_index_map, dimension_numbers
+        """What `x[:, 1:5]`, `x[:, ::2, ::2]` and `x[:, rows]` are, with a batch of unknown size: constant places."""
+        x, places, axes = inputs[0], inputs[1].array, dimension_numbers.start_index_map
+        collapsed, kept = dimension_numbers.collapsed_slice_dims, dimension_numbers.offset_dims
+        known = places is not None and not dimension_numbers.operand_batching_dims
+        if known and not collapsed and kept == tuple(range(len(shape))):
+            starts = [0] * len(shape)
+            for axis, start in zip(axes, places, strict=True):
+                starts[axis] = int(start)
+            limits = [n if start == 0 else start + n for start, n in zip(starts, slice_sizes, strict=True)]
+            return self._slice([x], shape, start_indices=starts, limit_indices=limits, strides=None)
+        grid = [places[..., i] for i in range(len(axes))] if known else []
+        if len(axes) > 1:  # places along each axis, if they are a grid
+            lines = [np.moveaxis(along, i, 0).reshape(along.shape[i], -1)[:, 0] for i, along in enumerate(grid)]
+            known = known and all((a == b).all() for a, b in zip(grid, np.meshgrid(*lines, indexing="ij"), strict=True))
+            grid = lines
+        rank = len(shape) - len(kept)
         whole = all(n == x.shape[i] or i in axes for i, n in enumerate(slice_sizes))
-        plain = len(axes) == 1 and numbers.collapsed_slice_dims == axes and not numbers.operand_batching_dims
-        if indices.array is None or not (whole and plain):
-            raise UserError("a gather that is not x[:, constant] cannot be written in ONNX; use --format=stablehlo")
-        places = indices.array[..., 0]
-        expected = [i for i in range(len(shape)) if not axes[0] <= i < axes[0] + places.ndim]
-        if list(numbers.offset_dims) != expected:
-            raise UserError("a gather of this layout cannot be written in ONNX; use --format=stablehlo")
-        return self.add("Gather", [x, self.constant(places, np.int64)], shape, axis=axes[0])
+        ordered = list(kept) == [i for i in range(len(shape)) if not axes[0] <= i < axes[0] + rank]
+        if not (known and collapsed == axes and whole and ordered and list(axes) == sorted(axes)):
+            raise UserError(
+                "a gather at places that are not constant cannot be written in ONNX; use --format=stablehlo"
+            )
+        for axis, line in zip(axes, grid, strict=True):
+            before, after = x.shape[:axis], x.shape[axis + 1 :]
+            x = self.add("Gather", [x, self.constant(line, np.int64)], (*before, *line.shape, *after), axis=axis)
+        return x
 
     def _conv_general_dilated(
         self, inputs, shape, *, dimension_numbers, window_strides, padding, lhs_dilation, rhs_dilation, **params
