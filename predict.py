@@ -58,7 +58,7 @@ def main() -> int:
 
     from hga_flax.training.prediction import Predictor, find_images  # after the arguments: --help answers at once
 
-    predictor = Predictor.from_workdir(arguments.workdir, arguments.checkpoint, arguments.batch_size)
+    predictor = Predictor.from_workdir(arguments.workdir, arguments.checkpoint, batch_size=arguments.batch_size)
     files = lambda: find_images(arguments.images, sys.stdin)
     total = None if "-" in arguments.images else sum(1 for _ in files())
     sys.stdout.reconfigure(errors="surrogateescape")  # a file's name need not be text

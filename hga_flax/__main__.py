@@ -14,6 +14,7 @@ COMMANDS = {
     "bench": ("hga_flax.analysis.bench", "measure how fast the loader, the attentions or whole training steps are"),
     "soak": ("hga_flax.training.soak", "train under SIGKILL and compare with an undisturbed run, bit for bit"),
     "tpu": ("hga_flax.analysis.tpu", "compile the training step for TPUs, without one"),
+    "export": ("hga_flax.export.command", "write a run's network as a file to serve: StableHLO or ONNX"),
     "prepare": ("hga_flax.data.prepare", "write a data set as array_record files"),
 }
 

@@ -264,9 +264,7 @@ class _Graph:
         whole = all(n == x.shape[i] or i in axes for i, n in enumerate(slice_sizes))
         ordered = list(kept) == [i for i in range(len(shape)) if not axes[0] <= i < axes[0] + rank]
         if not (known and collapsed == axes and whole and ordered and list(axes) == sorted(axes)):
-            raise UserError(
-                "a gather at places that are not constant cannot be written in ONNX; use --format=stablehlo"
-            )
+            raise UserError("a gather that is no slice cannot be written in ONNX; use --format=stablehlo")
         for axis, line in zip(axes, grid, strict=True):
             before, after = x.shape[:axis], x.shape[axis + 1 :]
             x = self.add("Gather", [x, self.constant(line, np.int64)], (*before, *line.shape, *after), axis=axis)

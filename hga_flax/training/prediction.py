@@ -46,7 +46,7 @@ class Predictor:
         self.batch_size = experiment.eval_batch_size
         self._channels = info.channels
         self._transform = host_transform(config.data, info.channels, False, config.seed)
-        self.image_shape = self._load(np.zeros((8, 8, info.channels), np.uint8)).shape
+        self.image_shape = self.load(np.zeros((8, 8, info.channels), np.uint8)).shape
         self._threads = max(1, min(config.data.num_threads, available_cores()))
 
         def step(variables: Any, images: jax.Array) -> jax.Array:
@@ -57,18 +57,21 @@ class Predictor:
         self._step = jax.jit(jax.shard_map(step, mesh=experiment.mesh, in_specs=specs, out_specs=SPLIT))
 
     @classmethod
-    def from_workdir(cls, path: str, checkpoint: str = "best", batch_size: int | None = None) -> "Predictor":
+    def from_workdir(
+        cls, path: str, checkpoint: str = "best", data_dir: str | None = None, batch_size: int | None = None
+    ) -> "Predictor":
         """Restores a run's network; the data set that it was trained on need not be there.
 
         Args:
             path: the workdir.
             checkpoint: "best" (lowest top-1 error), "latest" or a step.
+            data_dir: where the data set lies, if not where the run had it.
             batch_size: the most images at once, the evaluation's where it is None.
 
         Raises:
             UserError: no run, no such checkpoint, or it cannot be read.
         """
-        return cls(restore_workdir(path, checkpoint, batch_size=batch_size))
+        return cls(restore_workdir(path, checkpoint, data_dir, batch_size))
 
     def predict(self, images: Iterable[Image]) -> np.ndarray:
         """Returns the probabilities of the classes, float32 `[N, classes]`.
@@ -130,12 +133,16 @@ class Predictor:
 
     def _try(self, image: Image) -> np.ndarray | BadImage:
         try:
-            return self._load(image)
+            return self.load(image)
         except BadImage as error:
             return error
 
-    def _load(self, image: Image) -> np.ndarray:
-        """Reads, decodes and crops as evaluation does: uint8 `image_shape`."""
+    def load(self, image: Image) -> np.ndarray:
+        """Reads, decodes and crops as evaluation does: uint8 `image_shape`.
+
+        Raises:
+            BadImage: it cannot be decoded.
+        """
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != self._channels:
                 raise BadImage(f"an array {image.dtype} {list(image.shape)} is not uint8 [H, W, {self._channels}]")
