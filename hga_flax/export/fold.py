@@ -156,6 +156,8 @@ def _bind(eqn: core.JaxprEqn, arrays: Sequence[Any]) -> list[Any]:
 def _constants(eqn: core.JaxprEqn, arrays: list[np.ndarray]) -> list[Constant] | None:
     """Computes an operation on constants, as small as they are; None where its size is not known yet."""
     name = eqn.primitive.name
+    if name == "dim_as_value":  # a symbolic dimension as a number
+        return None
     if name == "broadcast_in_dim" and len(arrays) == 1:
         shape = [1] * len(eqn.params["shape"])
         for axis, length in zip(eqn.params["broadcast_dimensions"], arrays[0].shape, strict=True):
