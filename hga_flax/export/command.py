@@ -8,6 +8,7 @@ ONNX keeps the metadata in the file, as JSON values; StableHLO has none, they li
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import pathlib
 from collections.abc import Callable, Iterator
@@ -173,13 +174,9 @@ def _session(file: pathlib.Path) -> Network:
 
 
 def _check_onnx() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"--format=onnx: {one_line(error)}; install the packages: pip install onnx onnxruntime"
-        ) from None
+    missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"--format=onnx needs packages that are not installed: pip install {' '.join(missing)}")
 
 
 def _cpu() -> jax.Device:
