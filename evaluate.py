@@ -5,7 +5,7 @@ python evaluate.py --workdir=DIR [--checkpoint=best|latest|STEP] [--split=NAME] 
 
 import json
 
-from hga_flax.command_line import add_import_flag
+from hga_flax.command_line import add_import_flag, add_weights_flag
 from hga_flax.errors import ArgumentParser, expand, run_main
 from hga_flax.training import distributed
 
@@ -15,9 +15,7 @@ def main() -> None:
     parser.add_argument("--workdir", required=True, metavar="DIR", help="the folder that train.py was given")
     parser.add_argument("--checkpoint", default="best", metavar="best|latest|STEP", help="which one (default: best)")
     parser.add_argument("--split", metavar="NAME", help="default: the run's data.eval_split")
-    parser.add_argument(
-        "--weights", choices=("ema", "raw"), help="default: the moving average where training.ema_decay kept one"
-    )
+    add_weights_flag(parser)
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set lies now; default: the run's data.dir")
     parser.add_argument("--batch-size", type=int, metavar="N", help="images at once; default: the run's")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")

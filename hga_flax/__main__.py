@@ -17,6 +17,7 @@ COMMANDS = {
     "plot": ("hga_flax.pictures.plot", "draw the loss and error curves of runs, the paper's values as lines"),
     "explain": ("hga_flax.pictures.explain", "draw what a trained network looks at: Grad-CAM, gates and their cells"),
     "summary": ("hga_flax.pictures.summary", "a network part by part: shapes, parameters, operations, attention"),
+    "export": ("hga_flax.export.command", "write a run's network as a file to serve: StableHLO or ONNX"),
     "prepare": ("hga_flax.data.prepare", "write a data set as array_record files"),
 }
 

@@ -39,6 +39,13 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_weights_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds `--weights`, the choice between a run's moving average and its last weights."""
+    parser.add_argument(
+        "--weights", choices=("ema", "raw"), help="default: the moving average where training.ema_decay kept one"
+    )
+
+
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Divides a command's arguments into its own and the `--config.key=value` among them."""
     own: list[str] = []

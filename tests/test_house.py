@@ -6,7 +6,8 @@ import pytest
 
 from tests.commands import ROOT
 
-TRAINING_COMMANDS = {"analysis/tpu.py"}  # of `python -m hga_flax`; train.py and evaluate.py are outside the package
+# Of `python -m hga_flax`; train.py, evaluate.py and predict.py are outside the package.
+TRAINING_COMMANDS = {"analysis/tpu.py", "export/command.py"}
 TRAINING_ROOMS = {"training", "pictures"}  # pictures/ draws what runs left: it is made of commands, too
 FILES = sorted((ROOT / "hga_flax").rglob("*.py"))
 
@@ -46,7 +47,13 @@ def test_attention_imports_nothing_of_the_project_and_models_only_attention():
 
 
 @pytest.mark.parametrize(
-    ("package", "homes"), [("orbax", {"training/checkpoints.py"}), ("tensorboardX", {"training/writers.py"})]
+    ("package", "homes"),
+    [
+        ("orbax", {"training/checkpoints.py"}),
+        ("tensorboardX", {"training/writers.py"}),
+        ("onnx", {"export/to_onnx.py"}),
+        ("onnxruntime", {"export/command.py"}),
+    ],
 )
 def test_a_package_that_has_one_home(package, homes):
     assert importers(package) == homes

@@ -12,6 +12,7 @@ from hga_flax.errors import UserError
 from hga_flax.models import create_model
 from hga_flax.models.torch_weights import _torch_shape, peer_name, variables_from_torch
 from hga_flax.training import initial_weights as w
+from hga_flax.training.mesh import to_devices
 from hga_flax.training.restore import restore_workdir
 from hga_flax.training.trainer import train
 from tests.commands import ROOT
@@ -271,3 +272,14 @@ def test_the_average_of_a_run_is_preferred(run, tmp_path):
     for ours, raw in zip(*map(jax.tree.leaves, (checkpoints.restore_weights(5), variables)), strict=True):
         np.testing.assert_array_equal(ours, np.asarray(raw) + 1)
     checkpoints.close()
+
+
+def test_an_average_begins_as_the_loaded_weights(run):
+    c = start(run, training__ema_decay=0.9)
+    mesh = tiny.mesh()
+    _, state, step = tiny.build(c, mesh)
+    state, _ = w.start_from(c, state, mesh)
+    loaded = restore_workdir(str(run)).variables
+    for ours, theirs in zip(jax.tree.leaves(state.ema), jax.tree.leaves(loaded), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    step(state, next(to_devices(iter([tiny.batch()]), mesh)))  # which consumes each array of the state once

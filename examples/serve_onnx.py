@@ -1,0 +1,74 @@
+"""Labels images with an exported network: nothing but ONNX Runtime, NumPy and OpenCV (no JAX, no hga_flax).
+
+python -m hga_flax export --workdir=DIR --format=onnx --out=network.onnx
+python examples/serve_onnx.py network.onnx IMAGE... [--top=5]
+"""
+
+import argparse
+import json
+import sys
+
+import cv2
+import numpy as np
+import onnxruntime
+
+
+def read_image(file: str, how: dict) -> np.ndarray:
+    """Reads, resizes and crops a file as `how`, the network's "preprocessing", says: uint8 `[height, width, channels]`.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    with open(file, "rb") as opened:
+        data = np.frombuffer(opened.read(), np.uint8)
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB if how["channels"] == "RGB" else cv2.IMREAD_GRAYSCALE)
+    if image is None:
+        raise ValueError("not an image that OpenCV reads")
+    height, width = how["height"], how["width"]
+    if how["short_side"] is None:
+        image = resize(image, height, width)
+    else:
+        scale = how["short_side"] / min(image.shape[:2])
+        image = resize(image, *(max(n, round(m * scale)) for n, m in zip((height, width), image.shape, strict=False)))
+        if scale < 1:  # averaging areas is half of an antialiased bilinear filter, these taps are the rest
+            taps = np.array([1 / 24, 22 / 24, 1 / 24])
+            image = cv2.sepFilter2D(image, -1, taps, taps, borderType=cv2.BORDER_REPLICATE)
+        top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+        image = image[top : top + height, left : left + width]
+    return image.reshape(height, width, -1)
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resizes by averaging areas where the image shrinks, bilinearly where it grows."""
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = height < image.shape[0]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("network", help="the file that `python -m hga_flax export --format=onnx` wrote")
+    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="the N likeliest classes (default: 5)")
+    arguments = parser.parse_args()
+
+    session = onnxruntime.InferenceSession(arguments.network, providers=onnxruntime.get_available_providers())
+    facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    failed = False
+    for file in arguments.images:
+        try:
+            image = read_image(file, facts["preprocessing"])
+        except (OSError, ValueError, cv2.error) as error:
+            print(f"{file}: {error}", file=sys.stderr)
+            failed = True
+            continue
+        # Raw pixels go in; any number of images may be stacked.
+        (probabilities,) = session.run(["probabilities"], {"images": image[None]})[0]
+        best = (-probabilities).argsort(kind="stable")[: arguments.top]
+        print(f"{file}  " + "  ".join(f"{facts['class_names'][i]} {probabilities[i]:.2%}" for i in best))
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

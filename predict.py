@@ -1,0 +1,120 @@
+"""Labels images with a checkpoint of a run.
+
+python predict.py --workdir=DIR IMAGE... [--top=5] [--json|--csv] [--checkpoint=best|latest|STEP]
+"""
+
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Callable
+
+from hga_flax.command_line import add_import_flag, add_weights_flag
+from hga_flax.errors import ArgumentParser, UserError, run_main
+
+Prediction = tuple[str, int, float]  # name and index of a class, probability
+CSV_HEADER = ("file", "rank", "class", "index", "probability")
+
+
+def as_text(file: str, predictions: list[Prediction]) -> str:
+    return f"{file}  " + "  ".join(f"{name} {probability:.2%}" for name, _, probability in predictions)
+
+
+def as_json(file: str, predictions: list[Prediction]) -> str:
+    rows = [{"class": name, "index": index, "probability": share} for name, index, share in predictions]
+    return json.dumps({"file": file, "predictions": rows})
+
+
+def as_csv(file: str, predictions: list[Prediction]) -> str:
+    return _csv_lines([(file, rank, *prediction) for rank, prediction in enumerate(predictions, start=1)])
+
+
+def _csv_lines(rows: list[tuple]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().removesuffix("\n")
+
+
+def main() -> int:
+    parser = ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="the folder that train.py was given")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="files, patterns, folders, or - for a list of them on standard input",
+    )
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="the N likeliest classes (default: 5)")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object a line")
+    form.add_argument("--csv", action="store_true", help=f"print the columns {', '.join(CSV_HEADER)}")
+    parser.add_argument("--checkpoint", default="best", metavar="best|latest|STEP", help="which one (default: best)")
+    add_weights_flag(parser)
+    parser.add_argument("--batch-size", type=int, metavar="N", help="most images at once; default: the evaluation's")
+    add_import_flag(parser)
+    arguments = parser.parse_args()
+    if arguments.top < 1:
+        raise UserError(f"--top={arguments.top}: must be at least 1")
+
+    from hga_flax.training.prediction import Predictor, find_images  # after the arguments: --help answers at once
+
+    predictor = Predictor.from_workdir(
+        arguments.workdir, arguments.checkpoint, batch_size=arguments.batch_size, weights=arguments.weights
+    )
+    files = lambda: find_images(arguments.images, sys.stdin)
+    total = None if "-" in arguments.images else sum(1 for _ in files())
+    sys.stdout.reconfigure(errors="surrogateescape")  # a file's name need not be text
+    form = as_json if arguments.json else as_csv if arguments.csv else as_text
+    try:
+        if arguments.csv:
+            print(",".join(CSV_HEADER))
+        count, bad = label(
+            predictor, files(), total, lambda file, row: form(file, likeliest(predictor, row, arguments.top))
+        )
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the lines has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    if not count:
+        raise UserError("no images: standard input was empty")
+    if bad:
+        raise UserError(f"{bad:,} of {count:,} images could not be labelled; they are named above")
+    return 0
+
+
+def likeliest(predictor, probabilities, top: int) -> list[Prediction]:
+    """Returns the `top` likeliest classes, the likeliest first; equals in the order of their index."""
+    order = (-probabilities).argsort(kind="stable")[:top]
+    return [(predictor.class_names[i], int(i), float(probabilities[i])) for i in order]
+
+
+def label(predictor, files, total: int | None, line: Callable[..., str]) -> tuple[int, int]:
+    """Prints a line for each file, and on a terminal a bar below; returns how many there were, and how many bad."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from hga_flax.data.bad_images import BadImage
+
+    # The lines and the bar share the terminal; where the lines go to a file, the bar stands on standard error.
+    console = Console(stderr=not sys.stdout.isatty(), highlight=False, soft_wrap=True)
+    write = (lambda text: console.print(text, markup=False)) if sys.stdout.isatty() else print
+    columns = TextColumn("images"), MofNCompleteColumn(), BarColumn(24), TimeRemainingColumn()
+    count = bad = 0
+    with Progress(
+        *columns, console=console, transient=True, redirect_stdout=False, disable=not console.is_terminal
+    ) as progress:
+        task = progress.add_task("", total=total)
+        for file, row in predictor.stream(files):
+            count += 1
+            if isinstance(row, BadImage):
+                bad += 1
+                print(f"{file}: {row}", file=sys.stderr)
+            else:
+                write(line(file, row))
+            progress.advance(task)
+    return count, bad
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,72 @@
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from hga_flax.data.host_augmentation import central_crop, resize
+from hga_flax.training.prediction import Predictor
+from tests.commands import ROOT
+from tests.export.exported import export
+from tests.training import tiny
+
+SCRIPT = ROOT / "examples" / "serve_onnx.py"
+pytest.importorskip("onnxruntime", reason="the ONNX packages are not installed: pip install onnx onnxruntime")
+
+
+def serve(*arguments, without=()):
+    """Runs the example where some packages refuse to be imported."""
+    path = os.pathsep.join(map(str, without))
+    environment = {**os.environ, "PYTHONPATH": path}
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+
+
+@pytest.fixture
+def without(tmp_path):
+    for name in ("jax", "flax", "hga_flax", "onnx", "tensorflow", "torch"):
+        (tmp_path / "blocked" / name).mkdir(parents=True)
+        (tmp_path / "blocked" / name / "__init__.py").write_text(f"raise ImportError('{name} is blocked here')\n")
+    return [tmp_path / "blocked"]
+
+
+def test_it_labels_images_as_the_predictor_does(tmp_path, without):
+    workdir = tmp_path / "run"
+    tiny.train_on_digits(workdir)
+    export(workdir, "onnx", tmp_path / "network.onnx")
+    files = []
+    for i, image in enumerate(tiny.held_out_digits()[0][:40]):
+        files.append(tmp_path / f"{i}.png")
+        files[-1].write_bytes(image)
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    done = serve(tmp_path / "network.onnx", *files[:2], tmp_path / "bad.png", *files[2:], "--top=1", without=without)
+    assert done.returncode == 1 and done.stderr == f"{tmp_path}/bad.png: not an image that OpenCV reads\n"
+    rows = Predictor.from_workdir(str(workdir)).predict(files)
+    expected = [f"{file}  {row.argmax()} {row.max():.2%}" for file, row in zip(files, rows, strict=True)]
+    assert done.stdout.splitlines() == expected
+
+
+def test_help(without):
+    done = serve("--help", without=without)
+    assert done.returncode == 0 and "--top" in done.stdout and "ONNX Runtime" in done.stdout
+
+
+@pytest.mark.parametrize("size", [(40, 60), (300, 200), (20, 33)])
+@pytest.mark.parametrize("channels", ["RGB", "grey"])
+def test_its_pixels_are_those_of_evaluation(tmp_path, size, channels):
+    spec = importlib.util.spec_from_file_location("serve_onnx", SCRIPT)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    if channels == "grey":
+        pixels = pixels[:, :, :1]
+    file = tmp_path / "image.png"
+    cv2.imwrite(str(file), pixels[:, :, ::-1])
+    how = json.loads(json.dumps({"height": 28, "width": 28, "channels": channels, "short_side": 32}))
+    np.testing.assert_array_equal(example.read_image(str(file), how), central_crop(pixels, 28, 0.875))
+    how["short_side"] = None
+    np.testing.assert_array_equal(example.read_image(str(file), how), resize(pixels, 28, 28))
