@@ -1,6 +1,6 @@
 """Attentions compared on images of your own: small networks, trained alike, and a table of their errors.
 
-    python -m examples.compare_attentions [--attentions=none,se,hga] [--steps=300] [--seeds=3]
+    python -m examples.compare_attentions [--attentions=none,se,hga] [--steps=200] [--seeds=3]
     python -m examples.compare_attentions --data=folder --dir=DIR --eval-split=val --size=32
 
 The first compares on scikit-learn's digits, the second on DIR/{train,val}/CLASS/*.jpg; arrays become
@@ -27,12 +27,11 @@ def load(name: str, directory: str, split: str, size: int) -> tuple[np.ndarray, 
     return images.astype("float32") / 127.5 - 1, np.array([record["label"] for record in records])
 
 
-def train(attention: str, x: np.ndarray, y: np.ndarray, classes: int, steps: int, seed: int):
-    """Trains one network on images `[N, H, W, C]`; returns its number of parameters and a function images -> labels."""
-    model, random = create_model("cifar_resnet8", attention=attention, num_classes=classes), np.random.default_rng(seed)
-    variables = model.init(jax.random.key(seed), x[:1])
+def compare(attention: str, train: tuple, test: tuple, steps: int, seeds: int) -> tuple[int, list[float]]:
+    """Trains a network for each seed; returns its number of parameters and the errors in percent on `test`."""
+    (x, y), (x_test, y_test) = train, test
+    model = create_model("cifar_resnet8", attention=attention, num_classes=int(y.max()) + 1)
     optimizer = optax.sgd(optax.cosine_decay_schedule(0.05, max(1, steps)), momentum=0.9)
-    state = optimizer.init(variables["params"])
 
     @jax.jit
     def train_step(variables, state, images, labels):
@@ -44,11 +43,16 @@ def train(attention: str, x: np.ndarray, y: np.ndarray, classes: int, steps: int
         change, state = optimizer.update(gradient, state)
         return {"params": optax.apply_updates(variables["params"], change), **updates}, state
 
-    for _ in range(steps):  # with one seed every attention sees the same images in the same order
-        rows = random.integers(len(x), size=64)
-        variables, state = train_step(variables, state, x[rows], y[rows])
-    size = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    return size, jax.jit(lambda images: model.apply(variables, images).argmax(-1))
+    predict, errors = jax.jit(lambda variables, images: model.apply(variables, images).argmax(-1)), []
+    for seed in range(seeds):
+        variables, random = jax.jit(model.init)(jax.random.key(seed), x[:1]), np.random.default_rng(seed)
+        state = optimizer.init(variables["params"])
+        for _ in range(steps):  # with one seed every attention sees the same images in the same order
+            rows = random.integers(len(x), size=64)
+            variables, state = train_step(variables, state, x[rows], y[rows])
+        labels = np.concatenate([predict(variables, x_test[i : i + 500]) for i in range(0, len(x_test), 500)])
+        errors.append(100 * np.mean(labels != y_test))
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"])), errors
 
 
 def main() -> None:
@@ -58,19 +62,14 @@ def main() -> None:
     parser.add_argument("--eval-split", default="test", help="of the images that are not trained on")
     parser.add_argument("--size", type=int, default=8, help="height and width that the images get")
     parser.add_argument("--attentions", default="none,se,hga", help="names of hga_flax.attention_names()")
-    parser.add_argument("--steps", type=int, default=300, help="of 64 images")
+    parser.add_argument("--steps", type=int, default=200, help="of 64 images")
     parser.add_argument("--seeds", type=int, default=3, help="networks of each attention")
     given = parser.parse_args()
 
-    x, y = load(given.data, given.dir, "train", given.size)
-    x_test, y_test = load(given.data, given.dir, given.eval_split, given.size)
-    print(f"{len(y):,} images to train on, {len(y_test):,} to test on\n\nattention  parameters  error, %")
+    train, test = (load(given.data, given.dir, split, given.size) for split in ("train", given.eval_split))
+    print(f"{len(train[1]):,} images to train on, {len(test[1]):,} to test on\n\nattention  parameters  error, %")
     for attention in given.attentions.split(","):
-        errors = []
-        for seed in range(given.seeds):
-            size, predict = train(attention, x, y, int(y.max()) + 1, given.steps, seed)
-            labels = np.concatenate([predict(x_test[i : i + 500]) for i in range(0, len(x_test), 500)])
-            errors.append(100 * np.mean(labels != y_test))
+        size, errors = compare(attention, train, test, given.steps, given.seeds)
         print(f"{attention:9}  {size:10,}  {np.mean(errors):8.2f}  ({', '.join(f'{error:.2f}' for error in errors)})")
 
 

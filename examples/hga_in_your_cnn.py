@@ -40,7 +40,7 @@ def main() -> None:
     images, labels = digits.images[..., None].astype("float32") / 16, digits.target
     x, x_test, y, y_test = train_test_split(images, labels, test_size=297, stratify=labels, random_state=0)
     model, optimizer = Net(), optax.adam(optax.cosine_decay_schedule(1e-2, max(1, steps)))
-    params = model.init(jax.random.key(0), x[:1])
+    params = jax.jit(model.init)(jax.random.key(0), x[:1])
     state = optimizer.init(params)
 
     @jax.jit

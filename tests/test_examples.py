@@ -46,12 +46,12 @@ def test_read_checkpoint_says_what_evaluation_says(tmp_path):
     from hga_flax.training.trainer import train
     from tests.training import tiny
 
-    train(tiny.config(data__fake_examples=8, training__batch_size=8), str(tmp_path))
-    result = run("-m", "examples.read_checkpoint", tmp_path)
+    train(tiny.config(data__fake_examples=16), str(tmp_path))
+    result = run("-m", "examples.read_checkpoint", tmp_path, "--images=16")
     assert result.returncode == 0, result.stderr
     assert "step 6 of cifar_resnet8, attention hga" in result.stdout
     given = re.findall(r"a (\d) is taken for a (\d) \((\S+) %\)", result.stdout)
-    assert len(given) == 8  # the whole split
+    assert len(given) == 16  # the whole split
     wrong = sum(label != taken for label, taken, _ in given)
-    assert 100 * wrong / 8 == pytest.approx(evaluate_workdir(str(tmp_path), "latest")["top1_error"])
+    assert 100 * wrong / 16 == pytest.approx(evaluate_workdir(str(tmp_path), "latest")["top1_error"])
     assert len(re.findall(r"gates of stage\d_block1: mean 0\.\d+", result.stdout)) == 3
