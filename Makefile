@@ -5,12 +5,13 @@ DEMO := runs/digits
 # Tests run in as many processes as there are cores, at most 8; those of a file stay together.
 PARALLEL := -n auto --maxprocesses=8 --dist=loadfile
 
-.PHONY: help demo test test-all lint format clean
+.PHONY: help demo test test-all docs lint format clean
 
 help:
 	@echo "make demo      train HGA on handwritten digits, evaluate it, say where to look"
 	@echo "make test      the test suite"
 	@echo "make test-all  the test suite with the slow tests"
+	@echo "make docs      the documentation as a web site, site/index.html; broken links are errors"
 	@echo "make lint      check the style;  make format  mend it"
 	@echo "make clean     remove the environment and the caches (not your runs)"
 
@@ -35,6 +36,9 @@ test-all: $(VENV)/installed lint
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check tensorflow pillow
 	@$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow"
 
+docs: $(VENV)/installed
+	@$(BIN)/zensical build --clean --strict
+
 lint: $(VENV)/installed
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .
 
@@ -42,4 +46,4 @@ format: $(VENV)/installed
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
 
 clean:
-	@rm -rf $(VENV) .cache .pytest_cache .ruff_cache
+	@rm -rf $(VENV) .cache .pytest_cache .ruff_cache site

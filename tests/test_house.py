@@ -6,8 +6,8 @@ import pytest
 
 from tests.commands import ROOT
 
-# Of `python -m hga_flax`; train.py, evaluate.py and predict.py are outside the package.
-TRAINING_COMMANDS = {"analysis/tpu.py", "export/command.py"}
+# Of `python -m hga_flax`, and the library's front door; train.py, evaluate.py and predict.py are outside the package.
+TRAINING_COMMANDS = {"__init__.py", "analysis/tpu.py", "export/command.py"}
 TRAINING_ROOMS = {"training", "pictures"}  # pictures/ draws what runs left: it is made of commands, too
 FILES = sorted((ROOT / "hga_flax").rglob("*.py"))
 

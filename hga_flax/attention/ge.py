@@ -11,6 +11,7 @@ with the MLP.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -85,6 +86,7 @@ class GatherExcite(nn.Module):
 
     def _learned_cells(self, x: jax.Array, train: bool) -> jax.Array:
         """Depthwise convolutions and norms, a ReLU between them: `[B, H, W, C]` -> `[B, h, w, C]`."""
+        layers: list[tuple[Sequence[int], tuple[int, int], Any]]  # kernel, strides, padding
         if self.extent == 0:
             layers = [(x.shape[1:3], (1, 1), 0)]
         else:
@@ -93,7 +95,7 @@ class GatherExcite(nn.Module):
         for i, (kernel, strides, padding) in enumerate(layers, start=1):
             name = f"gather_conv{i}"
             if self.extent == 0 and self.has_variable("params", name):
-                made_for = self.get_variable("params", name)["kernel"].shape[:2]
+                made_for: tuple[int, ...] = self.get_variable("params", name)["kernel"].shape[:2]
                 if made_for != kernel:
                     raise ValueError(f"learned global gather was made for maps of {made_for}, not {kernel}")
             conv = nn.Conv(

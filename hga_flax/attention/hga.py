@@ -198,11 +198,13 @@ class HGA(nn.Module):
         group_size: channels per group where `groups` is None; 1 is depthwise, as Eq. 12 counts.
         reduction: of the EE's hidden layer.
         excitation: "shared" or "concat", see `ExcitationExploration`.
-        mfe, hap, ee: False removes a stage (Table 5): without MFE the map is its own only scale,
-            without HAP the only cell is the whole map, without EE scales and cells are averaged
-            and go to the sigmoid; without all three the module is the identity.
-        mfe_norm, mfe_act: BatchNorm and activation after each scale. The paper's equations have
-            neither, which leaves the MFE linear; these options test whether that matters.
+        mfe: False removes the stage (Table 5): the map is its own only scale.
+        hap: False removes the stage: the only cell is the whole map.
+        ee: False removes the stage: scales and cells are averaged and go to the sigmoid. Without
+            all three stages the module is the identity.
+        mfe_norm: BatchNorm after each scale. The paper's equations have neither this nor an
+            activation, which leaves the MFE linear; these two options test whether that matters.
+        mfe_act: name of an activation after each scale, or None.
         restore: "gate" applies the restoring FC to the attention vector (fits Table 2's FLOPs);
             "features" applies it to the gated map, the literal text of section 5.1.
         restore_norm: BatchNorm on the restored vector before the sigmoid (Table 2's parameters).

@@ -14,8 +14,9 @@ what the paper prints for SKNet-101 (48.9 M, 8.46 G); the authors' released defi
 48,686,760, because one of its layers violates L = 32. Here L holds everywhere.
 """
 
+import operator
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -93,12 +94,12 @@ class SelectiveKernel(nn.Module):
             )(x)
             branches.append(nn.relu(norm(name=f"branch{i}_norm")(y)))
         d = select_channels(self.channels, self.ratio, self.min_channels)
-        e = nn.Dense(d, use_bias=False, dtype=self.dtype, name="reduce")(global_mean(sum(branches)))
+        e = nn.Dense(d, use_bias=False, dtype=self.dtype, name="reduce")(global_mean(reduce(operator.add, branches)))
         e = nn.relu(norm(name="reduce_norm")(e))
         count = len(branches)
         e = nn.Dense(count * self.channels, use_bias=False, dtype=self.dtype, name="select")(e)
         weights = nn.softmax(at_least_float32(e.reshape(-1, count, self.channels)), axis=1).astype(branches[0].dtype)
-        return sum(branch * weights[:, i, None, None, :] for i, branch in enumerate(branches))
+        return reduce(operator.add, [branch * weights[:, i, None, None, :] for i, branch in enumerate(branches)])
 
     def _check(self, x: jax.Array, groups: int) -> None:
         if x.ndim != 4:

@@ -67,7 +67,7 @@ def model_options(name: str) -> dict[str, Any]:
     Raises:
         ValueError: no model has this name.
     """
-    builder = _builder(name)
+    builder: Any = _builder(name)
     given: dict[str, Any] = {}
     while isinstance(builder, functools.partial):
         given = builder.keywords | given
@@ -80,7 +80,7 @@ def model_options(name: str) -> dict[str, Any]:
     return {f.name: given.get(f.name, f.default) for f in dataclasses.fields(builder) if f.name not in hidden}
 
 
-def _model_class(builder: Callable[..., nn.Module]) -> type[nn.Module]:
+def _model_class(builder: Any) -> type[nn.Module]:
     while isinstance(builder, functools.partial):
         builder = builder.func
     return builder

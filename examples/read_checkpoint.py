@@ -1,0 +1,49 @@
+"""What `train.py` wrote, in Python: the network with its parameters, logits of images, and HGA's gates.
+
+    python train.py --config=configs/digits.py --workdir=runs/digits
+    python -m examples.read_checkpoint runs/digits [--checkpoint=best|latest|STEP] [--images=8]
+
+prints the checkpoint's step and its largest parameters, the classes it gives to the first images of
+the evaluation split, and the mean gate of each block that has one.
+"""
+
+import argparse
+
+import jax
+import numpy as np
+
+from hga_flax import restore_workdir
+from hga_flax.data.device_augmentation import normalize
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workdir", help="the folder of a run")
+    parser.add_argument("--checkpoint", default="latest", help="best, latest (the default) or a step")
+    parser.add_argument("--images", type=int, default=8, help="of the evaluation split (8)")
+    arguments = parser.parse_args()
+
+    restored = restore_workdir(arguments.workdir, arguments.checkpoint)
+    model, config, dataset = restored.experiment.model, restored.experiment.config, restored.experiment.dataset
+    variables = {"params": restored.state.params, "batch_stats": restored.state.batch_stats}
+    leaves = jax.tree.leaves_with_path(restored.state.params)
+    print(f"step {restored.step} of {config.model.name}, attention {config.model.attention}")
+    print(f"{sum(leaf.size for _, leaf in leaves):,} parameters, the largest:")
+    for path, leaf in sorted(leaves, key=lambda pair: -pair[1].size)[:3]:
+        print(f"  {jax.tree_util.keystr(path, simple=True, separator='/')} {list(leaf.shape)}")
+
+    batches = dataset.eval_batches(dataset.source(config.data.eval_split), arguments.images, restored.experiment.shard)
+    batch = next(iter(batches))  # image uint8 [B, H, W, C], label [B], mask [B]
+    images = normalize(batch["image"], config.data.mean, config.data.std)  # as the network was trained to see them
+    logits, sown = jax.jit(lambda *inputs: model.apply(*inputs, mutable=["intermediates"]))(variables, images)
+    names = dataset.info.class_names or [str(label) for label in range(dataset.info.num_classes)]
+    for label, row in zip(batch["label"][batch["mask"]], jax.nn.softmax(logits), strict=False):
+        print(f"a {names[label]} is taken for a {names[int(row.argmax())]} ({100 * row.max():.1f} %)")
+
+    for block, inner in sown.get("intermediates", {}).items():
+        for gate in inner.get("attention", {}).get("gate", ()):  # [B, channels], HGA's
+            print(f"gates of {block}: mean {np.mean(gate):.3f}, from {np.min(gate):.3f} to {np.max(gate):.3f}")
+
+
+if __name__ == "__main__":
+    main()

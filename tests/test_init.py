@@ -1,0 +1,66 @@
+"""The library's front door: every name is there, is documented and says its shapes, and none costs until it is used."""
+
+import ast
+import inspect
+
+import pytest
+
+import hga_flax
+from tests.commands import ROOT, run
+
+NAMES = [name for name in hga_flax.__all__ if name != "__version__"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_public_name_imports_and_is_documented(name):
+    thing = getattr(hga_flax, name)
+    assert thing.__name__ == name
+    # Not an empty string, and not what a dataclass makes up: "HGA(channels: int, ...)".
+    assert thing.__doc__ and not thing.__doc__.startswith(f"{name}("), name
+    if inspect.isclass(thing):
+        call = thing.__call__.__doc__ or thing.__doc__
+        assert "[B, H, W, " in thing.__doc__ + call or "[B, S, cells, C]" in thing.__doc__, f"{name}: no shapes"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_public_function_and_the_fields_of_a_module_are_annotated(name):
+    thing = getattr(hga_flax, name)
+    function = thing.__call__ if inspect.isclass(thing) else thing
+    function = inspect.unwrap(function)
+    for parameter in list(inspect.signature(function).parameters.values())[inspect.isclass(thing) :]:
+        assert parameter.annotation is not inspect.Parameter.empty, f"{name}({parameter.name})"
+    assert inspect.signature(function).return_annotation is not inspect.Signature.empty, name
+
+
+def test_the_name_that_editors_see_is_the_one_that_is_given():
+    program = ast.parse((ROOT / "hga_flax" / "__init__.py").read_text())
+    (block,) = [node for node in program.body if isinstance(node, ast.If)]  # `if TYPE_CHECKING:`
+    homes = {alias.name: line.module for line in block.body for alias in line.names}
+    assert sorted(homes) == sorted(NAMES)
+    for name, home in homes.items():
+        assert getattr(hga_flax, name) is getattr(__import__(home, fromlist=[name]), name), name
+
+
+def test_dir_lists_the_names_and_an_unknown_one_is_an_attribute_error():
+    assert set(hga_flax.__all__) <= set(dir(hga_flax))
+    with pytest.raises(AttributeError, match="no attribute 'HGB'"):
+        _ = hga_flax.HGB
+
+
+def test_importing_the_package_alone_loads_neither_jax_nor_anything_else_that_is_large():
+    heavy = "{'jax', 'flax', 'numpy', 'orbax', 'grain', 'cv2', 'tensorflow_datasets', 'tensorflow'}"
+    result = run("-c", f"import sys, hga_flax; dir(hga_flax); print({heavy} & set(sys.modules))")
+    assert result.stdout == "set()\n", result.stderr
+
+
+def test_the_library_needs_no_data_package_for_attentions_and_networks():
+    code = (
+        "import sys, hga_flax; hga_flax.create_model('cifar_resnet8', attention='hga'); "
+        "print({'orbax.checkpoint', 'grain', 'cv2', 'tensorflow_datasets', 'ml_collections', 'clu'} & set(sys.modules))"
+    )
+    result = run("-c", code)
+    assert result.stdout == "set()\n", result.stderr
+
+
+def test_the_package_says_that_it_is_typed():
+    assert (ROOT / "hga_flax" / "py.typed").read_text() == ""
