@@ -1,6 +1,7 @@
 """A finished or running workdir turned back into a network and its parameters."""
 
 import dataclasses
+import sys
 from typing import Any
 
 import jax
@@ -33,7 +34,8 @@ def restore_workdir(
 
     Args:
         path: the workdir.
-        checkpoint: "best" (lowest top-1 error), "latest" or a step.
+        checkpoint: "best" (lowest top-1 error), "latest" or a step. Where one of the former two is damaged, a warning
+            on stderr names it and the next in order takes its place.
         data_dir: where the data set lies, if not where the run had it.
         batch_size: of an evaluation, if not the run's (rounded up to the number of devices).
 
@@ -61,36 +63,37 @@ def restore_workdir(
     like = abstract_state(init, experiment.mesh)
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"--workdir={path}: no checkpoint here yet")
-    checkpoints = Checkpoints(workdir, read_only=True)
+    checkpoints = Checkpoints(workdir, read_only=True, warn=_warn)
     try:
-        if checkpoint == "latest":
-            restored = checkpoints.restore_latest(like)
-            if restored is None:
-                raise UserError(f"--workdir={path}: no checkpoint here yet")
-            step, state, _ = restored
-        else:
-            step = _choose(checkpoints, checkpoint, path)
-            state, _ = checkpoints.restore(step, like)
+        restored = _restore(checkpoints, checkpoint, path, like)
     finally:
         checkpoints.close()
-    return Restored(experiment, state, step)
+    return Restored(experiment, restored[1], restored[0])
 
 
-def _choose(checkpoints: Checkpoints, checkpoint: str, path: str) -> int:
+def _warn(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _restore(checkpoints: Checkpoints, checkpoint: str, path: str, like: TrainState) -> tuple[int, TrainState, dict]:
     steps = checkpoints.steps()
-    if not steps:
-        raise UserError(f"--workdir={path}: no checkpoint here yet")
-    if checkpoint == "best":
-        best = checkpoints.best_step()
-        if best is None:
+    if checkpoint == "latest":
+        restored = checkpoints.restore_latest(like)
+    elif checkpoint == "best":
+        restored = checkpoints.restore_best(like)
+        if steps and restored is None:
             raise UserError(
                 f"--checkpoint=best: none of the checkpoints of {path} was evaluated; use --checkpoint=latest"
             )
-        return best
-    if not checkpoint.isdecimal() or int(checkpoint) not in steps:
+    elif steps and not (checkpoint.isdecimal() and int(checkpoint) in steps):
         known = ", ".join(map(str, steps))
         raise UserError(f"--checkpoint={checkpoint}: choose best, latest or one of the steps {known}")
-    return int(checkpoint)
+    else:
+        restored = (int(checkpoint), *checkpoints.restore(int(checkpoint), like)) if steps else None
+    if restored is None:
+        raise UserError(f"--workdir={path}: no checkpoint here yet")
+    return restored
 
 
 def evaluate_workdir(
