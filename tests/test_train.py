@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import signal
 import subprocess
@@ -125,6 +126,23 @@ def test_signals_at_every_place_and_a_run_that_goes_on_exactly(tmp_path):
     for a, b in zip(jax.tree.leaves(ours.state), jax.tree.leaves(expected.state), strict=True):
         np.testing.assert_array_equal(a, b)
     assert rows(cut) == rows(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_a_run_and_its_worker_processes_is_one_line(tmp_path, signum, code):
+    """Ctrl-C at a terminal reaches all processes of the command."""
+    process = subprocess.Popen(
+        commands.command(*LONG, "--config.data.num_workers=2", f"--workdir={tmp_path}"),
+        cwd=commands.ROOT, env=commands.environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None and not logged("train", 4)(tmp_path):
+        time.sleep(0.001)
+    os.killpg(process.pid, signum)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == code and error.count("\n") == 1 and "which is saved" in error, error
 
 
 @pytest.fixture

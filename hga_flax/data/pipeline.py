@@ -4,11 +4,16 @@ An image that cannot be decoded moves no other: in training the next good one of
 stands in for it, in evaluation a blank one that does not count.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
+import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from typing import Any
 
 import grain
@@ -115,7 +120,8 @@ def _batches(examples: Any, batch_size: int, threads: int, workers: int, memory:
         # Whole batches are dealt out in turn, so that they hold what they hold without workers.
         options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         workers_options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-        return iter(dataset.batch(batch_size).to_iter_dataset(options).mp_prefetch(workers_options))
+        batches = dataset.batch(batch_size).to_iter_dataset(options)
+        return _undisturbed(batches.mp_prefetch(workers_options, worker_init_fn=_end_with_parent))
     # More threads than cores only fight for the interpreter's lock: with 16 on 2 cores half the images a second.
     threads = min(threads, available_cores())
     # A thread takes several examples at a time: Grain's work for each element costs a tenth of a JPEG's.
@@ -125,6 +131,36 @@ def _batches(examples: Any, batch_size: int, threads: int, workers: int, memory:
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     chunks = grain.MapDataset.source(_Chunks(examples, chunk)).to_iter_dataset(options)
     return iter(chunks.batch(batch_size // chunk, batch_fn=lambda parts: _join(np.concatenate, parts)))
+
+
+def _undisturbed(dataset: grain.IterDataset) -> Iterator[Batch]:
+    """Yields the batches of worker processes that a signal does not reach, as Ctrl-C at a terminal is sent to all.
+
+    They go on until this process, which answers the signal, has its last batch. They are started in threads by the
+    first batch, and inherit what is blocked then.
+    """
+    resource_tracker.ensure_running()  # started later it would unblock the signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        batches = iter(dataset)
+        batch = next(batches, None)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with contextlib.closing(batches):
+        while batch is not None:
+            # It lies in memory shared with the workers, which would be left behind where JAX keeps it to the end.
+            yield {name: np.array(value) for name, value in batch.items()}
+            batch = next(batches, None)
+
+
+def _end_with_parent(worker: int, workers: int) -> None:
+    """Runs in each worker process, which would outlive a parent that had no time to end it."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class _Chunks:

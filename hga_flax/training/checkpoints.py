@@ -128,8 +128,12 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """Returns the step that ranks first, or None where no kept step has been evaluated."""
+        return next(iter(self._ranked()), None)
+
+    def _ranked(self) -> list[int]:
+        """The steps that were evaluated, the best first."""
         evaluated = {step: metrics for step in self.steps() if (metrics := self.metrics(step))}
-        return min(evaluated, key=lambda step: rank(evaluated[step]), default=None)
+        return sorted(evaluated, key=lambda step: rank(evaluated[step]))
 
     def metrics(self, step: int) -> dict[str, Any] | None:
         """Returns the evaluation that a checkpoint was saved with, if any; None, with a warning, if it is damaged."""
@@ -188,6 +192,24 @@ class Checkpoints:
             kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
             state = reader.restore(path / "state", args=ocp.args.PyTreeRestore(wanted, kinds, partial_restore=True))
         return state.get("ema", state)
+
+    def restore_best(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
+        """Returns (step, state, run) of the best whole checkpoint, or None where no kept step has been evaluated.
+
+        A damaged one is named through `warn` and passed over.
+
+        Raises:
+            UserError: none of those that were evaluated reads, or they are another network's.
+        """
+        ranked = self._ranked()
+        for place, step in enumerate(ranked, 1):
+            try:
+                return step, *self.restore(step, like)
+            except UnreadableCheckpoint as error:
+                self._warn(f"warning: {error}" + ("; trying the next best" if place < len(ranked) else ""))
+        if ranked:
+            raise UserError(f"none of the {len(ranked)} evaluated checkpoints in {self._directory} can be read")
+        return None
 
     def restore_latest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """Returns (step, state, run) of the newest whole checkpoint, or None if there never was one.

@@ -5,19 +5,23 @@ launcher says that there are several: SLURM, Open MPI, Cloud TPU, GKE or a Kuber
 """
 
 import argparse
+import contextlib
 import glob
 import importlib.util
 import math
 import os
+import signal
 import socket
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from hga_flax.errors import UserError, one_line
+from hga_flax.training.relay import Relay
 from hga_flax.validation import check_keys
 
 FLAGS = ("coordinator", "num_processes", "process_id")
@@ -82,15 +86,63 @@ def start(arguments: argparse.Namespace, config: ConfigDict) -> None:
     jax.config.update("jax_enable_recoverability", True)
     timeout = math.ceil(config.training.lost_process_seconds)
     try:
-        jax.distributed.initialize(
-            **given,
-            initialization_timeout=START_TIMEOUT_SECONDS,
-            heartbeat_timeout_seconds=2 * timeout,
-            shutdown_timeout_seconds=timeout,
-        )
+        with _deadline(f"the processes (found by {by})"), _relayed():
+            jax.distributed.initialize(
+                **given,
+                initialization_timeout=10 * START_TIMEOUT_SECONDS,  # JAX ends it by an abort, so ours comes first
+                heartbeat_timeout_seconds=2 * timeout,
+                shutdown_timeout_seconds=timeout,
+            )
     except (ValueError, RuntimeError, OSError) as error:
         hint = "" if by == "flags" else "; or give --coordinator, --num_processes and --process_id"
         raise UserError(f"the processes (found by {by}) cannot be connected: {one_line(error)[:300]}{hint}") from None
+
+
+@contextlib.contextmanager
+def _deadline(what: str) -> Iterator[None]:
+    """Ends this process with one line, or at once by Ctrl-C, where what is inside waits in vain for the others."""
+    from hga_flax.training.watch import leave
+
+    line = f"{what} cannot be connected: not all have come within {START_TIMEOUT_SECONDS} s; is every one started?"
+    timer = threading.Timer(START_TIMEOUT_SECONDS, leave, [line])
+    timer.daemon = True
+    main = threading.current_thread() is threading.main_thread()
+    handler = main and signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's would wait for what is inside
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if main:
+            signal.signal(signal.SIGINT, handler)
+
+
+@contextlib.contextmanager
+def _relayed() -> Iterator[None]:
+    """Within it JAX's client is one that connects to process 0 through a relay; see relay.py."""
+    from jax._src import distributed as internals  # the address that a launcher gives is nowhere public
+
+    create = internals._jax.get_distributed_runtime_client
+
+    def create_relayed(address: str, process: int, **options: Any) -> Any:
+        return create(Relay(address, _process_0_lost).address if process else address, process, **options)
+
+    internals._jax.get_distributed_runtime_client = create_relayed
+    try:
+        yield
+    finally:
+        internals._jax.get_distributed_runtime_client = create
+
+
+def _process_0_lost() -> None:
+    """Ends this process, unless its watch or itself is about to do so."""
+    import jax
+
+    from hga_flax.training.watch import AFTER, CLOSED, CONCLUSION_SECONDS, leave
+
+    time.sleep(CONCLUSION_SECONDS)
+    if jax.distributed.is_initialized():
+        leave(f"process 0 was lost ({CLOSED}); {AFTER}")
 
 
 def _wait_for(address: str) -> None:

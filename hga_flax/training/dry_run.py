@@ -1,12 +1,13 @@
 """`train.py --dry_run`: what a run would be, without its parameters, its images or its workdir.
 
 Everything is traced with abstract arrays. The step is lowered but not compiled, unless that is quick
-or asked for; what is an estimate says so.
+or asked for; then it is also timed on zeros, if it is short. What is an estimate says so.
 """
 
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -28,6 +29,7 @@ from hga_flax.training.state import TrainState
 from hga_flax.training.step import make_train_step
 
 QUICK = 150  # arrays of parameters up to which the step is compiled unasked: seconds, where ResNet-50 takes minutes
+SHORT = 0.5  # seconds by the estimate up to which a compiled step is also timed
 DECAYS_SHOWN = 8
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -40,11 +42,15 @@ class Cost:
         flops: floating-point operations, by XLA's count.
         memory: (what, bytes) rows that add up to the estimate.
         compiled: XLA's (arguments, temporaries) in bytes, where the step was compiled.
+        estimate: seconds of a step if all of it ran as fast as a large convolution: it takes longer.
+        measured: seconds of a step on zeros, where it was compiled and the estimate is short.
     """
 
     flops: float
     memory: dict[str, int]
     compiled: tuple[int, int] | None
+    estimate: float
+    measured: float | None
 
 
 def dry_run(config: ConfigDict, workdir: str | None = None, compile_step: bool = False) -> None:
@@ -72,10 +78,9 @@ def dry_run(config: ConfigDict, workdir: str | None = None, compile_step: bool =
     console.columns("model", header, model_rows)
     console.columns("schedule", ("step", "epoch", "learning rate", ""), schedule_rows(config, prepared))
     cost = step_cost(experiment, prepared, compile_step)
-    seconds = step_seconds(experiment, cost.flops)
     console.table("plan", plan_rows(experiment, plan, state))
     console.table("memory of each device while training", memory_rows(experiment, cost))
-    console.table("time", time_rows(experiment, plan, cost, seconds))
+    console.table("time", time_rows(experiment, plan, cost))
 
 
 def workdir_state(path: str, config: ConfigDict) -> str:
@@ -164,11 +169,15 @@ def step_cost(experiment: Experiment, prepared: Prepared, compile_step: bool) ->
     state, batch = prepared.state, abstract_batch(experiment)
     optimizer = experiment.optimizer(prepared.schedule)
     lowered = make_train_step(experiment.model, optimizer, experiment.config, experiment.mesh).lower(state, batch)
-    compiled = None
+    compiled = measured = None
     flops = float(lowered.cost_analysis()["flops"])
+    estimate = step_seconds(experiment, flops)
     if compile_step or len(jax.tree.leaves(state.params)) <= QUICK:
-        analysis = lowered.compile().memory_analysis()
+        step = lowered.compile()
+        analysis = step.memory_analysis()
         compiled = (analysis.argument_size_in_bytes, analysis.temp_size_in_bytes)
+        if estimate < SHORT:
+            measured = measured_seconds(step, state, batch)
     memory = {
         "parameters": tree_bytes(state.params),
         "batch statistics": tree_bytes(state.batch_stats),
@@ -179,7 +188,22 @@ def step_cost(experiment: Experiment, prepared: Prepared, compile_step: bool) ->
         "batch": tree_bytes(batch) // experiment.mesh.devices.size,
         "activations": saved_bytes(experiment, state),
     }
-    return Cost(flops, memory, compiled)
+    return Cost(flops, memory, compiled, estimate, measured)
+
+
+def measured_seconds(step: Callable, state: TrainState, batch: dict[str, jax.ShapeDtypeStruct]) -> float | None:
+    """Returns the shortest of three calls of a compiled training step on zeros, None where they do not fit."""
+    zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), tree)
+    try:
+        batch, times = zeros(batch), []
+        for _ in range(4):  # the first is warm-up
+            once = jax.block_until_ready(zeros(state))  # which the step takes over
+            start = time.perf_counter()
+            jax.block_until_ready(step(once, batch))
+            times.append(time.perf_counter() - start)
+    except jax.errors.JaxRuntimeError:
+        return None
+    return min(times[1:])
 
 
 def measured_speed(device: jax.Device, dtype: Any, seconds: float = 1.0) -> float:
@@ -275,20 +299,27 @@ def memory_rows(experiment: Experiment, cost: Cost) -> list[tuple[str, str]]:
     return rows
 
 
-def time_rows(experiment: Experiment, plan: Plan, cost: Cost, seconds: float) -> list[tuple[str, str]]:
-    """Returns the estimates of time."""
+def time_rows(experiment: Experiment, plan: Plan, cost: Cost) -> list[tuple[str, str]]:
+    """Returns the time of a step and of the run: measured, or a lower bound."""
     batch = experiment.config.training.batch_size
+    seconds = cost.measured or cost.estimate
     evaluations = math.ceil(plan.total_steps / plan.eval_every)
     evaluated = len(experiment.dataset.open(experiment.config.data.eval_split))
     # A forward pass is a third of a training step, at the same size.
     larger = (experiment.eval_image_shape[0] / experiment.image_shape[0]) ** 2
     whole = plan.total_steps * seconds + evaluations * evaluated / batch * larger * seconds / 3
+    speed = f"{seconds:.3g} s, {batch / seconds:,.0f} images/s"
+    if cost.measured:
+        step = f"about {speed} (measured here on zeros, without data loading)"
+        run = f"about {duration(whole)} with the evaluations (estimate)"
+    else:
+        step = (
+            f"at least {speed} (estimate: these operations at the speed of a 3x3 convolution with BatchNorm measured "
+            "here; small layers, attentions and data loading make it longer, often several times)"
+        )
+        run = f"at least {duration(whole)} with the evaluations (estimate)"
     return [
         ("operations", f"{cost.flops / 1e9:,.3f} GFLOPs a step and device (XLA's count, before its optimisation)"),
-        (
-            "a step",
-            f"about {seconds:.3g} s, {batch / seconds:,.0f} images/s (estimate: these operations at the speed of a "
-            f"3x3 convolution with BatchNorm measured here; data loading not counted)",
-        ),
-        ("in all", f"about {duration(whole)} with the evaluations (estimate)"),
+        ("a step", step),
+        ("in all", run),
     ]

@@ -1,6 +1,7 @@
 """A finished or running workdir turned back into a network and its parameters."""
 
 import dataclasses
+import sys
 from typing import Any
 
 import jax
@@ -43,7 +44,8 @@ def restore_workdir(
 
     Args:
         path: the workdir.
-        checkpoint: "best" (lowest top-1 error), "latest" or a step.
+        checkpoint: "best" (lowest top-1 error), "latest" or a step. Where one of the former two is damaged, a warning
+            on stderr names it and the next in order takes its place.
         data_dir: where the data set lies, if not where the run had it.
         batch_size: of an evaluation, if not the run's (rounded up to the number of devices).
         weights: "ema", "raw", or None: the moving average where the run keeps one.
@@ -73,19 +75,29 @@ def restore_workdir(
     like.variables(weights)  # are there such?
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"--workdir={path}: no checkpoint here yet")
-    checkpoints = Checkpoints(workdir, read_only=True)
+    checkpoints = Checkpoints(workdir, read_only=True, warn=_warn)
     try:
-        if checkpoint == "latest":
-            restored = checkpoints.restore_latest(like)
-            if restored is None:
-                raise UserError(f"--workdir={path}: no checkpoint here yet")
-            step, state, _ = restored
-        else:
-            step = choose_step(checkpoints, checkpoint, path)
-            state, _ = checkpoints.restore(step, like)
+        step, state, _ = _restore(checkpoints, checkpoint, path, like)
     finally:
         checkpoints.close()
     return Restored(experiment, state, step, weights or ("raw" if state.ema is None else "ema"))
+
+
+def _warn(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _restore(checkpoints: Checkpoints, checkpoint: str, path: str, like: TrainState) -> tuple[int, TrainState, dict]:
+    if checkpoint == "latest":
+        restored = checkpoints.restore_latest(like)
+        if restored is None:
+            raise UserError(f"--workdir={path}: no checkpoint here yet")
+        return restored
+    step = choose_step(checkpoints, checkpoint, path)
+    if checkpoint == "best" and (restored := checkpoints.restore_best(like)):
+        return restored
+    return step, *checkpoints.restore(step, like)
 
 
 def choose_step(checkpoints: Checkpoints, checkpoint: str, path: str, given: str | None = None) -> int:

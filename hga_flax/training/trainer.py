@@ -223,6 +223,7 @@ class Loop:
             self._checkpoints.wait()
             raise explain(str(error), self._checkpoints.steps()) from None
         finally:
+            host.close()  # ends worker processes
             self._profiler.close()
             self._writer.close()
         return state

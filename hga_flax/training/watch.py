@@ -23,12 +23,13 @@ from jax.experimental import multihost_utils
 from hga_flax.errors import Interrupted, UserError, one_line
 
 AFTER = "the checkpoints written before are kept; start all processes again with the same command"
+CLOSED = "its connection is closed"
 BEATS = 5  # signs of life within the timeout
 CONCLUSION_SECONDS = 5.0  # a collective may fail a little before the watch knows why
 ALIVE, DONE, FAILED, LOST, HELLO = "alive", "done", "failed", "lost", "hello"
 
 
-def _leave(text: str) -> None:
+def leave(text: str) -> None:
     """Ends the process from any thread: its main thread may be waiting for a process that is no more."""
     print(f"error: {text}", file=sys.stderr, flush=True)
     os._exit(1)
@@ -82,7 +83,7 @@ class Watch:
         processes: int,
         timeout_seconds: float,
         connect: Callable[[int, int, float], list[Link]] | None = None,
-        leave: Callable[[str], None] = _leave,
+        leave: Callable[[str], None] = leave,
         disconnect: Callable[[], None] = lambda: None,
     ):
         self._process, self._alone, self._timeout, self._leave = process, processes == 1, timeout_seconds, leave
@@ -124,7 +125,7 @@ class Watch:
                 for key, _ in selector.select(self._timeout / BEATS):
                     messages = key.data.receive()
                     if messages is None and not key.data.done:
-                        self._end(f"process {key.data.process} was lost (its connection is closed)")
+                        self._end(f"process {key.data.process} was lost ({CLOSED})")
                         return
                     for kind, text in messages or ():
                         if kind == FAILED:

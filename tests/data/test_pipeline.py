@@ -1,5 +1,11 @@
 import dataclasses
 import itertools
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -77,6 +83,43 @@ def test_worker_processes_evaluate_and_go_on_as_none_do():
     alone, workers = make_dataset(), make_dataset(workers=2)
     assert_same(*(list(d.eval_batches(d.source("test"), 8, ALONE)) for d in (workers, alone)))
     assert_same(take(workers, 3, start=20), take(alone, 8)[5:])
+
+
+IN_A_GROUP = """
+import os, sys
+from tests.data.test_pipeline import ALONE, make_dataset
+dataset = make_dataset(workers=1)
+batches = dataset.train_batches(dataset.source("train"), 4, ALONE)
+next(batches)
+print("ready", flush=True)
+sys.stdin.readline()
+print([next(batches)["index"].shape for _ in range(20)] == [(4,)] * 20, flush=True)
+sys.stdin.readline()
+os._exit(0)  # as a kill does: nothing is closed
+"""
+
+
+def test_workers_neither_hear_of_a_signal_nor_outlive_their_parent():
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", IN_A_GROUP], stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    ) as parent:
+        assert parent.stdout.readline() == "ready\n"
+        children = pathlib.Path(f"/proc/{parent.pid}/task").glob("*/children")
+        workers = [int(pid) for file in children for pid in file.read_text().split()]
+        assert len(workers) == 2  # and the tracker of shared memory
+        for pid in workers:
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                os.kill(pid, signum)
+        parent.stdin.write("go on\n")
+        parent.stdin.flush()
+        assert parent.stdout.readline() == "True\n"
+        _, error = parent.communicate("end\n", timeout=20)  # waits for all that could still write
+    assert parent.returncode == 0 and "Traceback" not in error
+    deadline = time.monotonic() + 10
+    while any(pathlib.Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("processes", [2, 4])

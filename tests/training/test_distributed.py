@@ -1,5 +1,6 @@
 import argparse
 import re
+import signal
 import socket
 import subprocess
 import time
@@ -89,11 +90,47 @@ def test_alone_the_union_is_the_own_indices():
     assert distributed.union([5, 1, 3], limit=10) == [1, 3, 5]
 
 
-def start_processes(*options, count=2, devices=8):
-    """Returns processes that share the devices of one run."""
+ALONE = """
+import argparse, sys
+from configs.digits import get_config
+from hga_flax.errors import run_main
+from hga_flax.training import distributed
+distributed.START_TIMEOUT_SECONDS = int(sys.argv[1])
+given = argparse.Namespace(coordinator=sys.argv[2], num_processes=2, process_id=0)
+print("ready", flush=True)
+run_main(lambda: distributed.start(given, get_config()))
+"""
+
+
+def free_address():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def test_process_0_does_not_wait_for_the_others_for_ever_and_ctrl_c_ends_it():
+    started = [
+        subprocess.Popen(
+            commands.command("-c", ALONE, seconds, free_address()), cwd=commands.ROOT, text=True,
+            env=commands.environment() | {"PYTHONPATH": str(commands.ROOT)}, stdout=-1, stderr=-1,
+        )
+        for seconds in (2, 100)
+    ]  # fmt: skip
+    for process in started:
+        assert process.stdout.readline() == "ready\n"
+    error = started[0].communicate(timeout=60)[1]
+    assert started[0].returncode == 1 and "Aborted" not in error and "stack trace" not in error
+    (line,) = [line for line in error.splitlines() if not line.startswith("W")]
+    assert line == (
+        "error: the processes (found by flags) cannot be connected: not all have come within 2 s; is every one started?"
+    )
+    started[1].send_signal(signal.SIGINT)
+    assert "Traceback" not in started[1].communicate(timeout=10)[1] and started[1].returncode == -signal.SIGINT
+
+
+def start_processes(*options, count=2, devices=8):
+    """Returns processes that share the devices of one run."""
+    address = free_address()
     return [
         subprocess.Popen(
             commands.command(*options, f"--coordinator={address}", f"--num_processes={count}", f"--process_id={i}"),
@@ -182,9 +219,7 @@ def test_a_lost_process_ends_the_other_with_a_clear_line(lost, tmp_path):
 
 
 def test_a_coordinator_that_is_not_there_is_an_error(monkeypatch):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = free_address()
     monkeypatch.setattr(distributed, "START_TIMEOUT_SECONDS", 1)
     with pytest.raises(UserError, match=rf"--coordinator={address}: process 0 cannot be reached there within 1 s"):
         distributed.start(arguments(coordinator=address, num_processes=2, process_id=1), tiny.config())

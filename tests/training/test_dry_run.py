@@ -37,6 +37,7 @@ def test_a_dry_run_tells_the_run_and_makes_nothing(tmp_path, monkeypatch, capsys
         "stage1",
         "(estimate: kept for the backward pass",
         "of state and batch",  # so small a step is compiled
+        "(measured here on zeros, without data loading)",
         "with the evaluations (estimate)",
     ):
         assert expected in out
@@ -74,8 +75,13 @@ def test_the_schedule_is_told_at_its_corners():
 def test_the_cost_fits_the_network_and_what_xla_says_where_it_is_asked(monkeypatch):
     experiment, ready = prepared()
     monkeypatch.setattr(d, "QUICK", 0)
-    assert d.step_cost(experiment, ready, compile_step=False).compiled is None
+    monkeypatch.setattr(d, "measured_speed", lambda *device: 1e10)
+    bound = d.step_cost(experiment, ready, compile_step=False)
+    assert bound.compiled is None and bound.measured is None
+    assert "at least " in d.time_rows(experiment, ready.plan, bound)[1][1]
     cost = d.step_cost(experiment, ready, compile_step=True)
+    monkeypatch.setattr(d, "SHORT", 0)
+    assert d.step_cost(experiment, ready, compile_step=True).measured is None
     # Forward, and twice that backward; a multiply-accumulate is two operations; 2 images on each device.
     macs = complexity(experiment.model, experiment.image_shape).conv_fc_macs
     assert 0.7 < cost.flops / (2 * 3 * 2 * macs) < 1.4
@@ -86,6 +92,25 @@ def test_the_cost_fits_the_network_and_what_xla_says_where_it_is_asked(monkeypat
     own = cost.memory["parameters"] + cost.memory["optimizer"] + cost.memory["batch statistics"]
     assert own < arguments < own + cost.memory["batch"] + 1000
     assert 0.3 < cost.memory["activations"] / temporaries < 3
+
+
+def test_a_step_is_timed_with_what_it_is_called_with_and_the_first_call_does_not_count():
+    _, ready = prepared()
+    shapes, calls = {"image": jax.ShapeDtypeStruct((2, 3), "uint8", sharding=ready.state.step.sharding)}, []
+
+    def step(state, batch):
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), (state, batch)) == jax.tree.map(
+            lambda x: (x.shape, x.dtype), (ready.state, shapes)
+        )
+        calls.append(time.sleep(0.3 if not calls else 0.05))
+        return state
+
+    assert 0.05 <= d.measured_seconds(step, ready.state, shapes) < 0.3 and len(calls) == 4
+
+    def fail(state, batch):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")
+
+    assert d.measured_seconds(fail, ready.state, shapes) is None
 
 
 def test_the_speed_is_one_that_a_machine_can_have():

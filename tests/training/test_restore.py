@@ -42,6 +42,30 @@ def test_another_split_and_data_directory(workdir, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("damaged", "message"),
+    [
+        ("state/_METADATA", "state/_METADATA is missing; trying the next best"),
+        ("run/metadata", "run/metadata is missing; its evaluation is not known"),
+    ],
+)
+def test_in_place_of_a_damaged_best_checkpoint_the_next_best_is_evaluated_aloud(
+    workdir, tmp_path, capsys, damaged, message
+):
+    shutil.copytree(workdir, tmp_path / "copy")
+    copy, best = tmp_path / "copy", restore_workdir(str(workdir)).step
+    (copy / "checkpoints" / str(best) / damaged).unlink()
+    result, other = evaluate_workdir(str(copy)), {3: 6, 6: 3}[best]
+    assert result == evaluate_workdir(str(workdir), str(other)) and result["step"] == other
+    error = capsys.readouterr().err
+    assert error == f"warning: checkpoint {copy}/checkpoints/{best} cannot be read: {message}\n"
+    with pytest.raises(UserError, match=rf"checkpoint .*/{best} cannot be read: {damaged} is missing"):
+        evaluate_workdir(str(copy), str(best))  # who names one gets that one
+    (copy / "checkpoints" / str(other) / "state" / "_METADATA").unlink()
+    with pytest.raises(UserError, match=r"none of the [12] evaluated checkpoints in .*/checkpoints can be read"):
+        evaluate_workdir(str(copy))
+
+
+@pytest.mark.parametrize(
     ("checkpoint", "message"),
     [("9", "one of the steps 3, 6"), ("-1", "one of the steps 3, 6"), ("last", "one of the steps 3, 6")],
 )
