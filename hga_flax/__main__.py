@@ -14,6 +14,8 @@ COMMANDS = {
     "bench": ("hga_flax.analysis.bench", "measure how fast the loader, the attentions or whole training steps are"),
     "soak": ("hga_flax.training.soak", "train under SIGKILL and compare with an undisturbed run, bit for bit"),
     "tpu": ("hga_flax.analysis.tpu", "compile the training step for TPUs, without one"),
+    "study": ("hga_flax.lab.command", "run what a study lacks: rows x seeds, with any number of workers"),
+    "report": ("hga_flax.lab.report", "what a study shows: means, paired differences, their uncertainty, plots"),
     "prepare": ("hga_flax.data.prepare", "write a data set as array_record files"),
 }
 
