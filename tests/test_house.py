@@ -40,7 +40,7 @@ def test_attention_imports_nothing_of_the_project_and_models_only_attention():
             assert ours <= {"attention"}, path
         if room(path) == "models":
             assert ours <= {"attention", "models", "errors"}, path
-        if room(path) != "training" and str(path.relative_to(ROOT / "hga_flax")) not in TRAINING_COMMANDS:
+        if room(path) not in ("training", "lab") and str(path.relative_to(ROOT / "hga_flax")) not in TRAINING_COMMANDS:
             assert "training" not in ours, path
 
 
@@ -66,6 +66,12 @@ def test_tensorflow_is_needed_for_a_comparison_and_a_preparation_alone():
             for alias in node.names
         }
         assert "tensorflow" not in top, path
+
+
+def test_nothing_imports_the_lab_but_itself():
+    for path in FILES:
+        if room(path) != "lab":
+            assert not any(name.startswith("hga_flax.lab") for name in imports(path)), path
 
 
 def test_no_file_and_no_function_has_outgrown_its_room():

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Makes the missing runs, prints the report's first table, and returns 1 where a run failed.
+    """Makes the missing runs, and returns 1 where one failed.
 
     Raises:
         UserError: the study, one of its rows, its data or its folder cannot be used.
@@ -47,28 +47,28 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.part:
         take_part(arguments.part)
     from hga_flax.lab import worker
-    from hga_flax.lab.plan import check_data, print_plan
     from hga_flax.lab.study import check_same_rows, load_study
 
     study = load_study(arguments.file, arguments.dir, check=not arguments.part)
+    minutes = study.budget_minutes if arguments.minutes is None else arguments.minutes
     if arguments.part:
-        minutes = study.budget_minutes if arguments.minutes is None else arguments.minutes
         return int(bool(worker.work(study, say, minutes, parent=os.getppid())))
+    import jax
+
+    from hga_flax.lab.plan import check_rows, print_plan
+
     check_same_rows(study)
-    check_data(study)
+    if arguments.workers > 1 and not arguments.dry_run:  # the devices are the workers'
+        jax.config.update("jax_platforms", "cpu")
+    check_rows(study)
     print_plan(study, arguments.workers, estimate=arguments.dry_run)
     if arguments.dry_run:
         return 0
     if arguments.retry:
         worker.clear_failures(study)
-    if arguments.workers > 1:
-        failed = start_workers(arguments)
-    else:
-        minutes = study.budget_minutes if arguments.minutes is None else arguments.minutes
-        failed = worker.work(study, say, minutes)
-    say(
-        f"the report: python -m hga_flax report {arguments.file}" + (f" --dir={arguments.dir}" if arguments.dir else "")
-    )
+    failed = start_workers(arguments) if arguments.workers > 1 else worker.work(study, say, minutes)
+    where = f" --dir={arguments.dir}" if arguments.dir else ""
+    say(f"the report: python -m hga_flax report {arguments.file}{where}")
     return int(bool(failed))
 
 

@@ -1,26 +1,33 @@
 """What a study would do: its rows, what is made of them already, and how long the rest will take."""
 
 import statistics
+from collections.abc import Sequence
 
-from hga_flax.data.sources import dataset_info, open_source
+from hga_flax.data.sources import dataset_info
+from hga_flax.errors import UserError
 from hga_flax.lab.runs import Run, all_runs
 from hga_flax.lab.study import Row, Study
 from hga_flax.training.console import Console, duration
+from hga_flax.training.dry_run import abstract_batch, step_seconds
+from hga_flax.training.experiment import Experiment, create_experiment, prepare
+from hga_flax.training.step import make_train_step
 
 
-def check_data(study: Study) -> None:
-    """Makes sure that the data of every row are there.
+def check_rows(study: Study) -> None:
+    """Builds every row as training does before its first image: data, schedule and the traced network.
 
     Raises:
-        UserError: a data set is not prepared or has no such split.
+        UserError: a data set is not prepared, or a row cannot be trained; the message names the row.
     """
-    needed = {
-        (c.data.name, c.data.dir, c.data.train_split, c.data.eval_split) for c in _configs(study) if not c.data.fake
-    }
-    for name, directory, train_split, eval_split in sorted(needed):
-        dataset_info(name, directory)
-        open_source(name, train_split, directory, "data.train_split")
-        open_source(name, eval_split, directory, "data.eval_split")
+    for row in study.rows.values():
+        try:
+            prepare(_experiment(row))
+        except UserError as error:
+            raise UserError(f"{study.file}: row '{row.name}': {error}") from None
+
+
+def _experiment(row: Row) -> Experiment:
+    return create_experiment(row.config, lambda: dataset_info(row.config.data.name, row.config.data.dir))
 
 
 def print_plan(study: Study, workers: int, estimate: bool) -> None:
@@ -34,7 +41,7 @@ def print_plan(study: Study, workers: int, estimate: bool) -> None:
         f"study {study.name}",
         [
             *([("asks", study.about)] if study.about else []),
-            ("recipe", study.config),
+            ("recipe", " ".join([study.config, *_short(study.overrides)])),
             ("folder", str(study.directory)),
             ("seeds", seeds),
             ("runs", f"{len(runs)}: {sum(map(len, made.values()))} made, {sum(left.values())} to make"
@@ -49,15 +56,21 @@ def print_plan(study: Study, workers: int, estimate: bool) -> None:
         ("row", "compared with", "made", "to make", "a run", "by", "overrides"),
         [
             (row.name, row.baseline or "-", f"{len(made[row])}", f"{left[row]}", duration(times[row][0]), times[row][1],
-             " ".join(override.removeprefix("--config.") for override in row.overrides))
+             " ".join(_short(row.overrides[len(study.overrides):])))
             for row in study.rows.values()
         ],
     )  # fmt: skip
     whole = sum(times[row][0] * left[row] for row in study.rows.values())
-    minutes = (
-        f", within the budget of {study.budget_minutes:g} minutes as far as it goes" if study.budget_minutes else ""
+    budget = f"; each begins none that would end after {study.budget_minutes:g} minutes" if study.budget_minutes else ""
+    shared = f", {duration(whole / workers)} for {workers}" if workers > 1 else ""
+    console.line(
+        f"to make: about {duration(whole)} for one worker{shared} (estimate; where it is from operations, start and "
+        f"compilation are not counted){budget}"
     )
-    console.line(f"to make: about {duration(whole)} for one worker, {duration(whole / workers)} for {workers}{minutes}")
+
+
+def _short(overrides: Sequence[str]) -> list[str]:
+    return [override.removeprefix("--config.") for override in overrides]
 
 
 def row_seconds(row: Row, made: list[Run]) -> tuple[float, str]:
@@ -70,11 +83,7 @@ def row_seconds(row: Row, made: list[Run]) -> tuple[float, str]:
 
 def counted_seconds(row: Row) -> float:
     """Estimates a run's length from XLA's count of operations and the speed of a convolution here."""
-    from hga_flax.training.dry_run import abstract_batch, step_seconds
-    from hga_flax.training.experiment import create_experiment, prepare
-    from hga_flax.training.step import make_train_step
-
-    experiment = create_experiment(row.config, lambda: dataset_info(row.config.data.name, row.config.data.dir))
+    experiment = _experiment(row)
     prepared = prepare(experiment)
     optimizer = experiment.optimizer(prepared.schedule)
     step = make_train_step(experiment.model, optimizer, row.config, experiment.mesh)

@@ -53,7 +53,7 @@ class Row:
 
     Attributes:
         name: of the row and of its folder.
-        overrides: of the recipe, those of all rows included, as train.py takes them.
+        overrides: of the recipe, first those of all rows, as train.py takes them.
         baseline: the row that it is compared with, or None.
         config: whole, with the recipe's own seed.
     """
@@ -74,6 +74,7 @@ class Study:
     rows: dict[str, Row]
     seeds: tuple[int, ...]
     directory: pathlib.Path
+    overrides: tuple[str, ...] = ()
     about: str = ""
     budget_minutes: float = 0.0
 
@@ -103,6 +104,7 @@ def load_study(file: str, directory: str | None = None, check: bool = True) -> S
         rows=rows,
         seeds=_seeds(file, values["seeds"]),
         directory=expand(where, "directory"),
+        overrides=_overrides(f"{file}: overrides", values.get("overrides", [])),
         about=" ".join(values.get("about", "").split()),
         budget_minutes=float(values.get("budget_minutes", 0.0)),
     )
