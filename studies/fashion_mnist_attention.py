@@ -1,4 +1,4 @@
-"""Which attention? HGA-ResNet-8 with each of them, on 4,000 images of Fashion-MNIST, 5 seeds.
+"""Which attention? HGA-ResNet-8 with each of them, on 4,000 images of Fashion-MNIST at 16x16, 5 seeds.
 
     python -m hga_flax study studies/fashion_mnist_attention.py --workers=2
     python -m hga_flax report studies/fashion_mnist_attention.py

@@ -1,4 +1,4 @@
-"""Which of HGA's stages? The eight rows of Table 5 in a ResNet-8, on 4,000 images of Fashion-MNIST, 5 seeds.
+"""Which of HGA's stages? The eight rows of Table 5 in a ResNet-8, on 4,000 images of Fashion-MNIST at 16x16, 5 seeds.
 
 python -m hga_flax study studies/fashion_mnist_stages.py --workers=2
 python -m hga_flax report studies/fashion_mnist_stages.py

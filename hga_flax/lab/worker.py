@@ -124,10 +124,15 @@ def _make(
 
 
 def _train(run: Run) -> None:
+    import jax
+
     from hga_flax.training.trainer import train
 
-    with (run.workdir / "log.txt").open("a") as log, contextlib.redirect_stdout(log):
-        train(run.config, str(run.workdir))
+    try:
+        with (run.workdir / "log.txt").open("a") as log, contextlib.redirect_stdout(log):
+            train(run.config, str(run.workdir))
+    finally:
+        jax.clear_caches()  # the next run is another network; a long study would keep them all
 
 
 def _facts(run: Run, claim: Claim, seconds: float) -> dict[str, Any]:
