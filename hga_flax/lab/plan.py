@@ -14,12 +14,17 @@ from hga_flax.training.step import make_train_step
 
 
 def check_rows(study: Study) -> None:
-    """Builds every row as training does before its first image: data, schedule and the traced network.
+    """Builds rows as training does before its first image: data, schedule and the traced network.
+
+    A row of which a run was made needs no check.
 
     Raises:
         UserError: a data set is not prepared, or a row cannot be trained; the message names the row.
     """
+    proven = {run.row for run in all_runs(study) if run.result()}
     for row in study.rows.values():
+        if row in proven:
+            continue
         try:
             prepare(_experiment(row))
         except UserError as error:

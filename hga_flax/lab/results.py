@@ -8,12 +8,12 @@ from hga_flax.config import build_model, from_json
 from hga_flax.data.sources import DatasetInfo, dataset_info
 from hga_flax.errors import UserError, expand, nearest, one_line
 from hga_flax.lab import comparison
-from hga_flax.lab.runs import read_json, record
+from hga_flax.lab.runs import command, read_json, record
 from hga_flax.lab.study import check_same_rows, load_study
 from hga_flax.training.workdir import read_dataset
 
 METRICS = {"top1_error": "top-1 error, %", "top5_error": "top-5 error, %", "loss": "loss, nats"}
-RUN_KEYS = ("seed", "top1_error", "top5_error", "loss", "step", "seconds", "device", "jax", "command", "workdir")
+RUN_KEYS = ("seed", "top1_error", "top5_error", "loss", "step", "seconds", "device", "jax")
 STEP_TIMES = "step_times.json"
 
 
@@ -78,7 +78,9 @@ def _gather(name: str, described: dict[str, Any], folder: pathlib.Path) -> dict[
         results = {seed: read_json(workdir / "result.json") for seed, workdir in workdirs.items()}
         failures = {seed: read_json(workdir / "failure.json") for seed, workdir in workdirs.items()}
         runs = [
-            {key: result.get(key) for key in RUN_KEYS} | {"seed": seed, "workdir": str(workdirs[seed])}
+            {key: result.get(key) for key in RUN_KEYS}
+            | {"seed": seed, "workdir": str(workdirs[seed])}
+            | {"command": command(described["config"], facts["overrides"], seed, workdirs[seed])}
             for seed, result in results.items()
             if result is not None
         ]

@@ -11,6 +11,7 @@ import json
 import pathlib
 import shlex
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -46,8 +47,7 @@ class Run:
     @property
     def command(self) -> str:
         """The command that makes the same run by itself."""
-        parts = [f"--config={self.study.config}", *self.row.overrides, f"--config.seed={self.seed}"]
-        return "python train.py " + shlex.join([*parts, f"--workdir={self.workdir}"])
+        return command(self.study.config, self.row.overrides, self.seed, self.workdir)
 
     def result(self) -> dict[str, Any] | None:
         """Returns the last evaluation and what is known of the run, or None before its end."""
@@ -61,6 +61,12 @@ class Run:
     def is_over(self) -> bool:
         """True where there is nothing left to do: a result, or a failure."""
         return any((self.workdir / name).exists() for name in ("result.json", "failure.json"))
+
+
+def command(config: str, overrides: Sequence[str], seed: int, workdir: pathlib.Path) -> str:
+    """Returns the command of one run."""
+    parts = [f"--config={config}", *overrides, f"--config.seed={seed}", f"--workdir={workdir}"]
+    return "python train.py " + shlex.join(parts)
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any] | None:

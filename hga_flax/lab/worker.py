@@ -48,7 +48,12 @@ def work(study: Study, say: Callable[[str], None], budget_minutes: float = 0.0, 
     runs = all_runs(study)
     with _sigterm():
         while pending := [run for run in runs if not run.is_over]:
-            in_time = [run for run in pending if _in_time(run, runs, budget_minutes, began)]
+            if parent is not None and os.getppid() != parent:
+                raise Interrupted("the command that started this worker is gone; the same command goes on", 143)
+            in_time = pending
+            if budget_minutes:
+                left, expected = 60 * budget_minutes - (time.monotonic() - began), expected_seconds(runs)
+                in_time = [run for run in pending if expected(run) < left]
             if not in_time:
                 say(f"the budget of {budget_minutes:g} minutes leaves {len(pending)} runs for later")
                 break
@@ -79,19 +84,14 @@ def _sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def expected_seconds(run: Run, runs: list[Run]) -> float | None:
-    """Returns how long runs of the same row took, else those of any row, or None where none is made."""
-    made = [(other.row.name, result["seconds"]) for other in runs if (result := other.result())]
-    same = [seconds for row, seconds in made if row == run.row.name]
-    every = same or [seconds for _, seconds in made]
-    return statistics.mean(every) if every else None
-
-
-def _in_time(run: Run, runs: list[Run], budget_minutes: float, began: float) -> bool:
-    if not budget_minutes:
-        return True
-    end = time.monotonic() - began + (expected_seconds(run, runs) or 0.0)
-    return end < 60 * budget_minutes
+def expected_seconds(runs: list[Run]) -> Callable[[Run], float]:
+    """Returns a function that tells how long runs of the same row took, else those of any row, else 0."""
+    made: dict[str, list[float]] = {}
+    for run in runs:
+        if result := run.result():
+            made.setdefault(run.row.name, []).append(result["seconds"])
+    every = [seconds for row in made.values() for seconds in row]
+    return lambda run: statistics.mean(made.get(run.row.name) or every or [0.0])
 
 
 def _make(
@@ -148,7 +148,6 @@ def _facts(run: Run, claim: Claim, seconds: float) -> dict[str, Any]:
         "devices": jax.device_count(),
         "jax": jax.__version__,
         "hga_flax": __version__,
-        "command": run.command,
     }
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from hga_flax.__main__ import main
 from hga_flax.errors import UserError
-from hga_flax.lab import command, worker
+from hga_flax.lab import command, plan, worker
 from hga_flax.lab.runs import all_runs
 from hga_flax.lab.study import load_study
 from tests.commands import ROOT, environment
@@ -36,10 +36,13 @@ def test_bad_arguments_are_one_line(tmp_path):
             main(arguments)
 
 
-def test_a_dry_run_writes_nothing(tmp_path, capsys):
+def test_a_dry_run_writes_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(plan, "step_seconds", lambda experiment, flops: 1.0)  # a measurement of this machine
     file = write_study(tmp_path, rows={"none": [], "se": ["model.attention=se"]})
     assert main(["study", file, f"--dir={tmp_path / 'runs'}", "--dry-run"]) == 0
-    assert "6: 0 made, 6 to make" in capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
+    # 2 steps of a second and 3 batches of a third to evaluate, 3 seeds of 2 rows.
+    assert "6: 0 made, 6 to make" in printed and "about 0:18 for one worker" in printed
     assert not (tmp_path / "runs").exists()
 
 
@@ -91,7 +94,8 @@ def test_killed_and_stopped_it_goes_on_and_ends_as_undisturbed_runs_do(tmp_path)
     from hga_flax.training.soak import compare
 
     overrides = [*TINY[:-1], "training.steps=60", "training.log_every_steps=5", "checkpoint.every_steps=10"]
-    file = write_study(tmp_path, overrides=overrides, seeds=2, directory=str(tmp_path / "runs"))
+    rows = {"none": ["model.attention=none"], "se": ["model.attention=se"]}
+    file = write_study(tmp_path, overrides=overrides, rows=rows, seeds=2, directory=str(tmp_path / "runs"))
     study = load_study(file)
     runs = all_runs(study)
     line = [sys.executable, "-m", "hga_flax", "study", file, "--workers=2"]
@@ -109,7 +113,7 @@ def test_killed_and_stopped_it_goes_on_and_ends_as_undisturbed_runs_do(tmp_path)
     wait_for(lambda: 20 in made_steps(runs[0]))
     owner = json.loads((study.directory / "claims" / "none.seed_0.0").read_text())["pid"]
     os.kill(owner, signal.SIGKILL)
-    wait_for(lambda: any(20 in made_steps(run) for run in runs[2:]))
+    wait_for(lambda: any(10 in made_steps(run) for run in runs[2:]))
     first.send_signal(signal.SIGTERM)
     output, _ = first.communicate(timeout=200)
     assert first.returncode == 143, output
@@ -119,9 +123,10 @@ def test_killed_and_stopped_it_goes_on_and_ends_as_undisturbed_runs_do(tmp_path)
     output, _ = last.communicate(timeout=1000)
     assert last.returncode == 0, output
     assert all(run.result()["step"] == 60 for run in runs)
-    assert [name for name in (run.failure() for run in runs) if name] == []
     assert runs[0].result()["sessions"] >= 2
     whole = tmp_path / "whole"
     command_line = [sys.executable, *runs[0].command.split()[1:-1], f"--workdir={whole}"]
-    subprocess.run(command_line, cwd=ROOT, env=environment(), check=True, stdout=subprocess.DEVNULL)
+    cores = sorted(os.sched_getaffinity(0))[::2]  # as a worker has: on more, XLA adds up in another order
+    pinned = {"preexec_fn": lambda: os.sched_setaffinity(0, cores), "env": environment()}
+    subprocess.run(command_line, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, **pinned)
     assert compare(runs[0].workdir, whole) == []

@@ -24,6 +24,14 @@ def test_a_row_that_cannot_be_trained_is_found_before_the_first_run(tmp_path):
             plan.check_rows(load_study(write_study(tmp_path, rows=rows)))
 
 
+def test_a_row_with_a_run_is_not_built_again(tmp_path, monkeypatch):
+    study, built = load_study(write_study(tmp_path), str(tmp_path / "runs")), []
+    write_result(study.directory / "se" / "seed_2", 1.0)
+    monkeypatch.setattr(plan, "prepare", lambda experiment: built.append(experiment.config.model.attention))
+    plan.check_rows(study)
+    assert built == ["none", "hga"]
+
+
 def test_data_that_are_not_prepared_are_found_before_the_first_run(tmp_path):
     real = [item for item in TINY if "fake" not in item]
     rows = {"none": ["data.name=cifar10", "data.train_split=train", f"data.dir={tmp_path}"]}

@@ -60,7 +60,9 @@ def test_every_number_leads_to_its_run(made):
     for row in results.load(made[0])["rows"]:
         for run in row["runs"]:
             kept = json.loads((pathlib.Path(run["workdir"]) / "result.json").read_text())
-            assert kept["top1_error"] == run["top1_error"] and kept["command"] == run["command"]
+            assert kept["top1_error"] == run["top1_error"]
+            assert run["command"].endswith(f"--config.seed={run['seed']} --workdir={run['workdir']}")
+            assert f"--config.model.attention={row['row']}" in run["command"]
 
 
 def test_a_file_its_folder_and_its_saved_report_say_the_same(made, tmp_path):
