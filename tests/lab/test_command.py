@@ -126,7 +126,10 @@ def test_killed_and_stopped_it_goes_on_and_ends_as_undisturbed_runs_do(tmp_path)
     assert runs[0].result()["sessions"] >= 2
     whole = tmp_path / "whole"
     command_line = [sys.executable, *runs[0].command.split()[1:-1], f"--workdir={whole}"]
-    cores = sorted(os.sched_getaffinity(0))[::2]  # as a worker has: on more, XLA adds up in another order
-    pinned = {"preexec_fn": lambda: os.sched_setaffinity(0, cores), "env": environment()}
-    subprocess.run(command_line, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, **pinned)
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(cores)[::2])  # as a worker has: on more, XLA adds up in another order
+    try:
+        subprocess.run(command_line, cwd=ROOT, env=environment(), check=True, stdout=subprocess.DEVNULL)
+    finally:
+        os.sched_setaffinity(0, cores)
     assert compare(runs[0].workdir, whole) == []
