@@ -13,7 +13,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -46,8 +46,9 @@ def work(study: Study, say: Callable[[str], None], budget_minutes: float = 0.0, 
     began = time.monotonic()
     claims = Claims(open_directory(study))
     runs = all_runs(study)
-    with _sigterm():
+    with _Stop() as stop:
         while pending := [run for run in runs if not run.is_over]:
+            stop.check()
             if parent is not None and os.getppid() != parent:
                 raise Interrupted("the command that started this worker is gone; the same command goes on", 143)
             in_time = pending
@@ -64,24 +65,33 @@ def work(study: Study, say: Callable[[str], None], budget_minutes: float = 0.0, 
             run, claim = taken
             try:
                 if not run.is_over:  # another worker has ended it since
-                    _make(run, claim, claims, runs, say, parent)
+                    stop.signal = _make(run, claim, claims, runs, say, parent) or stop.signal
             finally:
                 claims.release(claim)
     return sum(run.failure() is not None for run in runs)
 
 
-@contextlib.contextmanager
-def _sigterm() -> Iterator[None]:
-    """Between two runs SIGTERM ends the worker by an exception; during a run training handles it."""
+class _Stop:
+    """A context: between two runs SIGTERM and SIGINT end the worker by an exception; during a run training has them."""
 
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise Interrupted("stopped by SIGTERM; the same command goes on", 128 + signum)
+    def __enter__(self) -> "_Stop":
+        self.signal = 0
+        self._handlers = {signum: signal.signal(signum, self._handle) for signum in (signal.SIGTERM, signal.SIGINT)}
+        return self
 
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    def __exit__(self, *error: object) -> None:
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        self.signal = signum
+        self.check()
+
+    def check(self) -> None:
+        """Raises Interrupted if a signal came, also one whose exception was lost in a callback of a library."""
+        if self.signal:
+            name = signal.Signals(self.signal).name
+            raise Interrupted(f"stopped by {name}; the same command goes on", 128 + self.signal)
 
 
 def expected_seconds(runs: list[Run]) -> Callable[[Run], float]:
@@ -101,15 +111,15 @@ def _make(
     runs: list[Run],
     say: Callable[[str], None],
     parent: int | None,
-) -> None:
-    """Trains, and writes result.json or failure.json."""
+) -> int:
+    """Trains, and writes result.json or failure.json; returns the signal that came after the last step, or 0."""
     title, begun = f"{run.row.name} seed {run.seed}", run.workdir.exists()
     say(f"{title:<28} {'goes on' if begun else 'begins'}")
     write_text(run.workdir / "command.txt", run.command + "\n")
     start = time.monotonic()
     try:
         with claims.beating(claim, lambda: _check(claim, parent)):
-            _train(run)
+            signum = _train(run)
             end = last_evaluation(run.workdir) | _facts(run, claim, time.monotonic() - start)
             if claim.is_lost:
                 _leave()
@@ -117,20 +127,21 @@ def _make(
     except UserError as error:
         write_text(run.workdir / "failure.json", json.dumps({"error": one_line(error), "command": run.command}) + "\n")
         say(f"{title:<28} failed: {one_line(error)}")
-        return
+        return 0
     over = sum(other.is_over for other in runs)
     took = duration(end["seconds"])
     say(f"{title:<28} top-1 error {end['top1_error']:6.2f} %  {took:>8}  {over} of {len(runs)} runs")
+    return signum
 
 
-def _train(run: Run) -> None:
+def _train(run: Run) -> int:
     import jax
 
     from hga_flax.training.trainer import train
 
     try:
         with (run.workdir / "log.txt").open("a") as log, contextlib.redirect_stdout(log):
-            train(run.config, str(run.workdir))
+            return train(run.config, str(run.workdir))
     finally:
         jax.clear_caches()  # the next run is another network; a long study would keep them all
 

@@ -27,6 +27,7 @@ def train(run):
         file.write(f"{os.getpid()}\\n")
     time.sleep(float(sys.argv[3]))
     (run.workdir / "metrics.jsonl").write_text('{"step": 2, "eval/top1_error": 10.0}')
+    return 0
 worker._train, worker.POLL_SECONDS = train, 0.05
 run_main(lambda: worker.work(load_study(sys.argv[1], sys.argv[2], check=False), print))
 """
@@ -62,7 +63,7 @@ def study(file):
     return load_study(file, check=False)
 
 
-def stub(monkeypatch, errors=None):
+def stub(monkeypatch, errors=None, signals=None):
     """Replaces training in this process; returns the names of the runs that were made."""
     made = []
 
@@ -71,6 +72,7 @@ def stub(monkeypatch, errors=None):
         if errors and run.name in errors:
             raise errors[run.name]
         (run.workdir / "metrics.jsonl").write_text(json.dumps({"step": 2, "eval/top1_error": 10.0 + run.seed}))
+        return signals.get(run.name, 0) if signals else 0
 
     monkeypatch.setattr(worker, "_train", train)
     return made
@@ -154,6 +156,33 @@ def test_an_interrupted_run_keeps_its_place(study, monkeypatch):
     assert made[0] == "se.seed_0" and len(made) == 8
 
 
+def test_a_signal_after_the_last_step_ends_the_worker_after_the_run(study, monkeypatch):
+    made = stub(monkeypatch, signals={"se.seed_0": signal.SIGTERM})
+    with pytest.raises(Interrupted, match="stopped by SIGTERM") as caught:
+        worker.work(study, lambda line: None)
+    assert caught.value.code == 143 and made == ["none.seed_0", "se.seed_0"]
+    assert all_runs(study)[1].result() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_signal_between_two_runs_is_not_lost_in_a_callback(study, monkeypatch):
+    """As in a finalizer, whose exceptions Python prints and drops."""
+
+    class Finalized:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    made = stub(monkeypatch)
+    monkeypatch.setattr(sys, "unraisablehook", lambda ignored: None)
+
+    def say(line):
+        if "of 9 runs" in line and len(made) == 2:
+            Finalized()
+
+    with pytest.raises(Interrupted, match="stopped by SIGINT"):
+        worker.work(study, say)
+    assert len(made) == 2 and all_runs(study)[1].result()
+
+
 def test_no_run_is_begun_that_would_end_after_the_budget(study, monkeypatch):
     for row, seconds in (("none", 100.0), ("se", 900.0)):
         write_result(study.directory / row / "seed_0", 1.0, seconds=seconds)
@@ -175,7 +204,7 @@ def test_who_lost_its_run_leaves_without_a_result(study, monkeypatch):
     stub(monkeypatch)
     taken_over = study.directory / "claims" / "none.seed_0.1"
     train = worker._train
-    monkeypatch.setattr(worker, "_train", lambda run: (train(run), taken_over.write_text("{}")))
+    monkeypatch.setattr(worker, "_train", lambda run: train(run) or taken_over.write_text("{}"))
     with pytest.raises(KeyboardInterrupt):
         worker.work(study, lambda line: None)
     assert left and all_runs(study)[0].result() is None
