@@ -5,10 +5,11 @@ DEMO := runs/digits
 # Tests run in as many processes as there are cores, at most 8; those of a file stay together.
 PARALLEL := -n auto --maxprocesses=8 --dist=loadfile
 
-.PHONY: help demo test test-all docs lint format clean
+.PHONY: help demo study test test-all docs lint format clean
 
 help:
 	@echo "make demo      train HGA on handwritten digits, evaluate it, say where to look"
+	@echo "make study     compare three attentions on handwritten digits, 3 seeds each; go on where it stopped"
 	@echo "make test      the test suite"
 	@echo "make test-all  the test suite with the slow tests"
 	@echo "make docs      the documentation as a web site, site/index.html; broken links are errors"
@@ -27,6 +28,11 @@ demo: $(VENV)/installed
 	@$(BIN)/python train.py --config=configs/digits.py --workdir=$(DEMO)
 	@$(BIN)/python evaluate.py --workdir=$(DEMO) --checkpoint=latest
 	@echo "see the curves: $(BIN)/tensorboard --logdir=$(DEMO)    train afresh: rm -r $(DEMO) && make demo"
+
+# The digits are prepared by the first of the two; a minute or three in all. Killed, it goes on where it stopped.
+study: $(VENV)/installed
+	@$(BIN)/python -m hga_flax study studies/smoke.py --workers=2
+	@$(BIN)/python -m hga_flax report studies/smoke.py --save=runs/studies/smoke/report
 
 test: $(VENV)/installed lint
 	@$(BIN)/python -m pytest $(PARALLEL)

@@ -18,6 +18,8 @@ COMMANDS = {
     "explain": ("hga_flax.pictures.explain", "draw what a trained network looks at: Grad-CAM, gates and their cells"),
     "summary": ("hga_flax.pictures.summary", "a network part by part: shapes, parameters, operations, attention"),
     "export": ("hga_flax.export.command", "write a run's network as a file to serve: StableHLO or ONNX"),
+    "study": ("hga_flax.lab.command", "run what a study lacks: rows x seeds, with any number of workers"),
+    "report": ("hga_flax.lab.report", "what a study shows: means, paired differences, their uncertainty, plots"),
     "prepare": ("hga_flax.data.prepare", "write a data set as array_record files"),
 }
 

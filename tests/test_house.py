@@ -8,7 +8,7 @@ from tests.commands import ROOT
 
 # Of `python -m hga_flax`, and the library's front door; train.py, evaluate.py and predict.py are outside the package.
 TRAINING_COMMANDS = {"__init__.py", "analysis/tpu.py", "export/command.py"}
-TRAINING_ROOMS = {"training", "pictures"}  # pictures/ draws what runs left: it is made of commands, too
+TRAINING_ROOMS = {"training", "pictures", "lab"}  # pictures/ draws what runs left, lab/ makes many: commands, too
 FILES = sorted((ROOT / "hga_flax").rglob("*.py"))
 
 
@@ -79,6 +79,12 @@ def test_tensorflow_is_needed_for_a_comparison_and_a_preparation_alone():
             for alias in node.names
         }
         assert "tensorflow" not in top, path
+
+
+def test_nothing_imports_the_lab_but_itself():
+    for path in FILES:
+        if room(path) != "lab":
+            assert not any(name.startswith("hga_flax.lab") for name in imports(path)), path
 
 
 def test_no_file_and_no_function_has_outgrown_its_room():

@@ -54,7 +54,7 @@ class Progress:
     evaluation_due: bool = False
 
 
-def train(config: ConfigDict, workdir_path: str, profile_steps: int = 0) -> None:
+def train(config: ConfigDict, workdir_path: str, profile_steps: int = 0) -> int:
     """Trains as configured, from the workdir's newest checkpoint if it has one.
 
     SIGTERM and SIGINT end the run after the step in flight, which is saved (see preemption.py).
@@ -63,6 +63,9 @@ def train(config: ConfigDict, workdir_path: str, profile_steps: int = 0) -> None
         config: a whole configuration.
         workdir_path: the folder of the run.
         profile_steps: of the session's steps so many are traced, once the first has compiled; 0 traces none.
+
+    Returns:
+        The signal that came when the run had nothing left to stop, for a caller that has; 0 if none did.
 
     Raises:
         UserError: the configuration, the data or the workdir cannot be used, or training diverged.
@@ -73,6 +76,7 @@ def train(config: ConfigDict, workdir_path: str, profile_steps: int = 0) -> None
     validate(config)
     with Preemption(config.training.grace_seconds) as preemption:
         _train(config, workdir_path, preemption, start_up, profile_steps)
+    return preemption.signal
 
 
 def _train(

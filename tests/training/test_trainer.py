@@ -17,7 +17,7 @@ from hga_flax.training import checkpoints as checkpoints_module
 from hga_flax.training.checkpoints import Checkpoints
 from hga_flax.training.clock import TIMINGS
 from hga_flax.training.restore import evaluate_workdir, restore_workdir
-from hga_flax.training.trainer import train
+from hga_flax.training.trainer import Loop, train
 from tests.training import tiny
 
 
@@ -27,7 +27,7 @@ def rows(workdir, group):
 
 
 def test_a_run_leaves_everything_that_the_readme_names(tmp_path, capsys):
-    train(tiny.config(), str(tmp_path))
+    assert train(tiny.config(), str(tmp_path)) == 0
     assert {p.name for p in tmp_path.iterdir()} == {
         "checkpoints", "config.json", "dataset.json", "metrics.jsonl", "newest_checkpoint.json", "parameters.txt",
         "tensorboard",
@@ -41,6 +41,12 @@ def test_a_run_leaves_everything_that_the_readme_names(tmp_path, capsys):
     assert "started in " in out and "data and network" in out and "first step, compilation included, " in out
     assert "finished" in out and f"tensorboard --logdir={tmp_path}" in out and "best so far" in out
     assert "stem_conv/kernel" in (tmp_path / "parameters.txt").read_text()
+
+
+def test_a_signal_after_the_last_step_is_told_to_the_caller(tmp_path, monkeypatch):
+    monkeypatch.setattr(Loop, "summary", lambda loop: signal.raise_signal(signal.SIGTERM))
+    assert train(tiny.config(training__steps=1), str(tmp_path)) == signal.SIGTERM
+    assert Checkpoints(tmp_path, read_only=True).steps() == [1]
 
 
 def logged(workdir):

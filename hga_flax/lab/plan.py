@@ -1,0 +1,100 @@
+"""What a study would do: its rows, what is made of them already, and how long the rest will take."""
+
+import statistics
+from collections.abc import Sequence
+
+from hga_flax.data.sources import dataset_info
+from hga_flax.errors import UserError
+from hga_flax.lab.runs import Run, all_runs
+from hga_flax.lab.study import Row, Study
+from hga_flax.training.console import Console, duration
+from hga_flax.training.dry_run import abstract_batch, step_seconds
+from hga_flax.training.experiment import Experiment, create_experiment, prepare
+from hga_flax.training.step import make_train_step
+
+
+def check_rows(study: Study) -> None:
+    """Builds rows as training does before its first image: data, schedule and the traced network.
+
+    A row of which a run was made needs no check.
+
+    Raises:
+        UserError: a data set is not prepared, or a row cannot be trained; the message names the row.
+    """
+    proven = {run.row for run in all_runs(study) if run.result()}
+    for row in study.rows.values():
+        if row in proven:
+            continue
+        try:
+            prepare(_experiment(row))
+        except UserError as error:
+            raise UserError(f"{study.file}: row '{row.name}': {error}") from None
+
+
+def _experiment(row: Row) -> Experiment:
+    return create_experiment(row.config, lambda: dataset_info(row.config.data.name, row.config.data.dir))
+
+
+def print_plan(study: Study, workers: int, estimate: bool) -> None:
+    """Prints the rows and what is left to do; with `estimate` also how long it will take."""
+    console, runs = Console(), all_runs(study)
+    made = {row: [run for run in runs if run.row is row and run.result()] for row in study.rows.values()}
+    failed = {row: [run for run in runs if run.row is row and run.failure()] for row in study.rows.values()}
+    left = {row: len(study.seeds) - len(made[row]) - len(failed[row]) for row in study.rows.values()}
+    seeds = ", ".join(map(str, study.seeds))
+    console.table(
+        f"study {study.name}",
+        [
+            *([("asks", study.about)] if study.about else []),
+            ("recipe", " ".join([study.config, *_short(study.overrides)])),
+            ("folder", str(study.directory)),
+            ("seeds", seeds),
+            ("runs", f"{len(runs)}: {sum(map(len, made.values()))} made, {sum(left.values())} to make"
+                     + (f", {n} failed (--retry makes them again)" if (n := sum(map(len, failed.values()))) else "")),
+        ],
+    )  # fmt: skip
+    if not estimate:
+        return
+    times = {row: row_seconds(row, made[row]) for row in study.rows.values()}
+    console.columns(
+        "rows",
+        ("row", "compared with", "made", "to make", "a run", "by", "overrides"),
+        [
+            (row.name, row.baseline or "-", f"{len(made[row])}", f"{left[row]}", duration(times[row][0]), times[row][1],
+             " ".join(_short(row.overrides[len(study.overrides):])))
+            for row in study.rows.values()
+        ],
+    )  # fmt: skip
+    whole = sum(times[row][0] * left[row] for row in study.rows.values())
+    budget = f"; each begins none that would end after {study.budget_minutes:g} minutes" if study.budget_minutes else ""
+    shared = f", {duration(whole / workers)} for {workers}" if workers > 1 else ""
+    console.line(
+        f"to make: about {duration(whole)} for one worker{shared} (estimate; where it is from operations, start and "
+        f"compilation are not counted){budget}"
+    )
+
+
+def _short(overrides: Sequence[str]) -> list[str]:
+    return [override.removeprefix("--config.") for override in overrides]
+
+
+def row_seconds(row: Row, made: list[Run]) -> tuple[float, str]:
+    """Returns how long a run of a row takes on one worker, and how that is known."""
+    seconds = [result["seconds"] for run in made if (result := run.result()) and result["sessions"] == 1]
+    if seconds:
+        return statistics.mean(seconds), f"{len(seconds)} made"
+    return counted_seconds(row), "operations"
+
+
+def counted_seconds(row: Row) -> float:
+    """Estimates a run's length from XLA's count of operations and the speed of a convolution here."""
+    experiment = _experiment(row)
+    prepared = prepare(experiment)
+    optimizer = experiment.optimizer(prepared.schedule)
+    step = make_train_step(experiment.model, optimizer, row.config, experiment.mesh)
+    flops = float(step.lower(prepared.state, abstract_batch(experiment)).cost_analysis()["flops"])
+    seconds, plan = step_seconds(experiment, flops), prepared.plan
+    evaluated = len(experiment.dataset.open(row.config.data.eval_split))
+    evaluations = -(-plan.total_steps // plan.eval_every)
+    # A forward pass is a third of a training step.
+    return plan.total_steps * seconds + evaluations * evaluated / row.config.training.batch_size * seconds / 3

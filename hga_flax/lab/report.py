@@ -1,0 +1,69 @@
+"""`python -m hga_flax report STUDY`: means, paired differences, how sure they are, and what they cost."""
+
+import argparse
+import pathlib
+import sys
+
+from hga_flax.errors import UserError, expand
+
+FORMATS = ("terminal", "markdown", "csv", "json")
+METRICS = ("top1_error", "top5_error", "loss")
+SUFFIXES = {"markdown": "md", "csv": "csv", "json": "json"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument("study", metavar="STUDY", help="a study file, the folder of one, or a report's JSON")
+    parser.add_argument("--dir", metavar="DIR", help="the study's folder (default: the file's)")
+    parser.add_argument("--format", choices=FORMATS, default="terminal", help="of what is printed (default: terminal)")
+    parser.add_argument(
+        "--save", metavar="DIR", help="also write DIR/NAME.md, .csv, .json and the plots, .png and .svg"
+    )
+    parser.add_argument("--runs", action="store_true", help="print the workdir and the command of every run")
+    parser.add_argument(
+        "--metric", choices=METRICS, default=METRICS[0], help=f"what is compared (default: {METRICS[0]})"
+    )
+    parser.add_argument("--baseline", metavar="ROW", help="compare all rows with this one (default: the study's)")
+    parser.add_argument("--time", action="store_true", help="first measure each row's training step here, in turns")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prints the report and writes its files.
+
+    Raises:
+        UserError: there is no such study or row, or a file cannot be read or written.
+    """
+    from hga_flax.lab import results, tables
+
+    loaded = results.load(arguments.study, arguments.dir)
+    if arguments.time:
+        from hga_flax.lab.step_times import measure
+
+        measure(loaded, lambda line: print(line, file=sys.stderr, flush=True))
+    told = results.analyse(loaded, arguments.metric, arguments.baseline)
+    sys.stdout.write(
+        "\n".join([*tables.run_lines(told), ""]) if arguments.runs else tables.render(told, arguments.format)
+    )
+    if arguments.save is not None:
+        for file in save(told, expand(arguments.save, "--save")):
+            print(f"wrote {file}", file=sys.stderr)
+
+
+def save(told: dict, folder: pathlib.Path) -> list[pathlib.Path]:
+    """Writes a report in every format and its plots; returns the files.
+
+    Raises:
+        UserError: one cannot be written.
+    """
+    from hga_flax.lab import plots, tables
+
+    files = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for form, suffix in SUFFIXES.items():
+            file = folder / f"{told['study']}.{suffix}"
+            file.write_text(tables.render(told, form))
+            files.append(file)
+    except OSError as error:
+        raise UserError(f"{error.filename or folder} cannot be written: {error.strerror}") from None
+    return files + plots.plot(told, folder)

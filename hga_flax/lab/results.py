@@ -1,0 +1,172 @@
+"""What came out of a study, gathered from its folder or from a report that was saved, and compared."""
+
+import json
+import pathlib
+from typing import Any
+
+from hga_flax.config import build_model, from_json
+from hga_flax.data.sources import DatasetInfo, dataset_info
+from hga_flax.errors import UserError, expand, nearest, one_line
+from hga_flax.lab import comparison
+from hga_flax.lab.runs import command, read_json, record
+from hga_flax.lab.study import check_same_rows, load_study
+from hga_flax.training.workdir import read_dataset
+
+METRICS = {"top1_error": "top-1 error, %", "top5_error": "top-5 error, %", "loss": "loss, nats"}
+RUN_KEYS = ("seed", "top1_error", "top5_error", "loss", "step", "seconds", "device", "jax")
+STEP_TIMES = "step_times.json"
+
+
+def load(study: str, directory: str | None = None) -> dict[str, Any]:
+    """Gathers a study's results.
+
+    Args:
+        study: a study file, the folder of one study, or a report's JSON.
+        directory: the study's folder, where it is not the file's own.
+
+    Returns:
+        The study's `study`, `about`, `config`, `file`, `seeds` and `rows`; each row's `row`, `overrides`,
+        `baseline`, `runs`, `missing` (seeds), `failed`, `params`, `gflops` and `step_ms`; nothing is compared yet.
+
+    Raises:
+        UserError: there is no such study, or something of it cannot be read.
+    """
+    path = expand(study, "STUDY")
+    if path.suffix == ".json":
+        return _saved(path)
+    if path.is_dir():
+        if directory:
+            raise UserError(f"--dir={directory}: {study} is a folder already")
+        name, described, folder = _described(path)
+        return _gather(name, described, folder)
+    loaded = load_study(study, directory, check=False)
+    check_same_rows(loaded)
+    if not loaded.directory.is_dir():
+        raise UserError(f"{loaded.directory}: no runs yet; python -m hga_flax study {study} makes them")
+    return _gather(loaded.name, record(loaded), loaded.directory)
+
+
+def _described(folder: pathlib.Path) -> tuple[str, dict[str, Any], pathlib.Path]:
+    found = {file.stem: values for file in sorted(folder.glob("*.json")) if "rows" in (values := read_json(file) or {})}
+    if not found:
+        raise UserError(f"{folder}: no study here; name a study file, or the folder that `study` was given")
+    if len(found) > 1:
+        files = ", ".join(values["file"] for values in found.values())
+        raise UserError(f"{folder} holds several studies: name one of {files}, with --dir={folder}")
+    return *next(iter(found.items())), folder
+
+
+def _saved(file: pathlib.Path) -> dict[str, Any]:
+    values = read_json(file)
+    if values is None:
+        raise UserError(f"{file}: no such file")
+    try:
+        for row in values["rows"]:
+            row["runs"], row["missing"], row["failed"], row["baseline"]
+            {run["seed"]: float(run["top1_error"]) for run in row["runs"]}
+        values["seeds"], values["study"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file} is not a saved report: {type(error).__name__} {one_line(error)}") from None
+    return values
+
+
+def _gather(name: str, described: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:
+    times = (read_json(folder / STEP_TIMES) or {}).get("step_ms", {})
+    rows = []
+    for row, facts in described["rows"].items():
+        workdirs = {seed: folder / row / f"seed_{seed}" for seed in described["seeds"]}
+        results = {seed: read_json(workdir / "result.json") for seed, workdir in workdirs.items()}
+        failures = {seed: read_json(workdir / "failure.json") for seed, workdir in workdirs.items()}
+        runs = [
+            {key: result.get(key) for key in RUN_KEYS}
+            | {"seed": seed, "workdir": str(workdirs[seed])}
+            | {"command": command(described["config"], facts["overrides"], seed, workdirs[seed])}
+            for seed, result in results.items()
+            if result is not None
+        ]
+        failed = [{"seed": seed, "error": f["error"]} for seed, f in failures.items() if f and not results[seed]]
+        over = {run["seed"] for run in runs} | {failure["seed"] for failure in failed}
+        rows.append(
+            {
+                "row": row,
+                **facts,
+                "runs": runs,
+                "failed": failed,
+                "missing": [seed for seed in workdirs if seed not in over],
+                **_size(folder / row, workdirs.values()),
+                "step_ms": times.get(row),
+            }
+        )
+    kept = {key: described[key] for key in ("file", "config", "about", "seeds")}
+    return {"study": name, **kept, "directory": str(folder), "rows": rows}
+
+
+def _size(folder: pathlib.Path, workdirs: Any) -> dict[str, Any]:
+    """Parameters and GFLOPs of a row's network, None where its data set is not known here."""
+    from hga_flax.analysis.complexity import complexity
+
+    try:
+        config = from_json((folder / "row.json").read_text())
+        begun = next((workdir for workdir in workdirs if (workdir / "dataset.json").exists()), None)
+        info: DatasetInfo = read_dataset(begun) if begun else dataset_info(config.data.name, config.data.dir)
+    except (OSError, UserError):
+        return {"params": None, "gflops": None}
+    size = config.data.image_size
+    counted = complexity(build_model(config, info.num_classes), (size, size, info.channels))
+    return {"params": counted.params, "gflops": counted.gflops}
+
+
+def analyse(results: dict[str, Any], metric: str = "top1_error", baseline: str | None = None) -> dict[str, Any]:
+    """Adds the statistics to gathered results.
+
+    Args:
+        results: see `load`.
+        metric: one of `METRICS`.
+        baseline: a row that all others are compared with, in place of the study's own.
+
+    Returns:
+        The same with `metric`, `confidence`, `correction`, and in each row `seeds` (number), `mean`, `sd`,
+        `pairs`, `difference`, `low`, `high`, `half_width`, `p`, `p_holm` and `verdict`.
+
+    Raises:
+        UserError: there is no such row.
+    """
+    rows = results["rows"]
+    names = [row["row"] for row in rows]
+    if baseline is not None and baseline not in names:
+        raise UserError(f"--baseline={baseline}: there is no such row{nearest(baseline, names)}; there are: "
+                        + ", ".join(names))  # fmt: skip
+    values = {row["row"]: {r["seed"]: r[metric] for r in row["runs"] if r.get(metric) is not None} for row in rows}
+    against = {row["row"]: row["baseline"] if baseline is None else baseline for row in rows}
+    against = {name: other if other != name else None for name, other in against.items()}
+    compared = {name: comparison.compare(values[name], values[other]) for name, other in against.items() if other}
+    corrected = dict(zip(compared, comparison.holm([c.p for c in compared.values()]), strict=True))
+    told = []
+    for row in rows:
+        name, c = row["row"], compared.get(row["row"])
+        numbers = list(values[name].values())
+        row = {key: value for key, value in row.items() if key != "baseline"}
+        told.append(
+            row
+            | {"seeds": len(numbers), "mean": comparison.mean(numbers), "sd": comparison.deviation(numbers)}
+            | {"baseline": against[name]}
+            | {key: getattr(c, key, None) for key in ("pairs", "difference", "low", "high", "half_width", "p")}
+            | {"p_holm": corrected.get(name), "verdict": comparison.verdict(c, corrected[name]) if c else "baseline"}
+        )
+    counted = sum(p is not None for p in corrected.values())
+    more = {
+        "metric": metric,
+        "confidence": comparison.CONFIDENCE,
+        "interval": "paired t, by seed, of each difference alone",
+        "correction": f"Holm, over {counted} comparisons",
+    }
+    return {key: value for key, value in results.items() if key != "rows"} | more | {"rows": told}
+
+
+def save(results: dict[str, Any], file: pathlib.Path) -> None:
+    """Writes analysed results so that `load` reads them without the runs."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(results, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror}") from None

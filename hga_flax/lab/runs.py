@@ -1,0 +1,150 @@
+"""The folder of a study: which runs there are, which are made, and what came out.
+
+DIR/NAME.json               the study, for the report       DIR/claims/           who makes which run
+DIR/ROW/row.json            the row's configuration         DIR/ROW/seed_N/       an ordinary workdir, and
+DIR/ROW/seed_N/result.json  the last evaluation             DIR/ROW/seed_N/log.txt  what training printed
+DIR/ROW/seed_N/failure.json why it could not be made, in that file's place
+"""
+
+import dataclasses
+import json
+import pathlib
+import shlex
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from hga_flax.config import to_json
+from hga_flax.errors import UserError, one_line
+from hga_flax.lab.study import CLAIMS, Row, Study, check_same_rows, with_seed
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """One row with one seed."""
+
+    row: Row
+    seed: int
+    study: Study
+
+    @property
+    def name(self) -> str:
+        """What the claim and messages call it."""
+        return f"{self.row.name}.seed_{self.seed}"
+
+    @property
+    def workdir(self) -> pathlib.Path:
+        """Of training."""
+        return self.study.directory / self.row.name / f"seed_{self.seed}"
+
+    @property
+    def config(self) -> ConfigDict:
+        """Of this seed."""
+        return with_seed(self.row.config, self.seed)
+
+    @property
+    def command(self) -> str:
+        """The command that makes the same run by itself."""
+        return command(self.study.config, self.row.overrides, self.seed, self.workdir)
+
+    def result(self) -> dict[str, Any] | None:
+        """Returns the last evaluation and what is known of the run, or None before its end."""
+        return read_json(self.workdir / "result.json")
+
+    def failure(self) -> str | None:
+        """Returns why the run could not be made, or None."""
+        return (read_json(self.workdir / "failure.json") or {}).get("error")
+
+    @property
+    def is_over(self) -> bool:
+        """True where there is nothing left to do: a result, or a failure."""
+        return any((self.workdir / name).exists() for name in ("result.json", "failure.json"))
+
+
+def command(config: str, overrides: Sequence[str], seed: int, workdir: pathlib.Path) -> str:
+    """Returns the command of one run."""
+    parts = [f"--config={config}", *overrides, f"--config.seed={seed}", f"--workdir={workdir}"]
+    return "python train.py " + shlex.join(parts)
+
+
+def read_json(file: pathlib.Path) -> dict[str, Any] | None:
+    """Returns a file's dictionary, or None where there is no such file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        values = json.loads(file.read_text())
+        if not isinstance(values, dict):
+            raise ValueError("not a dictionary")
+        return values
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {one_line(error)}") from None
+
+
+def write_text(file: pathlib.Path, text: str) -> None:
+    """Replaces a file in one move, whoever else writes the same; creates its folder.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    scratch = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_text(text)
+        scratch.replace(file)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror or one_line(error)}") from None
+
+
+def all_runs(study: Study) -> list[Run]:
+    """Returns the runs seed by seed, so that a study that is not finished has as many of every row."""
+    return [Run(row, seed, study) for seed in study.seeds for row in study.rows.values()]
+
+
+def open_directory(study: Study) -> pathlib.Path:
+    """Creates the study's folder, writes down what the study is, and returns the folder of its claims.
+
+    Raises:
+        UserError: the folder cannot be written to, or holds rows of the same names that are configured otherwise.
+    """
+    check_same_rows(study)
+    for row in study.rows.values():
+        file = study.directory / row.name / "row.json"
+        if not file.exists():
+            write_text(file, to_json(row.config) + "\n")
+    write_text(study.directory / f"{study.name}.json", json.dumps(record(study), indent=2) + "\n")
+    return study.directory / CLAIMS
+
+
+def record(study: Study) -> dict[str, Any]:
+    """Returns the study as its folder keeps it."""
+    return {
+        "file": study.file,
+        "config": study.config,
+        "about": study.about,
+        "seeds": list(study.seeds),
+        "rows": {row.name: {"overrides": list(row.overrides), "baseline": row.baseline} for row in study.rows.values()},
+    }
+
+
+def last_evaluation(workdir: pathlib.Path) -> dict[str, Any]:
+    """Returns the last evaluation that a finished run logged: `step`, `top1_error`, `top5_error`, `loss`, in %.
+
+    Raises:
+        UserError: it logged none.
+    """
+    last: dict[str, Any] | None = None
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        values = json.loads(line)
+        if "eval/top1_error" in values:
+            last = values
+    if last is None:
+        raise UserError(f"{workdir}: metrics.jsonl holds no evaluation")
+    return {"step": last["step"]} | {
+        name.removeprefix("eval/"): value for name, value in last.items() if name.startswith("eval/")
+    }

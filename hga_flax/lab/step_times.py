@@ -1,0 +1,70 @@
+"""The time of a training step of each row of a study, measured in turns on one machine."""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from hga_flax.analysis.race import race
+from hga_flax.config import from_json
+from hga_flax.errors import UserError
+from hga_flax.lab.results import STEP_TIMES
+from hga_flax.lab.runs import write_text
+
+ROUNDS = 11
+
+
+def measure(results: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Times the training step of every row, the rows in turns, and keeps the medians in the study's folder.
+
+    Args:
+        results: gathered from the study's folder; each row's `step_ms` is set.
+        say: called with each line to show.
+
+    Raises:
+        UserError: the results are a saved report's, or a row cannot be trained here.
+    """
+    import jax
+
+    folder = pathlib.Path(results["directory"])
+    if not folder.is_dir():
+        raise UserError(f"{folder}: not here; --time needs the study's folder, not a saved report")
+    turns = []
+    for row in results["rows"]:
+        say(f"compiling {row['row']} ...")
+        turns.append(_turn(folder / row["row"]))
+    timings = race(turns, ROUNDS)
+    for row, timing in zip(results["rows"], timings, strict=True):
+        row["step_ms"] = timing.median * 1e3
+    kept = {"device": jax.devices()[0].device_kind, "rounds": ROUNDS}
+    kept["step_ms"] = {row["row"]: row["step_ms"] for row in results["rows"]}
+    write_text(folder / STEP_TIMES, json.dumps(kept, indent=1) + "\n")
+
+
+def _turn(folder: pathlib.Path) -> Callable[[int], None]:
+    """Compiles a row's training step and returns a function that makes as many steps as it is told."""
+    import jax
+
+    from hga_flax.data.sources import dataset_info
+    from hga_flax.training.dry_run import abstract_batch
+    from hga_flax.training.experiment import create_experiment, prepare
+    from hga_flax.training.state import create_state
+    from hga_flax.training.step import make_train_step
+
+    config = from_json((folder / "row.json").read_text())
+    experiment = create_experiment(config, lambda: dataset_info(config.data.name, config.data.dir))
+    prepared = prepare(experiment)
+    optimizer = experiment.optimizer(prepared.schedule)
+    zeros = lambda leaf: jax.device_put(jax.numpy.zeros(leaf.shape, leaf.dtype), leaf.sharding)
+    batch = jax.tree.map(zeros, abstract_batch(experiment))
+    step = make_train_step(experiment.model, optimizer, config, experiment.mesh)
+    held = [create_state(prepared.init, config.seed, experiment.mesh)]
+    compiled = step.lower(held[0], batch).compile()
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            held[0], report = compiled(held[0], batch)
+        jax.block_until_ready((held[0], report))
+
+    run(1)
+    return run

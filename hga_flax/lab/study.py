@@ -1,0 +1,259 @@
+"""A study file: one recipe, its variants (rows), the seeds, and what each row is compared with.
+
+A Python file whose `get_study()` returns a dictionary, or a TOML file, with these keys:
+
+    config          the recipe, a file of configs/
+    rows            {name: overrides}; an override is "key=value" as on train.py's command line
+    baseline        the row that the others are compared with, or {row: its baseline}
+    seeds           a list, or a number n for 0 ... n - 1; they vary `config.seed` and nothing else
+    overrides       optional: overrides of all rows
+    about           optional: what it asks, a line or a paragraph for the report
+    name            optional: default is the file's own
+    directory       optional: where the runs go, default runs/studies/NAME; studies that name the same one share
+                    the rows that have the same name, which must then be configured alike
+    budget_minutes  optional: a worker begins no run that it does not expect to finish within so many minutes
+"""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import re
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from hga_flax.config import configure, differences, from_json, get_key, load_config, to_json, validate
+from hga_flax.errors import ConfigError, UserError, expand, nearest, one_line
+
+REQUIRED = ("config", "rows", "baseline", "seeds")
+OPTIONAL = ("overrides", "about", "name", "directory", "budget_minutes")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+CLAIMS = "claims"  # the folder beside those of the rows
+# Where and how fast it runs, not what: a run may be continued or joined with others of it.
+MACHINE_KEYS = (
+    "data.dir",
+    "data.num_threads",
+    "data.num_workers",
+    "data.cache_mb",
+    "training.log_every_steps",
+    "training.grace_seconds",
+    "training.lost_process_seconds",
+    "training.compilation_cache",
+    "checkpoint.every_steps",
+    "checkpoint.keep",
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Row:
+    """One variant.
+
+    Attributes:
+        name: of the row and of its folder.
+        overrides: of the recipe, first those of all rows, as train.py takes them.
+        baseline: the row that it is compared with, or None.
+        config: whole, with the recipe's own seed.
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+    baseline: str | None
+    config: ConfigDict
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Study:
+    """A study as its file says; see the module's text for the fields."""
+
+    name: str
+    file: str
+    config: str
+    rows: dict[str, Row]
+    seeds: tuple[int, ...]
+    directory: pathlib.Path
+    overrides: tuple[str, ...] = ()
+    about: str = ""
+    budget_minutes: float = 0.0
+
+
+def load_study(file: str, directory: str | None = None, check: bool = True) -> Study:
+    """Reads a study file and configures all its rows.
+
+    Args:
+        file: Python or TOML.
+        directory: where the runs go instead of where the file says.
+        check: also build each row's network, as training does before its first step.
+
+    Raises:
+        UserError: the file, a row, or the configuration of a row is wrong; nothing has been run then.
+    """
+    values = _read(file)
+    _check_keys(file, values)
+    name = values.get("name", pathlib.Path(file).stem)
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise UserError(f"{file}: name={name!r}: letters, digits and . _ + - only")
+    rows = _rows(file, values, check)
+    where = directory or values.get("directory") or f"runs/studies/{name}"
+    return Study(
+        name=name,
+        file=file,
+        config=values["config"],
+        rows=rows,
+        seeds=_seeds(file, values["seeds"]),
+        directory=expand(where, "directory"),
+        overrides=_overrides(f"{file}: overrides", values.get("overrides", [])),
+        about=" ".join(values.get("about", "").split()),
+        budget_minutes=float(values.get("budget_minutes", 0.0)),
+    )
+
+
+def _read(file: str) -> Any:
+    path = pathlib.Path(file)
+    if not path.is_file():
+        shipped = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        raise UserError(f"{file}: no such file" + (f"; there are: {', '.join(shipped)}" if shipped else ""))
+    try:
+        if path.suffix == ".toml":
+            return tomllib.loads(path.read_text())
+        spec = importlib.util.spec_from_file_location(f"study_{path.stem}", path)
+        if spec is None or spec.loader is None:
+            raise UserError(f"{file}: a study is a Python or a TOML file")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.get_study()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{file}: {type(error).__name__}: {one_line(error)}") from None
+
+
+def _check_keys(file: str, values: Any) -> None:
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: get_study() returns {type(values).__name__}, not a dictionary")
+    if missing := [key for key in REQUIRED if key not in values]:
+        raise UserError(f"{file}: '{missing[0]}' is missing; a study needs {', '.join(REQUIRED)}")
+    known = (*REQUIRED, *OPTIONAL)
+    if unknown := [key for key in values if key not in known]:
+        raise UserError(f"{file}: there is no key '{unknown[0]}'{nearest(str(unknown[0]), known)}")
+    for key in ("config", "about", "name", "directory"):
+        if not isinstance(values.get(key, ""), str):
+            raise UserError(f"{file}: {key}={values[key]!r} must be a text")
+    minutes = values.get("budget_minutes", 0.0)
+    if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not 0 <= minutes < float("inf"):
+        raise UserError(f"{file}: budget_minutes={minutes!r} must be a number of minutes, 0 for no end")
+
+
+def _seeds(file: str, seeds: Any) -> tuple[int, ...]:
+    whole = lambda value: isinstance(value, int) and not isinstance(value, bool)
+    if whole(seeds) and seeds > 0:
+        return tuple(range(seeds))
+    listed = isinstance(seeds, list | tuple) and len(seeds) > 0 and all(whole(seed) and seed >= 0 for seed in seeds)
+    if not listed or len(set(seeds)) < len(seeds):
+        raise UserError(f"{file}: seeds={seeds!r}: give how many, or a list of different ones, none below 0")
+    return tuple(seeds)
+
+
+def _rows(file: str, values: Mapping[str, Any], check: bool) -> dict[str, Row]:
+    named = values["rows"]
+    if not isinstance(named, dict) or not named:
+        raise UserError(f"{file}: rows must be a dictionary of names and overrides, with one row at least")
+    common = _overrides(f"{file}: overrides", values.get("overrides", []))
+    baselines = _baselines(file, values["baseline"], list(named))
+    rows: dict[str, Row] = {}
+    for name, own in named.items():
+        if not isinstance(name, str) or not NAME.fullmatch(name) or name == CLAIMS:
+            raise UserError(f"{file}: row {name!r}: letters, digits and . _ + - only, and not '{CLAIMS}'")
+        overrides = (*common, *_overrides(f"{file}: row '{name}'", own))
+        try:
+            config = configure(values["config"], overrides)
+            if check:
+                validate(config)
+        except ConfigError as error:
+            raise UserError(f"{file}: row '{name}': {error}") from None
+        for other in rows.values():
+            if identity(other.config) == identity(config):
+                raise UserError(f"{file}: rows '{other.name}' and '{name}' are configured alike; remove one")
+        rows[name] = Row(name, overrides, baselines[name], config)
+    return rows
+
+
+def _overrides(where: str, given: Any) -> tuple[str, ...]:
+    if not isinstance(given, list | tuple) or not all(isinstance(item, str) for item in given):
+        raise UserError(f'{where}: give a list of texts like "model.attention=se"')
+    overrides = tuple(f"--config.{item.removeprefix('--config.')}" for item in given)
+    for override in overrides:
+        if "=" not in override:
+            raise UserError(f"{where}: {override!r} is not KEY=VALUE")
+        if override.startswith("--config.seed="):
+            raise UserError(f"{where}: the seeds of a study are its key 'seeds', not {override}")
+    return overrides
+
+
+def _baselines(file: str, given: Any, names: Sequence[str]) -> dict[str, str | None]:
+    baselines = given if isinstance(given, dict) else {name: given for name in names if name != given}
+    for name, baseline in baselines.items():
+        for row in (name, baseline):
+            if row not in names:
+                raise UserError(f"{file}: baseline: there is no row {row!r}{nearest(str(row), map(str, names))}")
+        if name == baseline:
+            raise UserError(f"{file}: baseline: row '{name}' is compared with itself")
+    return {name: baselines.get(name) for name in names}
+
+
+def with_seed(config: ConfigDict, seed: int) -> ConfigDict:
+    """Returns a copy that differs in its seed alone."""
+    copy = config.copy_and_resolve_references()
+    with copy.unlocked():
+        copy.seed = seed
+    return copy.lock()
+
+
+def identity(config: ConfigDict) -> str:
+    """Returns what makes runs the same but for their seeds, as text."""
+    values = json.loads(to_json(config))
+    values.pop("seed")
+    for key in MACHINE_KEYS:
+        group, _, name = key.partition(".")
+        values[group].pop(name, None)
+    return json.dumps(values, sort_keys=True)
+
+
+def changes(old: ConfigDict, new: ConfigDict, default: Callable[[], ConfigDict]) -> list[str]:
+    """Returns the keys that make two configurations different runs, as "key: old -> new".
+
+    A key that `old` lacks came later, with a default that changes nothing: it differs where `new` has another.
+    """
+    changed = []
+    for change in differences(old, new):
+        key, _, values = change.partition(": ")
+        if key == "seed" or key in MACHINE_KEYS:
+            continue
+        if values.startswith("(absent) -> ") and get_key(new, key) == get_key(default(), key):
+            continue
+        changed.append(change)
+    return changed
+
+
+def check_same_rows(study: Study) -> None:
+    """Makes sure that what lies in the study's folder belongs to it.
+
+    Raises:
+        UserError: a row there was begun with another configuration.
+    """
+    for row in study.rows.values():
+        begun = study.directory / row.name / "row.json"
+        if not begun.exists():
+            continue
+        try:
+            old = from_json(begun.read_text())
+        except (OSError, ValueError, UserError) as error:
+            raise UserError(f"{begun} cannot be read: {one_line(error)}") from None
+        base = pathlib.Path(study.config).parent / "base.py"
+        if changed := changes(old, row.config, lambda base=base: load_config(str(base))):
+            raise UserError(
+                f"{study.directory}: row '{row.name}' was begun with another configuration ({'; '.join(changed)}); "
+                "name another directory, or give the row another name"
+            )

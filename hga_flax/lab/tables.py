@@ -1,0 +1,143 @@
+"""A study's results as text: for the terminal, as Markdown, CSV and JSON."""
+
+import csv
+import io
+import json
+from collections import Counter
+from typing import Any
+
+from hga_flax.lab.results import METRICS
+
+FORMATS = ("terminal", "markdown", "csv", "json")
+CSV_COLUMNS = (
+    "row", "baseline", "seeds", "mean", "sd", "pairs", "difference", "low", "high", "half_width", "p", "p_holm",
+    "verdict", "params", "gflops", "step_ms", "missing", "failed", "overrides",
+)  # fmt: skip
+
+
+def render(results: dict[str, Any], form: str) -> str:
+    """Returns analysed results as text in one of `FORMATS`."""
+    if form == "json":
+        return json.dumps(results, indent=1) + "\n"
+    if form == "csv":
+        return _csv(results)
+    header, rows = table(results)
+    return _markdown(results, header, rows) if form == "markdown" else _terminal(results, header, rows)
+
+
+def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Returns the header and the cells of the table that people read."""
+    digits = 4 if results["metric"] == "loss" else 2
+    several = len({row["baseline"] for row in results["rows"]} - {None}) > 1
+    header = ["row", "seeds", METRICS[results["metric"]], "difference"]
+    header += ["to"] if several else []
+    header += [f"{100 * results['confidence']:.0f} % interval", "p (Holm)", f"{results['metric'].split('_')[-1]} is"]
+    header += ["parameters", "GFLOPs"]
+    timed = any(row["step_ms"] for row in results["rows"])
+    header += ["step, ms"] if timed else []
+    cells = []
+    for row in results["rows"]:
+        planned = row["seeds"] + len(row["missing"]) + len(row["failed"])
+        spread = "" if row["sd"] is None else f" ± {row['sd']:.{digits}f}"
+        line = [
+            row["row"],
+            f"{row['seeds']}" if row["seeds"] == planned else f"{row['seeds']} of {planned}",
+            "-" if row["mean"] is None else f"{row['mean']:.{digits}f}{spread}",
+            "" if row["difference"] is None else f"{row['difference']:+.{digits}f}",
+        ]
+        line += [row["baseline"] or ""] if several else []
+        line += [
+            "" if row["low"] is None else f"{row['low']:+.{digits}f} ... {row['high']:+.{digits}f}",
+            "" if row["p_holm"] is None else probability(row["p_holm"]),
+            row["verdict"],
+            "" if row["params"] is None else f"{row['params']:,}",
+            "" if row["gflops"] is None else f"{row['gflops']:.4g}",
+        ]
+        line += ["" if row["step_ms"] is None else f"{row['step_ms']:.1f}"] if timed else []
+        cells.append(line)
+    return header, cells
+
+
+def probability(p: float) -> str:
+    """Returns a p-value with as many digits as it deserves."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def notes(results: dict[str, Any]) -> list[str]:
+    """Returns what a reader of the table must know, a sentence each."""
+    rows = results["rows"]
+    seeds = ", ".join(map(str, results["seeds"]))
+    lines = [
+        f"Mean ± standard deviation over the seeds ({seeds}) of the last evaluation, never the best one. "
+        f"Differences: {results['interval']}; p-values: {results['correction']}."
+    ]
+    widths = [row["half_width"] for row in rows if row["half_width"] is not None]
+    if widths:
+        unit = "" if results["metric"] == "loss" else " points"
+        low, high = (f"{width:.2g}" for width in (min(widths), max(widths)))
+        half = low if low == high else f"{low} to {high}"
+        lines.append(f"Half an interval is {half}{unit}: smaller differences could not be seen.")
+    if missing := sum(len(row["missing"]) for row in rows):
+        lines.append(f"UNFINISHED: {missing} of {len(rows) * len(results['seeds'])} runs are not made yet.")
+    lines += [f"Failed: {row['row']} seed {f['seed']}: {f['error']}" for row in rows for f in row["failed"]]
+    devices = Counter(run["device"] for row in rows for run in row["runs"])
+    if devices:
+        lines.append("Made on: " + ", ".join(f"{device} ({count} runs)" for device, count in devices.items()) + ".")
+    return lines
+
+
+def run_lines(results: dict[str, Any]) -> list[str]:
+    """Returns where each number comes from: the workdir and the command of every run."""
+    lines = []
+    for row in results["rows"]:
+        for run in row["runs"]:
+            value = run[results["metric"]]
+            shown = "-" if value is None else f"{value:.4g}"
+            lines.append(f"{row['row']:<16} seed {run['seed']:<3} {shown:>8}  {run['workdir']}  {run['command']}")
+        lines += [f"{row['row']:<16} seed {seed:<3} {'-':>8}  not made yet" for seed in row["missing"]]
+        lines += [f"{row['row']:<16} seed {f['seed']:<3} {'-':>8}  failed: {f['error']}" for f in row["failed"]]
+    return lines
+
+
+def _left(header: list[str]) -> set[str]:
+    return {"row", "to"} | {name for name in header if name.endswith(" is")}
+
+
+def _aligned(header: list[str], rows: list[list[str]]) -> list[list[str]]:
+    """Pads cells; what is to be compared by its digits stands at the right."""
+    lines = [header, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    left = _left(header)
+    pad = lambda name, cell, width: cell.ljust(width) if name in left else cell.rjust(width)
+    return [[pad(*part) for part in zip(header, line, widths, strict=True)] for line in lines]
+
+
+def _terminal(results: dict[str, Any], header: list[str], rows: list[list[str]]) -> str:
+    lines = [f"study {results['study']}" + (f": {results['about']}" if results["about"] else "")]
+    lines += ["  ".join(line).rstrip() for line in _aligned(header, rows)]
+    return "\n".join([*lines, *notes(results)]) + "\n"
+
+
+def _markdown(results: dict[str, Any], header: list[str], rows: list[list[str]]) -> str:
+    first, *rest = _aligned(header, rows)
+    left = _left(header)
+    rule = [
+        "-" * len(cell) if name in left else "-" * (len(cell) - 1) + ":"
+        for name, cell in zip(header, first, strict=True)
+    ]
+    lines = ["| " + " | ".join(line) + " |" for line in (first, rule, *rest)]
+    return "\n".join([*lines, "", " ".join(notes(results))]) + "\n"
+
+
+def _csv(results: dict[str, Any]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in results["rows"]:
+        more = {
+            "missing": " ".join(map(str, row["missing"])),
+            "failed": " ".join(str(f["seed"]) for f in row["failed"]),
+            "overrides": " ".join(row["overrides"]),
+        }
+        writer.writerow(row | more)
+    return out.getvalue()

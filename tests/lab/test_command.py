@@ -1,0 +1,135 @@
+"""`python -m hga_flax study` as it is called."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hga_flax.__main__ import main
+from hga_flax.errors import UserError
+from hga_flax.lab import command, plan, worker
+from hga_flax.lab.runs import all_runs
+from hga_flax.lab.study import load_study
+from tests.commands import ROOT, environment
+from tests.lab.made_up import TINY, write_study
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def test_bad_arguments_are_one_line(tmp_path):
+    file = write_study(tmp_path)
+    for arguments, message in (
+        (["study", file, "--workers=0"], "--workers=0"),
+        (["study", file, "--minutes=0"], "--minutes=0"),
+        (["study", str(tmp_path / "absent.py")], "no such file"),
+        (["study", write_study(tmp_path, "bad", baseline="x")], "there is no row 'x'"),
+        (["study", file, "--config.seed=3"], "takes no configuration"),
+    ):
+        with pytest.raises(UserError, match=message):
+            main(arguments)
+
+
+def test_a_dry_run_writes_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(plan, "step_seconds", lambda experiment, flops: 1.0)  # a measurement of this machine
+    file = write_study(tmp_path, rows={"none": [], "se": ["model.attention=se"]})
+    assert main(["study", file, f"--dir={tmp_path / 'runs'}", "--dry-run"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    # 2 steps of a second and 3 batches of a third to evaluate, 3 seeds of 2 rows.
+    assert "6: 0 made, 6 to make" in printed and "about 0:18 for one worker" in printed
+    assert not (tmp_path / "runs").exists()
+
+
+def test_it_checks_works_and_says_how_to_report(tmp_path, capsys, monkeypatch):
+    file, asked = write_study(tmp_path, budget_minutes=7), []
+    monkeypatch.setattr(worker, "work", lambda study, say, minutes: asked.append(minutes) or 0)
+    assert main(["study", file, f"--dir={tmp_path}"]) == 0
+    assert main(["study", file, f"--dir={tmp_path}", "--minutes=3"]) == 0
+    assert asked == [7.0, 3.0]
+    assert f"python -m hga_flax report {file} --dir={tmp_path}" in capsys.readouterr().out
+    monkeypatch.setattr(worker, "work", lambda study, say, minutes: 2)
+    assert main(["study", file, f"--dir={tmp_path}"]) == 1
+
+
+def test_workers_share_the_cores(monkeypatch):
+    given = []
+    monkeypatch.setattr(command, "gpus", lambda: [])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 5}, raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: given.append(cores), raising=False)
+    for part in ("0/2", "1/2", "5/6"):
+        command.take_part(part)
+    assert given == [[0, 2], [1, 5], [1]]
+
+
+def test_workers_share_the_gpus(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,7")
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: None, raising=False)
+    assert command.gpus() == ["2", "3", "7"]
+    for part, own in (("0/2", "2,7"), ("1/2", "3")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,7")
+        command.take_part(part)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == own
+    assert "XLA_PYTHON_CLIENT_PREALLOCATE" not in os.environ
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,7")
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    command.take_part("4/5")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+
+
+def made_steps(run):
+    file = run.workdir / "metrics.jsonl"
+    return [json.loads(line)["step"] for line in file.read_text().splitlines()] if file.exists() else []
+
+
+@pytest.mark.slow
+def test_killed_and_stopped_it_goes_on_and_ends_as_undisturbed_runs_do(tmp_path):
+    """Real training: one of two workers is killed, then the command is stopped, then it ends."""
+    from hga_flax.training.soak import compare
+
+    overrides = [*TINY[:-1], "training.steps=60", "training.log_every_steps=5", "checkpoint.every_steps=10"]
+    rows = {"none": ["model.attention=none"], "se": ["model.attention=se"]}
+    file = write_study(tmp_path, overrides=overrides, rows=rows, seeds=2, directory=str(tmp_path / "runs"))
+    study = load_study(file)
+    runs = all_runs(study)
+    line = [sys.executable, "-m", "hga_flax", "study", file, "--workers=2"]
+
+    def start():
+        return subprocess.Popen(line, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
+
+    def wait_for(condition):
+        deadline = time.monotonic() + 500
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    first = start()
+    wait_for(lambda: 20 in made_steps(runs[0]))
+    owner = json.loads((study.directory / "claims" / "none.seed_0.0").read_text())["pid"]
+    os.kill(owner, signal.SIGKILL)
+    wait_for(lambda: any(10 in made_steps(run) for run in runs[2:]))
+    first.send_signal(signal.SIGTERM)
+    output, _ = first.communicate(timeout=200)
+    assert first.returncode == 143, output
+    assert not all(run.is_over for run in runs)
+
+    last = start()
+    output, _ = last.communicate(timeout=1000)
+    assert last.returncode == 0, output
+    assert all(run.result()["step"] == 60 for run in runs)
+    assert runs[0].result()["sessions"] >= 2
+    whole = tmp_path / "whole"
+    command_line = [sys.executable, *runs[0].command.split()[1:-1], f"--workdir={whole}"]
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(cores)[::2])  # as a worker has: on more, XLA adds up in another order
+    try:
+        subprocess.run(command_line, cwd=ROOT, env=environment(), check=True, stdout=subprocess.DEVNULL)
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert compare(runs[0].workdir, whole) == []

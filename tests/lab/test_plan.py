@@ -1,0 +1,61 @@
+"""The plan of a study, and what is found wrong before the first run."""
+
+import pytest
+
+from hga_flax.errors import UserError
+from hga_flax.lab import plan
+from hga_flax.lab.study import load_study
+from tests.commands import ROOT
+from tests.lab.made_up import ROWS, TINY, write_result, write_study
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def test_a_row_that_cannot_be_trained_is_found_before_the_first_run(tmp_path):
+    for bad, message in (
+        ("model.attention_options=kernels=(2,)", "row 'bad': config.model cannot be built: kernels="),
+        ("training.batch_size=64", "row 'bad': training.batch_size=64"),
+    ):
+        rows = {"none": [], "bad": ["model.attention=hga", bad]}
+        with pytest.raises(UserError, match=message):
+            plan.check_rows(load_study(write_study(tmp_path, rows=rows)))
+
+
+def test_a_row_with_a_run_is_not_built_again(tmp_path, monkeypatch):
+    study, built = load_study(write_study(tmp_path), str(tmp_path / "runs")), []
+    write_result(study.directory / "se" / "seed_2", 1.0)
+    monkeypatch.setattr(plan, "prepare", lambda experiment: built.append(experiment.config.model.attention))
+    plan.check_rows(study)
+    assert built == ["none", "hga"]
+
+
+def test_data_that_are_not_prepared_are_found_before_the_first_run(tmp_path):
+    real = [item for item in TINY if "fake" not in item]
+    rows = {"none": ["data.name=cifar10", "data.train_split=train", f"data.dir={tmp_path}"]}
+    with pytest.raises(UserError, match=r"row 'none'.*prepare cifar10"):
+        plan.check_rows(load_study(write_study(tmp_path, overrides=real, rows=rows)))
+
+
+def test_the_plan_counts_and_estimates_from_runs_already_made(tmp_path, monkeypatch, capsys):
+    study = load_study(write_study(tmp_path, budget_minutes=30), str(tmp_path / "runs"))
+    for seed, seconds in ((0, 50.0), (1, 70.0)):
+        write_result(study.directory / "none" / f"seed_{seed}", 1.0, seconds=seconds)
+    write_result(study.directory / "se" / "seed_0", 1.0, seconds=9999.0, sessions=2)  # its last session alone
+    monkeypatch.setattr(plan, "counted_seconds", lambda row: 120.0)
+    plan.print_plan(study, workers=2, estimate=True)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "9: 3 made, 6 to make" in printed
+    assert "none - 2 1 1:00 2 made" in printed and "se none 1 2 2:00 operations" in printed
+    # 1 of a minute, 2 and 3 of two minutes
+    assert "about 11:00 for one worker, 5:30 for 2" in printed and "none that would end after 30 minutes" in printed
+
+
+def test_operations_make_an_estimate(tmp_path, monkeypatch):
+    study = load_study(write_study(tmp_path, rows=ROWS | {"long": ["model.attention=none", "training.steps=200"]}))
+    monkeypatch.setattr(plan, "step_seconds", lambda experiment, flops: flops / 1e9)
+    short, long = (plan.counted_seconds(study.rows[name]) for name in ("none", "long"))
+    assert 0 < short < long < 100 * short * 1.01
+    assert plan.counted_seconds(study.rows["hga"]) > short

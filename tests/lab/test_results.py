@@ -1,0 +1,119 @@
+"""What a report gathers, from a file, a folder or a saved report; made-up results with known means."""
+
+import json
+import pathlib
+
+import pytest
+from scipy import stats
+
+from hga_flax.config import to_json
+from hga_flax.errors import UserError
+from hga_flax.lab import results
+from hga_flax.lab.runs import open_directory, write_text
+from hga_flax.lab.study import load_study
+from tests.commands import ROOT
+from tests.lab.made_up import ROWS, write_result, write_study
+
+NONE, SE, HGA = (20.0, 21.0, 22.0), (19.0, 20.5, 20.0), (19.9, 21.3, 21.8)
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """A study file with nine runs."""
+    monkeypatch.chdir(ROOT)
+    file = write_study(tmp_path, directory=str(tmp_path / "runs"))
+    study = load_study(file)
+    open_directory(study)
+    for row, errors in zip(ROWS, (NONE, SE, HGA), strict=True):
+        for seed, error in enumerate(errors):
+            write_result(study.directory / row / f"seed_{seed}", error)
+    return file, study
+
+
+def by_row(told):
+    return {row["row"]: row for row in told["rows"]}
+
+
+def test_known_means_and_scipy_s_interval(made):
+    told = results.analyse(results.load(made[0]))
+    rows = by_row(told)
+    assert rows["none"]["mean"] == 21.0 and rows["none"]["sd"] == 1.0 and rows["none"]["verdict"] == "baseline"
+    assert rows["se"]["mean"] == pytest.approx(19.833333) and rows["se"]["difference"] == pytest.approx(-3.5 / 3)
+    for name, errors in (("se", SE), ("hga", HGA)):
+        known = stats.ttest_rel(errors, NONE)
+        interval = known.confidence_interval(0.95)
+        assert (rows[name]["low"], rows[name]["high"]) == pytest.approx((interval.low, interval.high))
+        assert rows[name]["p"] == pytest.approx(known.pvalue) and rows[name]["verdict"] == "not told apart"
+    assert rows["se"]["p_holm"] == pytest.approx(2 * rows["se"]["p"])
+    assert told["correction"] == "Holm, over 2 comparisons"
+
+
+def test_another_baseline_and_another_metric(made):
+    rows = by_row(results.analyse(results.load(made[0]), "loss", "hga"))
+    assert rows["hga"]["verdict"] == "baseline" and rows["hga"]["baseline"] is None
+    assert rows["none"]["baseline"] == "hga" and rows["none"]["difference"] == pytest.approx((21 - 21) / 50)
+    with pytest.raises(UserError, match="no such row; did you mean 'hga'"):
+        results.analyse(results.load(made[0]), baseline="hgaa")
+
+
+def test_every_number_leads_to_its_run(made):
+    for row in results.load(made[0])["rows"]:
+        for run in row["runs"]:
+            kept = json.loads((pathlib.Path(run["workdir"]) / "result.json").read_text())
+            assert kept["top1_error"] == run["top1_error"]
+            assert run["command"].endswith(f"--config.seed={run['seed']} --workdir={run['workdir']}")
+            assert f"--config.model.attention={row['row']}" in run["command"]
+
+
+def test_a_file_its_folder_and_its_saved_report_say_the_same(made, tmp_path):
+    file, study = made
+    told = results.analyse(results.load(file))
+    saved = tmp_path / "saved" / "made_up.json"
+    write_text(saved, json.dumps(told))
+    for source in (str(study.directory), str(saved)):
+        assert results.analyse(results.load(source)) == told
+    # Nothing that was worked out is believed: it is worked out again.
+    told["rows"][1]["mean"] = 0.0
+    write_text(saved, json.dumps(told))
+    assert by_row(results.analyse(results.load(str(saved))))["se"]["mean"] == pytest.approx(19.833333)
+
+
+def test_costs_are_those_of_the_network(made):
+    rows = by_row(results.load(made[0]))
+    assert rows["none"]["params"] == 5142 and rows["se"]["params"] > 5142 and rows["hga"]["gflops"] > 0
+    assert rows["none"]["step_ms"] is None
+    folder = made[1].directory
+    write_text(folder / results.STEP_TIMES, json.dumps({"step_ms": {"none": 3.5}}))
+    assert by_row(results.load(made[0]))["none"]["step_ms"] == 3.5
+
+
+def test_what_is_missing_or_failed_is_told(made):
+    file, study = made
+    (study.directory / "se" / "seed_1" / "result.json").unlink()
+    (study.directory / "se" / "seed_2" / "result.json").unlink()
+    write_text(study.directory / "se" / "seed_2" / "failure.json", json.dumps({"error": "it diverged"}))
+    row = by_row(results.analyse(results.load(file)))["se"]
+    assert row["missing"] == [1] and row["failed"] == [{"seed": 2, "error": "it diverged"}] and row["seeds"] == 1
+    assert row["pairs"] == 1 and row["p"] is None and row["verdict"] == "one seed: nothing can be said"
+
+
+def test_what_cannot_be_reported_is_one_line(made, tmp_path):
+    file, study = made
+    for source, message in (
+        (str(tmp_path / "absent.json"), "no such file"),
+        (str(tmp_path / "absent.py"), "no such file"),
+        (str(study.directory / "none"), "no study here"),
+    ):
+        with pytest.raises(UserError, match=message):
+            results.load(source)
+    with pytest.raises(UserError, match="no runs yet"):
+        results.load(file, str(tmp_path / "other"))
+    write_text(study.directory / "second.json", (study.directory / "made_up.json").read_text())
+    with pytest.raises(UserError, match="holds several studies"):
+        results.load(str(study.directory))
+    write_text(tmp_path / "bad.json", json.dumps({"rows": [{"row": "a"}]}))
+    with pytest.raises(UserError, match="is not a saved report"):
+        results.load(str(tmp_path / "bad.json"))
+    write_text(study.directory / "se" / "row.json", to_json(study.rows["hga"].config))
+    with pytest.raises(UserError, match="row 'se' was begun with another configuration"):
+        results.load(file)
