@@ -60,7 +60,7 @@ def main() -> None:
         if step % 50 == 0 or step == steps:
             print(f"step {step:4}  loss {loss:.4f}")
 
-    logits, sown = model.apply(params, x_test, mutable=["intermediates"])
+    logits, sown = jax.jit(lambda *inputs: model.apply(*inputs, mutable=["intermediates"]))(params, x_test)
     print(f"error on {len(x_test)} digits: {100 * jnp.mean(logits.argmax(-1) != y_test):.2f} %")
     for name, block in sown["intermediates"].items():
         (gate,) = block["gate"]  # [B, channels]
