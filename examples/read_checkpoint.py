@@ -25,8 +25,8 @@ def main() -> None:
 
     restored = restore_workdir(arguments.workdir, arguments.checkpoint)
     model, config, dataset = restored.experiment.model, restored.experiment.config, restored.experiment.dataset
-    variables = {"params": restored.state.params, "batch_stats": restored.state.batch_stats}
-    leaves = jax.tree.leaves_with_path(restored.state.params)
+    variables = restored.variables  # the moving average's where the run kept one
+    leaves = jax.tree.leaves_with_path(variables["params"])
     print(f"step {restored.step} of {config.model.name}, attention {config.model.attention}")
     print(f"{sum(leaf.size for _, leaf in leaves):,} parameters, the largest:")
     for path, leaf in sorted(leaves, key=lambda pair: -pair[1].size)[:3]:
