@@ -121,11 +121,6 @@ class Claims:
         with contextlib.suppress(OSError):
             claim.file.write_text(json.dumps(self._owner | {"released": True}))
 
-    def held(self, names: list[str]) -> list[str]:
-        """Returns those names that an owner holds who is not gone, as far as this worker knows."""
-        newest = {name: self._newest(name) for name in names}
-        return [name for name, file in newest.items() if file is not None and not self._is_gone(file)]
-
     @contextlib.contextmanager
     def beating(self, claim: Claim, tick: Callable[[], None]):
         """Touches a claim while the run is made.

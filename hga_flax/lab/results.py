@@ -1,6 +1,5 @@
 """What came out of a study, gathered from its folder or from a report that was saved, and compared."""
 
-import json
 import pathlib
 from typing import Any
 
@@ -14,7 +13,7 @@ from hga_flax.training.workdir import read_dataset
 
 METRICS = {"top1_error": "top-1 error, %", "top5_error": "top-5 error, %", "loss": "loss, nats"}
 RUN_KEYS = ("seed", "top1_error", "top5_error", "loss", "step", "seconds", "device", "jax")
-STEP_TIMES = "step_times.json"
+STEP_TIMES = "{study}.step_times.json"  # of rows that were timed in turns: not those of two studies together
 
 
 def load(study: str, directory: str | None = None) -> dict[str, Any]:
@@ -71,7 +70,7 @@ def _saved(file: pathlib.Path) -> dict[str, Any]:
 
 
 def _gather(name: str, described: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:
-    times = (read_json(folder / STEP_TIMES) or {}).get("step_ms", {})
+    times = (read_json(folder / STEP_TIMES.format(study=name)) or {}).get("step_ms", {})
     rows = []
     for row, facts in described["rows"].items():
         workdirs = {seed: folder / row / f"seed_{seed}" for seed in described["seeds"]}
@@ -158,15 +157,6 @@ def analyse(results: dict[str, Any], metric: str = "top1_error", baseline: str |
         "metric": metric,
         "confidence": comparison.CONFIDENCE,
         "interval": "paired t, by seed, of each difference alone",
-        "correction": f"Holm, over {counted} comparisons",
+        "correction": f"Holm, over {counted} comparison{'' if counted == 1 else 's'}",
     }
     return {key: value for key, value in results.items() if key != "rows"} | more | {"rows": told}
-
-
-def save(results: dict[str, Any], file: pathlib.Path) -> None:
-    """Writes analysed results so that `load` reads them without the runs."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(results, indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror}") from None

@@ -38,7 +38,7 @@ def measure(results: dict[str, Any], say: Callable[[str], None]) -> None:
         row["step_ms"] = timing.median * 1e3
     kept = {"device": jax.devices()[0].device_kind, "rounds": ROUNDS}
     kept["step_ms"] = {row["row"]: row["step_ms"] for row in results["rows"]}
-    write_text(folder / STEP_TIMES, json.dumps(kept, indent=1) + "\n")
+    write_text(folder / STEP_TIMES.format(study=results["study"]), json.dumps(kept, indent=1) + "\n")
 
 
 def _turn(folder: pathlib.Path) -> Callable[[int], None]:

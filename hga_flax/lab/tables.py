@@ -32,7 +32,8 @@ def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     header = ["row", "seeds", METRICS[results["metric"]], "difference"]
     header += ["to"] if several else []
     header += [f"{100 * results['confidence']:.0f} % interval", "p (Holm)", f"{results['metric'].split('_')[-1]} is"]
-    header += ["parameters", "GFLOPs"]
+    small = max((row["gflops"] or 0.0 for row in results["rows"]), default=0.0) < 0.1
+    header += ["parameters", "MFLOPs" if small else "GFLOPs"]
     timed = any(row["step_ms"] for row in results["rows"])
     header += ["step, ms"] if timed else []
     cells = []
@@ -51,7 +52,7 @@ def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             "" if row["p_holm"] is None else probability(row["p_holm"]),
             row["verdict"],
             "" if row["params"] is None else f"{row['params']:,}",
-            "" if row["gflops"] is None else f"{row['gflops']:.4g}",
+            "" if row["gflops"] is None else f"{row['gflops'] * (1000 if small else 1):.4g}",
         ]
         line += ["" if row["step_ms"] is None else f"{row['step_ms']:.1f}"] if timed else []
         cells.append(line)

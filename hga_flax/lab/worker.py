@@ -13,6 +13,7 @@ import signal
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -124,7 +125,13 @@ def _make(
             if claim.is_lost:
                 _leave()
             write_text(run.workdir / "result.json", json.dumps(end, indent=2) + "\n")
-    except UserError as error:
+    except Interrupted:
+        raise
+    except Exception as error:  # also what is no user's mistake, as a device out of memory: the other rows go on
+        if not isinstance(error, UserError):
+            with (run.workdir / "log.txt").open("a") as log:
+                traceback.print_exc(file=log)
+            error = f"{type(error).__name__}: {one_line(error)[:300]}; see {run.workdir / 'log.txt'}"
         write_text(run.workdir / "failure.json", json.dumps({"error": one_line(error), "command": run.command}) + "\n")
         say(f"{title:<28} failed: {one_line(error)}")
         return 0
@@ -155,15 +162,16 @@ def _facts(run: Run, claim: Claim, seconds: float) -> dict[str, Any]:
         "seconds": seconds,
         "sessions": claim.number + 1,
         "machine": platform.node(),
-        "device": device.device_kind if device.platform != "cpu" else f"{_cores()} CPU cores",
+        "device": device.device_kind if device.platform != "cpu" else _cores(),
         "devices": jax.device_count(),
         "jax": jax.__version__,
         "hga_flax": __version__,
     }
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _cores() -> str:
+    number = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return f"{number} CPU core{'s' if number > 1 else ''}"
 
 
 def _check(claim: Claim, parent: int | None) -> None:

@@ -83,7 +83,7 @@ def test_costs_are_those_of_the_network(made):
     assert rows["none"]["params"] == 5142 and rows["se"]["params"] > 5142 and rows["hga"]["gflops"] > 0
     assert rows["none"]["step_ms"] is None
     folder = made[1].directory
-    write_text(folder / results.STEP_TIMES, json.dumps({"step_ms": {"none": 3.5}}))
+    write_text(folder / "made_up.step_times.json", json.dumps({"step_ms": {"none": 3.5}}))
     assert by_row(results.load(made[0]))["none"]["step_ms"] == 3.5
 
 

@@ -35,6 +35,6 @@ def test_rows_are_timed_and_the_times_kept(tmp_path, monkeypatch):
     step_times.measure(loaded, said.append)
     times = [row["step_ms"] for row in loaded["rows"]]
     assert 0 < times[0] < times[1] and len(said) == 2
-    kept = json.loads((tmp_path / "runs" / results.STEP_TIMES).read_text())
+    kept = json.loads((tmp_path / "runs" / "made_up.step_times.json").read_text())
     assert kept["step_ms"] == {"none": times[0], "wide": times[1]} and kept["device"]
     assert [row["step_ms"] for row in results.load(file)["rows"]] == times

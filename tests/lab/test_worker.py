@@ -146,6 +146,14 @@ def test_a_run_that_fails_is_written_down_and_made_again_on_request(study, monke
     assert worker.work(study, said.append) == 0 and made[9:] == ["se.seed_0"]
 
 
+def test_what_no_user_can_mend_does_not_end_the_study(study, monkeypatch):
+    made = stub(monkeypatch, {"se.seed_0": RuntimeError("RESOURCE_EXHAUSTED: out of memory")})
+    assert worker.work(study, lambda line: None) == 1 and len(made) == 9
+    run = all_runs(study)[1]
+    assert run.failure() == f"RuntimeError: RESOURCE_EXHAUSTED: out of memory; see {run.workdir / 'log.txt'}"
+    assert "Traceback" in (run.workdir / "log.txt").read_text()
+
+
 def test_an_interrupted_run_keeps_its_place(study, monkeypatch):
     made = stub(monkeypatch, {"se.seed_0": Interrupted("stopped by SIGINT", 130)})
     with pytest.raises(Interrupted):
