@@ -4,8 +4,8 @@
 
 FILE is torchvision's or timm's resnet50 (.pth, .safetensors) or the folder of a run of ours. HGA starts as
 the identity, so that the network begins as the one that was trained; --config.model.attention=none and
---config.model.attention_options= leave it out. For a few hundred images, --config.optimizer.freeze=stem*,stage1*
-holds the first layers still; --config.optimizer.freeze=stem*,stage* trains the head alone (and the running
+--config.model.attention_options= leave it out. For a few hundred images, "--config.optimizer.freeze=stem*,stage1*"
+holds the first layers still; "--config.optimizer.freeze=stem*,stage*" trains the head alone (and the running
 statistics of the norms).
 
 The recipe is the customary one that Li et al., Rethinking the Hyperparameters for Fine-tuning, ICLR 2020,

@@ -45,6 +45,11 @@ def run(arguments: argparse.Namespace) -> None:
     config = validate(configure(arguments.config, arguments.overrides, arguments.recipe))
     if arguments.batch is not None and arguments.batch < 1:
         raise UserError(f"--batch={arguments.batch}: must be positive")
+    if config.training.accumulation_steps > 1:
+        raise UserError(
+            f"training.accumulation_steps={config.training.accumulation_steps}: its loop's operations and bytes would "
+            "be counted once; set it to 1, and --batch to the images of one part"
+        )
     mesh = topology_mesh(arguments.topology)
     log = lambda line: print(line, file=sys.stderr, flush=True)
     if arguments.sweep:

@@ -171,6 +171,8 @@ def step_cost(experiment: Experiment, prepared: Prepared, compile_step: bool) ->
     lowered = make_train_step(experiment.model, optimizer, experiment.config, experiment.mesh).lower(state, batch)
     compiled = measured = None
     flops = float(lowered.cost_analysis()["flops"])
+    if experiment.mesh.devices.flat[0].platform != "cpu":
+        flops *= experiment.config.training.accumulation_steps  # XLA counts a loop's body once
     estimate = step_seconds(experiment, flops)
     if compile_step or len(jax.tree.leaves(state.params)) <= QUICK:
         step = lowered.compile()

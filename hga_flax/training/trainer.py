@@ -252,8 +252,10 @@ class Loop:
         bad = {"bad_images": len(self._bad_images(config.data.train_split))}
         self._writer.scalars(step, "train", values | speed | {"learning_rate": rate} | bad | more)
         epoch = step / self._plan.steps_per_epoch
+        # Not to be compared with the evaluation's, which is always the cross-entropy.
+        loss = "loss" if config.training.loss == "cross_entropy" else config.training.loss.replace("_", " ")
         self._console.line(
-            f"step {step:>6}/{self._plan.total_steps}  epoch {epoch:6.2f}  loss {values['loss']:.4f}  "
+            f"step {step:>6}/{self._plan.total_steps}  epoch {epoch:6.2f}  {loss} {values['loss']:.4f}  "
             f"top-1 error {values['top1_error']:6.2f} %  lr {rate:.4g}  "
             + "".join(f"{name.replace('_', ' ')} {value:.4g}  " for name, value in more.items())
             + f"{_speed_text(speed)}ETA {duration(self._clock.eta(step))}"

@@ -84,7 +84,11 @@ def test_without_the_compiler_one_line_says_what_to_install(monkeypatch):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--batch=0"], "--batch=0"), (["--config.model.attention=hgaa"], "unknown attention 'hgaa'")],
+    [
+        (["--batch=0"], "--batch=0"),
+        (["--config.model.attention=hgaa"], "unknown attention 'hgaa'"),
+        (["--config.training.accumulation_steps=2"], "would be counted once; set it to 1, and --batch to"),
+    ],
 )
 def test_bad_input_is_refused_before_anything_is_compiled(arguments, message):
     with pytest.raises(UserError, match=message):
