@@ -53,6 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"{len(arguments.images)} images: a picture holds up to {MOST_IMAGES}")
     encoded = [(path, read_image(path)) for path in arguments.images]
     from hga_flax.pictures.explain_view import draw
+    from hga_flax.pictures.gates import title
     from hga_flax.pictures.views import explain, with_labels
     from hga_flax.training.console import Console
 
@@ -67,7 +68,8 @@ def run(arguments: argparse.Namespace) -> None:
     gates = [(view.label, *row) for view in views for row in gate_rows(view.blocks)]
     if gates:
         header = ("run", "block", "mean", "most closed channels", "most open channels", "driven by")
-        console.columns("gates, averaged over the images", header, gates)
+        what = title([block for view in views for block in view.blocks])
+        console.columns(f"{what}, averaged over the images", header, gates)
     console.line("written: " + ", ".join(map(str, files)))
 
 
@@ -84,13 +86,13 @@ def read_image(path: str) -> bytes:
 
 
 def gate_rows(blocks: "Sequence[BlockGates]") -> list[tuple[str, ...]]:
-    """Returns (block, mean gate, most closed and most open channels, the grids' shares), averaged over the images."""
+    """Returns (block, mean factor, most closed and most open channels, the grids' shares), averaged over the images."""
     from hga_flax.pictures.gates import cell_shares, split_cells
     from hga_flax.pictures.views import percent
 
     rows = []
     for block in blocks:
-        gate = block.gate.mean(axis=0)
+        gate = block.factor.mean(axis=0)
         order = np.argsort(gate, kind="stable")
         tell = lambda channels, gate=gate: ", ".join(f"{channel}: {gate[channel]:.2f}" for channel in channels)
         driven = "-"

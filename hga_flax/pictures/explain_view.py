@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hga_flax.pictures.gates import BlockGates, cell_shares, split_cells
+from hga_flax.pictures.gates import BlockGates, cell_shares, split_cells, title
 from hga_flax.pictures.style import GREY, INK
 from hga_flax.pictures.views import View, percent
 
@@ -164,28 +164,41 @@ def _strip_height(view: View) -> float:
 
 
 def _strips_height(view: View) -> float:
-    return 0.68 + _strip_height(view) + 0.36
+    return 0.9 + _strip_height(view) + 0.36
+
+
+def _range(blocks: Sequence[BlockGates]) -> tuple[float, float, str, str]:
+    """Returns the least and greatest of the colours, and what is written at them.
+
+    Gates are drawn from 0 to 1. Where a share is included the factors lie around 1, often closely: from the least
+    to the greatest.
+    """
+    if all(block.share is None for block in blocks):
+        return 0, 1, "0, closed", "1, open"
+    factors = np.concatenate([block.factor.ravel() for block in blocks])
+    low, high = float(factors.min()), float(factors.max())
+    return (low, high, f"{low:.3f}", f"{high:.3f}") if high > low else (0, 1, "0, closed", "1, open")
 
 
 def _strips(page: Page, view: View, top: float) -> None:
     """Draws each stage's gates: a column for each channel, a line for each block and image."""
     several = ", in each block one line for each image" if len(view.images) > 1 else ""
-    page.text(MARGIN, top + 0.12, f"{view.label}: gates", fontweight="bold")
-    page.text(MARGIN + 0.2 + 0.095 * len(f"{view.label}: gates"), top + 0.135,
-              f"a column for each channel{several}", fontsize=10, color=GREY)  # fmt: skip
-    page.scale(page.width - MARGIN, top + 0.12, GATE_COLOURS, "0, closed", "1, open")
+    low, high, *ends = _range(view.blocks)
+    page.text(MARGIN, top + 0.12, f"{view.label}: {title(view.blocks)}", fontweight="bold")
+    page.text(MARGIN, top + 0.35, f"a column for each channel{several}", fontsize=10, color=GREY)
+    page.scale(page.width - MARGIN, top + 0.12, GATE_COLOURS, *ends)
     stages, height = _stages(view.blocks), _strip_height(view)
     label, gap = 0.6, 0.14
     width = (page.width - 2 * MARGIN + gap) / len(stages) - gap - label
     for s, (stage, blocks) in enumerate(stages.items()):
         left = MARGIN + s * (width + label + gap) + label
-        axes = page.axes(left, top + 0.68, width, height)
-        page.text(left + width / 2, top + 0.42, stage, ha="center")
-        gates = [block.gate for block in blocks]
+        axes = page.axes(left, top + 0.9, width, height)
+        page.text(left + width / 2, top + 0.64, stage, ha="center")
+        gates = [block.factor for block in blocks]
         channels = max(gate.shape[1] for gate in gates)
         padded = [np.pad(gate, ((0, 0), (0, channels - gate.shape[1])), constant_values=np.nan) for gate in gates]
         lines = np.concatenate(padded)
-        axes.imshow(lines, cmap=GATE_COLOURS, vmin=0, vmax=1, aspect="auto", interpolation="nearest",
+        axes.imshow(lines, cmap=GATE_COLOURS, vmin=low, vmax=high, aspect="auto", interpolation="nearest",
                     extent=(-0.5, channels - 0.5, len(lines), 0))  # fmt: skip
         each = len(view.images)
         for edge in range(1, len(blocks)):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -62,6 +64,16 @@ def test_titles_names_and_labels_can_be_read():
     long = view("none", stages=0, titles=["a very long name of a class (99.5 %)"] * 2)
     cut = next(text.get_text() for text in figure(long).texts if "99.5" in text.get_text())
     assert cut.startswith("a very") and cut.endswith(".. (99.5 %)") and len(cut) <= 18
+
+
+def test_where_a_share_acts_the_colours_run_from_the_least_factor_to_the_greatest():
+    gates = view("se")
+    blocks = [block._replace(share=np.full(block.gate.shape[-1:], 0.1, np.float32)) for block in gates.blocks]
+    drawn = figure(dataclasses.replace(gates, blocks=blocks))
+    least = min(block.factor.min() for block in blocks)
+    assert least > 0.9
+    assert {"se: gates (share of the attention included)", f"{least:.3f}"} <= {text.get_text() for text in drawn.texts}
+    assert any(np.isclose(image.get_clim()[0], least) for axes in drawn.axes for image in axes.images)
 
 
 def test_nothing_sticks_out_of_the_page_and_no_text_meets_another():
