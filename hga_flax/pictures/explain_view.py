@@ -241,7 +241,8 @@ def _range(blocks: Sequence[BlockGates]) -> tuple[float, float, str, str]:
         return 0, 1, "0, closed", "1, open"
     factors = np.concatenate([block.factor.ravel() for block in blocks])
     low, high = float(factors.min()), float(factors.max())
-    return (low, high, f"{low:.3f}", f"{high:.3f}") if high > low else (0, 1, "0, closed", "1, open")
+    decimals = 3 if high - low > 0.005 else 5
+    return (low, high, f"{low:.{decimals}f}", f"{high:.{decimals}f}") if high > low else (0, 1, "0, closed", "1, open")
 
 
 def _strips(page: Page, view: View, top: float) -> None:
