@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 from hga_flax.errors import UserError, expand, one_line
 from hga_flax.training import workdir as files
 
+EVALUATED = "cross_entropy"  # the loss that evaluation logs, whatever was trained
+
 
 class Curve(NamedTuple):
     """Values by step; None where one was not finite."""
@@ -36,6 +38,7 @@ class Run:
         steps_per_epoch: None where steps are drawn.
         paper: the paper's values by metric, such as "top1_error".
         damaged: lines of the file that could not be read.
+        other_loss: the name of what was minimised where it was not the evaluation's cross entropy; else "".
     """
 
     label: str
@@ -43,6 +46,7 @@ class Run:
     steps_per_epoch: float | None
     paper: dict[str, PaperValue]
     damaged: int
+    other_loss: str = ""
 
     def curve(self, name: str) -> tuple[list[float], list[float]]:
         """Returns (epochs or steps, values) of a curve, empty where there is none."""
@@ -107,11 +111,12 @@ def read_run(path: str, label: str | None, epochs: bool) -> Run:
         name = f"{workdir.name} ({config.model.name}, {config.model.attention})"
         paper = paper_values(config)
         per_epoch = steps_per_epoch(workdir, config) if epochs else None
+        loss = config.training.loss
     except (UserError, AttributeError) as error:  # AttributeError: a configuration without the key
         if epochs:
             raise UserError(f"{path}: its epochs are not known, try --x=step: {error}") from None
-        name, paper, per_epoch = workdir.name, {}, None
-    return Run(label or name, curves, per_epoch, paper, damaged)
+        name, paper, per_epoch, loss = workdir.name, {}, None, EVALUATED
+    return Run(label or name, curves, per_epoch, paper, damaged, "" if loss == EVALUATED else loss)
 
 
 def steps_per_epoch(workdir: pathlib.Path, config: ConfigDict) -> float:

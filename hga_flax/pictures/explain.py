@@ -1,14 +1,15 @@
 """`python -m hga_flax explain`: what trained networks look at in images.
 
-    explain --workdir=DIR [--workdir=DIR2 ...] IMAGE... [--out=explain.png] [--class=NAME] [--checkpoint=best]
+    explain --workdir=DIR [--workdir=DIR2 ...] IMAGE|FOLDER... [--out=explain.png] [--class=NAME] [--checkpoint=best]
 
 Beside each image Grad-CAM of every run, for the class that it predicts or for `--class`. For HGA the
 cells that drive its gates, stage by stage, for HGA, SE and ECA the gates themselves. The images are
-decoded and normalised as in evaluation.
+decoded and normalised as in evaluation. One that cannot be is named and left out; the exit status is then 1.
 """
 
 import argparse
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,9 @@ EXTREMES = 3  # channels named at both ends of a block's gates
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help=f"a file, or up to {MOST_IMAGES}")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help=f"files, patterns or folders: up to {MOST_IMAGES} images"
+    )
     parser.add_argument(
         "--workdir", action="append", required=True, metavar="DIR", help="the folder of a run; again for each run"
     )
@@ -47,18 +50,21 @@ def run(arguments: argparse.Namespace) -> None:
         UserError: an image, a run or a class cannot be used, or the picture cannot be written.
     """
     from hga_flax.pictures.style import output_files, save, styled
+    from hga_flax.training.prediction import find_images
 
     files = output_files(arguments.out)
-    if len(arguments.images) > MOST_IMAGES:
-        raise UserError(f"{len(arguments.images)} images: a picture holds up to {MOST_IMAGES}")
-    encoded = [(path, read_image(path)) for path in arguments.images]
+    images = list(find_images(arguments.images, sys.stdin))
+    if len(images) > MOST_IMAGES:
+        raise UserError(f"{len(images)} images: a picture holds up to {MOST_IMAGES}")
+    encoded, bad = read_images(images)
     from hga_flax.pictures.explain_view import draw
+    from hga_flax.pictures.gates import title
     from hga_flax.pictures.views import explain, with_labels
     from hga_flax.training.console import Console
 
     views = [explain(path, arguments.checkpoint, encoded, arguments.wanted) for path in arguments.workdir]
     views = with_labels(views)
-    names = [pathlib.Path(path).name for path in arguments.images]
+    names = short_names([path for path, _ in encoded])
     with styled():
         save(draw(views, names), files)
     console = Console()
@@ -67,8 +73,50 @@ def run(arguments: argparse.Namespace) -> None:
     gates = [(view.label, *row) for view in views for row in gate_rows(view.blocks)]
     if gates:
         header = ("run", "block", "mean", "most closed channels", "most open channels", "driven by")
-        console.columns("gates, averaged over the images", header, gates)
+        what = title([block for view in views for block in view.blocks])
+        console.columns(f"{what}, averaged over the images", header, gates)
     console.line("written: " + ", ".join(map(str, files)))
+    if bad:
+        raise UserError(f"{bad} of {len(images)} images could not be explained; they are named above")
+
+
+def read_images(paths: Sequence[str]) -> tuple[list[tuple[str, bytes]], int]:
+    """Returns (path, content) of the files that hold an image, and how many do not, which standard error names.
+
+    Raises:
+        UserError: none holds one; the message names the only one.
+    """
+    from hga_flax.data.bad_images import BadImage
+    from hga_flax.data.host_augmentation import decode
+
+    encoded, problems = [], []
+    for path in paths:
+        try:
+            content = read_image(path)
+            decode(content, 3)
+            encoded.append((path, content))
+        except UserError as error:
+            problems.append(str(error))
+        except BadImage as error:
+            problems.append(f"{path}: {error}")
+    if not encoded and len(problems) < 2:
+        raise UserError(problems[0] if problems else "no images: standard input was empty")
+    for problem in problems:
+        print(one_line(problem), file=sys.stderr)
+    if not encoded:
+        raise UserError(f"none of {len(problems)} images could be explained; they are named above")
+    return encoded, len(problems)
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """Returns the files' names; where one repeats, with as many of the folders above as tell its files apart."""
+    parts = [pathlib.Path(path).parts for path in paths]
+    names = []
+    for own in parts:
+        others = [other for other in parts if other != own]
+        most = next((n for n in range(1, len(own)) if all(other[-n:] != own[-n:] for other in others)), len(own))
+        names.append(str(pathlib.Path(*own[-most:])))
+    return names
 
 
 def read_image(path: str) -> bytes:
@@ -79,24 +127,37 @@ def read_image(path: str) -> bytes:
     """
     try:
         return expand(path, "IMAGE").read_bytes()
+    except IsADirectoryError:
+        raise UserError(f"{path}: a folder without images") from None
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or one_line(error)}") from None
 
 
 def gate_rows(blocks: "Sequence[BlockGates]") -> list[tuple[str, ...]]:
-    """Returns (block, mean gate, most closed and most open channels, the grids' shares), averaged over the images."""
+    """Returns (block, mean factor, most closed and most open channels, the grids' shares), averaged over the images."""
     from hga_flax.pictures.gates import cell_shares, split_cells
     from hga_flax.pictures.views import percent
 
     rows = []
     for block in blocks:
-        gate = block.gate.mean(axis=0)
+        gate = block.factor.mean(axis=0)
         order = np.argsort(gate, kind="stable")
-        tell = lambda channels, gate=gate: ", ".join(f"{channel}: {gate[channel]:.2f}" for channel in channels)
+        decimals = 2 if block.share is None else 4  # factors lie around 1, often closely
+        tell = lambda channels, gate=gate, decimals=decimals: ", ".join(
+            f"{c}: {gate[c]:.{decimals}f}" for c in channels
+        )
         driven = "-"
         if block.drive is not None:
             shares = cell_shares([block]).sum(axis=0)
             grids = split_cells(shares / max(shares.sum(), 1e-30), block.bins)
             driven = ", ".join(f"{len(grid)}x{len(grid)} {percent(grid.sum())}" for grid in grids)
-        rows.append((block.block, f"{gate.mean():.3f}", tell(order[:EXTREMES]), tell(order[::-1][:EXTREMES]), driven))
+        rows.append(
+            (
+                block.block,
+                f"{gate.mean():.{decimals + 1}f}",
+                tell(order[:EXTREMES]),
+                tell(order[::-1][:EXTREMES]),
+                driven,
+            )
+        )
     return rows

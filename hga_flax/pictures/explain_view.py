@@ -1,13 +1,13 @@
 """The picture of `explain`: rows of images with Grad-CAM and HGA's cells, below them the gates."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hga_flax.pictures.gates import BlockGates, cell_shares, split_cells
+from hga_flax.pictures.gates import BlockGates, cell_shares, split_cells, title
 from hga_flax.pictures.style import GREY, INK
 from hga_flax.pictures.views import View, percent
 
@@ -16,7 +16,7 @@ MARGIN, TILE, GAP, LINE, HEAD = 0.18, 1.16, 0.1, 0.2, 0.72
 SMALL, CLOSE, APART, BETWEEN = 0.62, 0.07, 0.2, 0.32  # grids of cells, of a stage, of two; between two sections
 NARROWEST = 6.4
 CAM_COLOURS, CELL_COLOURS, GATE_COLOURS = "inferno", "Blues", "cividis"
-LETTERS = 17  # of a caption that fit below a tile
+LETTERS = 15  # of a caption that fit below an inch
 
 
 class Page:
@@ -57,15 +57,19 @@ def draw(views: Sequence[View], names: Sequence[str]) -> Figure:
     """
     with_cells = [view for view in views if view.blocks and view.blocks[0].drive is not None]
     with_gates = [view for view in views if view.blocks]
-    cam_width = (1 + len(views)) * (TILE + GAP) - GAP
     widths = [_cells_width(view) for view in with_cells]
-    width = max(NARROWEST, 2 * MARGIN + cam_width + sum(BETWEEN + w for w in widths))
     strips = [_strips_height(view) for view in with_gates]
-    lines = 1 + max(title.count("\n") for view in views for title in view.titles)
-    tops = [MARGIN + HEAD + i * (TILE + lines * LINE + 0.14) for i in range(len(names) + 1)]
+    grid = _grid(views, len(names), with_cells=bool(with_cells))
+    width = 2 * MARGIN + grid.across * (grid.width + BETWEEN) - BETWEEN + sum(BETWEEN + w for w in widths)
+    if with_gates:
+        width = max(NARROWEST, width)
+    titles = [_lines(title, grid.letters) for view in views for title in view.titles]
+    step = grid.tile + max(map(len, titles)) * LINE + 0.14
+    rows = -(-len(names) // grid.across)
+    tops = [MARGIN + HEAD + i * step for i in range(rows + 1)]
     page = Page(width, tops[-1] + sum(strips) + MARGIN / 2)
-    _cams(page, views, names, cam_width, tops)
-    left = MARGIN + cam_width
+    _cams(page, views, names, grid, tops)
+    left = MARGIN + grid.width
     for view, cells_width in zip(with_cells, widths, strict=True):
         _cells(page, view, left + BETWEEN, cells_width, tops)
         left += BETWEEN + cells_width
@@ -74,6 +78,48 @@ def draw(views: Sequence[View], names: Sequence[str]) -> Figure:
         _strips(page, view, top)
         top += strip
     return page.figure
+
+
+class Grid(NamedTuple):
+    """Where the images and maps lie.
+
+    Attributes:
+        pictures: of one image, from left to right: a run and whether its map is drawn over the image.
+        across: images beside each other.
+        tile: a picture's width and height in inches.
+    """
+
+    pictures: list[tuple[View, bool]]
+    across: int
+    tile: float
+
+    @property
+    def width(self) -> float:
+        """Of one image's pictures, in inches."""
+        return len(self.pictures) * (self.tile + GAP) - GAP
+
+    @property
+    def letters(self) -> int:
+        """How many fit below a picture."""
+        return int(LETTERS * self.tile)
+
+
+def _grid(views: Sequence[View], images: int, with_cells: bool) -> Grid:
+    """Returns the images' places: without cells at their right they fill the width of the page.
+
+    Runs that see the same image share it; otherwise each has its own, so that a map lies beside what its run saw.
+    """
+    same = all(np.array_equal(view.images, views[0].images) for view in views)
+    pictures = [(views[0], False), *((view, True) for view in views)]
+    if not same:
+        pictures = [(view, over) for view in views for over in (False, True)]
+    narrow = Grid(pictures, 1, TILE)
+    if with_cells:
+        return narrow
+    room = NARROWEST - 2 * MARGIN
+    across = min(images, max(1, int((room + BETWEEN) / (narrow.width + BETWEEN))))
+    own = (room + BETWEEN) / across - BETWEEN
+    return Grid(pictures, across, max(TILE, (own + GAP) / len(pictures) - GAP))
 
 
 def _shown(image: np.ndarray) -> dict[str, Any]:
@@ -88,33 +134,51 @@ def _grey(image: np.ndarray) -> np.ndarray:
     return image[..., 0] if image.shape[-1] == 1 else image @ np.array([0.299, 0.587, 0.114])
 
 
-def _cams(page: Page, views: Sequence[View], names: Sequence[str], width: float, tops: Sequence[float]) -> None:
-    """Draws a row for each image: the image, and over its grey the map of each run."""
+def _cams(page: Page, views: Sequence[View], names: Sequence[str], grid: Grid, tops: Sequence[float]) -> None:
+    """Draws of each image the image, and over its grey the map of each run."""
+    whole = grid.across * (grid.width + BETWEEN) - BETWEEN
     page.text(MARGIN, MARGIN, "Grad-CAM", fontweight="bold")
-    page.scale(MARGIN + width, MARGIN, CAM_COLOURS, "0", "max")
-    column = lambda i: MARGIN + i * (TILE + GAP)
-    for i, label in enumerate(("image", *(view.label for view in views))):
-        page.text(column(i) + TILE / 2, MARGIN + HEAD - 0.28, label, ha="center")
-    for row, (name, top) in enumerate(zip(names, tops, strict=False)):
-        page.axes(column(0), top, TILE, TILE).imshow(**_shown(views[0].images[row]), aspect="auto")
-        _caption(page, column(0), top, name)
-        for i, view in enumerate(views, start=1):
-            axes = page.axes(column(i), top, TILE, TILE)
-            extent = (0, 1, 1, 0)
-            axes.imshow(_grey(view.images[row]), cmap="gray", vmin=0, vmax=255, extent=extent, aspect="auto")
-            cam = view.cams[row] / max(view.cams[row].max(), 1e-30)
-            axes.imshow(cam, cmap=CAM_COLOURS, vmin=0, vmax=1, alpha=0.55, extent=extent, aspect="auto",
-                        interpolation="bilinear")  # fmt: skip
-            _caption(page, column(i), top, view.titles[row])
+    page.scale(MARGIN + whole, MARGIN, CAM_COLOURS, "0", "max")
+    for i, name in enumerate(names):
+        row, place = divmod(i, grid.across)
+        for column, (view, over) in enumerate(grid.pictures):
+            left = MARGIN + place * (grid.width + BETWEEN) + column * (grid.tile + GAP)
+            if row == 0:
+                page.text(left + grid.tile / 2, MARGIN + HEAD - 0.28, view.label if over else "image", ha="center")
+            axes = page.axes(left, tops[row], grid.tile, grid.tile)
+            if over:
+                _overlay(axes, view.images[i], view.cams[i])
+            else:
+                axes.imshow(**_shown(view.images[i]), aspect="auto")
+            lines = _lines(view.titles[i], grid.letters) if over else [_end(name, grid.letters)]
+            for number, line in enumerate(lines):
+                at = tops[row] + grid.tile + 0.04 + number * LINE
+                page.text(left + grid.tile / 2, at, line, ha="center", fontsize=10)
 
 
-def _caption(page: Page, left: float, top: float, words: str) -> None:
-    """Writes below a tile; a name that is too long is cut, its probability is not."""
-    for number, line in enumerate(words.split("\n")):
-        name, bracket, rest = line.partition(" (")
-        most = LETTERS - len(bracket + rest)
-        name = name if len(name) <= most else name[: most - 2] + ".."
-        page.text(left + TILE / 2, top + TILE + 0.04 + number * LINE, name + bracket + rest, ha="center", fontsize=10)
+def _overlay(axes: Axes, image: np.ndarray, cam: np.ndarray) -> None:
+    extent = (0, 1, 1, 0)
+    axes.imshow(_grey(image), cmap="gray", vmin=0, vmax=255, extent=extent, aspect="auto")
+    axes.imshow(cam / max(cam.max(), 1e-30), cmap=CAM_COLOURS, vmin=0, vmax=1, alpha=0.55, extent=extent,
+                aspect="auto", interpolation="bilinear")  # fmt: skip
+
+
+def _lines(title: str, letters: int) -> list[str]:
+    """Returns a class's caption: "predicted" has its own line where it must, long names are cut, their shares not."""
+    lines = []
+    if max(map(len, title.split("\n"))) > letters:
+        title = title.replace("\npredicted ", "\npredicted:\n")
+    for line in title.split("\n"):
+        name, bracket, rest = line.rpartition(" (")
+        name, rest = (name, bracket + rest) if bracket else (line, "")
+        most = letters - len(rest)
+        lines.append((name if len(name) <= most else name[: most - 2] + "..") + rest)
+    return lines
+
+
+def _end(name: str, letters: int) -> str:
+    """Returns a file's name, of a long one its end, which tells it from others."""
+    return name if len(name) <= letters else ".." + name[2 - letters :]
 
 
 def _stages(blocks: Sequence[BlockGates]) -> dict[str, list[BlockGates]]:
@@ -164,28 +228,42 @@ def _strip_height(view: View) -> float:
 
 
 def _strips_height(view: View) -> float:
-    return 0.68 + _strip_height(view) + 0.36
+    return 0.9 + _strip_height(view) + 0.36
+
+
+def _range(blocks: Sequence[BlockGates]) -> tuple[float, float, str, str]:
+    """Returns the least and greatest of the colours, and what is written at them.
+
+    Gates are drawn from 0 to 1. Where a share is included the factors lie around 1, often closely: from the least
+    to the greatest.
+    """
+    if all(block.share is None for block in blocks):
+        return 0, 1, "0, closed", "1, open"
+    factors = np.concatenate([block.factor.ravel() for block in blocks])
+    low, high = float(factors.min()), float(factors.max())
+    decimals = 3 if high - low > 0.005 else 5
+    return (low, high, f"{low:.{decimals}f}", f"{high:.{decimals}f}") if high > low else (0, 1, "0, closed", "1, open")
 
 
 def _strips(page: Page, view: View, top: float) -> None:
     """Draws each stage's gates: a column for each channel, a line for each block and image."""
     several = ", in each block one line for each image" if len(view.images) > 1 else ""
-    page.text(MARGIN, top + 0.12, f"{view.label}: gates", fontweight="bold")
-    page.text(MARGIN + 0.2 + 0.095 * len(f"{view.label}: gates"), top + 0.135,
-              f"a column for each channel{several}", fontsize=10, color=GREY)  # fmt: skip
-    page.scale(page.width - MARGIN, top + 0.12, GATE_COLOURS, "0, closed", "1, open")
+    low, high, *ends = _range(view.blocks)
+    page.text(MARGIN, top + 0.12, f"{view.label}: {title(view.blocks)}", fontweight="bold")
+    page.text(MARGIN, top + 0.35, f"a column for each channel{several}", fontsize=10, color=GREY)
+    page.scale(page.width - MARGIN, top + 0.12, GATE_COLOURS, *ends)
     stages, height = _stages(view.blocks), _strip_height(view)
     label, gap = 0.6, 0.14
     width = (page.width - 2 * MARGIN + gap) / len(stages) - gap - label
     for s, (stage, blocks) in enumerate(stages.items()):
         left = MARGIN + s * (width + label + gap) + label
-        axes = page.axes(left, top + 0.68, width, height)
-        page.text(left + width / 2, top + 0.42, stage, ha="center")
-        gates = [block.gate for block in blocks]
+        axes = page.axes(left, top + 0.9, width, height)
+        page.text(left + width / 2, top + 0.64, stage, ha="center")
+        gates = [block.factor for block in blocks]
         channels = max(gate.shape[1] for gate in gates)
         padded = [np.pad(gate, ((0, 0), (0, channels - gate.shape[1])), constant_values=np.nan) for gate in gates]
         lines = np.concatenate(padded)
-        axes.imshow(lines, cmap=GATE_COLOURS, vmin=0, vmax=1, aspect="auto", interpolation="nearest",
+        axes.imshow(lines, cmap=GATE_COLOURS, vmin=low, vmax=high, aspect="auto", interpolation="nearest",
                     extent=(-0.5, channels - 0.5, len(lines), 0))  # fmt: skip
         each = len(view.images)
         for edge in range(1, len(blocks)):

@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -12,6 +13,9 @@ from flax.traverse_util import flatten_dict
 
 from hga_flax.attention import HGA
 from hga_flax.attention.hga import ExcitationExploration
+from hga_flax.attention.identity_start import SHARE, IdentityStart
+
+SHARED = " (share of the attention included)"  # said of factors that are not the gates alone
 
 
 class BlockGates(NamedTuple):
@@ -23,6 +27,7 @@ class BlockGates(NamedTuple):
         gate: `[B, C]`, from 0 (closed) to 1 (open).
         drive: HGA: `[B, cells, C]`, what each cell adds to each gate's pre-activation, see `cell_drive`; else None.
         bins: HGA: the grids that the cells form, such as (1, 2, 4); else ().
+        share: `[C]`, how much of the gate acts, see `IdentityStart`; None: all of it.
     """
 
     stage: str
@@ -30,6 +35,17 @@ class BlockGates(NamedTuple):
     gate: np.ndarray
     drive: np.ndarray | None
     bins: tuple[int, ...]
+    share: np.ndarray | None = None
+
+    @property
+    def factor(self) -> np.ndarray:
+        """What each channel is multiplied by, `[B, C]`: the gate, or what the share leaves of it."""
+        return self.gate if self.share is None else 1 + self.share * (self.gate - 1)
+
+
+def title(blocks: Sequence[BlockGates]) -> str:
+    """Returns what the factors of some blocks are."""
+    return "gates" + (SHARED if any(block.share is not None for block in blocks) else "")
 
 
 def stage_of(block: str) -> str:
@@ -55,15 +71,19 @@ def read_gates(model: nn.Module, variables: Any, intermediates: dict[str, Any]) 
     blocks = []
     for path in sorted({path[:-1] for path in sown if path[-1] == "gate"}, key=_natural):
         (gate,) = sown[*path, "gate"]
-        drive, bins = None, ()
+        drive, bins, share = None, (), None
+        own = {name: functools.reduce(lambda tree, key: tree.get(key, {}), path, variables[name])
+               for name in variables}  # fmt: skip
         module = model.attention(gate.shape[-1])
+        if isinstance(module, IdentityStart):
+            module, share = module.attention(gate.shape[-1]), own["params"].get(SHARE)
+            if np.shape(share) != gate.shape[-1:]:  # restore="features": its gate is that of other channels
+                share = None
         if isinstance(module, HGA):
-            own = {name: functools.reduce(lambda tree, key: tree.get(key, {}), path, variables[name])
-                   for name in variables}  # fmt: skip
             (cells,) = sown[*path, "cells"]
             drive = np.asarray(cell_drive(module, own, cells))
             bins = tuple(module.bins) if module.hap else (1,)
-        blocks.append(BlockGates(stage_of(path[0]), path[0], np.asarray(gate), drive, bins))
+        blocks.append(BlockGates(stage_of(path[0]), path[0], np.asarray(gate), drive, bins, share))
     return blocks
 
 

@@ -8,6 +8,7 @@ attention and data set, a dashed line shows their value. `--out` without an endi
 
 import argparse
 import math
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,13 @@ if TYPE_CHECKING:
     from hga_flax.pictures.curves import Run
 
 AXES = {"loss": "loss (nats)", "top1_error": "top-1 error (%)", "top5_error": "top-5 error (%)"}
-GROUPS = ("train", "eval")
+# Decades of a logarithmic axis, and what is labelled in each where there are no more of them.
+TICKS = (
+    (0.7, (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)),
+    (1.3, (1, 1.5, 2, 3, 4, 6, 8)),
+    (2, (1, 2, 3, 5)),
+    (2.7, (1, 2, 5)),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +53,9 @@ def run(arguments: argparse.Namespace) -> None:
     labels = arguments.label or [None] * len(arguments.workdirs)
     if len(labels) != len(arguments.workdirs):
         raise UserError(f"--label: {len(labels)} for {len(arguments.workdirs)} runs; give one for each")
+    for i, path in enumerate(arguments.workdirs):
+        if any(os.path.realpath(path) == os.path.realpath(other) for other in arguments.workdirs[:i]):
+            raise UserError(f"{path}: given twice; a run is drawn once")
     from hga_flax.pictures.curves import read_run
     from hga_flax.pictures.style import output_files, save, styled
     from hga_flax.training.console import Console
@@ -69,6 +79,8 @@ def run(arguments: argparse.Namespace) -> None:
     for run in runs:
         if run.damaged:
             console.line(f"{run.label}: {run.damaged} damaged line(s) of metrics.jsonl left out")
+        if run.other_loss and "loss" in metrics:
+            console.line(f"{run.label}: its training loss is {run.other_loss}, not the evaluation's: not drawn")
     console.line("written: " + ", ".join(map(str, files)))
 
 
@@ -97,7 +109,8 @@ def draw(runs: Sequence["Run"], metrics: Sequence[str], x: str, log: bool) -> "F
     ]
     for axes, metric in zip(panels, metrics, strict=False):
         for run, look in zip(runs, looks, strict=True):
-            axes.plot(*run.curve(f"train/{metric}"), color=look["color"], linewidth=0.9, alpha=0.7, zorder=2)
+            if not (metric == "loss" and run.other_loss):
+                axes.plot(*run.curve(f"train/{metric}"), color=look["color"], linewidth=0.9, alpha=0.7, zorder=2)
             axes.plot(*run.curve(f"eval/{metric}"), **look, linewidth=2.2, markersize=5.5, markeredgecolor="white",
                       markeredgewidth=0.6, zorder=3)  # fmt: skip
         _paper_lines(axes, runs, [look["color"] for look in looks], metric)
@@ -106,7 +119,9 @@ def draw(runs: Sequence["Run"], metrics: Sequence[str], x: str, log: bool) -> "F
         axes.set_axis_off()
     handles = [Line2D([], [], **look, linewidth=2.2, markersize=5.5) for look in looks]
     handles += [Line2D([], [], color=GREY, linewidth=0.9), Line2D([], [], color=GREY, linewidth=2.2, marker="o")]
-    names = [*(run.label for run in runs), "thin: training", "bold: evaluation"]
+    others = sorted({run.other_loss for run in runs if run.other_loss and "loss" in metrics})
+    thin = "thin: training" + (f" (loss: not {', '.join(others)})" if others else "")
+    names = [*(run.label for run in runs), thin, "bold: evaluation"]
     longest = max(map(len, names))
     figure.legend(handles, names, loc="outside upper left", ncols=max(1, min(len(names), 110 // (longest + 8))),
                   handlelength=3.2)  # fmt: skip
@@ -139,8 +154,12 @@ def _axes(axes: "Axes", metric: str, x: str, log: bool) -> None:
     if log:
         axes.set_yscale("log", nonpositive="mask")
         low, high = axes.get_ylim()
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 500 * low else (1,)))
+        # As many labels as find room: the fewer decades, the more of each.
+        subs = next((subs for decades, subs in TICKS if high < 10**decades * low), (1,))
+        axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
     elif metric in AXES:
-        axes.set_ylim(bottom=0)
+        # A single point leaves no margin of itself.
+        axes.set_ylim(bottom=0, top=max(axes.get_ylim()[1], 1.05 * axes.dataLim.ymax))
+    axes.set_xlim(right=max(axes.get_xlim()[1], 1.05 * axes.dataLim.xmax))

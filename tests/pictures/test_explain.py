@@ -7,7 +7,7 @@ import pytest
 from hga_flax.__main__ import main
 from hga_flax.data.sources import DatasetInfo, SyntheticSource
 from hga_flax.errors import UserError
-from hga_flax.pictures.explain import gate_rows
+from hga_flax.pictures.explain import gate_rows, short_names
 from hga_flax.pictures.views import explain
 from hga_flax.training.restore import evaluate_workdir
 from hga_flax.training.trainer import train
@@ -52,17 +52,37 @@ def test_several_runs_and_images_as_a_subprocess(runs, tmp_path):
     assert "stage3_block1" in result.stdout and "4x4" in result.stdout
 
 
+def test_a_folders_images_are_taken_and_a_broken_one_is_left_out(runs, tmp_path, capsys):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(runs / "0.png", tmp_path / folder / "0.png")
+    (tmp_path / "b" / "1.png").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"^1 of 3 images could not be explained"):
+        main(["explain", f"--workdir={runs / 'hga'}", str(tmp_path), f"--out={tmp_path / 'e.svg'}"])
+    said = capsys.readouterr()
+    assert said.err.count("1.png: the image of 6 bytes cannot be decoded") == 1
+    rows = [line.split()[0] for line in said.out.splitlines() if "0.png" in line]
+    assert rows == ["a/0.png", "b/0.png"] and (tmp_path / "e.svg").exists()
+
+
+def test_names_show_as_many_folders_as_tell_them_apart():
+    paths = ["x/circle/0.png", "x/ring/0.png", "1.png", "y/2.png", "y/2.png", "a/q/3.png", "b/q/3.png", "3.png"]
+    names = ["circle/0.png", "ring/0.png", "1.png", "2.png", "2.png", "a/q/3.png", "b/q/3.png", "3.png"]
+    assert short_names(paths) == names
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["0.png", "--workdir=absent"], "no run here"),
         (["absent.png", "--workdir=hga"], "absent.png cannot be read: No such file"),
-        (["hga", "--workdir=hga"], "hga cannot be read: Is a directory"),
+        (["hga", "--workdir=hga"], "hga: a folder without images"),
+        (["absent.png", "hga/config.json", "--workdir=hga"], "none of 2 images could be explained"),
         (["hga/config.json", "--workdir=hga"], "hga/config.json: the image of .* bytes cannot be decoded"),
         (["0.png", "--workdir=hga", "--class=10"], "--class=10: hga has no such class"),
         (["0.png", "--workdir=hga", "--checkpoint=7"], "--checkpoint=7: choose best"),
         (["0.png", "--workdir=hga", "--out=e.gif"], "end it in .png"),
-        (["0.png"] * 17 + ["--workdir=hga"], "17 images: a picture holds up to 16"),
+        ([".", "--workdir=hga"], "48 images: a picture holds up to 16"),
         (["0.png"], "the following arguments are required: --workdir"),
     ],
 )

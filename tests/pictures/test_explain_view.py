@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -61,11 +63,61 @@ def test_titles_names_and_labels_can_be_read():
         assert expected in texts
     long = view("none", stages=0, titles=["a very long name of a class (99.5 %)"] * 2)
     cut = next(text.get_text() for text in figure(long).texts if "99.5" in text.get_text())
-    assert cut.startswith("a very") and cut.endswith(".. (99.5 %)") and len(cut) <= 18
+    assert cut.startswith("a very") and cut.endswith(".. (99.5 %)") and len(cut) <= 21
+    other = figure(view("hga", drive=True, titles=["3 (10 %)\npredicted circle (45 %)"] * 2))
+    assert {"3 (10 %)", "predicted:", "circle (45 %)"} <= {text.get_text() for text in other.texts}
 
 
-def test_nothing_sticks_out_of_the_page_and_no_text_meets_another():
-    drawn = figure(view("none", stages=0), view("se"), view("hga", drive=True))
+def test_runs_that_see_different_images_have_their_own_beside_their_maps():
+    grey, colour = view("grey", 1, stages=0), view("colour", 3, stages=0)
+    found = arrays(figure(grey, colour))
+    luminance = colour.images[0] @ np.array([0.299, 0.587, 0.114])
+    row = [grey.images[0, ..., 0], grey.images[0, ..., 0], grey.cams[0], colour.images[0], luminance, colour.cams[0]]
+    for array, expected in zip(found[1:7], row, strict=True):  # the first is the bar of the colours
+        scale = expected.max() if expected.shape == (3, 3) else 1
+        np.testing.assert_allclose(array, expected / scale)
+    assert len(arrays(figure(grey, dataclasses.replace(colour, images=grey.images)))) == 1 + 2 * 5
+
+
+@pytest.mark.parametrize(("runs", "images", "across"), [(1, 1, 1), (1, 6, 2), (2, 6, 1)])
+def test_without_cells_the_images_fill_the_page(runs, images, across):
+    views = [view(f"se{i}", drive=False) for i in range(runs)]
+    for i, one in enumerate(views):
+        many = {"images": np.resize(views[0].images, (images, 12, 12, 1)), "titles": ["3 (99 %)"] * images}
+        views[i] = dataclasses.replace(one, **many, cams=np.resize(one.cams, (images, 3, 3)))
+    with style.styled():
+        drawn = draw(views, [f"{i}.png" for i in range(images)])
+    tiles = [
+        axes.get_position() for axes in drawn.axes if len(axes.images) and axes.images[0].get_cmap().name == "gray"
+    ]
+    assert len(tiles) == images * (1 + runs) and len({round(tile.x0, 3) for tile in tiles}) == across * (1 + runs)
+    assert max(tile.x1 for tile in tiles) > 0.95
+
+
+def test_where_a_share_acts_the_colours_run_from_the_least_factor_to_the_greatest():
+    gates = view("se")
+    blocks = [block._replace(share=np.full(block.gate.shape[-1:], 0.1, np.float32)) for block in gates.blocks]
+    drawn = figure(dataclasses.replace(gates, blocks=blocks))
+    least = min(block.factor.min() for block in blocks)
+    assert least > 0.9
+    assert {"se: gates (share of the attention included)", f"{least:.3f}"} <= {text.get_text() for text in drawn.texts}
+    assert any(np.isclose(image.get_clim()[0], least) for axes in drawn.axes for image in axes.images)
+
+
+@pytest.mark.parametrize("case", ["all", "gates", "shares", "maps", "long names"])
+def test_nothing_sticks_out_of_the_page_and_no_text_meets_another(case):
+    se = view("se")
+    long = ["a very long name of a class (99.5 %)", "no (1 %)\npredicted what fills all of the line (50 %)"]
+    shares = [block._replace(share=np.full(block.gate.shape[-1:], 0.1, np.float32)) for block in se.blocks]
+    views = {
+        "all": [view("none", stages=0), se, view("hga", drive=True)],
+        "gates": [se],
+        "shares": [dataclasses.replace(se, blocks=shares)],
+        "maps": [view("none", stages=0)],
+        "long names": [view("none", stages=0, titles=long), view("hga", drive=True, titles=long)],
+    }
+    with style.styled():
+        drawn = draw(views[case], ["a.png", "a_folder/with_a_long_name.png"])
     drawn.canvas.draw()
     boxes = [text.get_window_extent() for text in drawn.texts if text.get_text()]
     for i, box in enumerate(boxes):

@@ -87,6 +87,28 @@ def test_a_norm_before_the_gate_adds_constants_that_no_cell_is_given():
     np.testing.assert_allclose(gate, block.gate, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("attention", "options"), [("hga", {}), ("se", {}), ("hga", {"reduced_channels": 4, "restore": "features"})]
+)
+def test_an_identity_start_keeps_the_cells_and_its_share_is_in_the_factor(attention, options):
+    variables, plain = seen(attention, **options)
+    factory = attention_factory(attention, identity_start=True, **options)
+    network, share = Net(factory), np.linspace(-0.5, 1, 8, dtype=np.float32)
+    for block in variables["params"].values():
+        block["attention"]["identity_start_share"] = share
+    x = sample((2, 8, 8, 8))
+    _, state = network.apply(variables, x, mutable=["intermediates"])
+    first, second = g.read_gates(network, variables, state["intermediates"])
+    np.testing.assert_allclose(first.gate, plain[0].gate, rtol=1e-6)
+    assert first.bins == plain[0].bins and (first.drive is None) == (plain[0].drive is None)
+    if options:  # the gate is that of the reduced channels, not of those that have shares
+        assert first.share is None and (first.factor == first.gate).all() and g.title([first]) == "gates"
+        return
+    between = Block(factory).apply({"params": variables["params"]["stage1_block1"]}, x, False)
+    np.testing.assert_allclose(x * first.factor[:, None, None], between, rtol=1e-5, atol=1e-6)
+    assert g.title([first, second]) == "gates (share of the attention included)"
+
+
 @pytest.mark.parametrize("attention", ["se", "eca"])
 def test_other_gates_have_no_cells(attention):
     _, blocks = seen(attention)

@@ -68,6 +68,35 @@ def test_the_legend_names_the_runs_and_log_is_logarithmic(runs):
     assert figure.axes[0].get_yscale() == "log" and drawn(runs, ["loss"]).axes[0].get_yscale() == "linear"
 
 
+def test_a_training_loss_that_is_another_quantity_is_not_drawn(runs, tmp_path, capsys):
+    runs.append(workdir(tmp_path / "c", training__loss="binary_cross_entropy"))
+    figure = drawn(runs[1:], ["loss", "top1_error"])
+    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [3, 2, 2]
+    assert [len(line.get_xdata()) for line in figure.axes[1].lines] == [3, 2, 3, 2]
+    assert "thin: training (loss: not binary_cross_entropy)" in [t.get_text() for t in figure.legends[0].get_texts()]
+    main(["plot", *runs, f"--out={tmp_path / 'c.png'}"])
+    said = [line for line in capsys.readouterr().out.splitlines() if "training loss" in line]
+    assert said == [
+        "c (cifar_resnet8, hga): its training loss is binary_cross_entropy, not the evaluation's: not drawn"
+    ]
+
+
+def test_a_single_point_lies_within_the_axes(runs, tmp_path):
+    (tmp_path / "b" / "metrics.jsonl").write_text(json.dumps({"step": 47, "eval/top1_error": 12.5}))
+    for log in (False, True):
+        axes = drawn(runs[1:], ["top1_error"], log).axes[0]
+        assert axes.get_ylim()[1] > 1.03 * 12.5 and axes.get_xlim()[1] > 1.03 * 47
+
+
+@pytest.mark.parametrize("least", [0.1, 1, 12, 50])
+def test_a_logarithmic_axis_has_several_labels(runs, tmp_path, least):
+    rows = [{"step": 1, "eval/top1_error": least}, {"step": 2, "eval/top1_error": 90}]
+    (tmp_path / "b" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    axes = drawn(runs[1:], ["top1_error"], log=True).axes[0]
+    low, high = axes.get_ylim()
+    assert 4 <= sum(low <= tick <= high for tick in axes.get_yticks()) <= 10
+
+
 def test_the_command_writes_both_files_and_tells_the_last_and_best(runs, tmp_path):
     result = commands.run("-m", "hga_flax", "plot", *runs, f"--out={tmp_path / 'c'}", "--label=one", "--label=two")
     assert result.returncode == 0, result.stderr
@@ -83,6 +112,7 @@ def test_the_command_writes_both_files_and_tells_the_last_and_best(runs, tmp_pat
     [
         (["--metric=loss,top_error"], "--metric=top_error: no run logged it; did you mean 'top1_error'"),
         (["--label=one"], "--label: 1 for 2 runs"),
+        (["b/"], "b/: given twice"),
         (["--out=absent/c.png"], "there is no folder absent"),
         (["--x=epoch"], "its epochs are not known, try --x=step"),
         (["/nowhere"], "/nowhere: no run here"),
