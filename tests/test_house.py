@@ -64,9 +64,9 @@ def test_grain_and_tfds_are_imported_in_data_alone():
         assert {path.split("/")[0] for path in importers(package)} == {"data"}, package
 
 
-def test_matplotlib_is_imported_in_pictures_alone_and_pictures_by_nobody_else():
+def test_matplotlib_is_imported_in_pictures_alone_and_pictures_by_the_lab():
     assert {path.split("/")[0] for path in importers("matplotlib")} == {"pictures"}
-    assert {path.split("/")[0] for path in importers("hga_flax.pictures")} == {"pictures"}
+    assert {path.split("/")[0] for path in importers("hga_flax.pictures")} == {"pictures", "lab"}
 
 
 def test_tensorflow_is_needed_for_a_comparison_and_a_preparation_alone():

@@ -55,7 +55,8 @@ def save(told: dict, folder: pathlib.Path) -> list[pathlib.Path]:
     Raises:
         UserError: one cannot be written.
     """
-    from hga_flax.lab import plots, tables
+    from hga_flax.lab import results, tables
+    from hga_flax.pictures.costs import draw_costs
 
     files = []
     try:
@@ -66,4 +67,4 @@ def save(told: dict, folder: pathlib.Path) -> list[pathlib.Path]:
             files.append(file)
     except OSError as error:
         raise UserError(f"{error.filename or folder} cannot be written: {error.strerror}") from None
-    return files + plots.plot(told, folder)
+    return files + draw_costs(told, folder, results.METRICS[told["metric"]])
