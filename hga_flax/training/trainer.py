@@ -93,9 +93,10 @@ def _train(
     source = experiment.dataset.source(config.data.train_split)
     eval_source = experiment.dataset.source(config.data.eval_split, train=False)
 
-    console.table("hga_flax", describe(experiment, plan, abstract.params))
-    checkpoints = Checkpoints(workdir, config.checkpoint.keep, warn=lambda text: console.line(text, "yellow"))
+    warn = lambda text: console.line(text, "yellow")
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep, warn=warn, changes=changes)
     try:
+        console.table("hga_flax", describe(experiment, plan, abstract.params, new=not checkpoints.steps()))
         start_up.mark("data and network")
         restored = checkpoints.restore_latest(abstract)
         if restored is None:
