@@ -12,6 +12,7 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 import hga_flax
+from hga_flax.command_line import import_flags
 from hga_flax.config import validate
 from hga_flax.data.sources import Source, dataset_info
 from hga_flax.errors import Interrupted, UserError
@@ -355,7 +356,7 @@ class Loop:
         rows += [
             ("time", duration(progress.elapsed_seconds)),
             ("checkpoints", f"{workdir / 'checkpoints'} (steps {', '.join(map(str, steps))})"),
-            ("evaluate", f"python evaluate.py --workdir={workdir}"),
+            ("evaluate", f"python evaluate.py --workdir={workdir}{import_flags()}"),
             ("curves", f"tensorboard --logdir={workdir}"),
         ]
         self._console.table("finished", rows)
