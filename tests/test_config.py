@@ -59,7 +59,7 @@ MISTAKES = {
     "--config.model.name=resnet500": "unknown model 'resnet500'; did you mean 'resnet50'?",
     "--config.model.name=cifar_resnet21": "depth 21 is not 6n + 2",
     "--config.model.attention=hgaa": "unknown attention 'hgaa'; did you mean 'hga'?; known: none, hga",
-    "--config.model.attention_options=kernel=(7,)": "option 'kernel'; did you mean 'kernels'?; it has: reduced_channels",
+    "--config.model.attention_options=kernel=(7,)": "no option 'kernel'; did you mean 'kernels'?; it has: ",
     "--config.model.attention_options=kernels": "write keyword arguments",
     "--config.model.attention_options=kernels=open('x')": "write keyword arguments",
     "--config.model.attention_options=kernels=(7,))(mfe_act='relu'": "write keyword arguments",
