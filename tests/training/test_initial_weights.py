@@ -141,6 +141,13 @@ def test_another_network_is_one_line(there, message):
         w.fit(source(places(**there)), here, "ours")
 
 
+def test_another_network_than_a_runs_is_told_with_the_flags_of_the_runs(run):
+    here = places("cifar_resnet14", attention="hga", features=8)
+    flags = r"--config\.model\.name=cifar_resnet8 --config\.model\.options=features=4 makes the network that"
+    with pytest.raises(UserError, match=f"not the weights of ours: .*; {flags}"):
+        w.fit(w.read_source(start(run), here), here, "ours")
+
+
 def test_values_that_are_not_finite_are_refused():
     there = source(places())
     there.arrays["params", "stem_conv", "kernel"][0] = np.nan
