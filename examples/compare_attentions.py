@@ -14,9 +14,10 @@ import jax
 import numpy as np
 import optax
 
-from hga_flax import create_model
+from hga_flax import attention_names, create_model
 from hga_flax.data.host_augmentation import decode, resize
 from hga_flax.data.sources import dataset_info, open_source
+from hga_flax.errors import UserError, nearest, run_main
 
 
 def load(name: str, directory: str, split: str, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -65,6 +66,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="of 64 images")
     parser.add_argument("--seeds", type=int, default=3, help="networks of each attention")
     given = parser.parse_args()
+    for name in set(given.attentions.split(",")) - set(known := attention_names()):
+        raise UserError(f"--attentions: unknown attention '{name}'{nearest(name, known)}; known: {', '.join(known)}")
 
     train, test = (load(given.data, given.dir, split, given.size) for split in ("train", given.eval_split))
     print(f"{len(train[1]):,} images to train on, {len(test[1]):,} to test on\n\nattention  parameters  error, %")
@@ -74,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

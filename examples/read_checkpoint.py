@@ -14,6 +14,7 @@ import numpy as np
 
 from hga_flax import restore_workdir
 from hga_flax.data.device_augmentation import normalize
+from hga_flax.errors import run_main
 
 
 def main() -> None:
@@ -46,4 +47,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -53,7 +53,10 @@ def main() -> int:
     parser.add_argument("--top", type=int, default=5, metavar="N", help="the N likeliest classes (default: 5)")
     arguments = parser.parse_args()
 
-    session = onnxruntime.InferenceSession(arguments.network, providers=onnxruntime.get_available_providers())
+    try:
+        session = onnxruntime.InferenceSession(arguments.network, providers=onnxruntime.get_available_providers())
+    except Exception as error:  # ONNX Runtime has no base class for what it raises
+        sys.exit(f"error: {arguments.network} cannot be read: {' '.join(str(error).split())}")
     facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     failed = False
     for file in arguments.images:

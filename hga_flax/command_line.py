@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from hga_flax.errors import UserError, one_line
 
+_imported: list[str] = []  # by --import
+
 
 class Import(argparse.Action):
     """`--import=MODULE`: imports it, from the current folder too, while the arguments are read."""
@@ -16,10 +18,16 @@ class Import(argparse.Action):
         sys.path.insert(0, os.getcwd())
         try:
             importlib.import_module(value)
+            _imported.append(value)
         except Exception as error:
             raise UserError(f"--import={value}: {type(error).__name__}: {one_line(error)}") from None
         finally:
             sys.path.remove(os.getcwd())
+
+
+def import_flags() -> str:
+    """Returns the `--import` flags that this command was given, as another command on the same run needs them."""
+    return "".join(f" --import={module}" for module in _imported)
 
 
 def add_import_flag(parser: argparse.ArgumentParser) -> None:

@@ -207,6 +207,7 @@ def build_model(config: ConfigDict, num_classes: int, axis_name: str | None = No
     """
     import jax.numpy as jnp
 
+    from hga_flax.attention import attention_names
     from hga_flax.models import create_model
 
     model = config.model
@@ -223,7 +224,9 @@ def build_model(config: ConfigDict, num_classes: int, axis_name: str | None = No
             **options,
         )
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"config.model: {error}") from None
+        foreign = model.attention not in attention_names()
+        hint = "; an attention of yours needs --import=MODULE" if foreign else ""
+        raise ConfigError(f"config.model: {error}{hint}") from None
 
 
 def to_json(config: ConfigDict) -> str:

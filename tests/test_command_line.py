@@ -3,7 +3,8 @@ import sys
 
 import pytest
 
-from hga_flax.command_line import split_overrides
+from hga_flax.command_line import add_import_flag, import_flags, split_overrides
+from hga_flax.errors import ArgumentParser
 from tests.commands import ROOT
 
 
@@ -25,3 +26,13 @@ def test_a_module_of_the_users_is_imported_first(script, tmp_path, monkeypatch):
     command = [sys.executable, str(ROOT / script), "--workdir=x", "--import=my_attention"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, "error: --import=my_attention: ValueError: as expected here\n")
+
+
+def test_other_commands_are_printed_with_what_was_imported(monkeypatch, tmp_path):
+    monkeypatch.setattr("hga_flax.command_line._imported", [])
+    assert import_flags() == ""
+    monkeypatch.chdir(tmp_path)
+    parser = ArgumentParser()
+    add_import_flag(parser)
+    parser.parse_args(["--import=json", "--import=csv"])
+    assert import_flags() == " --import=json --import=csv"

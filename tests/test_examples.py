@@ -17,7 +17,8 @@ def numbers(pattern, text):
 def test_an_example_is_short_and_headed_by_its_command(file):
     text = file.read_text()
     assert len(text.splitlines()) <= 80
-    assert f"python -m examples.{file.stem}" in text.split('"""')[1]
+    head = text.split('"""')[1]
+    assert f"python -m examples.{file.stem}" in head or f"python examples/{file.name}" in head
 
 
 def test_hga_in_your_cnn_learns():
@@ -39,6 +40,23 @@ def test_compare_attentions_prints_a_row_for_each():
     (none, none_error), (eca, eca_error) = re.findall(r"^(?:none|eca) +([\d,]+) +(\S+) ", result.stdout, re.MULTILINE)
     assert int(eca.replace(",", "")) == int(none.replace(",", "")) + 3 * 3  # three blocks, three taps each
     assert 0 <= float(none_error) <= 100 and 0 <= float(eca_error) <= 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-m", "examples.read_checkpoint", "nope"], "no run here"),
+        (
+            ["-m", "examples.compare_attentions", "--attentions=none,hgaa"],
+            "'hgaa'; did you mean 'hga'?",
+        ),
+        (["-m", "examples.compare_attentions", "--data=folder", "--dir=nope"], "data.dir=nope: no such folder"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message):
+    result = run(*arguments)
+    assert result.returncode == 1 and not result.stdout
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1 and message in result.stderr
 
 
 def test_read_checkpoint_says_what_evaluation_says(tmp_path):

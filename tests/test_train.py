@@ -194,7 +194,7 @@ def test_resnext50_on_synthetic_images_trains_saves_and_is_evaluated(tmp_path):
     ("arguments", "message"),
     [
         (["--config.optimzer.learning_rate=1"], "no such key; did you mean 'optimizer.learning_rate'?"),
-        (["--config.model.attention=hgaa"], "unknown attention 'hgaa'; known: none, hga"),
+        (["--config.model.attention=hgaa"], "unknown attention 'hgaa'; did you mean 'hga'?; known: none, hga"),
         (
             ["--config.data.name=imagenet2012", "--config.data.mean=0.5", "--config.data.fake=false"],
             "is not prepared in",

@@ -1,7 +1,8 @@
 """The attentions by name: `create_attention("hga", channels, **options)`."""
 
 import dataclasses
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -63,6 +64,11 @@ def attention_names() -> list[str]:
     return list(_REGISTRY)
 
 
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
 def attention_options(name: str) -> dict[str, Any]:
     """Returns the options of an attention with their defaults, its preset applied.
 
@@ -72,7 +78,7 @@ def attention_options(name: str) -> dict[str, Any]:
         ValueError: no attention has this name.
     """
     if name not in _REGISTRY:
-        raise ValueError(f"unknown attention '{name}'; known: {', '.join(_REGISTRY)}")
+        raise ValueError(f"unknown attention '{name}'{_nearest(name, _REGISTRY)}; known: {', '.join(_REGISTRY)}")
     module, preset = _REGISTRY[name]
     hidden = _COMMON | {"channels", "parent"} | set(getattr(module, "given_by_block", ()))
     options = {f.name: f.default for f in dataclasses.fields(module) if f.name not in hidden}
@@ -105,7 +111,9 @@ def attention_factory(name: str, **options: Any) -> AttentionFactory:
     known = attention_options(name)
     for option in options:
         if option not in known:
-            raise ValueError(f"attention '{name}' has no option '{option}'; it has: {', '.join(known) or 'none'}")
+            close = _nearest(option, known)
+            has = ", ".join(known) or "none"
+            raise ValueError(f"attention '{name}' has no option '{option}'{close}; it has: {has}")
     module, _ = _REGISTRY[name]
     chosen = known | options
     starts = chosen.pop(IDENTITY_START, False)

@@ -11,7 +11,7 @@ from hga_flax.errors import UserError
 TOO_MANY = -2  # in a batch's "bad": the loader gave up looking for a good image
 
 
-class BadImage(ValueError):
+class BadImage(UserError, ValueError):
     """The bytes are no image, or not a whole one; the message says why."""
 
 

@@ -31,6 +31,9 @@ from hga_flax.training.workdir import write_text
 
 Warn = Callable[[str], None]
 TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is not complete
+# Configuration keys on which it depends what arrays a state has beside the network's.
+STATE_KEYS = ("optimizer.name", "optimizer.momentum", "optimizer.freeze", "optimizer.learning_rate_factors")
+STATE_KEYS += ("training.ema_decay",)
 
 
 def rank(metrics: Mapping[str, float | None]) -> tuple[float, float]:
@@ -51,14 +54,23 @@ class Checkpoints:
         keep: how many of the latest to keep; the best is kept beside them.
         read_only: never create, write or remove anything.
         warn: called with one line for each checkpoint that cannot be read.
+        changes: how the configuration differs from the one that they were saved with ("key: old -> new").
     """
 
-    def __init__(self, workdir: pathlib.Path, keep: int = 3, read_only: bool = False, warn: Warn = print):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        keep: int = 3,
+        read_only: bool = False,
+        warn: Warn = print,
+        changes: Sequence[str] = (),
+    ):
         # What goes wrong is raised, and said once; Orbax and asyncio would print its traceback beside that.
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self._workdir, self._directory = workdir.absolute(), workdir.absolute() / "checkpoints"
         self._keep, self._read_only, self._warn = keep, read_only, warn
+        self._changes = [change for change in changes if change.split(": ")[0] in STATE_KEYS]
         self._manager: ocp.CheckpointManager | None = None
         self._writing: int | None = None
         handlers = {"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
@@ -275,6 +287,11 @@ class Checkpoints:
             name, other = (model[0], "model") if model else (differ[0], "optimizer")
             if name.startswith("ema/"):
                 other = "training.ema_decay"
+            if self._changes and not model:
+                raise UserError(
+                    f"the checkpoint {path} was saved by another optimizer; changed since: {', '.join(self._changes)}; "
+                    "take that back, or choose another --workdir"
+                )
             raise UserError(
                 f"the checkpoint {path} belongs to another {other}: {name} is {saved.get(name, 'absent')} there and "
                 f"{wanted.get(name, 'absent')} here; choose another --workdir, or the {other} it was trained with"

@@ -68,11 +68,12 @@ def dry_run(config: ConfigDict, workdir: str | None = None, compile_step: bool =
     prepared = prepare(experiment)
     plan, state = prepared.plan, prepared.state
     console = Console(active=experiment.shard.process == 0)
-    rows = describe(experiment, plan, state.params)
+    new = not (workdir and checkpoint_steps(workdir))
+    rows = describe(experiment, plan, state.params, new)
     if workdir is not None:
         rows.append(("workdir", workdir_state(workdir, config)))
     console.table("dry run: nothing is trained or written", rows)
-    if config.init["from"] and not (workdir and checkpoint_steps(workdir)):
+    if new and config.init["from"]:
         console.table("initial weights", fit_weights(config, state).rows())
     header, model_rows = parts_table(model_parts(experiment.model, experiment.image_shape))
     console.columns("model", header, model_rows)

@@ -247,13 +247,14 @@ def parameters_by_part(params: Any) -> dict[str, int]:
     return parts
 
 
-def describe(experiment: Experiment, plan: Plan, params: Any) -> list[tuple[str, str]]:
+def describe(experiment: Experiment, plan: Plan, params: Any, new: bool = True) -> list[tuple[str, str]]:
     """Returns what a run prints about itself at its start: (name, value) rows.
 
     Args:
         experiment: the run.
         plan: its steps.
         params: the tree of its parameters, or of their shapes.
+        new: False where it goes on from a checkpoint.
     """
     from hga_flax.analysis.complexity import complexity
 
@@ -288,6 +289,6 @@ def describe(experiment: Experiment, plan: Plan, params: Any) -> list[tuple[str,
         ("data", f"{config.data.name}{fake}, {plan.num_examples:,} examples to train on"),
         ("plan", f"{plan.total_steps:,} steps of {batch} = {plan.total_steps / plan.steps_per_epoch:.4g} epochs" + cut),
     ]
-    if config.init["from"]:
+    if new and config.init["from"]:
         rows.append(("weights", f"of a new run from {config.init['from']}"))
     return rows + describe_groups(config, params)

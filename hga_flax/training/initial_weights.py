@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import pathlib
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -46,11 +47,13 @@ class Source:
         origin: what it is, for people.
         arrays: under our names.
         others: names that are no place in any network of ours.
+        remedy: what would make a network that they fit.
     """
 
     origin: str
     arrays: Mapping[Path, np.ndarray]
     others: tuple[str, ...] = ()
+    remedy: str = "set config.model to the network that they belong to"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +177,9 @@ def _read_run(given: str, folder: pathlib.Path, checkpoint: str) -> Source:
     with contextlib.suppress(UserError):  # the arrays speak for themselves
         model = files.read_config(folder).model
         origin += f", {model.name} with attention {model.attention}"
+        flags = {"name": model.name} | ({"options": model.options} if model.options else {})
+        remedy = " ".join(shlex.quote(f"--config.model.{key}={value}") for key, value in flags.items())
+        return Source(origin, arrays, remedy=f"{remedy} makes the network that they belong to")
     return Source(origin, arrays)
 
 
@@ -211,8 +217,7 @@ def fit(source: Source, places: Mapping[Path, Any], network: str) -> Fitted:
     problems += [f"{name} has no place in it" for name in foreign]  # such as the blocks of a deeper network
     if problems:
         raise UserError(
-            f"{KEY}={source.origin}: these are not the weights of {network}: {_listed(problems)}; set config.model to "
-            "the network that they belong to"
+            f"{KEY}={source.origin}: these are not the weights of {network}: {_listed(problems)}; {source.remedy}"
         )
     for paths in optional.values():
         loaded |= _whole(paths, source.arrays, places, notes)

@@ -2,7 +2,8 @@
 
 A parameter is called by its path, `stage1_block1/conv1/kernel`. A pattern is written as for files
 (`*`, `?`, `[12]`; `*` passes over "/") and stands for what lies below it too: `stem_norm` for
-`stem_norm/scale` and `stem_norm/bias`, `*/attention` for all of every attention.
+`stem_norm/scale` and `stem_norm/bias`, `*/attention` for all of every attention. `params/` before it, as paths
+stand in a run's parameters.txt, may stay.
 """
 
 import difflib
@@ -26,6 +27,7 @@ def parameter_name(path: Iterable[Any]) -> str:
 
 def matches(pattern: str, name: str) -> bool:
     """True where the pattern names the parameter or a module that it lies in."""
+    pattern = pattern.removeprefix("params/")
     return any(fnmatch.fnmatchcase(above, pattern) for above in _upwards(name))
 
 
@@ -90,7 +92,7 @@ def check_patterns(config: ConfigDict, params: Any) -> None:
 
 def _nearest(pattern: str, names: dict[str, int]) -> str:
     places = list(dict.fromkeys(above for name in names for above in _upwards(name)))
-    plain = re.sub(r"\[(.).*?\]|[*?]", r"\1", pattern)
+    plain = re.sub(r"\[(.).*?\]|[*?]", r"\1", pattern.removeprefix("params/"))
     close = difflib.get_close_matches(plain, places, n=3, cutoff=0.4) or [p for p in places if "/" not in p]
     return f"; the nearest: {', '.join(close[:8])}"
 

@@ -79,28 +79,30 @@ class Predictor:
         """
         return cls(restore_workdir(path, checkpoint, data_dir, batch_size, weights))
 
-    def predict(self, images: Iterable[Image]) -> np.ndarray:
+    def predict(self, images: Image | Iterable[Image]) -> np.ndarray:
         """Returns the probabilities of the classes, float32 `[N, classes]`.
 
         Args:
-            images: names of files, encoded images as bytes, or uint8 `[H, W, C]` of any size.
+            images: names of files, encoded images as bytes, or uint8 `[H, W, C]` of any size; or one of them.
 
         Raises:
-            BadImage: one of them cannot be decoded; `stream` goes on to the next.
+            BadImage: a UserError that names the file, or says which of the images it is: it cannot be read or decoded;
+                `stream` goes on to the next.
         """
         rows = []
-        for _, row in self.stream(images):
+        for image, row in self.stream(images):
             if isinstance(row, BadImage):
-                raise row
+                name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {len(rows)} (from 0)"
+                raise BadImage(f"{name}: {row}")
             rows.append(row)
         return np.stack(rows) if rows else np.zeros((0, len(self.class_names)), np.float32)
 
-    def stream(self, images: Iterable[Image]) -> Iterator[tuple[Image, np.ndarray | BadImage]]:
+    def stream(self, images: Image | Iterable[Image]) -> Iterator[tuple[Image, np.ndarray | BadImage]]:
         """Yields each image, in order, with its probabilities, float32 `[classes]`, or with what is wrong with it.
 
         Holds no more than three batches of images, however many there are.
         """
-        images = iter(images)
+        images = iter([images] if _is_one(images) else images)
         first = list(itertools.islice(images, self.batch_size))
         # Few images need no whole batch; powers of two, so that few sizes are ever compiled.
         devices = self.restored.experiment.mesh.devices.size
@@ -157,12 +159,19 @@ class Predictor:
         return self._transform(image, 0, 0)
 
 
+def _is_one(images: Image | Iterable[Image]) -> bool:
+    return isinstance(images, str | os.PathLike | bytes) or (isinstance(images, np.ndarray) and images.ndim in (2, 3))
+
+
 def _read(file: str | os.PathLike) -> bytes:
     try:
         with open(file, "rb") as opened:
             return opened.read()
     except IsADirectoryError:
         raise BadImage(f"a folder without images ({', '.join(SUFFIXES)})") from None
+    except FileNotFoundError as error:
+        pattern = glob.has_magic(os.fsdecode(file))
+        raise BadImage("no file fits this pattern" if pattern else error.strerror) from None
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         raise BadImage(getattr(error, "strerror", None) or str(error)) from None
 

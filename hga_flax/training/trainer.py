@@ -12,6 +12,7 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 import hga_flax
+from hga_flax.command_line import import_flags
 from hga_flax.config import validate
 from hga_flax.data.sources import Source, dataset_info
 from hga_flax.errors import Interrupted, UserError
@@ -93,9 +94,10 @@ def _train(
     source = experiment.dataset.source(config.data.train_split)
     eval_source = experiment.dataset.source(config.data.eval_split, train=False)
 
-    console.table("hga_flax", describe(experiment, plan, abstract.params))
-    checkpoints = Checkpoints(workdir, config.checkpoint.keep, warn=lambda text: console.line(text, "yellow"))
+    warn = lambda text: console.line(text, "yellow")
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep, warn=warn, changes=changes)
     try:
+        console.table("hga_flax", describe(experiment, plan, abstract.params, new=not checkpoints.steps()))
         start_up.mark("data and network")
         restored = checkpoints.restore_latest(abstract)
         if restored is None:
@@ -356,7 +358,7 @@ class Loop:
         rows += [
             ("time", duration(progress.elapsed_seconds)),
             ("checkpoints", f"{workdir / 'checkpoints'} (steps {', '.join(map(str, steps))})"),
-            ("evaluate", f"python evaluate.py --workdir={workdir}"),
+            ("evaluate", f"python evaluate.py --workdir={workdir}{import_flags()}"),
             ("curves", f"tensorboard --logdir={workdir}"),
         ]
         self._console.table("finished", rows)

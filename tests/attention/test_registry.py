@@ -86,10 +86,12 @@ def test_keeps_shape_and_dtype(name):
 
 
 def test_unknown_names_and_options_are_refused():
-    with pytest.raises(ValueError, match="unknown attention 'sse'; known: none, hga"):
+    with pytest.raises(ValueError, match=r"unknown attention 'sse'; did you mean 'se'\?; known: none, hga"):
         create_attention("sse", 8)
-    with pytest.raises(ValueError, match="attention 'se' has no option 'reduction'; it has: ratio, bias"):
-        create_attention("se", 8, reduction=4)
+    with pytest.raises(ValueError, match=r"'se' has no option 'rati'; did you mean 'ratio'\?; it has: ratio, bias"):
+        create_attention("se", 8, rati=4)
+    with pytest.raises(ValueError, match="unknown attention 'x'; known: none, hga"):
+        create_attention("x", 8)
     with pytest.raises(ValueError, match="has no option 'stride'"):  # the block's to give, not the user's
         create_attention("sk", 8, stride=2)
     with pytest.raises(ValueError, match="already registered"):

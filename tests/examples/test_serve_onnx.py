@@ -50,6 +50,14 @@ def test_it_labels_images_as_the_predictor_does(tmp_path, without):
     assert done.stdout.splitlines() == expected
 
 
+def test_a_network_that_cannot_be_read_is_one_line(tmp_path, without):
+    (tmp_path / "text.onnx").write_text("no network")
+    for file in (tmp_path / "nope.onnx", tmp_path / "text.onnx"):
+        done = serve(file, "x.png", without=without)
+        assert done.returncode == 1 and not done.stdout and done.stderr.count("\n") == 1
+        assert done.stderr.startswith(f"error: {file} cannot be read: ")
+
+
 def test_help(without):
     done = serve("--help", without=without)
     assert done.returncode == 0 and "--top" in done.stdout and "ONNX Runtime" in done.stdout

@@ -335,6 +335,30 @@ def test_a_checkpoint_without_the_average_is_refused_where_there_should_be_one(t
     checkpoints.close()
 
 
+def test_the_keys_that_made_another_state_are_named(tmp_path):
+    def restore(changes, **overrides):
+        checkpoints = Checkpoints(tmp_path, read_only=True, changes=["training.steps: 6 -> 8", *changes])
+        with pytest.raises(UserError) as caught:
+            checkpoints.restore_latest(abstract(**overrides))
+        checkpoints.close()
+        return str(caught.value)
+
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state(), {}, None)
+    checkpoints.close()
+    for key, old, new in (
+        ("optimizer.name", "sgd", "adamw"),
+        ("optimizer.momentum", 0.9, 0.0),
+        ("optimizer.freeze", (), ("stem*",)),
+        ("optimizer.learning_rate_factors", (), ("stem*=0.1",)),
+        ("training.ema_decay", 0.0, 0.9),
+    ):
+        change = f"{key}: {old} -> {new}"
+        told = restore([change], **{key.replace(".", "__"): new})
+        assert f"another optimizer; changed since: {change}; take that back" in told and "training.steps" not in told
+    assert "belongs to another model: " in restore([change], model__attention="none")
+
+
 def test_an_empty_workdir_has_nothing_to_restore(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.restore_latest(state()) is None

@@ -141,6 +141,13 @@ def test_another_network_is_one_line(there, message):
         w.fit(source(places(**there)), here, "ours")
 
 
+def test_another_network_than_a_runs_is_told_with_the_flags_of_the_runs(run):
+    here = places("cifar_resnet14", attention="hga", features=8)
+    flags = r"--config\.model\.name=cifar_resnet8 --config\.model\.options=features=4 makes the network that"
+    with pytest.raises(UserError, match=f"not the weights of ours: .*; {flags}"):
+        w.fit(w.read_source(start(run), here), here, "ours")
+
+
 def test_values_that_are_not_finite_are_refused():
     there = source(places())
     there.arrays["params", "stem_conv", "kernel"][0] = np.nan
@@ -243,7 +250,8 @@ def test_a_resumed_run_does_not_ask_for_the_source_again(run, tmp_path, capsys):
     c = start(copy, model__attention="none", training__steps=3, optimizer__freeze=("stem*",))
     train(c, str(workdir))
     text = (workdir / "initial_weights.txt").read_text()
-    assert capsys.readouterr().out.count("initial weights") == 1 and f"from step 3 of {copy}" in text
+    out = capsys.readouterr().out
+    assert out.count("initial weights") == 1 and "of a new run from" in out and f"from step 3 of {copy}" in text
     ours, theirs = (restore_workdir(str(folder)).state.params for folder in (workdir, copy))
     same = {
         name: jax.tree.map(lambda a, b: bool((a == b).all()), ours[name], theirs[name])
@@ -254,7 +262,11 @@ def test_a_resumed_run_does_not_ask_for_the_source_again(run, tmp_path, capsys):
     with c.unlocked():
         c.training.steps = 6
     train(c, str(workdir))
-    assert "resuming" in (out := capsys.readouterr().out) and "initial weights" not in out
+    assert "resuming" in (out := capsys.readouterr().out) and "initial weights" not in out and "of a new run" not in out
+    with c.unlocked():
+        c.training.steps, c.optimizer.freeze = 9, ()
+    with pytest.raises(UserError, match=r"changed since: optimizer\.freeze: \('stem\*',\) -> \(\); take that back"):
+        train(c, str(workdir))
     with pytest.raises(UserError, match=r"belongs to another run: there init\.from is '.*', here ''"):
         train(tiny.config(model__attention="none"), str(workdir))
 

@@ -61,6 +61,18 @@ def test_sums_merge_exactly_and_are_read_in_percent():
     assert read(merged) == pytest.approx({"loss": 0.4, "top1_error": 40.0, "top5_error": 40.0})
 
 
+def test_percentages_are_those_of_whole_numbers():
+    def metrics(wrong, count):
+        values = jnp.arange(count) < wrong
+        return ClassificationMetrics.single_from_model_output(
+            loss=values, top1_error=values, top5_error=values, mask=jnp.ones(count, bool)
+        )
+
+    assert [read(metrics(n, 100))["top1_error"] for n in range(101)] == list(range(101))
+    assert read(metrics(1, 3)) == {"loss": 1 / 3, "top1_error": 100 / 3, "top5_error": 100 / 3}
+    assert np.isnan(list(read(ClassificationMetrics.empty()).values())).all()
+
+
 def test_what_is_not_finite():
     assert finite_or_none({"a": 1.0, "b": float("nan"), "c": float("inf")}) == {"a": 1.0, "b": None, "c": None}
     assert all_finite({"a": jnp.ones(2), "b": jnp.zeros(())})

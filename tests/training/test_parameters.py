@@ -42,6 +42,8 @@ def updated(steps=3, **overrides):
         ("attention", "stage1_block1/attention/ee/excite", False),
         ("*/bias", "classifier/bias", True),
         ("*", "classifier/bias", True),
+        ("params/stem*", "stem_norm/scale", True),
+        ("params/stem", "stem_norm/scale", False),
     ],
 )
 def test_patterns(pattern, name, fits):
@@ -84,6 +86,7 @@ def test_the_state_is_the_usual_one_without_patterns():
     ("overrides", "message"),
     [
         ({"freeze": ("stemm*",)}, r"^optimizer\.freeze: no parameter's path fits 'stemm\*'; the nearest: stem_"),
+        ({"freeze": ("params/stemm*",)}, r"fits 'params/stemm\*'; the nearest: stem_"),
         ({"freeze": ("stage[45]*",)}, r"fits 'stage\[45\]\*'; the nearest: stage1_block1"),
         ({"freeze": ("",)}, r"fits ''; the nearest: classifier, stage1_block1, stem_conv, stem_norm$"),
         (

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from hga_flax.data.bad_images import BadImage
+from hga_flax.errors import UserError
 from hga_flax.training.prediction import Predictor, find_images
 from hga_flax.training.restore import evaluate_workdir
 from tests.training import tiny
@@ -49,25 +50,41 @@ def test_files_bytes_and_arrays_are_the_same_image(predictor, split, tmp_path):
     rows = predictor.predict([image, pixels, tmp_path / "five.png", str(tmp_path / "five.png")])
     assert rows.shape == (4, 10) and (rows == rows[0]).all()
     assert predictor.predict([]).shape == (0, 10)
+    for one in (image, pixels, tmp_path / "five.png", str(tmp_path / "five.png")):
+        np.testing.assert_allclose(predictor.predict(one), rows[:1], rtol=1e-5)
+    np.testing.assert_allclose(predictor.predict(pixels[None]), rows[:1], rtol=1e-5)
 
 
 def test_a_bad_image_is_told_in_its_place_and_moves_no_other(predictor, split, tmp_path):
     good = split[0][:3]
-    bad = [b"no image", tmp_path / "absent.png", tmp_path, np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8, 1))]
+    bad = [
+        b"no image",
+        tmp_path / "absent.png",
+        str(tmp_path / "*.gif"),
+        tmp_path,
+        np.zeros((8, 8, 3), np.uint8),
+        np.zeros((8, 8, 1)),
+    ]
     answers = list(predictor.stream([good[0], *bad, *good[1:]]))
     assert [image for image, _ in answers] == [good[0], *bad, *good[1:]]
-    told = [str(answer) for _, answer in answers[1:6]]
+    told = [str(answer) for _, answer in answers[1:7]]
     expected = (
         "cannot be decoded",
         "No such file",
+        "no file fits this pattern",
         "folder without images",
         "uint8 [8, 8, 3] is",
         "float64 [8, 8, 1] is",
     )
     assert all(part in message for part, message in zip(expected, told, strict=True))
-    np.testing.assert_allclose([answers[i][1] for i in (0, 6, 7)], predictor.predict(good), rtol=1e-5)
-    with pytest.raises(BadImage, match="cannot be decoded"):
-        predictor.predict([good[0], b"no image"])
+    np.testing.assert_allclose([answers[i][1] for i in (0, 7, 8)], predictor.predict(good), rtol=1e-5)
+    assert issubclass(BadImage, UserError)
+    for images, message in (
+        ([good[0], b"no image"], r"^image 1 \(from 0\): .*cannot be decoded"),
+        (tmp_path / "absent.png", f"^{tmp_path}/absent.png: No such file"),
+    ):
+        with pytest.raises(BadImage, match=message):
+            predictor.predict(images)
 
 
 def test_many_images_are_read_as_they_are_needed(predictor, split):
