@@ -32,6 +32,7 @@ def test_hga_in_your_cnn_learns():
     assert all(0 <= float(low) < float(mean) < float(high) <= 1 for _, mean, low, high in gates)
 
 
+@pytest.mark.slow
 def test_compare_attentions_prints_a_row_for_each():
     flags = ("--attentions=none,eca", "--steps=2", "--seeds=1")
     result = run("-m", "examples.compare_attentions", *flags)
