@@ -3,6 +3,8 @@
     python -m hga_flax prepare fashion_mnist
     python train.py --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist
 
+One run of it on 2 CPU cores, interrupted twice on the way: top-1 error 8.36 % on all 10,000 test images.
+
 The images come from Debian's package dataset-fashion-mnist where that is installed, else from TFDS.
 """
 

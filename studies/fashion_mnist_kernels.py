@@ -1,4 +1,4 @@
-"""Which kernels of the MFE? The five rows of Table 6 in a ResNet-8, on 4,000 images of Fashion-MNIST at 16x16, 5 seeds.
+"""Which kernels of the MFE? Table 6's five rows in a ResNet-8, on 4,000 images of Fashion-MNIST at 16x16, 10 seeds.
 
 python -m hga_flax study studies/fashion_mnist_kernels.py --workers=2
 python -m hga_flax report studies/fashion_mnist_kernels.py
@@ -16,5 +16,5 @@ def get_study():
         "directory": "runs/studies/fashion_mnist",
         "rows": rows,
         "baseline": "hga",
-        "seeds": 5,
+        "seeds": 10,
     }

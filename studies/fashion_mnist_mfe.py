@@ -1,4 +1,4 @@
-"""Does the linear MFE help? HGA with it, without it and with a nonlinear one, on Fashion-MNIST, 5 seeds.
+"""Does the linear MFE help? HGA with it, without it and with a nonlinear one, on Fashion-MNIST, 10 seeds.
 
     python -m hga_flax study studies/fashion_mnist_mfe.py --workers=2
     python -m hga_flax report studies/fashion_mnist_mfe.py
@@ -19,5 +19,5 @@ def get_study():
             "hga_mfe_relu": ["model.attention=hga", "model.attention_options=mfe_act='relu'"],
         },
         "baseline": "hap_ee",
-        "seeds": 5,
+        "seeds": 10,
     }

@@ -1,4 +1,4 @@
-"""Which of HGA's stages? The eight rows of Table 5 in a ResNet-8, on 4,000 images of Fashion-MNIST at 16x16, 5 seeds.
+"""Which of HGA's stages? The eight rows of Table 5 in a ResNet-8, on 4,000 images of Fashion-MNIST at 16x16, 10 seeds.
 
 python -m hga_flax study studies/fashion_mnist_stages.py --workers=2
 python -m hga_flax report studies/fashion_mnist_stages.py
@@ -25,5 +25,5 @@ def get_study():
         "directory": "runs/studies/fashion_mnist",
         "rows": rows,
         "baseline": "none",
-        "seeds": 5,
+        "seeds": 10,
     }
