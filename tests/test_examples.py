@@ -21,6 +21,7 @@ def test_an_example_is_short_and_headed_by_its_command(file):
     assert f"python -m examples.{file.stem}" in head or f"python examples/{file.name}" in head
 
 
+@pytest.mark.slow
 def test_hga_in_your_cnn_learns():
     result = run("-m", "examples.hga_in_your_cnn", "--steps=60")
     assert result.returncode == 0, result.stderr

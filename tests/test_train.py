@@ -176,6 +176,7 @@ def test_a_complete_run_says_so_and_does_not_train_again(tmp_path):
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.slow
 def test_resnext50_on_synthetic_images_trains_saves_and_is_evaluated(tmp_path):
     result = commands.run(
         "train.py", "--config=configs/hga_resnext50.py", f"--workdir={tmp_path}", "--config.data.fake=true",

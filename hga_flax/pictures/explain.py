@@ -95,10 +95,10 @@ def read_images(paths: Sequence[str]) -> tuple[list[tuple[str, bytes]], int]:
             content = read_image(path)
             decode(content, 3)
             encoded.append((path, content))
-        except UserError as error:
-            problems.append(str(error))
         except BadImage as error:
             problems.append(f"{path}: {error}")
+        except UserError as error:  # which names the file
+            problems.append(str(error))
     if not encoded and len(problems) < 2:
         raise UserError(problems[0] if problems else "no images: standard input was empty")
     for problem in problems:
