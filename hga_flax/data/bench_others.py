@@ -6,6 +6,7 @@ Both crop 8-100 % of the area at aspect 3/4-4/3 and flip; Pillow rotates too, tf
 import contextlib
 import io
 import os
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,14 +57,14 @@ class PillowImages:
         from PIL import Image
 
         image = Image.open(io.BytesIO(self._jpegs[index % len(self._jpegs)])).convert("RGB")
-        random = np.random.default_rng(index)
-        top, left, height, width = random_crop_box(random, image.height, image.width)
+        draws = random.Random(index)
+        top, left, height, width = random_crop_box(draws, image.height, image.width)
         box = (left, top, left + width, top + height)
         image = image.resize((self._size, self._size), Image.Resampling.BILINEAR, box=box)
-        if random.random() < 0.5:
+        if draws.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self._degrees:
-            image = image.rotate(random.uniform(-self._degrees, self._degrees), Image.Resampling.BILINEAR)
+            image = image.rotate(draws.uniform(-self._degrees, self._degrees), Image.Resampling.BILINEAR)
         return np.array(image)
 
 

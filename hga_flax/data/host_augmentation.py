@@ -7,10 +7,10 @@ section 5.1, whose released settings are +-10 degrees). Every random choice is d
 its geometric operations in the warp, the others after it.
 """
 
-import dataclasses
 import math
+import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -30,6 +30,7 @@ REDUCTION_FLAGS = {n: flag for n, flag in ((1, 0), (2, 16), (4, 32), (8, 64))}  
 TAPS = np.array([1 / 24, 22 / 24, 1 / 24])
 AREA = (0.08, 1.0)
 ASPECT = (3 / 4, 4 / 3)
+LOG_ASPECT = (math.log(ASPECT[0]), math.log(ASPECT[1]))
 CROP_TRIES = 10
 NOTHING = Operations(None, ())  # of RandAugment
 MAX_PIXELS = 2**26  # that a JPEG's head may claim; OpenCV has a limit of its own
@@ -93,22 +94,21 @@ def central_crop(image: np.ndarray, size: int, fraction: float) -> np.ndarray:
     return image[top : top + size, left : left + size]
 
 
-def random_crop_box(random: np.random.Generator, height: int, width: int) -> tuple[float, float, float, float]:
+def random_crop_box(draws: random.Random, height: int, width: int) -> tuple[float, float, float, float]:
     """Draws (top, left, height, width) of a crop of random area and aspect; the centre if none fits."""
     for _ in range(CROP_TRIES):
-        area = random.uniform(*AREA) * height * width
-        aspect = math.exp(random.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
+        area = draws.uniform(*AREA) * height * width
+        aspect = math.exp(draws.uniform(*LOG_ASPECT))
         crop_width, crop_height = math.sqrt(area * aspect), math.sqrt(area / aspect)
         if crop_width <= width and crop_height <= height:
-            top, left = random.uniform(0, height - crop_height), random.uniform(0, width - crop_width)
+            top, left = draws.uniform(0, height - crop_height), draws.uniform(0, width - crop_width)
             return top, left, crop_height, crop_width
     aspect = min(max(width / height, ASPECT[0]), ASPECT[1])
     crop_width, crop_height = min(width, height * aspect), min(height, width / aspect)
     return (height - crop_height) / 2, (width - crop_width) / 2, crop_height, crop_width
 
 
-@dataclasses.dataclass(frozen=True)
-class Crop:
+class Crop(NamedTuple):
     """One random crop of an image, in pixels of the whole image.
 
     Attributes:
@@ -138,7 +138,14 @@ class Crop:
         return self.top + (self.height + half) / 2
 
 
-def draw_crop(height: int, width: int, flip: bool, rotation_degrees: float, key: tuple[int, ...]) -> Crop:
+def draw_crop(
+    height: int,
+    width: int,
+    flip: bool,
+    rotation_degrees: float,
+    key: tuple[int, ...],
+    distortion: np.ndarray | None = None,
+) -> Crop:
     """Draws the crop of an image of this size.
 
     Args:
@@ -146,11 +153,12 @@ def draw_crop(height: int, width: int, flip: bool, rotation_degrees: float, key:
         flip: mirror half of the images.
         rotation_degrees: rotate by an angle uniform in +- this many degrees.
         key: integers that all random choices derive from.
+        distortion: becomes the crop's.
     """
-    random = np.random.default_rng(key)
-    box = random_crop_box(random, height, width)
-    angle = math.radians(random.uniform(-rotation_degrees, rotation_degrees))
-    return Crop(*box, angle, -1.0 if flip and random.random() < 0.5 else 1.0)
+    draws = random.Random(str(key))  # half the time of NumPy's, which threads would wait for
+    box = random_crop_box(draws, height, width)
+    angle = math.radians(draws.uniform(-rotation_degrees, rotation_degrees))
+    return Crop(*box, angle, -1.0 if flip and draws.random() < 0.5 else 1.0, distortion)
 
 
 def decode_for_crop(
@@ -186,7 +194,7 @@ def decode_for_crop(
     return decode(image, channels, reduction), crop, reduction
 
 
-def warp(image: np.ndarray, size: int, crop: Crop, reduction: int = 1) -> np.ndarray:
+def warp(image: np.ndarray, size: int, crop: Crop, reduction: int = 1, out: np.ndarray | None = None) -> np.ndarray:
     """Crops, mirrors and rotates in one warp: uint8 `[H, W, C]` -> `[size, size, C]`.
 
     Args:
@@ -194,6 +202,7 @@ def warp(image: np.ndarray, size: int, crop: Crop, reduction: int = 1) -> np.nda
         size: height and width of the result.
         crop: of the whole image.
         reduction: how many times smaller the image is.
+        out: where a result of three channels is written, if given.
     """
     down_y = down_x = 1 / reduction
     shrink = int(min(crop.height, crop.width) / reduction / size)
@@ -203,32 +212,31 @@ def warp(image: np.ndarray, size: int, crop: Crop, reduction: int = 1) -> np.nda
         image = cv2.resize(image, small, interpolation=cv2.INTER_AREA).reshape(*small[::-1], image.shape[2])
         down_y, down_x = down_y * small[1] / height, down_x * small[0] / width
     crop_height, crop_width = crop.height * down_y, crop.width * down_x
-    # From output pixel to input pixel: centre, mirror, scale to the crop, rotate, move to its centre.
+    # From output pixel to input pixel: centre, mirror, scale to the crop, rotate, move to its centre. In plain
+    # numbers: NumPy's overhead on so few would be a tenth of the warp, and it holds the interpreter's lock.
     scale_x, scale_y = crop.mirror * crop_width / size, crop_height / size
-    a, b = math.cos(crop.angle) * scale_x, -math.sin(crop.angle) * scale_y
-    c, d = math.sin(crop.angle) * scale_x, math.cos(crop.angle) * scale_y
-    middle = (size - 1) / 2
+    cos, sin, middle = math.cos(crop.angle), math.sin(crop.angle), (size - 1) / 2
+    a, b, c, d = cos * scale_x, -sin * scale_y, sin * scale_x, cos * scale_y
     x = crop.left * down_x + crop_width / 2 - 0.5 - (a + b) * middle
     y = crop.top * down_y + crop_height / 2 - 0.5 - (c + d) * middle
+    if image.shape[2] == 3 and crop.distortion is None:
+        # Only the part that the warp looks at, as it is about to be copied.
+        across, down = sorted((0, a * size, b * size, (a + b) * size)), sorted((0, c * size, d * size, (c + d) * size))
+        left, top = max(int(x + across[0]) - 2, 0), max(int(y + down[0]) - 2, 0)
+        image = image[top : int(y + down[3]) + 3, left : int(x + across[3]) + 3]
+        x, y = x - left, y - top
     matrix = np.array([[a, b, x], [c, d, y]])
-    if crop.distortion is not None:
+    if crop.distortion is not None:  # it may look far beyond the border, at a mirror image that needs the whole
         pixel = np.array([[size, 0, middle], [0, size, middle], [0, 0, 1]])  # of a place in sides about the centre
         matrix = matrix @ pixel @ crop.distortion @ np.linalg.inv(pixel)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     if image.shape[2] == 1:
         warped = cv2.warpAffine(image, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
         return warped[:, :, None]
-    # OpenCV warps four channels more than twice as fast as three, which pays for the way there and back;
-    # only for the part that the warp looks at.
-    corners = matrix @ [[0, 0, size, size], [0, size, 0, size], [1, 1, 1, 1]]
-    left, top = np.maximum(corners.min(axis=1).astype(int) - 2, 0)
-    right, bottom = corners.max(axis=1).astype(int) + 3
-    if crop.distortion is not None:  # it may look far beyond the border, at a mirror image that needs the rest
-        left, top, right, bottom = 0, 0, image.shape[1], image.shape[0]
-    matrix[:, 2] -= left, top
-    part = cv2.cvtColor(image[top:bottom, left:right], cv2.COLOR_RGB2RGBA)
-    warped = cv2.warpAffine(part, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
-    return cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB)
+    # OpenCV warps four channels more than twice as fast as three, which pays for the way there and back.
+    four = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)
+    warped = cv2.warpAffine(four, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+    return cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB, dst=out)
 
 
 def random_warp(image: np.ndarray, size: int, flip: bool, rotation_degrees: float, key: tuple[int, ...]) -> np.ndarray:
@@ -237,10 +245,11 @@ def random_warp(image: np.ndarray, size: int, flip: bool, rotation_degrees: floa
 
 
 def host_transform(data: Any, channels: int, train: bool, seed: int, size: int = 0) -> Any:
-    """Returns `transform(image, index, epoch) -> uint8 [size, size, channels]` for a `config.data`.
+    """Returns `transform(image, index, epoch, out=None) -> uint8 [size, size, channels]` for a `config.data`.
 
     `data.augmentation` "imagenet" crops here; "small" and "none" resize the whole image ("small"
-    is augmented on the device, see `device_augmentation.py`, but for RandAugment).
+    is augmented on the device, see `device_augmentation.py`, but for RandAugment). `out` takes the
+    result where that saves a copy; else it stays as it is.
 
     Args:
         data: see above.
@@ -254,7 +263,7 @@ def host_transform(data: Any, channels: int, train: bool, seed: int, size: int =
     augmentation, fraction = data.augmentation, data.eval_crop_fraction
     ops, magnitude = data.randaugment_ops if train else 0, data.randaugment_magnitude
 
-    def transform(image: bytes | np.ndarray, index: int, epoch: int) -> np.ndarray:
+    def transform(image: bytes | np.ndarray, index: int, epoch: int, out: np.ndarray | None = None) -> np.ndarray:
         key = (seed, epoch, index)
         operations = draw_operations(ops, magnitude, key) if ops else NOTHING
         if augmentation != "imagenet":
@@ -264,10 +273,8 @@ def host_transform(data: Any, channels: int, train: bool, seed: int, size: int =
             return apply_colours(pixels, operations)
         if not train:
             return central_crop(decode(image, channels), size, fraction)
-        draw = lambda height, width: dataclasses.replace(
-            draw_crop(height, width, flip, rotation_degrees, key), distortion=operations.matrix
-        )
+        draw = lambda height, width: draw_crop(height, width, flip, rotation_degrees, key, operations.matrix)
         pixels, crop, reduction = decode_for_crop(image, channels, size, draw)
-        return apply_colours(warp(pixels, size, crop, reduction), operations)
+        return apply_colours(warp(pixels, size, crop, reduction, out), operations)
 
     return transform

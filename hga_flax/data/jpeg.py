@@ -76,8 +76,8 @@ def decode_top(data: bytes, head: JpegHead, rows: int, reduction: int) -> np.nda
     Raises:
         ValueError: it cannot be decoded.
     """
-    # One more row of blocks: smoothing chroma looks at the row below.
-    height = min((rows // ROWS + 2) * ROWS, head.size[0])
+    # Whole rows of blocks; one more where `rows` ends with one, as smoothing chroma looks at the row below.
+    height = min((rows // ROWS + 1) * ROWS, head.size[0])
     cut = bytearray(data)
     struct.pack_into(">H", cut, head.height_at, height)
     # The factor is chosen by the smallest size that is allowed.

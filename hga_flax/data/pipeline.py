@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import resource_tracker
 from typing import Any
@@ -25,8 +26,8 @@ from hga_flax.data.host_augmentation import host_transform
 from hga_flax.data.memory import MemorySource, in_memory
 from hga_flax.data.sources import DatasetInfo, Source, SyntheticSource, dataset_info, open_source
 
-# (image, index of the example, epoch) -> uint8 [H, W, C]
-Transform = Callable[[Any, int, int], np.ndarray]
+# (image, index of the example, epoch, where the result may be written or None) -> uint8 [H, W, C]
+Transform = Callable[[Any, int, int, np.ndarray | None], np.ndarray]
 Batch = dict[str, np.ndarray]
 CHUNK = 16  # examples that a thread reads at a time, at most
 
@@ -59,6 +60,10 @@ class _TrainExamples:
         return 2**31  # more than any run reads; Grain needs a number
 
     def __getitem__(self, row: int) -> dict[str, Any]:
+        return self.read(row)
+
+    def read(self, row: int, out: np.ndarray | None = None) -> dict[str, Any]:
+        """Returns the example of a row; `out` takes its image where that saves a copy."""
         batch, offset = divmod(row, self._local)
         first = self._start + batch * self._batch + self._shard.process * self._local + offset
         bad = -1
@@ -66,7 +71,7 @@ class _TrainExamples:
             epoch, index = position // len(self._source), int(self._order[position])
             try:
                 record = self._source[index]
-                image = self._transform(record["image"], index, epoch)
+                image = self._transform(record["image"], index, epoch, out)
             except BadImage:
                 bad = index if position == first else bad  # the others are reported at their own places
                 continue
@@ -86,13 +91,17 @@ class _EvalExamples:
         return math.ceil(len(self._source) / self._batch) * self._local
 
     def __getitem__(self, row: int) -> dict[str, Any]:
+        return self.read(row)
+
+    def read(self, row: int, out: np.ndarray | None = None) -> dict[str, Any]:
+        """Returns the example of a row; `out` takes its image where that saves a copy."""
         batch, offset = divmod(row, self._local)
         position = batch * self._batch + self._shard.process * self._local + offset
         if position >= len(self._source):
             return _example(self._blank, 0, -1, mask=np.bool_(False))
         try:
             record = self._source[position]
-            image = self._transform(record["image"], position, 0)
+            image = self._transform(record["image"], position, 0, out)
         except BadImage:
             return _example(self._blank, 0, position, mask=np.bool_(False))
         return _example(image, record["label"], -1, mask=np.bool_(True))
@@ -107,7 +116,9 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _batches(examples: Any, batch_size: int, threads: int, workers: int, memory: bool) -> Iterator[Batch]:
+def _batches(
+    examples: Any, batch_size: int, image_shape: tuple[int, int, int], threads: int, workers: int, memory: bool
+) -> Iterator[Batch]:
     dataset = grain.MapDataset.source(examples)
     if memory:
         # No work that lets go of the interpreter's lock: threads would only wait for each other (9 times slower,
@@ -129,8 +140,8 @@ def _batches(examples: Any, batch_size: int, threads: int, workers: int, memory:
     # Enough ahead to keep the threads busy over a batch boundary, not more: memory.
     ahead = max(2 * batch_size // chunk, 2 * threads) if threads else 0
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-    chunks = grain.MapDataset.source(_Chunks(examples, chunk)).to_iter_dataset(options)
-    return iter(chunks.batch(batch_size // chunk, batch_fn=lambda parts: _join(np.concatenate, parts)))
+    chunks = grain.MapDataset.source(_Chunks(examples, chunk, batch_size, image_shape)).to_iter_dataset(options)
+    return iter(chunks.batch(batch_size // chunk, batch_fn=_join))
 
 
 def _undisturbed(dataset: grain.IterDataset) -> Iterator[Batch]:
@@ -164,21 +175,40 @@ def _end_with_parent(worker: int, workers: int) -> None:
 
 
 class _Chunks:
-    """Examples, `size` at a time."""
+    """Examples, `size` at a time; their images are written where they lie in their batch, which no joining copies."""
 
-    def __init__(self, examples: Any, size: int):
-        self._examples, self._size = examples, size
+    def __init__(self, examples: Any, size: int, batch_size: int, image_shape: tuple[int, int, int]):
+        self._examples, self._size, self._batch, self._shape = examples, size, batch_size, image_shape
+        self._lock = threading.Lock()
+        self._images: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()  # of a batch
 
     def __len__(self) -> int:
         return len(self._examples) // self._size
 
     def __getitem__(self, chunk: int) -> Batch:
-        first = chunk * self._size
-        return _join(np.stack, [self._examples[row] for row in range(first, first + self._size)])
+        batch, first = divmod(chunk * self._size, self._batch)
+        images = self._images_of(batch)[first : first + self._size]
+        examples = [self._examples.read(chunk * self._size + i, image) for i, image in enumerate(images)]
+        for image, example in zip(images, examples, strict=True):
+            if example["image"] is not image:
+                image[...] = example["image"]
+        return {name: np.array([e[name] for e in examples]) for name in examples[0] if name != "image"} | {
+            "image": images
+        }
+
+    def _images_of(self, batch: int) -> np.ndarray:
+        # Kept alive by the chunks that are ready; whoever comes first makes it.
+        with self._lock:
+            images = self._images.get(batch)
+            if images is None:
+                images = self._images[batch] = np.empty((self._batch, *self._shape), np.uint8)
+        return images
 
 
-def _join(join: Callable, parts: Sequence[dict[str, Any]]) -> Batch:
-    return {name: join([part[name] for part in parts]) for name in parts[0]}
+def _join(chunks: Sequence[Batch]) -> Batch:
+    """Joins the chunks of a batch."""
+    batch = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0] if name != "image"}
+    return {"image": chunks[0]["image"].base, **batch}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,12 +258,13 @@ class Dataset:
         if data.augmentation == "imagenet" or data.num_workers:
             return source
         # All that is the same in every epoch: the size.
-        size = self._size(train)
-        transform = host_transform(data, self.info.channels, False, self.seed, size)
-        return in_memory(source, transform, (size, size, self.info.channels), data.cache_mb)
+        shape = self._image_shape(train)
+        transform = host_transform(data, self.info.channels, False, self.seed, shape[0])
+        return in_memory(source, transform, shape, data.cache_mb)
 
-    def _size(self, train: bool) -> int:
-        return self.data.image_size if train else self.eval_size or self.data.image_size
+    def _image_shape(self, train: bool) -> tuple[int, int, int]:
+        size = self.data.image_size if train else self.eval_size or self.data.image_size
+        return size, size, self.info.channels
 
     def train_batches(self, source: Source, batch_size: int, shard: Shard, start: int = 0) -> Iterator[Batch]:
         """Yields this process's part of each global batch, without end.
@@ -258,15 +289,15 @@ class Dataset:
         Yields:
             `image` uint8 `[b, H, W, C]`, `label` int32 `[b]`, `mask` bool `[b]`, false for what does not count.
         """
-        blank = np.zeros((self._size(False), self._size(False), self.info.channels), np.uint8)
+        blank = np.zeros(self._image_shape(False), np.uint8)
         examples = lambda source, transform: _EvalExamples(source, transform, blank, batch_size, shard)
         return self._batches(source, False, examples, batch_size // shard.processes)
 
     def _batches(self, source: Source, train: bool, examples: Callable, batch_size: int) -> Iterator[Batch]:
-        transform = host_transform(self.data, self.info.channels, train, self.seed, self._size(train))
-        data = self.data
+        data, shape = self.data, self._image_shape(train)
+        transform = host_transform(data, self.info.channels, train, self.seed, shape[0])
         memory = isinstance(source, MemorySource)
-        batches = _batches(examples(source, transform), batch_size, data.num_threads, data.num_workers, memory)
+        batches = _batches(examples(source, transform), batch_size, shape, data.num_threads, data.num_workers, memory)
         split = data.train_split if train else data.eval_split
         return self.bad_images.watch(batches, split, lambda index: _explain(source, transform, index))
 

@@ -35,7 +35,7 @@ def test_the_top_is_decoded_to_the_pixels_of_opencv():
     head = read_head(jpeg)
     assert head.from_top and head.orientation == 1
     whole = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
-    for rows, height in ((1, 32), (31, 48), (150, 176), (195, 200), (999, 200)):
+    for rows, height in ((1, 16), (31, 32), (32, 48), (150, 160), (195, 200), (999, 200)):
         top = decode_top(jpeg, head, rows, 1)
         assert top.shape == (height, 120, 3)
         np.testing.assert_array_equal(top[:rows], whole[:rows])
@@ -43,8 +43,21 @@ def test_the_top_is_decoded_to_the_pixels_of_opencv():
     for reduction, flag in flags.items():
         small = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flag)[..., ::-1]
         top = decode_top(jpeg, head, 100, reduction)
-        assert top.shape == (128 // reduction, -(-120 // reduction), 3)
+        assert top.shape == (112 // reduction, -(-120 // reduction), 3)
         np.testing.assert_array_equal(top[: 100 // reduction], small[: 100 // reduction])
+
+
+@pytest.mark.parametrize("factor", ["411", "420", "422", "440", "444"])
+def test_no_row_depends_on_what_is_left_out(factor):
+    photo = np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8)
+    sampling = getattr(cv2, f"IMWRITE_JPEG_SAMPLING_FACTOR_{factor}")
+    jpeg = cv2.imencode(".jpg", photo, [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling])[1].tobytes()
+    head = read_head(jpeg)
+    for reduction, flag in ((1, 0), (2, 16), (4, 32), (8, 64)):
+        whole = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB | flag)
+        for rows in range(1, 91):
+            top = decode_top(jpeg, head, rows, reduction)[: rows // reduction]
+            np.testing.assert_array_equal(top, whole[: rows // reduction], err_msg=f"{rows} rows / {reduction}")
 
 
 def test_a_jpeg_in_several_scans_is_not_cut():

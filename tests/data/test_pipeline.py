@@ -66,6 +66,14 @@ def test_threads_and_worker_processes_change_nothing(options, augmentation):
     assert_same(take(make_dataset(augmentation=augmentation, **options), 8), expected)
 
 
+@pytest.mark.parametrize("augmentation", ["imagenet", "none"])
+def test_a_batch_that_threads_fill_piece_by_piece_is_whole(augmentation):
+    dataset = make_dataset(augmentation=augmentation, threads=4)
+    small = take(dataset, 51, 2)  # each in one piece
+    joined = [{name: np.concatenate([b[name] for b in small[i : i + 17]]) for name in small[0]} for i in (0, 17, 34)]
+    assert_same(take(dataset, 3, 34), joined)  # 17 pieces
+
+
 @pytest.mark.parametrize("threads", [0, 2])
 def test_keeping_images_in_memory_changes_nothing(threads):
     kept, read = make_dataset(cache_mb=1, threads=threads), make_dataset()

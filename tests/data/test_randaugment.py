@@ -1,5 +1,3 @@
-import dataclasses
-
 import cv2
 import numpy as np
 import pytest
@@ -142,8 +140,7 @@ def test_a_jpeg_is_decoded_as_far_down_as_its_distortion_looks():
     ours = transform(randaugment_ops=6, randaugment_magnitude=10.0)
     for key in [(5, 0, index) for index in range(60)]:
         operations = ra.draw_operations(6, 10.0, key)
-        crop = host.draw_crop(*whole[1].shape[:2], True, 10.0, key)
+        crop = host.draw_crop(*whole[1].shape[:2], True, 10.0, key, operations.matrix)
         reduction = max(n for n in whole if n == 1 or min(crop.height, crop.width) >= n * 32)
-        crop = dataclasses.replace(crop, distortion=operations.matrix)
         expected = ra.apply_colours(host.warp(whole[reduction], 32, crop, reduction), operations)
         np.testing.assert_array_equal(ours(jpeg, key[2], 0), expected, err_msg=str(key))
