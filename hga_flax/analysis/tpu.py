@@ -4,25 +4,29 @@
 
 compiles what train.py would run on every chip and prints its memory, FLOPs, memory traffic and
 collectives, and the time below which the chip's published limits allow no step. Nothing is run; the
-compiler is TPU's own, from the package `libtpu`. `--sweep` looks for the largest batch that fits.
+compiler is TPU's own, from the package `libtpu`. `--sweep` looks for the largest batch that fits; near a
+chip's memory the compiler may look for hours for what to compute twice, so that it is given up in time.
 """
 
 import argparse
 import dataclasses
 import importlib.util
 import json
+import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from typing import Any
 
 from hga_flax.command_line import add_config_flags
-from hga_flax.config import configure, validate
+from hga_flax.config import configure, from_json, to_json, validate
 from hga_flax.errors import ConfigError, UserError, one_line
 
 SWEEP_UNIT = 32  # a sweep tries multiples of this many images a chip
 SWEEP_LIMIT = 4096  # and none above
+COMPILE_LIMIT = 600  # seconds that a sweep waits for one compilation
 ACCELERATORS = {"v5e": "v5litepod-8", "v5p": "v5p-8", "v6e": "v6e-8"}  # what libtpu asks for, by generation
 EXAMPLES = 1_281_167  # ImageNet's: the length of the schedule that is compiled, which changes no cost
 
@@ -33,6 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--topology", default="v5e:2x4", help="v5e:2x4 (default), v5e:16x16, v5p:2x2x1, v6e:2x4, ...")
     parser.add_argument("--batch", type=int, help="images a chip (default: training.batch_size over the chips)")
     parser.add_argument("--sweep", action="store_true", help="find the largest batch a chip that fits")
+    parser.add_argument(
+        "--compile-limit", type=float, default=COMPILE_LIMIT, metavar="SECONDS",
+        help="--sweep: a batch whose compilation takes longer counts as one that does not fit (default 600)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the result (--sweep: a list of them) as JSON")
 
 
@@ -53,7 +61,8 @@ def run(arguments: argparse.Namespace) -> None:
     mesh = topology_mesh(arguments.topology)
     log = lambda line: print(line, file=sys.stderr, flush=True)
     if arguments.sweep:
-        rows = sweep(config, arguments.topology, mesh, arguments.batch or SWEEP_UNIT, log)
+        start = arguments.batch or SWEEP_UNIT
+        rows = sweep(config, arguments.topology, mesh.devices.flat[0], start, arguments.compile_limit, log)
         print(json.dumps(rows, indent=2) if arguments.json else sweep_table(rows))
         return
     batch = arguments.batch
@@ -223,8 +232,21 @@ def largest_fitting(fits: Callable[[int], int | None], capacity: int, start: int
     return good * unit
 
 
-def sweep(config: Any, topology: str, mesh: Any, start: int, log: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Compiles for several batches, until it is known which is the largest that fits, and returns their rows.
+def sweep(
+    config: Any, topology: str, device: Any, start: int, compile_limit: float, log: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Compiles for several batches, each in a process of its own, until it is known which is the largest that fits.
+
+    Args:
+        config: a whole configuration.
+        topology: see `topology_mesh`.
+        device: one of its chips.
+        start: the first batch tried.
+        compile_limit: seconds; a batch whose compilation takes longer counts as one that does not fit.
+        log: takes lines about the progress.
+
+    Returns:
+        The rows of `compile_step`, by batch, with `fits`, `given_up` and `largest`.
 
     Raises:
         UserError: the configuration cannot be run.
@@ -235,14 +257,53 @@ def sweep(config: Any, topology: str, mesh: Any, start: int, log: Callable[[str]
 
     def fits(batch: int) -> int | None:
         log(f"compiling for {topology}, {batch} images a chip ...")
-        row = compile_step(config, topology, mesh, batch)
-        rows[batch] = row or {"topology": topology, "chips": mesh.devices.size, "batch_per_chip": batch}
-        rows[batch]["fits"] = row is not None
+        done, row = within(compile_limit, _compile_afresh, to_json(config), topology, batch)
+        rows[batch] = row or {"topology": topology, "batch_per_chip": batch}
+        rows[batch] |= {"fits": row is not None, "given_up": not done}
+        if not done:
+            log(f"given up after {compile_limit:g} s")
         return None if row is None else row["peak_memory_bytes"]
 
-    capacity = int(limits(mesh.devices.flat[0]).memory_bytes)
-    largest = largest_fitting(fits, capacity, start, SWEEP_UNIT, SWEEP_LIMIT)
+    largest = largest_fitting(fits, int(limits(device).memory_bytes), start, SWEEP_UNIT, SWEEP_LIMIT)
     return [row | {"largest": batch == largest} for batch, row in sorted(rows.items())]
+
+
+def _compile_afresh(config: str, topology: str, batch: int) -> dict[str, Any] | None:
+    """`compile_step` in a new process."""
+    return compile_step(from_json(config), topology, topology_mesh(topology), batch)
+
+
+def within(seconds: float, function: Callable, *arguments: Any) -> tuple[bool, Any]:
+    """Calls a function in a new process: (True, its result), or (False, None) where it takes longer and is killed.
+
+    Raises:
+        UserError: the function does, or its process ends without a result.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(sender, function, arguments), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        if not receiver.poll(seconds):
+            return False, None
+        error, result = receiver.recv()
+    except EOFError:
+        process.join()
+        raise UserError(f"the compiler's process ended with code {process.exitcode}; is there memory enough?") from None
+    finally:
+        process.kill()
+        process.join()
+    if error is not None:
+        raise error
+    return True, result
+
+
+def _send(sender: Connection, function: Callable, arguments: tuple[Any, ...]) -> None:
+    try:
+        sender.send((None, function(*arguments)))
+    except UserError as error:
+        sender.send((error, None))
 
 
 def table(row: dict[str, Any]) -> str:
@@ -271,7 +332,8 @@ def sweep_table(rows: list[dict[str, Any]]) -> str:
     lines = [f"{'images a chip':>13} {'memory GiB':>11} {'bytes GB':>9} {'images/s a chip, at most':>25}"]
     for row in rows:
         if not row["fits"]:
-            lines.append(f"{row['batch_per_chip']:>13} does not fit")
+            reason = "not compiled in time" if row["given_up"] else "does not fit"
+            lines.append(f"{row['batch_per_chip']:>13} {reason}")
             continue
         lines.append(
             f"{row['batch_per_chip']:>13} {row['peak_memory_bytes'] / 2**30:>11.2f} "

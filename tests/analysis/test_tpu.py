@@ -1,6 +1,9 @@
 import importlib.util
 import json
+import math
+import os
 import re
+import time
 import types
 
 import jax
@@ -10,7 +13,7 @@ from hga_flax.__main__ import main
 from hga_flax.analysis import tpu
 from hga_flax.analysis.compiled import Cost, cost
 from hga_flax.analysis.devices import limits
-from hga_flax.errors import UserError
+from hga_flax.errors import UserError, expand
 from tests.training import tiny
 
 V5E = types.SimpleNamespace(device_kind="TPU v5 lite")
@@ -72,8 +75,23 @@ def test_what_a_person_reads():
     text = tpu.table(row)
     assert "5.00 of 16 GiB (31%)" in text and "all-reduce 99 x, 57.0 MB" in text
     assert "bound by memory" in text and "1,906 images/s a chip" in text
-    rows = [row | {"fits": True, "largest": True}, {"batch_per_chip": 256, "fits": False}]
-    assert re.search(r"128 .* the largest that fits\n\s+256 does not fit", tpu.sweep_table(rows))
+    rows = [
+        row | {"fits": True, "largest": True},
+        {"batch_per_chip": 256, "fits": False, "given_up": True},
+        {"batch_per_chip": 512, "fits": False, "given_up": False},
+    ]
+    assert re.search(
+        r"128 .* the largest that fits\n\s+256 not compiled in time\n\s+512 does not fit", tpu.sweep_table(rows)
+    )
+
+
+def test_what_takes_too_long_is_given_up():
+    assert tpu.within(60, math.hypot, 3, 4) == (True, 5)
+    assert tpu.within(0.5, time.sleep, 60) == (False, None)
+    with pytest.raises(UserError, match="ended with code 3"):
+        tpu.within(60, os._exit, 3)
+    with pytest.raises(UserError, match=r"home folder|file system"):
+        tpu.within(60, expand, "~nobody-of-this-name/x", "--workdir")
 
 
 def test_without_the_compiler_one_line_says_what_to_install(monkeypatch):
