@@ -57,7 +57,10 @@ def main() -> int:
         session = onnxruntime.InferenceSession(arguments.network, providers=onnxruntime.get_available_providers())
     except Exception as error:  # ONNX Runtime has no base class for what it raises
         sys.exit(f"error: {arguments.network} cannot be read: {' '.join(str(error).split())}")
-    facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    known = session.get_modelmeta().custom_metadata_map
+    if not {"preprocessing", "class_names"} <= known.keys():
+        sys.exit(f"error: {arguments.network} does not say how its images are prepared: hga_flax did not export it")
+    facts = {key: json.loads(value) for key, value in known.items()}
     failed = False
     for file in arguments.images:
         try:

@@ -42,7 +42,7 @@ class Console:
         table.add_column(overflow="fold")
         for name, value in rows:
             table.add_row(name, value)
-        self._rich.print(table, markup=False)
+        self._show(table)
 
     def columns(self, title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
         """Prints rows below a header; what looks like a number stands at the right of its column."""
@@ -52,7 +52,16 @@ class Console:
             table.add_column(name, style="cyan" if i == 0 else None, justify="right" if numbers else "left")
         for row in rows:
             table.add_row(*row)
-        self._rich.print(table, markup=False)
+        self._show(table)
+
+    def _show(self, table: Table) -> None:
+        if self._rich.is_terminal:
+            self._rich.print(table, markup=False)
+            return
+        with self._rich.capture() as captured:  # a file or a pipe has no use for the blanks that fill a table's lines
+            self._rich.print(table, markup=False)
+        for text in captured.get().splitlines():
+            self.line(text.rstrip())
 
     def start_progress(self, done: int, total: int) -> "Console":
         """Shows a bar of `total` steps of which `done` are done; use as a context."""

@@ -58,6 +58,18 @@ def test_a_network_that_cannot_be_read_is_one_line(tmp_path, without):
         assert done.stderr.startswith(f"error: {file} cannot be read: ")
 
 
+def test_a_network_of_another_maker_is_one_line(tmp_path, without):
+    helper = pytest.importorskip("onnx.helper")
+    info = [helper.make_tensor_value_info(name, 1, [1]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", info[:1], info[1:])
+    file = tmp_path / "foreign.onnx"
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    file.write_bytes(model.SerializeToString())
+    done = serve(file, "x.png", without=without)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (f"error: {file} does not say how its images are prepared: hga_flax did not export it\n")
+
+
 def test_help(without):
     done = serve("--help", without=without)
     assert done.returncode == 0 and "--top" in done.stdout and "ONNX Runtime" in done.stdout

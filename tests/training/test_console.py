@@ -15,7 +15,7 @@ def test_lines_and_tables_are_plain_text_where_there_is_no_terminal(capsys):
     with console.start_progress(0, 10):
         console.update(3, "never shown")
     console.table("title", [("name", "a value"), ("other", "[x]")])
-    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
+    assert capsys.readouterr().out.splitlines() == [
         "loss [1] 0.5",
         "title",
         "name   a value",
@@ -25,7 +25,7 @@ def test_lines_and_tables_are_plain_text_where_there_is_no_terminal(capsys):
 
 def test_columns_have_numbers_at_the_right(capsys):
     Console().columns("title", ("name", "count"), [("[a]", "1,000"), ("b", "2.5")])
-    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    lines = capsys.readouterr().out.splitlines()
     assert lines == ["title", "name  count", "[a]   1,000", "b       2.5"]
     Console(active=False).columns("title", ("name",), [("a",)])
     assert capsys.readouterr().out == ""
