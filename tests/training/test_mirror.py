@@ -226,8 +226,8 @@ def test_a_checkpoint_that_cannot_be_uploaded_is_tried_again_then_ends_the_run_i
     refuse(remote, monkeypatch, only="checkpoints")
     line = (
         "the newest checkpoint cannot be uploaded: --workdir=s3://bucket/run cannot be written to: the storage does "
-        "not answer (gone); is the network up, and the endpoint right?; the ones before are kept there, it is kept here, "
-        "and the same command on this machine uploads it and goes on"
+        "not answer (gone); is the network up, and the endpoint right?; the ones before are kept there, it is kept "
+        "here, and the same command on this machine uploads it and goes on"
     )
     with pytest.raises(UserError, match=re.escape(line)):
         mirror.finish()
@@ -298,3 +298,83 @@ def test_another_model_is_refused_before_anything_is_written(remote, operations)
     with pytest.raises(UserError, match=f"^--workdir={remote.address} belongs to another run"):
         train(tiny.config(model__attention="none"), remote.address)
     assert operations == []
+
+
+LONG = (*TINY, "--config.training.steps=60", "--config.checkpoint.every_steps=7", "--config.checkpoint.keep=2")
+
+
+def wait_for_step(remote, step, process):
+    deadline = time.monotonic() + 300
+    while not any(int(name.split("/")[1]) >= step for name in steps(remote)):
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def same_parameters(one, other):
+    for a, b in zip(params(one), params(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", [pytest.param(s, marks=buckets.needs(s)) for s in ("s3", "gs")])
+def test_a_killed_run_goes_on_on_a_fresh_machine_by_the_real_protocol(scheme, tmp_path, monkeypatch):
+    """Killed once at any moment, stopped once in good order; then a step's seal is taken away, as by a kill before."""
+    undisturbed = commands.run(*LONG, f"--workdir={tmp_path / 'whole'}")
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    with buckets.serve(scheme):
+        run, machines = f"{scheme}://bucket/a/run", iter(range(100))
+        remote = Remote(run, "--workdir")
+        for stop, after in ((signal.SIGKILL, 7), (signal.SIGTERM, 20)):
+            fresh_machine(monkeypatch, tmp_path / f"machine_{next(machines)}")
+            process = commands.start(*LONG, f"--workdir={run}")
+            wait_for_step(remote, after, process)
+            process.send_signal(stop)
+            error = process.communicate(timeout=100)[1].decode()
+            assert process.returncode == (-stop if stop == signal.SIGKILL else 143), error
+        assert "after step" in error and str(max(int(name.split("/")[1]) for name in steps(remote))) in error
+        newest = max(steps(remote), key=lambda name: int(name.split("/")[1]))
+        remote.delete([f"{newest}/seal.json"])
+        fresh_machine(monkeypatch, tmp_path / f"machine_{next(machines)}")
+        result = commands.run(*LONG, f"--workdir={run}")
+        assert result.returncode == 0, result.stderr
+        before = int(re.search(rf"resuming {run} at step (\d+)", result.stdout)[1])
+        assert 7 <= before < int(newest.split("/")[1])
+        fresh_machine(monkeypatch, tmp_path / f"machine_{next(machines)}")
+        same_parameters(tmp_path / "whole", run)
+        there, here = (commands.run("evaluate.py", f"--workdir={w}", "--json") for w in (run, tmp_path / "whole"))
+        assert there.stdout.splitlines()[-1] == here.stdout.splitlines()[-1], there.stderr
+        logged = [json.loads(line) for line in remote.read("metrics.jsonl").decode().splitlines()]
+        keys = [(line["step"], "eval/loss" in line) for line in logged]
+        assert sorted(set(keys)) == keys and keys[-1] == (60, True)  # each line once, though sessions were killed
+
+
+@pytest.mark.slow
+@buckets.needs("s3")
+def test_two_processes_share_a_run_in_a_bucket_and_end_as_one(tmp_path, monkeypatch):
+    options = (*TINY, "--config.optimizer.learning_rate=0.01", "--config.training.steps=12")
+    options += ("--config.checkpoint.every_steps=5",)
+    one = commands.run(*options, f"--workdir={tmp_path / 'one'}", devices=8)
+    assert one.returncode == 0, one.stderr
+    fresh_machine(monkeypatch, tmp_path / "machine")
+    with buckets.serve("s3"):
+        run = "s3://bucket/a/run"
+        for last in (7, 12):  # the second session goes on from the first
+            outputs = []
+            for process in start_processes(*options, f"--config.training.steps={last}", f"--workdir={run}"):
+                outputs.append(process.communicate(timeout=500))
+                assert process.returncode == 0, outputs[-1][1]
+            assert "2 process(es)" in outputs[0][0] and "finished" in outputs[0][0]
+        assert f"resuming {run} at step 7" in outputs[0][0]
+        found = whole(Remote(run, "--workdir"), tmp_path / "fresh")
+        assert found[-1] == "checkpoints/7" and "checkpoints/12" in found
+        there, here = restore_workdir(run, "latest"), restore_workdir(str(tmp_path / "one"), "latest")
+        assert there.step == here.step == 12
+        for tree in ("params", "batch_stats"):
+            pairs = zip(*(jax.tree.leaves(getattr(r.state, tree)) for r in (there, here)), strict=True)
+            for a, b in pairs:
+                np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+        evaluations = []
+        for process in start_processes("evaluate.py", f"--workdir={run}", "--json"):
+            evaluations.append(process.communicate(timeout=500))
+            assert process.returncode == 0, evaluations[-1][1]
+        assert '"num_examples": 297' in evaluations[0][0] and '"num_examples"' not in evaluations[1][0]
