@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+import signal
 import threading
 import time
 
@@ -17,7 +18,10 @@ from hga_flax.training.restore import evaluate_workdir, restore_workdir
 from hga_flax.training.seal import find_damage, write_seal
 from hga_flax.training.trainer import train
 from hga_flax.training.twin import Twin
+from tests import buckets, commands
+from tests.test_train import TINY
 from tests.training import tiny
+from tests.training.test_distributed import start_processes
 
 STATE, RUN = "state/d/x", "run/metadata"
 
