@@ -19,8 +19,8 @@ def alias(folder: pathlib.Path, address: str) -> None:
 def called(text: object) -> str:
     """Returns a text with the folders in it called as the user calls them."""
     text = str(text)
-    for folder, address in _aliases.items():
-        text = text.replace(folder, address)
+    for folder in sorted(_aliases, key=len, reverse=True):
+        text = text.replace(folder, _aliases[folder])
     return text
 
 

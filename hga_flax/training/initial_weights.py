@@ -22,7 +22,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from hga_flax.attention.identity_start import SHARE
-from hga_flax.errors import UserError, expand
+from hga_flax.errors import UserError, called, expand
 from hga_flax.models.torch_files import read_torch_file
 from hga_flax.models.torch_weights import find_peer, renamed
 from hga_flax.storage import fetch_file, is_remote
@@ -185,7 +185,7 @@ def _read_run(given: str, folder: pathlib.Path, checkpoint: str) -> Source:
         arrays = flatten_dict(checkpoints.restore_weights(step))
     finally:
         checkpoints.close()
-    origin = f"step {step} of {folder}"
+    origin = called(f"step {step} of {folder}")
     with contextlib.suppress(UserError):  # the arrays speak for themselves
         model = files.read_config(folder).model
         origin += f", {model.name} with attention {model.attention}"

@@ -38,7 +38,7 @@ class Mirror:
         self._remote, self._folder = twin.remote, twin.folder
         self._busy, self._over = threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
-        self._warned = False
+        self._warned = self._given_up = False
 
     def catch_up(self) -> pathlib.Path:
         """Makes the twin what is in the bucket, uploads what an earlier session could not, and returns the folder.
@@ -94,6 +94,7 @@ class Mirror:
                     return
                 except Unreachable as error:
                     if pause is None:
+                        self._given_up = True
                         raise UserError(
                             f"the newest checkpoint cannot be uploaded: {error}; the ones before are kept there, it "
                             "is kept here, and the same command on this machine uploads it and goes on"
@@ -109,6 +110,7 @@ class Mirror:
         self._over.set()
         if self._thread is not None:
             self._thread.join()
+        if self._thread is not None and not self._given_up:
             self.finish()
             try:
                 self._push_others()

@@ -10,10 +10,15 @@ import numpy as np
 import pytest
 
 from hga_flax import storage
+from hga_flax.__main__ import main
 from hga_flax.errors import UserError
+from hga_flax.pictures.curves import read_run
 from hga_flax.storage import Remote
 from hga_flax.training import mirror as m
+from hga_flax.training.dry_run import workdir_state
+from hga_flax.training.initial_weights import read_source
 from hga_flax.training.mirror import Mirror, run_folder
+from hga_flax.training.prediction import Predictor
 from hga_flax.training.restore import evaluate_workdir, restore_workdir
 from hga_flax.training.seal import find_damage, write_seal
 from hga_flax.training.trainer import train
@@ -235,6 +240,8 @@ def test_a_checkpoint_that_cannot_be_uploaded_is_tried_again_then_ends_the_run_i
     )
     with pytest.raises(UserError, match=re.escape(line)):
         mirror.finish()
+    tries = mirror._remote.put = lambda *arguments: pytest.fail("it is not tried for ever")
+    assert tries and mirror.close() is None
     assert steps(remote) == ["checkpoints/1"]
 
 
@@ -294,6 +301,25 @@ def test_a_run_goes_on_on_a_fresh_machine_and_ends_as_an_undisturbed_one(remote,
     lines = remote.read("metrics.jsonl").decode().splitlines()
     assert [json.loads(line)["step"] for line in lines][-1] == 6
     assert not list((tmp_path / "third" / "runs").glob("*train*"))  # who reads has a copy of its own
+
+
+def test_every_command_takes_the_address_of_a_run(remote, tmp_path, capsys):
+    train(tiny.config(training__steps=2), remote.address)
+    main(["summary", f"--workdir={remote.address}"])
+    assert "cifar_resnet8, attention hga" in capsys.readouterr().out
+    assert read_run(remote.address, None, epochs=False).curves["eval/loss"].steps == [2]
+    told = workdir_state(remote.address, tiny.config())
+    assert told == f"{remote.address}: goes on from step 2; changed: training.steps: 2 -> 6"
+    copied = [p.name for p in (tmp_path / "cache/runs").rglob("checkpoints/2/*") if "read" in str(p)]
+    assert copied == ["seal.json"]  # of the checkpoints these three need no more
+    assert Predictor.from_workdir(remote.address).restored.step == 2
+    for source in (remote.address, f"{remote.address}@latest", f"{remote.address}@2"):
+        origin = read_source(tiny.config(init__from=source), ()).origin
+        assert origin.startswith(f"step 2 of {remote.address}, cifar_resnet8 with attention hga")
+    with pytest.raises(UserError, match=rf"^init\.from={remote.address}/x\.pth: there is no such file$"):
+        read_source(tiny.config(init__from=f"{remote.address}/x.pth"), ())
+    with pytest.raises(UserError, match=rf"^--workdir={remote.address}x: no run here"):
+        restore_workdir(f"{remote.address}x")
 
 
 def test_another_model_is_refused_before_anything_is_written(remote, operations):
