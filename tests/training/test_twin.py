@@ -82,6 +82,19 @@ def test_what_no_other_session_has_overtaken_is_kept(remote):
     assert not any(map(twin.is_up, checkpoint(3))) and all(map(twin.is_up, checkpoint(2)))
 
 
+def test_what_was_written_since_the_last_upload_is_kept_too(remote):
+    """A step that was saved again, and metrics whose upload was the last thing that the session did."""
+    twin = ahead(remote)
+    fill(remote, {"metrics.jsonl": b"2"})
+    for name, content in (checkpoint(2, b"again") | {"checkpoints/2/state/d/y": b"again"}).items():
+        (twin.folder / name).write_bytes(content)
+    twin = opened(remote)
+    read = lambda name: (twin.folder / name).read_bytes()
+    assert read("metrics.jsonl") == b"3"
+    assert [read(f"checkpoints/2/state/d/{name}") for name in "xy"] == [b"again", b"again"]
+    assert not twin.is_up("checkpoints/2/seal.json")
+
+
 def test_another_session_makes_the_bucket_the_truth(remote):
     ahead(remote)
     fill(remote, {SESSION: b'{"session": "elsewhere"}'})
