@@ -127,7 +127,7 @@ class Twin:
     def _is_ahead(self, name: str, here: dict[str, Here]) -> bool:
         """Returns whether a file that the bucket lacks has not been uploaded yet; a checkpoint's as its seal."""
         name = seal_of(name) or name
-        return name not in self.pairs or name in self.there or self.pairs[name].here != here.get(name)
+        return name not in self.pairs or self.pairs[name].here != here.get(name)
 
     def here(self) -> dict[str, Here]:
         """Returns every file of the twin."""
