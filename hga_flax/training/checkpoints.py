@@ -117,8 +117,9 @@ class Checkpoints:
         return ocp.Checkpointer(handler, multiprocessing_options=self._processes())
 
     def _create_manager(self) -> ocp.CheckpointManager:
+        self._directory.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
-            create=True,
+            create=False,  # Orbax will not where it does not reckon with all processes
             multiprocessing_options=self._processes(),
             preservation_policy=LatestAndBest(self._keep, self.metrics),
             cleanup_tmp_directories=True,
