@@ -18,7 +18,7 @@ from hga_flax.command_line import import_flags
 from hga_flax.config import validate
 from hga_flax.data.sources import Source, dataset_info
 from hga_flax.errors import Interrupted, UserError, called
-from hga_flax.storage import is_remote
+from hga_flax.storage import Remote, is_remote
 from hga_flax.training import workdir as files
 from hga_flax.training.checkpoints import Checkpoints
 from hga_flax.training.clock import Clock, StartUp
@@ -80,6 +80,8 @@ def train(config: ConfigDict, workdir_path: str, profile_steps: int = 0) -> int:
     start_up = StartUp(hga_flax.STARTED)
     start_up.mark("imports")
     validate(config)
+    if is_remote(workdir_path):
+        Remote(workdir_path, "--workdir").files()  # whether it can be read, before a data set is copied
     with Preemption(config.training.grace_seconds) as preemption, contextlib.ExitStack() as opened:
         _train(config, workdir_path, preemption, start_up, profile_steps, opened)
     return preemption.signal

@@ -220,7 +220,7 @@ def _drop_empty(folder: pathlib.Path) -> None:
             shutil.rmtree(path)
 
 
-_read: dict[str, Twin] = {}  # of this process, by address
+_read: dict[tuple[pathlib.Path, str], Twin] = {}  # of this process, by cache and address
 
 
 def find(path: str, key: str = "--workdir", light: bool = False) -> pathlib.Path:
@@ -236,10 +236,11 @@ def find(path: str, key: str = "--workdir", light: bool = False) -> pathlib.Path
     """
     if not is_remote(path):
         return expand(path, key).absolute()
-    if path not in _read:
-        _read[path] = Twin(path, key)
-    _read[path].pull(light)
-    return _read[path].folder
+    place = cache_folder(), path
+    if place not in _read:
+        _read[place] = Twin(path, key)
+    _read[place].pull(light)
+    return _read[place].folder
 
 
 def is_twin(folder: pathlib.Path) -> bool:
