@@ -72,7 +72,7 @@ class Mirror:
                     if self._push_checkpoints() or time.monotonic() >= due:
                         self._push_others()
                         due = time.monotonic() + LOG_SECONDS
-            except UserError as error:  # `finish` and `close` try again
+            except (UserError, OSError) as error:  # `finish` and `close` try again
                 due = time.monotonic() + LOG_SECONDS
                 self._warn_once(f"warning: {error}; it is tried again")
 

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import itertools
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -130,12 +131,14 @@ class Twin:
         return name not in self.pairs or self.pairs[name].here != here.get(name)
 
     def here(self) -> dict[str, Here]:
-        """Returns every file of the twin."""
+        """Returns every file of the twin, but for what is being removed meanwhile."""
         found = {}
-        for file in self.folder.rglob("*"):
-            with contextlib.suppress(FileNotFoundError):
-                if file.is_file() and (name := file.relative_to(self.folder).as_posix()) != RECORD:
-                    found[name] = self.stat(name)
+        for folder, _, files in os.walk(self.folder):  # which passes over a folder that vanishes
+            for file in files:
+                name = (pathlib.Path(folder) / file).relative_to(self.folder).as_posix()
+                with contextlib.suppress(FileNotFoundError):
+                    if name != RECORD:
+                        found[name] = self.stat(name)
         return found
 
     def stat(self, name: str) -> Here:

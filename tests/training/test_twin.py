@@ -1,4 +1,6 @@
 import json
+import shutil
+import threading
 import time
 
 import pytest
@@ -174,6 +176,25 @@ def test_a_run_that_goes_on_while_it_is_read_is_read_again(remote, monkeypatch):
     fill(remote, {"new": b""})
     with pytest.raises(UserError, match=r"^--workdir=s3://bucket/run: it changes while it is read; try again$"):
         opened(remote)
+
+
+def test_folders_that_vanish_while_it_looks_are_passed_over(remote):
+    twin, stop = opened(remote), threading.Event()
+
+    def come_and_go():
+        while not stop.is_set():
+            (twin.folder / "checkpoints/9/state/d/e").mkdir(parents=True)
+            (twin.folder / "checkpoints/9/state/d/e/x").write_text("")
+            shutil.rmtree(twin.folder / "checkpoints/9")
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        for _ in range(200):
+            assert names(twin) >= checkpoint(1).keys()
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_a_damaged_record_and_a_bucket_that_cannot_be_written_to(remote, monkeypatch):
