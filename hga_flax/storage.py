@@ -1,8 +1,8 @@
 """Buckets: `gs://bucket/folder` and `s3://bucket/folder`, and what is copied between them and this machine.
 
 An object store has no rename and no append, so nothing works in a bucket: files are copied here, used here and
-copied back. Addresses are etils' (epath.Path). The file systems behind them are fsspec's, asked directly: epath itself
-takes TensorFlow's where TensorFlow is installed, and lists names without sizes.
+copied back. The file systems are fsspec's, those behind etils.epath, asked directly: epath itself takes TensorFlow's
+where TensorFlow is installed, and lists names without sizes.
 """
 
 import concurrent.futures
