@@ -37,9 +37,10 @@ study: $(VENV)/installed
 test: $(VENV)/installed lint
 	@$(BIN)/python -m pytest $(PARALLEL)
 
-# TensorFlow prepares ImageNet in one test, Pillow is the reference of another; nothing else needs them.
+# TensorFlow prepares ImageNet in one test, Pillow is the reference of another, the rest are buckets on this machine.
 test-all: $(VENV)/installed lint
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check tensorflow pillow
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check tensorflow pillow \
+		"gcsfs>=2026.9,<2027" "s3fs>=2026.9,<2027" "moto[server]>=5.2,<6" gcp-storage-emulator
 	@$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow"
 
 docs: $(VENV)/installed

@@ -6,7 +6,7 @@ python evaluate.py --workdir=DIR [--checkpoint=best|latest|STEP] [--split=NAME] 
 import json
 
 from hga_flax.command_line import add_import_flag, add_weights_flag
-from hga_flax.errors import ArgumentParser, expand, run_main
+from hga_flax.errors import ArgumentParser, run_main
 from hga_flax.training import distributed
 
 
@@ -28,9 +28,10 @@ def main() -> None:
     from hga_flax.training.console import Console  # after the arguments: --help and mistakes answer at once
     from hga_flax.training.metrics import finite_or_none
     from hga_flax.training.restore import evaluate_workdir
+    from hga_flax.training.twin import find
     from hga_flax.training.workdir import read_config
 
-    config = read_config(expand(arguments.workdir, "--workdir").absolute())
+    config = read_config(find(arguments.workdir, light=True))
     distributed.start(arguments, config)
     result = distributed.together(
         config,

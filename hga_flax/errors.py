@@ -8,6 +8,21 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
+_aliases: dict[str, str] = {}
+
+
+def alias(folder: pathlib.Path, address: str) -> None:
+    """Has every message call a folder of this machine by the address that it is the copy of."""
+    _aliases[str(folder)] = address
+
+
+def called(text: object) -> str:
+    """Returns a text with the folders in it called as the user calls them."""
+    text = str(text)
+    for folder in sorted(_aliases, key=len, reverse=True):
+        text = text.replace(folder, _aliases[folder])
+    return text
+
 
 class UserError(Exception):
     """Bad input: the message is one line that says what is wrong and what to do.
@@ -16,7 +31,7 @@ class UserError(Exception):
     """
 
     def __init__(self, message: object = ""):
-        super().__init__(one_line(message))
+        super().__init__(called(one_line(message)))
 
 
 class ConfigError(UserError):
@@ -57,8 +72,8 @@ def expand(path: str, key: str) -> pathlib.Path:
     """
     if "://" in path:
         raise UserError(
-            f"{key}={path}: only folders of the file system; mount the bucket (gcsfuse, mountpoint-s3) "
-            "and name that folder"
+            f"{key}={path}: an address is not read or written here, only files of this machine (gs:// and s3:// serve "
+            "for the folder of a run and for data.dir)"
         )
     try:
         return pathlib.Path(path).expanduser()

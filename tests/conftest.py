@@ -3,9 +3,27 @@
 import os
 import pathlib
 
+import pytest
+
 CACHE = pathlib.Path(__file__).parent.parent / ".cache"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_gpu_deterministic_ops=true"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE / "xla")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 os.environ["TFDS_DATA_DIR"] = str(CACHE / "tfds")
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """The address of an empty bucket in this process's memory; copies of it lie in `tmp_path`."""
+    import fsspec
+
+    from hga_flax import storage
+
+    system = fsspec.filesystem("memory")
+    monkeypatch.setitem(storage.SCHEMES, "s3", ("fsspec", "log in"))
+    monkeypatch.setattr(storage.Remote, "_fs", lambda self: system)
+    monkeypatch.setenv(storage.CACHE_VARIABLE, str(tmp_path / "cache"))
+    system.store.clear()
+    system.makedirs("/bucket", exist_ok=True)
+    return "s3://bucket"

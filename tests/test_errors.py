@@ -66,10 +66,10 @@ def test_a_folder_is_checked_without_being_made(tmp_path, monkeypatch):
         expand("~nobody_here", "key")
 
 
-@pytest.mark.parametrize("path", ["gs://bucket/run", "s3://bucket/run"])
+@pytest.mark.parametrize("path", ["gs://bucket/run", "s3://bucket/run", "az://bucket/run"])
 def test_an_address_is_no_folder(path):
-    with pytest.raises(UserError, match=f"--workdir={path}: only folders of the file system; mount the bucket"):
-        expand(path, "--workdir")
+    with pytest.raises(UserError, match=f"^--out={path}: an address is not read or written here, only files of this"):
+        expand(path, "--out")
 
 
 def test_a_bad_command_line_is_a_user_error():

@@ -53,6 +53,8 @@ def test_attention_imports_nothing_of_the_project_and_models_only_attention():
         ("tensorboardX", {"training/writers.py"}),
         ("onnx", {"export/to_onnx.py"}),
         ("onnxruntime", {"export/command.py"}),
+        ("fsspec", {"storage.py"}),
+        ("etils", {"training/trainer.py"}),
     ],
 )
 def test_a_package_that_has_one_home(package, homes):

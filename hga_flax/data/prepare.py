@@ -13,6 +13,7 @@ import functools
 import importlib.util
 import os
 import pathlib
+import shutil
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -20,8 +21,10 @@ from typing import Any
 from hga_flax.data.arrays import LabelledArrays, read_idx, read_npz
 from hga_flax.data.bad_images import BadImage
 from hga_flax.data.folder import FolderSource, class_names, splits
+from hga_flax.data.remote import copies_of, find_set, upload
 from hga_flax.data.sources import data_directory
-from hga_flax.errors import UserError, expand, nearest, one_line
+from hga_flax.errors import UserError, called, expand, nearest, one_line
+from hga_flax.storage import Remote, is_remote
 
 BAD_SHOWN = 20  # images that cannot be decoded are named, at most
 LOCAL = ("folder", "arrays", "idx")
@@ -51,22 +54,33 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: something is missing that the user can mend.
     """
-    data_dir = data_directory(arguments.data_dir).absolute()
+    given = arguments.data_dir or os.environ.get("TFDS_DATA_DIR", "")
+    bucket = Remote(given, "--data-dir") if is_remote(given) else None
+    data_dir = copies_of(bucket.address) if bucket else data_directory(given).absolute()
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "10")  # TFDS's bars would fill a log; read when tqdm is imported
     if arguments.dataset in LOCAL:
-        name, folder = _prepare_local(arguments, data_dir)
+        name, folder = _prepare_local(arguments, data_dir, bucket)
         usage = f"--config.data.name={name}"
     else:
         if arguments.path or arguments.name or arguments.class_names:
             raise UserError(f"prepare {arguments.dataset}: PATH, --name and --class-names are for {', '.join(LOCAL)}")
         manual = expand(arguments.manual_dir, "--manual-dir").absolute() if arguments.manual_dir else None
-        folder = _prepare_tfds(arguments.dataset, data_dir, manual)
+        if bucket and (found := find_set(bucket, arguments.dataset)):
+            print(f"{arguments.dataset} is prepared already:")
+            folder, bucket = data_dir / arguments.dataset.partition("/")[0] / found.folder, None
+        else:
+            folder = _prepare_tfds(arguments.dataset, data_dir, manual)
         usage = f"--config.data.name={arguments.dataset}"
-    print(f"{folder}\nuse it with {usage}" + (f" --config.data.dir={data_dir}" if arguments.data_dir else ""))
+    if bucket:
+        upload(folder, bucket.below(folder.relative_to(data_dir).as_posix()))
+    told = f"{folder}\nuse it with {usage}" + (f" --config.data.dir={data_dir}" if arguments.data_dir else "")
+    print(called(told))
 
 
-def _prepare_local(arguments: argparse.Namespace, data_dir: pathlib.Path) -> tuple[str, pathlib.Path]:
+def _prepare_local(
+    arguments: argparse.Namespace, data_dir: pathlib.Path, bucket: Remote | None
+) -> tuple[str, pathlib.Path]:
     """Packs a folder, an .npz or IDX files."""
     from hga_flax.data import packing
 
@@ -77,7 +91,9 @@ def _prepare_local(arguments: argparse.Namespace, data_dir: pathlib.Path) -> tup
     if not path.exists():
         raise UserError(f"prepare {kind}: {path} does not exist")
     name = packing.check_name(arguments.name or path.stem.lower().replace("-", "_"))
-    if (data_dir / name / packing.VERSION).exists():
+    if bucket and not find_set(bucket, name):
+        shutil.rmtree(data_dir / name / packing.VERSION, ignore_errors=True)  # a copy of what is there no more
+    elif bucket or (data_dir / name / packing.VERSION).exists():
         raise UserError(f"{data_dir / name} is there already; choose another --name or remove it")
     names = tuple(n.strip() for n in arguments.class_names.split(",")) if arguments.class_names else ()
     with packing.locked(data_dir, name):

@@ -14,7 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from hga_flax.data.folder import FolderSource, class_names
+from hga_flax.data.remote import local_directory
 from hga_flax.errors import UserError, expand, nearest, one_line
+from hga_flax.storage import is_remote
 
 FOLDER = "folder"  # the data.name of a folder of images, data.dir
 CHANNELS = (1, 3)  # grey and RGB: what the decoder makes
@@ -72,6 +74,11 @@ def _tfds() -> Any:
     from hga_flax.data.packing import tfds  # kept out of the module: --help does without
 
     return tfds
+
+
+def _here(name: str, directory: str) -> str:
+    """Returns a data directory of this machine, into which a set in a bucket has been copied."""
+    return local_directory(directory, name) if TFDS_NAME.fullmatch(name) else directory
 
 
 def _builder(name: str, directory: str) -> Any:
@@ -135,6 +142,7 @@ def dataset_info(name: str, directory: str = "") -> DatasetInfo:
     """
     if name == FOLDER:
         return DatasetInfo(name, len(names := class_names(folder_root(directory))), 3, names)
+    directory = _here(name, directory)
     features = _builder(name, directory).info.features
     if not {"image", "label"} <= set(features) or not hasattr(features["label"], "num_classes"):
         raise UserError(f"data.name: '{name}' is not an image classification data set (no 'image' and 'label')")
@@ -148,6 +156,11 @@ def folder_root(directory: str) -> pathlib.Path:
     """Returns the folder of images that `data.dir` names."""
     if not directory:
         raise UserError("data.dir: name the folder of images, which holds train/CLASS/ and val/CLASS/")
+    if is_remote(directory):
+        raise UserError(
+            f"data.dir={directory}: a folder of images is read on this machine; pack it into the bucket: python -m "
+            f"hga_flax prepare folder DIR --data-dir={directory}"
+        )
     return expand(directory, "data.dir")
 
 
@@ -165,6 +178,7 @@ def open_source(name: str, split: str, directory: str = "", key: str = "split") 
     """
     if name == FOLDER:
         return FolderSource(folder_root(directory), split, key)
+    directory = _here(name, directory)
     tfds = _tfds()
     builder = _builder(name, directory)
     if not builder.info.splits:

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from hga_flax.errors import UserError, expand, one_line
+from hga_flax.errors import UserError, one_line
 from hga_flax.training import workdir as files
+from hga_flax.training.twin import find
 
 EVALUATED = "cross_entropy"  # the loss that evaluation logs, whatever was trained
 
@@ -104,7 +105,7 @@ def read_run(path: str, label: str | None, epochs: bool) -> Run:
     Raises:
         UserError: it has no curves, or epochs are asked for and its data set is not here.
     """
-    workdir = expand(path, "WORKDIR").absolute()
+    workdir = find(path, "WORKDIR", light=True)
     curves, damaged = read_curves(workdir / "metrics.jsonl")
     try:
         config = files.read_config(workdir)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 
 from hga_flax.command_line import add_import_flag
-from hga_flax.errors import UserError, expand
+from hga_flax.errors import UserError
 
 FORMATS = ("terminal", "markdown", "json")
 
@@ -39,10 +39,11 @@ def run(arguments: argparse.Namespace) -> None:
     from hga_flax.config import build_model, configure, validate
     from hga_flax.data.sources import dataset_info
     from hga_flax.training.console import Console
+    from hga_flax.training.twin import find
     from hga_flax.training.workdir import read_config, read_dataset
 
     if arguments.workdir is not None:
-        workdir = expand(arguments.workdir, "--workdir").absolute()
+        workdir = find(arguments.workdir, light=True)
         config, info = read_config(workdir), read_dataset(workdir)
         validate(config)
     else:

@@ -13,11 +13,11 @@ import contextlib
 import errno
 import json
 import logging
-import math
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -25,8 +25,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from hga_flax.errors import UserError, one_line
-from hga_flax.training.mesh import agree, wait_for_all
+from hga_flax.training.distributed import meet
+from hga_flax.training.mesh import agree, all_true, wait_for_all
+from hga_flax.training.mirror import Mirror
+from hga_flax.training.ranking import LatestAndBest, rank
 from hga_flax.training.seal import find_damage, write_seal
+from hga_flax.training.twin import is_twin
 from hga_flax.training.workdir import write_text
 
 Warn = Callable[[str], None]
@@ -34,12 +38,6 @@ TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is not c
 # Configuration keys on which it depends what arrays a state has beside the network's.
 STATE_KEYS = ("optimizer.name", "optimizer.momentum", "optimizer.freeze", "optimizer.learning_rate_factors")
 STATE_KEYS += ("training.ema_decay",)
-
-
-def rank(metrics: Mapping[str, float | None]) -> tuple[float, float]:
-    """Orders evaluations, the best first: by top-1 error; on small splits that often ties, so then by loss."""
-    loss = metrics["loss"]
-    return metrics["top1_error"], math.inf if loss is None or not math.isfinite(loss) else loss
 
 
 class UnreadableCheckpoint(UserError):
@@ -55,6 +53,7 @@ class Checkpoints:
         read_only: never create, write or remove anything.
         warn: called with one line for each checkpoint that cannot be read.
         changes: how the configuration differs from the one that they were saved with ("key: old -> new").
+        mirror: copies them to the bucket whose twin the workdir is.
     """
 
     def __init__(
@@ -64,6 +63,7 @@ class Checkpoints:
         read_only: bool = False,
         warn: Warn = print,
         changes: Sequence[str] = (),
+        mirror: Mirror | None = None,
     ):
         # What goes wrong is raised, and said once; Orbax and asyncio would print its traceback beside that.
         for name in ("absl", "asyncio"):
@@ -73,9 +73,12 @@ class Checkpoints:
         self._changes = [change for change in changes if change.split(": ")[0] in STATE_KEYS]
         self._manager: ocp.CheckpointManager | None = None
         self._writing: int | None = None
-        handlers = {"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
-        self._reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers))
+        # Each process has a twin of its own: the first writes, and each reads for itself.
+        self._apart, self._mirror, self._saves = jax.process_count() > 1 and is_twin(self._workdir), mirror, 0
+        self._reader = self._checkpointer(ocp.CompositeCheckpointHandler(**_handlers()))
         self._evaluations: dict[int, dict[str, Any] | None] = {}
+        if self._apart and (own := zlib.crc32(str(self.steps()).encode()) >> 1) != agree(own):
+            raise UserError(f"the processes find different checkpoints in {self._directory}; does another run write?")
 
     def save(self, step: int, state: Any, run: dict[str, Any], metrics: dict[str, Any] | None) -> None:
         """Starts writing a checkpoint; returns once the state is copied off the devices.
@@ -86,6 +89,14 @@ class Checkpoints:
             UserError: this one or the one before cannot be written.
         """
         self.wait()
+        if self._mirror:
+            self._mirror.finish()  # before the one that it uploads may be removed
+        if self._apart:
+            self._saves += 1
+            meet(f"checkpoint {self._saves} can be saved")
+            if jax.process_index():
+                return
+            state = jax.tree.map(np.asarray, state)  # which has no process but this one
         with self._written(step):
             if self._directory.joinpath(str(step)).exists():
                 self._supersede(step)
@@ -97,16 +108,25 @@ class Checkpoints:
             )
             self._manager.save(step, args=items, force=True)
 
+    def _processes(self) -> ocp.options.MultiprocessingOptions:
+        """Which of them Orbax reckons with: all, or at a twin this one."""
+        own = jax.process_index()
+        return ocp.options.MultiprocessingOptions(*((own, {own}, f"process_{own}") if self._apart else ()))
+
+    def _checkpointer(self, handler: ocp.CheckpointHandler) -> ocp.Checkpointer:
+        return ocp.Checkpointer(handler, multiprocessing_options=self._processes())
+
     def _create_manager(self) -> ocp.CheckpointManager:
+        self._directory.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
-            create=True,
-            preservation_policy=_LatestAndBest(self._keep, self.metrics),
+            create=False,  # Orbax will not where it does not reckon with all processes
+            multiprocessing_options=self._processes(),
+            preservation_policy=LatestAndBest(self._keep, self.metrics),
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
-        handlers = {"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
-        return ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
+        return ocp.CheckpointManager(self._directory, options=options, item_handlers=_handlers())
 
     def _seal(self) -> None:
         """Called by Orbax on the first process, when all items are complete and the folder has not yet its name."""
@@ -120,7 +140,8 @@ class Checkpoints:
             aside = self._workdir / "superseded"
             aside.mkdir(exist_ok=True)
             self._directory.joinpath(str(step)).rename(aside / str(step))
-        wait_for_all("superseded")
+        if not self._apart:
+            wait_for_all("superseded")
         if self._manager is not None:
             self._manager.reload()
 
@@ -175,10 +196,10 @@ class Checkpoints:
         return self._restore(path, like)
 
     def _check_whole(self, step: int, path: pathlib.Path, item: str | None = None) -> None:
-        # The first process looks for all of them, so that all restore the same step.
-        damage = find_damage(path, step, item) if jax.process_index() == 0 else None
-        if not agree(damage is None):
-            raise UnreadableCheckpoint(f"checkpoint {path} cannot be read: {damage}")
+        # The first process looks for all of them, so that all restore the same step; at twins each at its own.
+        damage = find_damage(path, step, item) if self._apart or jax.process_index() == 0 else None
+        if not (all_true if self._apart else agree)(damage is None):
+            raise UnreadableCheckpoint(f"checkpoint {path} cannot be read: {damage or 'another process says so'}")
 
     def _restore(self, path: pathlib.Path, like: Any) -> tuple[Any, dict[str, Any]]:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
@@ -195,7 +216,7 @@ class Checkpoints:
             UserError: they cannot be read.
         """
         path = self._path(step)
-        with self._reading(path), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        with self._reading(path), self._checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             self._check_whole(step, path)
             saved = self._reader.metadata(path).item_metadata["state"]
             saved = getattr(saved, "tree", saved)
@@ -356,18 +377,8 @@ class Checkpoints:
         return None
 
 
-class _LatestAndBest:
-    """Orbax's question which checkpoints to keep, answered: the latest N and the best of those that were evaluated."""
-
-    def __init__(self, latest: int, metrics: Callable[[int], Mapping[str, Any] | None]):
-        self._latest, self._metrics = latest, metrics
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        """Returns a boolean for each of `checkpoints`, which Orbax orders by step."""
-        evaluated = {c.step: metrics for c in checkpoints if (metrics := self._metrics(c.step))}
-        best = min(evaluated, key=lambda step: rank(evaluated[step]), default=None)
-        latest = {c.step for c in checkpoints[-self._latest :]}
-        return [c.step in latest or c.step == best for c in checkpoints]
+def _handlers() -> dict[str, Any]:
+    return {"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
 
 
 def _facts(tree: Any) -> dict[str, str]:

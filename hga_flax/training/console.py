@@ -6,6 +6,8 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
+from hga_flax.errors import called
+
 PLAIN_WIDTH = 200
 
 
@@ -31,7 +33,7 @@ class Console:
 
     def line(self, text: str, style: str | None = None) -> None:
         """Prints one line, above the bar if there is one."""
-        self._rich.print(text, style=style, markup=False)
+        self._rich.print(called(text), style=style, markup=False)
 
     def table(self, title: str, rows: list[tuple[str, str]]) -> None:
         """Prints names and values in two columns."""

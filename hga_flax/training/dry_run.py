@@ -18,7 +18,8 @@ from ml_collections import ConfigDict
 
 from hga_flax.analysis.parts import model_parts, parts_table
 from hga_flax.data.sources import dataset_info
-from hga_flax.errors import check_writable, expand
+from hga_flax.errors import check_writable
+from hga_flax.storage import is_remote
 from hga_flax.training import workdir as files
 from hga_flax.training.console import Console, duration
 from hga_flax.training.experiment import Experiment, Plan, Prepared, create_experiment, describe, prepare
@@ -27,6 +28,7 @@ from hga_flax.training.mesh import DATA_AXIS
 from hga_flax.training.optimizer import decay_steps, warmup_steps
 from hga_flax.training.state import TrainState
 from hga_flax.training.step import make_train_step
+from hga_flax.training.twin import find
 
 QUICK = 150  # arrays of parameters up to which the step is compiled unasked: seconds, where ResNet-50 takes minutes
 SHORT = 0.5  # seconds by the estimate up to which a compiled step is also timed
@@ -90,8 +92,9 @@ def workdir_state(path: str, config: ConfigDict) -> str:
     Raises:
         UserError: it cannot be written to, or belongs to another run.
     """
-    workdir = expand(path, "--workdir").absolute()
-    check_writable(workdir, "--workdir", "choose another")
+    workdir = find(path, light=True)
+    if not is_remote(path):
+        check_writable(workdir, "--workdir", "choose another")
     changes = files.check_same_run(workdir, config)
     steps = checkpoint_steps(path)
     if not steps:
@@ -101,7 +104,7 @@ def workdir_state(path: str, config: ConfigDict) -> str:
 
 def checkpoint_steps(path: str) -> list[int]:
     """Returns the steps that a workdir has checkpoints of."""
-    folder = expand(path, "--workdir") / "checkpoints"
+    folder = find(path, light=True) / "checkpoints"
     return [int(p.name) for p in folder.iterdir() if p.name.isdecimal()] if folder.is_dir() else []
 
 

@@ -22,14 +22,16 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from hga_flax.attention.identity_start import SHARE
-from hga_flax.errors import UserError, expand
+from hga_flax.errors import UserError, called, expand
 from hga_flax.models.torch_files import read_torch_file
 from hga_flax.models.torch_weights import find_peer, renamed
+from hga_flax.storage import fetch_file, is_remote
 from hga_flax.training import workdir as files
 from hga_flax.training.checkpoints import Checkpoints
 from hga_flax.training.mesh import replicate
 from hga_flax.training.restore import choose_step
 from hga_flax.training.state import TrainState
+from hga_flax.training.twin import find
 
 Path = tuple[str, ...]  # ("params", "stem_conv", "kernel")
 KEY = "init.from"
@@ -142,12 +144,9 @@ def read_source(config: ConfigDict, places: Iterable[Path]) -> Source:
         UserError: it is neither, cannot be read, or belongs to a network that PyTorch's libraries do not have.
     """
     given = config.init["from"]
-    path = expand(given, KEY)
-    folder, at, checkpoint = given.rpartition("@")
-    if not path.exists() and at and expand(folder, KEY).is_dir():
-        return _read_run(given, expand(folder, KEY), checkpoint)
+    path, checkpoint = _locate(given)
     if path.is_dir():
-        return _read_run(given, path, "best")
+        return _read_run(given, path, checkpoint)
     if path.suffix not in TORCH_SUFFIXES:
         wanted = f"name a run's folder (DIR, DIR@latest, DIR@STEP) or a file ({', '.join(TORCH_SUFFIXES)})"
         raise UserError(f"{KEY}={given}: {'no weights' if path.exists() else 'there is no such'}; {wanted}")
@@ -158,6 +157,19 @@ def read_source(config: ConfigDict, places: Iterable[Path]) -> Source:
         raise UserError(f"{KEY}={given}: {error}") from None
     arrays, others = renamed(peer, tensors, places)
     return Source(f"{given}, read as torchvision's or timm's {peer}", arrays, tuple(others))
+
+
+def _locate(given: str) -> tuple[pathlib.Path, str]:
+    """Returns where what `init.from` names lies on this machine, and which checkpoint of it if it is a run."""
+    folder, at, checkpoint = given.rpartition("@")
+    if is_remote(given):
+        if given.endswith(TORCH_SUFFIXES):
+            return fetch_file(given, KEY), ""
+        return (find(folder, KEY), checkpoint) if at else (find(given, KEY), "best")
+    path = expand(given, KEY)
+    if not path.exists() and at and expand(folder, KEY).is_dir():
+        return expand(folder, KEY), checkpoint
+    return path, "best"
 
 
 def _read_run(given: str, folder: pathlib.Path, checkpoint: str) -> Source:
@@ -173,7 +185,7 @@ def _read_run(given: str, folder: pathlib.Path, checkpoint: str) -> Source:
         arrays = flatten_dict(checkpoints.restore_weights(step))
     finally:
         checkpoints.close()
-    origin = f"step {step} of {folder}"
+    origin = called(f"step {step} of {folder}")
     with contextlib.suppress(UserError):  # the arrays speak for themselves
         model = files.read_config(folder).model
         origin += f", {model.name} with attention {model.attention}"

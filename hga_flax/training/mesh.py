@@ -57,6 +57,11 @@ def agree(value: int) -> int:
     return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.asarray(value, np.int32)))
 
 
+def all_true(value: bool) -> bool:
+    """Returns whether the value is true in all processes."""
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(value)))) if jax.process_count() > 1 else value
+
+
 def wait_for_all(name: str) -> None:
     """Blocks until all processes have come here; `name` tells this place from others."""
     if jax.process_count() > 1:

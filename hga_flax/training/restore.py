@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import optax
 
-from hga_flax.errors import ConfigError, UserError, expand
+from hga_flax.errors import ConfigError, UserError, called
 from hga_flax.training import workdir as files
 from hga_flax.training.checkpoints import Checkpoints
 from hga_flax.training.evaluation import evaluate
@@ -15,6 +15,7 @@ from hga_flax.training.experiment import Experiment, create_experiment
 from hga_flax.training.mesh import create_mesh
 from hga_flax.training.state import TrainState, abstract_state
 from hga_flax.training.step import make_eval_step
+from hga_flax.training.twin import find
 from hga_flax.validation import check_keys
 
 
@@ -40,7 +41,7 @@ def restore_workdir(
     batch_size: int | None = None,
     weights: str | None = None,
 ) -> Restored:
-    """Rebuilds the network of a workdir and loads one of its checkpoints; writes nothing.
+    """Rebuilds the network of a workdir and loads one of its checkpoints; writes nothing there.
 
     Args:
         path: the workdir.
@@ -53,7 +54,7 @@ def restore_workdir(
     Raises:
         UserError: no run, no such checkpoint, no such weights, or it cannot be read.
     """
-    workdir = expand(path, "--workdir").absolute()
+    workdir = find(path)
     config = files.read_config(workdir)
     try:
         check_keys(config)
@@ -85,7 +86,7 @@ def restore_workdir(
 
 def _warn(text: str) -> None:
     if jax.process_index() == 0:
-        print(text, file=sys.stderr, flush=True)
+        print(called(text), file=sys.stderr, flush=True)
 
 
 def _restore(checkpoints: Checkpoints, checkpoint: str, path: str, like: TrainState) -> tuple[int, TrainState, dict]:

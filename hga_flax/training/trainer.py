@@ -1,5 +1,6 @@
 """The training loop: restore or start, step, log, evaluate, save, sum up."""
 
+import contextlib
 import dataclasses
 import math
 import pathlib
@@ -9,15 +10,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from clu import parameter_overview
+from etils import epath
 from ml_collections import ConfigDict
 
 import hga_flax
 from hga_flax.command_line import import_flags
 from hga_flax.config import validate
 from hga_flax.data.sources import Source, dataset_info
-from hga_flax.errors import Interrupted, UserError
+from hga_flax.errors import Interrupted, UserError, called
+from hga_flax.storage import Remote, is_remote
 from hga_flax.training import workdir as files
-from hga_flax.training.checkpoints import Checkpoints, rank
+from hga_flax.training.checkpoints import Checkpoints
 from hga_flax.training.clock import Clock, StartUp
 from hga_flax.training.console import Console, duration
 from hga_flax.training.distributed import meet, union
@@ -27,8 +30,10 @@ from hga_flax.training.experiment import Experiment, Plan, create_experiment, de
 from hga_flax.training.initial_weights import start_from
 from hga_flax.training.mesh import replicate, to_devices
 from hga_flax.training.metrics import TrainMetrics, all_finite, finite_or_none, read
+from hga_flax.training.mirror import run_folder
 from hga_flax.training.preemption import Agreement, Preemption, exit_code
 from hga_flax.training.profiler import Profiler
+from hga_flax.training.ranking import rank
 from hga_flax.training.state import TrainState, create_state
 from hga_flax.training.step import make_eval_step, make_train_step
 from hga_flax.training.writers import MetricWriter
@@ -75,13 +80,20 @@ def train(config: ConfigDict, workdir_path: str, profile_steps: int = 0) -> int:
     start_up = StartUp(hga_flax.STARTED)
     start_up.mark("imports")
     validate(config)
-    with Preemption(config.training.grace_seconds) as preemption:
-        _train(config, workdir_path, preemption, start_up, profile_steps)
+    if is_remote(workdir_path):
+        Remote(workdir_path, "--workdir").files()  # whether it can be read, before a data set is copied
+    with Preemption(config.training.grace_seconds) as preemption, contextlib.ExitStack() as opened:
+        _train(config, workdir_path, preemption, start_up, profile_steps, opened)
     return preemption.signal
 
 
 def _train(
-    config: ConfigDict, workdir_path: str, preemption: Preemption, start_up: StartUp, profile_steps: int
+    config: ConfigDict,
+    workdir_path: str,
+    preemption: Preemption,
+    start_up: StartUp,
+    profile_steps: int,
+    opened: contextlib.ExitStack,
 ) -> None:
     experiment = create_experiment(config, lambda: dataset_info(config.data.name, config.data.dir))
     console = Console(active=experiment.shard.process == 0)
@@ -89,13 +101,15 @@ def _train(
     if experiment.shard.process == 0:
         bad_images.log = lambda text: console.line(text, "yellow")
     plan, schedule, init, abstract = prepare(experiment)
-    workdir = files.open_workdir(workdir_path)
+    workdir, mirror = opened.enter_context(run_folder(workdir_path, experiment.shard.process))
     changes = files.check_same_run(workdir, config)
     source = experiment.dataset.source(config.data.train_split)
     eval_source = experiment.dataset.source(config.data.eval_split, train=False)
 
     warn = lambda text: console.line(text, "yellow")
-    checkpoints = Checkpoints(workdir, config.checkpoint.keep, warn=warn, changes=changes)
+    if mirror:
+        mirror.begin(warn)
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep, warn=warn, changes=changes, mirror=mirror)
     try:
         console.table("hga_flax", describe(experiment, plan, abstract.params, new=not checkpoints.steps()))
         start_up.mark("data and network")
@@ -136,6 +150,7 @@ def _train(
             loop.run(state, step, source, eval_source, schedule)
     finally:
         checkpoints.close()  # an interrupted run, too, finishes the checkpoint that it is writing
+    opened.close()  # and a run in a bucket is finished when all of it is there
     loop.summary()
 
 
@@ -153,7 +168,9 @@ def _new_state(experiment: Experiment, init: Any, workdir: pathlib.Path, console
 
 
 def shown(path: pathlib.Path) -> pathlib.Path:
-    """Returns the path as a person in the current folder would type it."""
+    """Returns the path as a person in the current folder would type it, in a twin as an address."""
+    if is_remote(called(path)):
+        return epath.Path(called(path))
     here = pathlib.Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
 

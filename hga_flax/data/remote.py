@@ -1,0 +1,157 @@
+"""Prepared data sets in a bucket: copied to this machine once, because array_record reads local files by position.
+
+A set is complete where its dataset_info.json is: that is uploaded last, and a copy gets its name in one move.
+"""
+
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from hga_flax.errors import UserError, one_line
+from hga_flax.storage import Fact, Remote, cache_folder, check_space, folder_name, is_remote, make_folder
+
+MARKER = "dataset_info.json"
+RECORD = ".copied.json"  # in a copy: the files of the bucket that it was made of
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class PreparedSet(NamedTuple):
+    """A complete set: VERSION or CONFIG/VERSION, and its files by their names in that folder."""
+
+    folder: str
+    files: dict[str, Fact]
+
+
+def local_directory(directory: str, name: str) -> str:
+    """Returns a data directory of this machine that holds the set `name` of a data directory.
+
+    Args:
+        directory: data.dir; "" and a folder are returned as they are.
+        name: NAME, NAME/CONFIG or NAME:VERSION; of several versions the newest is copied.
+
+    Raises:
+        UserError: the bucket cannot be read, or the copy has no room here.
+    """
+    address = directory or os.environ.get("TFDS_DATA_DIR", "")
+    if not is_remote(address):
+        return directory
+    root = copies_of(address)
+    found = find_set(Remote(address, "data.dir"), name)
+    if found is not None:
+        base = name.partition(":")[0].partition("/")[0]
+        _copy(Remote(f"{address}/{base}/{found.folder}", "data.dir"), found, root / base / found.folder)
+    return str(root)
+
+
+def copies_of(address: str) -> pathlib.Path:
+    """Returns the data directory on this machine for the copies of an address, which messages call by that."""
+    address = Remote(address, "data.dir").address
+    return make_folder(cache_folder() / "data" / folder_name(address), address)
+
+
+def find_set(remote: Remote, name: str) -> PreparedSet | None:
+    """Returns the set that a name means, None where it is not prepared there.
+
+    Raises:
+        UserError: the bucket cannot be read, or the set has several configurations and the name has none.
+    """
+    base, _, version = name.partition(":")
+    base, _, config = base.partition("/")
+    files = remote.below(base).files()
+    folders = [file.rpartition("/")[0] for file in files if file.rpartition("/")[2] == MARKER]
+    fit = [f for f in folders if _parts(f)[1] == (version or _parts(f)[1]) and (not config or _parts(f)[0] == config)]
+    configs = sorted({_parts(folder)[0] for folder in fit})
+    if len(configs) > 1:
+        there = ", ".join(configs).strip(", ")
+        raise UserError(f"data.name={name}: {remote.address} has several of it ({there}); write {base}/{configs[-1]}")
+    if not fit:
+        return None
+    folder = max(fit, key=lambda f: [int(n) if n.isdecimal() else -1 for n in _parts(f)[1].split(".")])
+    return PreparedSet(
+        folder, {n.removeprefix(f"{folder}/"): fact for n, fact in files.items() if n.startswith(f"{folder}/")}
+    )
+
+
+def _parts(folder: str) -> tuple[str, str]:
+    config, _, version = folder.rpartition("/")
+    return config, version
+
+
+def _copy(remote: Remote, found: PreparedSet, target: pathlib.Path) -> None:
+    """Makes `target` a copy of a set unless it is one; of two processes that begin at once one waits."""
+    with _locked(target.parent):
+        if _recorded(target) == found.files:
+            return
+        scratch = target.with_name(f".copying-{target.name}")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        size = sum(fact.size for fact in found.files.values())
+        check_space(scratch, size, remote.address)
+        print(f"copying {remote.address}, {size / 1e9:,.2f} GB, to {target}", file=sys.stderr, flush=True)
+        try:
+            remote.get(found.files, scratch, _progress(remote.address, found.files, size))
+            _record(scratch, found.files)
+        except FileNotFoundError:
+            raise UserError(f"{remote.address} changes while it is copied; try again") from None
+        if target.exists():  # of other files
+            shutil.rmtree(target)
+        scratch.rename(target)
+
+
+def _progress(address: str, files: dict[str, Fact], size: int) -> Callable[[str], None]:
+    done, said = 0, time.monotonic()
+
+    def tell(name: str) -> None:
+        nonlocal done, said
+        done += files[name].size
+        if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
+            print(f"copying {address}: {done / 1e9:,.2f} of {size / 1e9:,.2f} GB", file=sys.stderr, flush=True)
+
+    return tell
+
+
+def upload(folder: pathlib.Path, remote: Remote) -> None:
+    """Copies a prepared set to a bucket, its marker last, and takes what is here as the copy of that.
+
+    Args:
+        folder: of the set.
+        remote: of the set.
+
+    Raises:
+        UserError: the bucket cannot be written to.
+    """
+    names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != RECORD]
+    remote.put(folder, [name for name in names if name != MARKER])
+    remote.put(folder, [MARKER])
+    _record(folder, remote.files())
+
+
+def _record(folder: pathlib.Path, files: dict[str, Fact]) -> None:
+    (folder / RECORD).write_text(json.dumps(files))
+
+
+def _recorded(folder: pathlib.Path) -> dict[str, Fact] | None:
+    try:
+        return {name: Fact(*fact) for name, fact in json.loads((folder / RECORD).read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+@contextmanager
+def _locked(folder: pathlib.Path) -> Iterator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")  # the kernel releases it, however the process ends
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to: {error.strerror or one_line(error)}") from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

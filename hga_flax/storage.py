@@ -1,0 +1,301 @@
+"""Buckets: `gs://bucket/folder` and `s3://bucket/folder`, and what is copied between them and this machine.
+
+An object store has no rename and no append, so nothing works in a bucket: files are copied here, used here and
+copied back. The file systems are fsspec's, those behind etils.epath, asked directly: epath itself takes TensorFlow's
+where TensorFlow is installed, and lists names without sizes.
+"""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import importlib.util
+import logging
+import os
+import pathlib
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from hga_flax.errors import UserError, alias, expand, one_line
+
+CACHE_VARIABLE = "HGA_FLAX_CACHE"
+# Scheme: (the package that speaks it, how one says who one is).
+SCHEMES = {
+    "gs": ("gcsfs", "gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS"),
+    "s3": ("s3fs", "aws configure, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+}
+AT_ONCE = 8  # files
+FIRST_ANSWER_SECONDS = 60.0  # s3fs gives up after 7, gcsfs after 35 to 50
+SMALL = 1 << 25  # bytes up to which a file that may grow meanwhile is read before it is sent
+
+
+class Unreachable(UserError):
+    """A bucket that cannot be read or written."""
+
+
+class Fact(NamedTuple):
+    """What a listing says of a file: its bytes, and a mark that changes with its content."""
+
+    size: int
+    mark: str
+
+
+def is_remote(path: str) -> bool:
+    """Returns whether a path is an address in a bucket."""
+    return path.partition("://")[0] in SCHEMES and "://" in path
+
+
+def cache_folder() -> pathlib.Path:
+    """Returns the folder on this machine for copies of what lies in buckets."""
+    return expand(os.environ.get(CACHE_VARIABLE) or "~/.cache/hga_flax", CACHE_VARIABLE).absolute()
+
+
+def folder_name(address: str) -> str:
+    """Returns a name for the copy of an address, another for each."""
+    return f"{address.rstrip('/').rpartition('/')[2]}-{hashlib.sha256(address.encode()).hexdigest()[:12]}"
+
+
+class Remote:
+    """A folder in a bucket. Every method raises `Unreachable`, one line that says what to do.
+
+    Args:
+        address: `gs://BUCKET/...` or `s3://BUCKET/...`.
+        key: what messages call it, such as "--workdir".
+
+    Raises:
+        UserError: the address is none, or the package for it is missing.
+    """
+
+    def __init__(self, address: str, key: str):
+        scheme, _, path = address.partition("://")
+        parts = [part for part in path.split("/") if part]
+        if not parts or ".." in parts or "." in parts:
+            raise UserError(f"{key}={address}: write {scheme}://BUCKET/FOLDER")
+        self.address, self.key = f"{scheme}://{'/'.join(parts)}", key
+        self._package, self._login = SCHEMES[scheme]
+        self._scheme, self._root = scheme, "/".join(parts)
+        if importlib.util.find_spec(self._package) is None:
+            raise UserError(f"{key}={address}: needs the package {self._package}: pip install {self._package}")
+        logging.getLogger(self._package).setLevel(logging.CRITICAL)  # gcsfs prints each try's traceback
+        self._system: Any = None
+
+    def below(self, name: str) -> "Remote":
+        """Returns a folder in this one."""
+        return Remote(f"{self.address}/{name}", self.key)
+
+    def _fs(self) -> Any:
+        if self._system is None:
+            import fsspec
+
+            self._system = fsspec.filesystem(self._scheme, use_listings_cache=False)
+        return self._system
+
+    def files(self) -> dict[str, Fact]:
+        """Returns every file below, by its name from here.
+
+        Raises:
+            Unreachable: the bucket does not exist, cannot be read, or does not answer.
+        """
+        with self._reaching("cannot be read"):
+            found = self._in_time(lambda: self._find() or self._nothing())
+        prefix = f"{self._root}/"
+        named = {path.lstrip("/").removeprefix(prefix): info for path, info in found.items()}
+        return {
+            name: Fact(int(info["size"]), _mark(info))
+            for name, info in named.items()
+            if info["type"] == "file" and _safe(name)
+        }
+
+    def _find(self) -> dict[str, Any]:
+        system = self._fs()
+        system.invalidate_cache()
+        return system.find(self._root, detail=True)
+
+    def _nothing(self) -> dict[str, Any]:
+        """Nothing was found: does the bucket exist?"""
+        with contextlib.suppress(PermissionError):  # one may be let into a folder alone
+            self._fs().ls(self._root.partition("/")[0])
+        return {}
+
+    def _in_time(self, ask: Callable[[], Any]) -> Any:
+        """Returns what `ask` returns, unless that takes too long."""
+        answer: list[Any] = []
+        failure: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                answer.append(ask())
+            except BaseException as error:
+                failure.append(error)
+
+        thread = threading.Thread(target=run, daemon=True, name="bucket")
+        thread.start()
+        thread.join(FIRST_ANSWER_SECONDS)
+        if failure:
+            raise failure[0]
+        if not answer:
+            raise TimeoutError(f"no answer within {FIRST_ANSWER_SECONDS:g} s")
+        return answer[0]
+
+    def read(self, name: str) -> bytes:
+        """Returns the content of a file.
+
+        Raises:
+            FileNotFoundError: it is not there.
+        """
+        with self._reaching("cannot be read", missing=True):
+            return self._fs().cat_file(f"{self._root}/{name}")
+
+    def write(self, name: str, content: bytes) -> None:
+        """Writes a file."""
+        with self._reaching("cannot be written to"):
+            self._in_time(lambda: self._fs().pipe_file(f"{self._root}/{name}", content))
+
+    def get(self, names: Iterable[str], folder: pathlib.Path, done: Callable[[str], None] = lambda name: None) -> None:
+        """Copies files to the same names in `folder`, each in one move; `done` is told of each.
+
+        Raises:
+            FileNotFoundError: one is not there any more.
+        """
+
+        def copy(name: str) -> None:
+            file = folder / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            part = file.with_name(f".{file.name}.{os.getpid()}.part")
+            with self._reaching("cannot be read", missing=True):
+                self._fs().get_file(f"{self._root}/{name}", str(part))
+            part.replace(file)
+            done(name)
+
+        _all(copy, names)
+
+    def put(self, folder: pathlib.Path, names: Iterable[str]) -> None:
+        """Copies files of `folder` to the same names here.
+
+        Raises:
+            FileNotFoundError: one is not in the folder any more.
+        """
+
+        def copy(name: str) -> None:
+            file, there = folder / name, f"{self._root}/{name}"
+            content = file.read_bytes() if file.stat().st_size <= SMALL else None
+            with self._reaching("cannot be written to"):
+                if content is None:
+                    self._fs().put_file(str(file), there)
+                else:
+                    self._fs().pipe_file(there, content)
+
+        _all(copy, names)
+
+    def copy(self, names: Iterable[str], old: str, new: str) -> None:
+        """Copies `old/NAME` to `new/NAME` within the bucket."""
+
+        def copy(name: str) -> None:
+            with self._reaching("cannot be written to"):
+                self._fs().cp_file(f"{self._root}/{old}/{name}", f"{self._root}/{new}/{name}")
+
+        _all(copy, names)
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Removes files; one that is not there is as good as removed."""
+
+        def remove(name: str) -> None:
+            with self._reaching("cannot be written to"), contextlib.suppress(FileNotFoundError):
+                self._fs().rm_file(f"{self._root}/{name}")
+
+        _all(remove, names)
+
+    @contextlib.contextmanager
+    def _reaching(self, what: str, missing: bool = False) -> Iterator[None]:
+        """Turns whatever the libraries raise into one line."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            if missing and isinstance(error, FileNotFoundError):
+                raise
+            raise Unreachable(f"{self.key}={self.address} {what}: {self._reason(error)}") from error
+
+    def _reason(self, error: BaseException) -> str:
+        kind, text = type(error).__name__, one_line(error)[:300]
+        code = getattr(error, "code", None)
+        if isinstance(error, FileNotFoundError):
+            return f"there is no bucket {self._root.partition('/')[0]}; create it, or mend the name"
+        if "Credential" in kind or kind == "RefreshError" or str(code) == "401" or "Anonymous caller" in text:
+            return f"no credentials, or none that are taken ({text}); {self._login}"
+        if isinstance(error, PermissionError) or str(code) == "403" or "Forbidden" in text:
+            return f"no permission ({text}); ask for it, or: {self._login}"
+        if isinstance(error, TimeoutError | ConnectionError) or "Connect" in kind or "Timeout" in kind:
+            return f"the storage does not answer ({text or kind}); is the network up, and the endpoint right?"
+        if isinstance(error, OSError) and error.strerror and error.filename:  # of this machine's disk
+            return f"{error.filename}: {error.strerror}"
+        return f"{kind}: {text}"
+
+
+def _mark(info: dict[str, Any]) -> str:
+    """Returns what a listing has that changes with the content: S3's ETag, GCS's generation, a file's time."""
+    return str(next((info[name] for name in ("ETag", "generation", "etag", "mtime", "created") if name in info), ""))
+
+
+def _safe(name: str) -> bool:
+    """Returns whether a name stays in its folder when it is copied here."""
+    return bool(name) and not name.startswith("/") and ".." not in name.split("/") and not name.endswith("/")
+
+
+def _all(work: Callable[[str], None], names: Iterable[str]) -> None:
+    """Does `work` for all names, some at once; raises what the first that fails raises, when none is going on."""
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        for future in [pool.submit(work, name) for name in names]:
+            future.result()
+
+
+def check_space(folder: pathlib.Path, size: int, what: str) -> None:
+    """Checks that `size` bytes have room in the folder's file system.
+
+    Raises:
+        UserError: they have not.
+    """
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise UserError(
+            f"{what}: its {size / 1e9:,.1f} GB have no room in {folder} ({free / 1e9:,.1f} GB are free); make room, or "
+            f"set {CACHE_VARIABLE} to a folder on another disk"
+        )
+
+
+def make_folder(folder: pathlib.Path, address: str) -> pathlib.Path:
+    """Creates the copy's folder of an address; messages call it by the address from then on.
+
+    Raises:
+        UserError: it cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{address} cannot be copied to {folder}: {error.strerror or one_line(error)}; set {CACHE_VARIABLE} to a "
+            "folder that can be written to"
+        ) from None
+    alias(folder, address)
+    return folder
+
+
+def fetch_file(address: str, key: str) -> pathlib.Path:
+    """Returns the copy of one file, made anew where it has changed.
+
+    Raises:
+        UserError: it is not there or cannot be read.
+    """
+    folder, _, name = address.rpartition("/")
+    remote = Remote(folder, key)
+    fact = remote.files().get(name)
+    if fact is None:
+        raise UserError(f"{key}={address}: there is no such file")
+    local = cache_folder() / "files" / f"{folder_name(address)}-{hashlib.sha256(fact.mark.encode()).hexdigest()[:12]}"
+    if not (local / name).exists():
+        local.mkdir(parents=True, exist_ok=True)
+        check_space(local, fact.size, f"{key}={address}")
+        remote.get([name], local)
+    return local / name

@@ -1,0 +1,251 @@
+"""A run in a bucket has a twin on this machine, a folder with which everything works as with any workdir.
+
+The bucket is the truth: opening a twin makes it what is there, and copies only what is not here already. Of the
+checkpoints only those count that are complete there: a step's seal is uploaded last and deleted first.
+
+The twin that a session trained in may be ahead of the bucket, where the session was killed or lost the network. That
+is kept, and uploaded, if no other session has trained in the bucket since: each begins by leaving its number there
+(session.json). What was uploaded once and is in the bucket no more was removed by somebody, and is not brought back.
+"""
+
+import contextlib
+import fcntl
+import itertools
+import json
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Iterable
+from typing import Any, NamedTuple, TextIO
+
+from hga_flax.errors import UserError, expand, one_line
+from hga_flax.storage import (
+    CACHE_VARIABLE,
+    Fact,
+    Remote,
+    cache_folder,
+    check_space,
+    folder_name,
+    is_remote,
+    make_folder,
+)
+from hga_flax.training import seal
+
+SESSION = "session.json"
+RECORD = ".mirror.json"  # in a twin: what of it equals what in the bucket
+CHECKPOINT = re.compile(r"((?:checkpoints|superseded)/\d+)/(.+)")  # folder, name in it
+TRIES = 3  # of reading a run that goes on meanwhile
+
+Here = tuple[int, int]  # bytes and time of a file, which changes when it is written
+
+
+class Pair(NamedTuple):
+    """A file as it was here and there when the two were equal."""
+
+    here: Here
+    there: Fact
+
+
+def seal_of(name: str) -> str | None:
+    """Returns the seal of the checkpoint that a file belongs to, None where it belongs to none."""
+    match = CHECKPOINT.fullmatch(name)
+    return f"{match[1]}/{seal.NAME}" if match else None
+
+
+class Twin:
+    """The twin of one address, of this process alone until it is closed.
+
+    Args:
+        address: of the run.
+        key: what messages call it.
+        trains: it is trained in; else it is read.
+
+    Attributes:
+        folder: the twin.
+        remote: the bucket's folder.
+        pairs: what is equal here and there, by name.
+        there: the bucket's files when it was last asked.
+    """
+
+    def __init__(self, address: str, key: str, trains: bool = False):
+        self.remote, self._trains = Remote(address, key), trains
+        self.folder, self._lock = _take(self.remote.address, "train" if trains else "read")
+        self.there: dict[str, Fact] = {}
+        self._session, self.pairs = self._recorded()
+
+    def close(self) -> None:
+        """Leaves the twin to the next process."""
+        self._lock.close()
+
+    def pull(self, light: bool = False) -> None:
+        """Makes the twin what the bucket holds.
+
+        Args:
+            light: of the checkpoints only the seals, which tell what steps there are.
+
+        Raises:
+            UserError: the bucket cannot be read, or there is no room here.
+        """
+        for _ in range(TRIES):
+            with contextlib.suppress(FileNotFoundError):  # the run goes on, and has removed an old checkpoint
+                return self._pull(light)
+        raise UserError(f"{self.remote.key}={self.remote.address}: it changes while it is read; try again")
+
+    def _pull(self, light: bool) -> None:
+        there = self.there = self.remote.files()
+        own = self._trains and self._session is not None and self._session == self._session_there()
+        here = self.here()
+        wanted = {name: fact for name, fact in there.items() if _is_wanted(name, there)}
+        fetched = [name for name, fact in wanted.items() if self._is_stale(name, here.get(name), fact, own)]
+        if light:
+            fetched = [name for name in fetched if seal_of(name) in (None, name)]
+        for name in [name for name in here if name not in wanted and not (own and self._is_ahead(name, here))]:
+            (self.folder / name).unlink()
+        size = sum(wanted[name].size for name in fetched)
+        check_space(self.folder, size, f"{self.remote.key}={self.remote.address}")
+        self.remote.get(fetched, self.folder)
+        _drop_empty(self.folder)
+        here, old = self.here(), self.pairs
+        kept = {name: old[name] for name in wanted if name in old and name not in fetched}
+        self.pairs = kept | {name: Pair(here[name], wanted[name]) for name in fetched}
+        self.save()
+
+    def _session_there(self) -> str | None:
+        with contextlib.suppress(ValueError, KeyError, TypeError, FileNotFoundError):
+            return json.loads(self.remote.read(SESSION))["session"]
+        return None
+
+    def _is_stale(self, name: str, here: Here | None, there: Fact, own: bool) -> bool:
+        """Returns whether a file of the bucket must be copied."""
+        pair = self.pairs.get(name)
+        if here is None:
+            return True
+        if pair is None:
+            return not own  # else uploaded just before the session ended
+        return (pair.there != there and (not own or pair.here == here)) or (pair.here != here and not own)
+
+    def _is_ahead(self, name: str, here: dict[str, Here]) -> bool:
+        """Returns whether a file that the bucket lacks has not been uploaded yet; a checkpoint's as its seal."""
+        name = seal_of(name) or name
+        return name not in self.pairs or self.pairs[name].here != here.get(name)
+
+    def here(self) -> dict[str, Here]:
+        """Returns every file of the twin, but for what is being removed meanwhile."""
+        found = {}
+        for folder, _, files in os.walk(self.folder):  # which passes over a folder that vanishes
+            for file in files:
+                name = (pathlib.Path(folder) / file).relative_to(self.folder).as_posix()
+                with contextlib.suppress(FileNotFoundError):
+                    if name != RECORD:
+                        found[name] = self.stat(name)
+        return found
+
+    def stat(self, name: str) -> Here:
+        """Returns a file's bytes and time.
+
+        Raises:
+            FileNotFoundError: it is not there.
+        """
+        facts = (self.folder / name).stat()
+        return facts.st_size, facts.st_mtime_ns
+
+    def is_up(self, name: str) -> bool:
+        """Returns whether the bucket has a file of the twin as it is now."""
+        with contextlib.suppress(FileNotFoundError):
+            return name in self.pairs and name in self.there and self.pairs[name].here == self.stat(name)
+        return False
+
+    def uploaded(self, files: Iterable[tuple[str, Here]]) -> None:
+        """Notes that files, as they were then, are in the bucket; asks it for their marks."""
+        self.there = self.remote.files()
+        self.pairs |= {name: Pair(here, self.there[name]) for name, here in files if name in self.there}
+        self.pairs = {name: pair for name, pair in self.pairs.items() if name in self.there}
+        self.save()
+
+    def begin(self, session: str) -> None:
+        """Leaves a session's number here and in the bucket, which also shows that the bucket can be written to.
+
+        Raises:
+            UserError: it cannot.
+        """
+        self._session = session
+        self.save()
+        self.remote.write(SESSION, json.dumps({"session": session}).encode())
+
+    def save(self) -> None:
+        """Writes what equals what."""
+        record = {"session": self._session, "files": self.pairs}
+        scratch = self.folder / f"{RECORD}.new"
+        try:
+            scratch.write_text(json.dumps(record))
+            scratch.replace(self.folder / RECORD)
+        except OSError as error:
+            raise UserError(f"{scratch} cannot be written: {error.strerror or one_line(error)}") from None
+
+    def _recorded(self) -> tuple[str | None, dict[str, Pair]]:
+        try:
+            record: Any = json.loads((self.folder / RECORD).read_text())
+            pairs = {name: Pair(tuple(here), Fact(*there)) for name, (here, there) in record["files"].items()}
+            return record["session"], pairs
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None, {}
+
+
+def _take(address: str, kind: str) -> tuple[pathlib.Path, TextIO]:
+    """Returns the first twin of an address that no process uses, and its lock."""
+    for number in itertools.count():
+        folder = cache_folder() / "runs" / f"{folder_name(address)}-{kind}{number}"
+        make_folder(folder, address)
+        lock = folder.with_name(f"{folder.name}.lock").open("w")  # the kernel releases it, however the process ends
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return folder, lock
+        except BlockingIOError:
+            lock.close()
+        except OSError as error:
+            raise UserError(
+                f"{lock.name} cannot be locked: {error.strerror}; set {CACHE_VARIABLE} to a folder of a local disk"
+            ) from None
+    raise AssertionError("there are more numbers than processes")
+
+
+def _is_wanted(name: str, there: dict[str, Fact]) -> bool:
+    if name.startswith(("superseded/", "checkpoints/")):
+        return seal_of(name) in there
+    return name != SESSION
+
+
+def _drop_empty(folder: pathlib.Path) -> None:
+    """Removes the folders in which nothing is left."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir() and not any(path.iterdir()):
+            shutil.rmtree(path)
+
+
+_read: dict[tuple[pathlib.Path, str], Twin] = {}  # of this process, by cache and address
+
+
+def find(path: str, key: str = "--workdir", light: bool = False) -> pathlib.Path:
+    """Returns the folder in which a run can be read: a path's own, or of an address the twin, brought up to date.
+
+    Args:
+        path: as the user gave it.
+        key: what messages call it.
+        light: of checkpoints in a bucket only the seals.
+
+    Raises:
+        UserError: it cannot be used.
+    """
+    if not is_remote(path):
+        return expand(path, key).absolute()
+    place = cache_folder(), path
+    if place not in _read:
+        _read[place] = Twin(path, key)
+    _read[place].pull(light)
+    return _read[place].folder
+
+
+def is_twin(folder: pathlib.Path) -> bool:
+    """Returns whether a folder is a twin, which each process has of its own."""
+    return folder.parent == cache_folder() / "runs"

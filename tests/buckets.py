@@ -1,0 +1,66 @@
+"""Buckets on 127.0.0.1, for tests that speak the real protocols: moto's S3 and gcp-storage-emulator's GCS."""
+
+import contextlib
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+BUCKET = "bucket"
+NEEDED = {"s3": ("s3fs", "moto", "flask"), "gs": ("gcsfs", "gcp_storage_emulator")}
+ENVIRONMENTS = {
+    "s3": {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"},
+    "gs": {},
+}
+ENDPOINTS = {"s3": "AWS_ENDPOINT_URL", "gs": "STORAGE_EMULATOR_HOST"}
+COMMANDS = {
+    "s3": "from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])",
+    "gs": "import sys; sys.argv = ['', 'start', '--host=127.0.0.1', '--port={port}', '--in-memory', "
+    "'--default-bucket=" + BUCKET + "']; from gcp_storage_emulator.__main__ import main; main()",
+}
+
+
+def missing(scheme):
+    """Returns the packages without which there is no such bucket here."""
+    return [package for package in NEEDED[scheme] if importlib.util.find_spec(package) is None]
+
+
+def needs(scheme):
+    return pytest.mark.skipif(bool(missing(scheme)), reason=f"not installed: {', '.join(missing(scheme))}")
+
+
+@contextlib.contextmanager
+def serve(scheme):
+    """Yields the environment variables with which this process and others reach an empty bucket."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-c", COMMANDS[scheme].format(port=port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            assert server.poll() is None and time.monotonic() < deadline
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            time.sleep(0.2)
+        variables = ENVIRONMENTS[scheme] | {ENDPOINTS[scheme]: f"http://127.0.0.1:{port}"}
+        os.environ.update(variables)  # fsspec reads it where it makes a file system
+        import fsspec
+
+        fsspec.filesystem(scheme).clear_instance_cache()
+        if scheme == "s3":
+            fsspec.filesystem(scheme).mkdir(BUCKET)
+        yield variables
+    finally:
+        server.kill()
+        server.wait()
+        for name in (*ENVIRONMENTS[scheme], ENDPOINTS[scheme]):
+            os.environ.pop(name, None)

@@ -1,0 +1,224 @@
+import json
+import shutil
+import threading
+import time
+
+import pytest
+
+from hga_flax.errors import UserError
+from hga_flax.storage import Remote, Unreachable
+from hga_flax.training.seal import find_damage, write_seal
+from hga_flax.training.twin import RECORD, SESSION, Twin, find, is_twin
+
+
+def fill(remote, files):
+    for name, content in files.items():
+        remote.write(name, content)
+
+
+def checkpoint(step, content=b"weights", folder="checkpoints"):
+    """The files of a made-up checkpoint; its seal's content does not matter here."""
+    base = f"{folder}/{step}"
+    return {f"{base}/state/d/x": content, f"{base}/run/metadata": b"{}", f"{base}/seal.json": b"seal of " + content}
+
+
+def names(twin):
+    return set(twin.here())
+
+
+@pytest.fixture
+def remote(bucket):
+    remote = Remote(f"{bucket}/run", "--workdir")
+    fill(remote, {"config.json": b"{}", SESSION: b'{"session": "another"}'} | checkpoint(1) | checkpoint(2))
+    return remote
+
+
+def opened(remote, trains=True):
+    twin = Twin(remote.address, "--workdir", trains)
+    twin.pull()
+    return twin
+
+
+def test_it_becomes_what_the_bucket_holds_complete(remote):
+    remote.delete(["checkpoints/2/seal.json"])
+    fill(remote, checkpoint(2, b"old", "superseded"))
+    twin = opened(remote)
+    assert names(twin) == {"config.json", *checkpoint(1), *checkpoint(2, folder="superseded")}
+    assert (twin.folder / "checkpoints/1/state/d/x").read_bytes() == b"weights"
+    assert not (twin.folder / "checkpoints/2").exists() and is_twin(twin.folder)
+
+
+def test_only_what_has_changed_is_copied_again(remote, monkeypatch):
+    opened(remote).close()
+    time.sleep(0.01)
+    fill(remote, {"config.json": b"{1}", "new": b"1"})
+    remote.delete(checkpoint(1))
+    got = []
+    get = Remote.get
+    monkeypatch.setattr(Remote, "get", lambda self, n, *rest: (got.extend(n := list(n)), get(self, n, *rest)))
+    twin = opened(remote)
+    assert sorted(got) == ["config.json", "new"]
+    assert names(twin) == {"config.json", "new", *checkpoint(2)} and not (twin.folder / "checkpoints/1").exists()
+    (twin.folder / "checkpoints/2/state/d/x").write_bytes(b"damaged")  # here
+    twin.close()
+    got.clear()
+    assert (opened(remote).folder / "checkpoints/2/state/d/x").read_bytes() == b"weights"
+    assert got == ["checkpoints/2/state/d/x"]
+
+
+def ahead(remote):
+    """Returns a twin that trained, and was killed before it had uploaded its third step and its last metrics."""
+    twin = opened(remote)
+    twin.begin("mine")
+    for name, content in (checkpoint(3) | {"metrics.jsonl": b"3", "checkpoints/4.orbax-checkpoint-tmp/x": b""}).items():
+        (twin.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (twin.folder / name).write_bytes(content)
+    twin.close()
+    return twin
+
+
+def test_what_no_other_session_has_overtaken_is_kept(remote):
+    ahead(remote)
+    twin = opened(remote)
+    assert names(twin) >= {"metrics.jsonl", *checkpoint(1), *checkpoint(2), *checkpoint(3)}
+    assert not any(map(twin.is_up, checkpoint(3))) and all(map(twin.is_up, checkpoint(2)))
+
+
+def test_what_was_written_since_the_last_upload_is_kept_too(remote):
+    """A step that was saved again, and metrics whose upload was the last thing that the session did."""
+    twin = ahead(remote)
+    fill(remote, {"metrics.jsonl": b"2"})
+    for name, content in (checkpoint(2, b"again") | {"checkpoints/2/state/d/y": b"again"}).items():
+        (twin.folder / name).write_bytes(content)
+    twin = opened(remote)
+    read = lambda name: (twin.folder / name).read_bytes()
+    assert read("metrics.jsonl") == b"3"
+    assert [read(f"checkpoints/2/state/d/{name}") for name in "xy"] == [b"again", b"again"]
+    assert not twin.is_up("checkpoints/2/seal.json")
+
+
+def test_another_session_makes_the_bucket_the_truth(remote):
+    ahead(remote)
+    fill(remote, {SESSION: b'{"session": "elsewhere"}'})
+    assert names(opened(remote)) == {"config.json", *checkpoint(1), *checkpoint(2)}
+
+
+@pytest.mark.parametrize("session", [b"", b"[]", b'{"session": null}', None])
+def test_a_bucket_without_a_session_is_the_truth_too(remote, session):
+    ahead(remote)
+    fill(remote, {SESSION: session}) if session is not None else remote.delete([SESSION])
+    assert names(opened(remote)) == {"config.json", *checkpoint(1), *checkpoint(2)}
+
+
+def test_a_run_that_was_removed_is_not_brought_back(remote):
+    ahead(remote)
+    remote.delete(remote.files())
+    assert names(opened(remote)) == set()
+
+
+def test_what_was_uploaded_and_then_removed_by_somebody_stays_removed(remote):
+    twin = opened(remote)
+    twin.begin("mine")
+    twin.close()
+    remote.delete(["checkpoints/2/seal.json"])
+    twin = opened(remote)
+    assert names(twin) == {"config.json", *checkpoint(1)}
+    twin.close()
+    time.sleep(0.01)
+    fill(remote, {"config.json": b"{2}"})  # and what was changed by somebody is taken
+    assert (opened(remote).folder / "config.json").read_bytes() == b"{2}"
+
+
+def test_a_reader_takes_nothing_for_its_own(remote):
+    folder = ahead(remote).folder
+    twin = opened(remote, trains=False)
+    assert twin.folder != folder and names(twin) == {"config.json", *checkpoint(1), *checkpoint(2)}
+
+
+def test_each_process_has_a_twin_of_its_own(remote):
+    first, second = opened(remote), opened(remote)
+    assert first.folder != second.folder and names(first) == names(second)
+    first.close()
+    third = opened(remote)
+    assert third.folder == first.folder
+    second.close()
+
+
+def test_found_by_its_path_an_address_is_brought_up_to_date_each_time(remote, tmp_path):
+    assert find(str(tmp_path)) == tmp_path and not is_twin(tmp_path)
+    folder = find(remote.address, light=True)
+    assert {p.name for p in (folder / "checkpoints/2").iterdir()} == {"seal.json"}
+    assert find(remote.address) == folder and (folder / "checkpoints/2/state/d/x").exists()
+    remote.delete(checkpoint(1))
+    find(remote.address, light=True)
+    assert (folder / "checkpoints/2/state/d/x").exists() and not (folder / "checkpoints/1").exists()
+    with pytest.raises(UserError, match=r"^init\.from=s3://: write s3://BUCKET/FOLDER$"):
+        find("s3://", "init.from")
+
+
+def test_a_run_that_goes_on_while_it_is_read_is_read_again(remote, monkeypatch):
+    listed, files = [], Remote.files
+
+    def list_and_remove(self):
+        found = files(self)
+        if not listed:
+            self.delete(checkpoint(1))
+        listed.append(1)
+        return found
+
+    monkeypatch.setattr(Remote, "files", list_and_remove)
+    assert names(opened(remote)) == {"config.json", *checkpoint(2)} and len(listed) == 2
+
+    def vanish(self, files, *rest):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Remote, "get", vanish)
+    fill(remote, {"new": b""})
+    with pytest.raises(UserError, match=r"^--workdir=s3://bucket/run: it changes while it is read; try again$"):
+        opened(remote)
+
+
+def test_folders_that_vanish_while_it_looks_are_passed_over(remote):
+    twin, stop = opened(remote), threading.Event()
+
+    def come_and_go():
+        while not stop.is_set():
+            (twin.folder / "checkpoints/9/state/d/e").mkdir(parents=True)
+            (twin.folder / "checkpoints/9/state/d/e/x").write_text("")
+            shutil.rmtree(twin.folder / "checkpoints/9")
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        for _ in range(200):
+            assert names(twin) >= checkpoint(1).keys()
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_damaged_record_and_a_bucket_that_cannot_be_written_to(remote, monkeypatch):
+    twin = opened(remote)
+    for text in ("", "[]", '{"files": [1]}', '{"session": 1, "files": {"a": 1}}'):
+        (twin.folder / RECORD).write_text(text)
+        twin.close()
+        twin = opened(remote)
+        assert json.loads((twin.folder / RECORD).read_text())["files"].keys() == names(twin)
+
+    def refuse(*arguments):
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(type(remote._fs()), "pipe_file", refuse)
+    with pytest.raises(Unreachable, match=r"cannot be written to: no permission \(Access Denied\)"):
+        twin.begin("mine")
+
+
+def test_the_seal_tells_what_a_copy_that_was_cut_short_lacks(remote, tmp_path):
+    for name, content in checkpoint(1).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    write_seal(tmp_path / "checkpoints/1", 1)
+    remote.put(tmp_path, checkpoint(1))
+    assert find_damage(opened(remote).folder / "checkpoints/1", 1) is None
+    remote.write("checkpoints/1/state/d/x", b"weight")
+    assert "6 bytes instead of 7" in find_damage(opened(remote).folder / "checkpoints/1", 1)
