@@ -298,6 +298,12 @@ class Checkpoints:
     def _drop_superseded(self) -> None:
         shutil.rmtree(self._workdir / "superseded", ignore_errors=True)
 
+    def check_structure(self, step: int, like: Any) -> None:
+        """Raises a UserError where a step holds other arrays than `like`, or does not say what it holds."""
+        path = self._path(step)
+        with self._reading(path):
+            self._check_structure(path, like)
+
     def _check_structure(self, path: pathlib.Path, like: Any) -> None:
         """Raises a UserError where the checkpoint's arrays have other names, shapes or types."""
         saved = self._reader.metadata(path).item_metadata["state"]

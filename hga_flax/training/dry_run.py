@@ -21,6 +21,7 @@ from hga_flax.data.sources import dataset_info
 from hga_flax.errors import check_writable
 from hga_flax.storage import is_remote
 from hga_flax.training import workdir as files
+from hga_flax.training.checkpoints import Checkpoints, UnreadableCheckpoint
 from hga_flax.training.console import Console, duration
 from hga_flax.training.experiment import Experiment, Plan, Prepared, create_experiment, describe, prepare
 from hga_flax.training.initial_weights import fit_weights
@@ -73,7 +74,7 @@ def dry_run(config: ConfigDict, workdir: str | None = None, compile_step: bool =
     new = not (workdir and checkpoint_steps(workdir))
     rows = describe(experiment, plan, state.params, new)
     if workdir is not None:
-        rows.append(("workdir", workdir_state(workdir, config)))
+        rows.append(("workdir", workdir_state(workdir, config, state)))
     console.table("dry run: nothing is trained or written", rows)
     if new and config.init["from"]:
         console.table("initial weights", fit_weights(config, state).rows())
@@ -86,11 +87,16 @@ def dry_run(config: ConfigDict, workdir: str | None = None, compile_step: bool =
     console.table("time", time_rows(experiment, plan, cost))
 
 
-def workdir_state(path: str, config: ConfigDict) -> str:
+def workdir_state(path: str, config: ConfigDict, state: TrainState | None = None) -> str:
     """Returns what training would find in a workdir.
 
+    Args:
+        path: the workdir.
+        config: a whole configuration.
+        state: of the run, abstract; compared with the newest checkpoint, if given (not with one in a bucket).
+
     Raises:
-        UserError: it cannot be written to, or belongs to another run.
+        UserError: it cannot be written to, or belongs to another run or optimizer.
     """
     workdir = find(path, light=True)
     if not is_remote(path):
@@ -99,7 +105,16 @@ def workdir_state(path: str, config: ConfigDict) -> str:
     steps = checkpoint_steps(path)
     if not steps:
         return f"{path}: a new run"
-    return f"{path}: goes on from step {max(steps)}" + (f"; changed: {', '.join(changes)}" if changes else "")
+    told = f"{path}: goes on from step {max(steps)}" + (f"; changed: {', '.join(changes)}" if changes else "")
+    if state is not None and not is_remote(path):
+        checkpoints = Checkpoints(workdir, read_only=True, changes=changes)
+        try:
+            checkpoints.check_structure(max(steps), state)
+        except UnreadableCheckpoint as error:
+            told += f", or from an older one: {error}"
+        finally:
+            checkpoints.close()
+    return told
 
 
 def checkpoint_steps(path: str) -> list[int]:

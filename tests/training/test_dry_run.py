@@ -9,6 +9,7 @@ from hga_flax.analysis.complexity import complexity
 from hga_flax.data.sources import DatasetInfo, SyntheticSource
 from hga_flax.errors import UserError
 from hga_flax.training import dry_run as d
+from hga_flax.training.checkpoints import Checkpoints
 from hga_flax.training.experiment import create_experiment, prepare
 from hga_flax.training.workdir import write_config
 from tests import commands
@@ -128,6 +129,25 @@ def test_a_workdir_is_looked_at_and_not_touched(tmp_path):
         d.workdir_state(str(tmp_path), c)
     with pytest.raises(UserError, match="--workdir=/dev/null/x cannot be written to: /dev/null is not a folder"):
         d.workdir_state("/dev/null/x", c)
+
+
+def test_the_newest_checkpoint_must_fit_the_run(tmp_path):
+    config = tiny.config()
+    write_config(tmp_path, config)
+    _, state, _ = tiny.build(config, tiny.mesh(1))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, state, {}, None)
+    checkpoints.close()
+
+    def told(**overrides):
+        experiment, ready = prepared(**overrides)
+        return d.workdir_state(str(tmp_path), experiment.config, ready.state)
+
+    assert told().endswith(": goes on from step 3")
+    with pytest.raises(UserError, match=r"another optimizer; changed since: optimizer\.name: sgd -> adamw; take that"):
+        told(optimizer__name="adamw")
+    (tmp_path / "checkpoints" / "5").mkdir()
+    assert "goes on from step 5, or from an older one: checkpoint" in told()
 
 
 def test_sizes():
