@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from hga_flax.attention import AttentionFactory, replaces_convolution
 from hga_flax.attention.common import global_mean
+from hga_flax.models.convolution import convolution
 from hga_flax.models.resnet import (
     PAD1,
     ModuleDef,
@@ -152,6 +153,8 @@ class CifarResNet(nn.Module):
         check_rate("stochastic_depth", self.stochastic_depth)
         rates = iter(depth_rates(self.stochastic_depth, 3 * blocks))
         conv = partial(nn.Conv, use_bias=False, padding=0, kernel_init=kernel_init, dtype=self.dtype)
+        if train:  # in inference the plain form, whose operations can be counted
+            conv = partial(conv, conv_general_dilated=convolution)
         norm = partial(
             nn.BatchNorm,
             use_running_average=not train,

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from hga_flax.attention import AttentionFactory
 from hga_flax.attention.common import global_mean
+from hga_flax.models.convolution import convolution
 from hga_flax.models.resnet import PAD1, ModuleDef, check_rate, kernel_init, no_attention
 
 
@@ -82,6 +83,8 @@ class DenseNet(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         check_rate("dropout", self.dropout)
         conv = partial(nn.Conv, use_bias=False, padding=0, kernel_init=kernel_init, dtype=self.dtype)
+        if train:  # in inference the plain form, whose operations can be counted
+            conv = partial(conv, conv_general_dilated=convolution)
         norm = partial(
             nn.BatchNorm,
             use_running_average=not train,

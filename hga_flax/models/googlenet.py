@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from hga_flax.attention import AttentionFactory, HierarchicalGlobalAveragePooling
 from hga_flax.attention.common import at_least_float32, global_mean
+from hga_flax.models.convolution import convolution
 from hga_flax.models.resnet import PAD1, ModuleDef, check_rate, kernel_init, no_attention
 
 # Inception blocks: 1x1; 3x3 behind a 1x1; "5x5" behind a 1x1; 1x1 behind the pooling (the paper's Table 1).
@@ -146,6 +147,8 @@ class GoogLeNet(nn.Module):
         if self.width_divisor < 1 or any(w % self.width_divisor for widths in BLOCKS.values() for w in widths):
             raise ValueError(f"width_divisor={self.width_divisor} does not divide every width; 1, 2, 4 and 8 do")
         conv = partial(nn.Conv, use_bias=False, kernel_init=kernel_init, dtype=self.dtype)
+        if train:  # in inference the plain form, whose operations can be counted
+            conv = partial(conv, conv_general_dilated=convolution)
         norm = partial(
             nn.BatchNorm,
             use_running_average=not train,

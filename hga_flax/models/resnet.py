@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from hga_flax.attention import AttentionFactory, Source, create_attention, replaces_convolution, uses_source
 from hga_flax.attention.common import global_mean
-from hga_flax.models.grouped_conv import grouped_convolution
+from hga_flax.models.convolution import convolution
 from hga_flax.models.norm import BatchNorm
 
 ModuleDef = Any  # a module class with its fields partly given
@@ -96,8 +96,6 @@ class Bottleneck(nn.Module):
                 strides,
                 padding=PAD1,
                 feature_group_count=self.cardinality,
-                # In inference the plain form, whose operations can be counted.
-                conv_general_dilated=grouped_convolution if train and self.cardinality > 1 else None,
                 name="conv2",
             )(y)
             y = nn.relu(self.norm(name="norm2")(y))
@@ -153,6 +151,8 @@ class ResNet(nn.Module):
         check_rate("stochastic_depth", self.stochastic_depth)
         rates = iter(depth_rates(self.stochastic_depth, sum(self.stage_sizes)))
         conv = partial(nn.Conv, use_bias=False, padding=0, kernel_init=kernel_init, dtype=self.dtype)
+        if train:  # in inference the plain form, whose operations can be counted
+            conv = partial(conv, conv_general_dilated=convolution)
         norm = partial(
             BatchNorm,
             use_running_average=not train,

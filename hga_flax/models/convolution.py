@@ -1,12 +1,15 @@
-"""Grouped convolution, computed as suits the device; the result is the same up to rounding.
+"""Convolutions in training, computed as suits the device; the result is the same up to rounding.
 
 TPUs multiply 128x128 blocks, so that groups of 4 to 32 channels leave most of a block empty, and XLA
 moves the map through layouts of [groups, channels] on the way. There one dense convolution with a
 block-diagonal kernel costs more arithmetic, which a step of ResNeXt has to spare, and fewer bytes,
-which bound it: benchmarks/NOTES.md has the measurement. Elsewhere the grouped form stays.
+which bound it. Elsewhere the grouped form stays.
+
+On CPUs the gradient of a 1x1 convolution's kernel is to XLA another convolution, for which it transposes
+whole maps; a product of matrices needs none of that. benchmarks/NOTES.md has the measurements of both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,8 +18,10 @@ from jax import lax
 
 DENSE_WIDTH = 1024  # channels up to which the dense form is taken
 
+Form = Callable[[jax.Array, jax.Array], jax.Array]  # (map, kernel) -> map
 
-def grouped_convolution(
+
+def convolution(
     x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, *, feature_group_count: int, **options: Any
 ) -> jax.Array:
     """`lax.conv_general_dilated` of channels-last maps, for `flax.linen.Conv(conv_general_dilated=...)`.
@@ -32,18 +37,30 @@ def grouped_convolution(
     options |= {"window_strides": strides, "padding": padding}
     groups = feature_group_count
 
-    def grouped(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return lax.conv_general_dilated(x, kernel, feature_group_count=groups, **options)
 
     def dense(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return lax.conv_general_dilated(x, block_diagonal(kernel, groups), **options)
 
+    def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        x = x if max(strides) == 1 else x[:, :: strides[0], :: strides[1]]
+        return jnp.matmul(x, kernel[0, 0], precision=options.get("precision"))
+
+    padded = not isinstance(padding, str) and any(map(any, padding))
+    if groups == 1 and kernel.shape[:2] == (1, 1) and not padded and max(options.get("lhs_dilation") or (1,)) == 1:
+        return _of_platform(x, kernel, plain, cpu=product)
     if groups == 1 or groups == x.shape[-1] or x.shape[-1] > DENSE_WIDTH:
-        return grouped(x, kernel)
+        return plain(x, kernel)
+    return _of_platform(x, kernel, plain, tpu=dense)
+
+
+def _of_platform(x: jax.Array, kernel: jax.Array, default: Form, **forms: Form) -> jax.Array:
+    """Computes one of several forms of a convolution, which the program's platform chooses where it is compiled."""
 
     @jax.custom_vjp
     def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return lax.platform_dependent(x, kernel, tpu=dense, default=grouped)
+        return lax.platform_dependent(x, kernel, default=default, **forms)
 
     def forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         return convolve(x, kernel), (x, kernel)
@@ -51,7 +68,8 @@ def grouped_convolution(
     def backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
         # Each form's own gradient: of a choice between two, JAX would keep what either needs.
         of = lambda form: lambda x, kernel, gradient: jax.vjp(form, x, kernel)[1](gradient)
-        return lax.platform_dependent(*saved, gradient, tpu=of(dense), default=of(grouped))
+        gradients = {platform: of(form) for platform, form in forms.items()}
+        return lax.platform_dependent(*saved, gradient, default=of(default), **gradients)
 
     convolve.defvjp(forward, backward)
     return convolve(x, _varying_like(kernel, x))

@@ -6,12 +6,13 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from hga_flax.analysis.compiled import collectives
-from hga_flax.models import grouped_conv
-from hga_flax.models.grouped_conv import block_diagonal, grouped_convolution
+from hga_flax.models import convolution as module
+from hga_flax.models.convolution import block_diagonal, convolution
 from tests.training import tiny
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 X = np.random.RandomState(0).standard_normal((4, 6, 5, 8))
+LAX = lax.conv_general_dilated
 KERNEL = np.random.RandomState(1).standard_normal((3, 3, 2, 12))
 
 
@@ -22,18 +23,43 @@ def plain(x, kernel, groups=4):
 
 
 def ours(x, kernel):
-    return grouped_convolution(x, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=NUMBERS, feature_group_count=4)
+    return convolution(x, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=NUMBERS, feature_group_count=4)
 
 
-def results(function):
+def results(function, kernel=KERNEL):
     loss = lambda x, kernel: (y := function(x, kernel), jnp.sin(y).sum())[::-1]
-    return jax.jit(jax.value_and_grad(lambda *a: loss(*a)[0], argnums=(0, 1)))(jnp.asarray(X), jnp.asarray(KERNEL))
+    return jax.jit(jax.value_and_grad(lambda *a: loss(*a)[0], argnums=(0, 1)))(jnp.asarray(X), jnp.asarray(kernel))
+
+
+POINT = np.random.RandomState(2).standard_normal((1, 1, 8, 5))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((0, 0), (0, 0)), ((1, 0), (0, 2))], ids=str)
+def test_a_1x1_convolution_has_the_values_and_gradients_of_lax(stride, padding):
+    options = {"dimension_numbers": NUMBERS, "feature_group_count": 1}
+    both = [lambda x, kernel, f=f: f(x, kernel, (stride, stride), padding, **options) for f in (convolution, LAX)]
+    with jax.enable_x64(True):
+        for a, b in zip(*(jax.tree.leaves(results(function, POINT)) for function in both), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(("platform", "count"), [("cpu", 0), ("cuda", 3), ("tpu", 3)])
+def test_on_cpus_a_1x1_convolution_and_its_gradients_are_products_of_matrices(platform, count):
+    def loss(x, kernel):
+        y = convolution(x, kernel, (1, 1), ((0, 0), (0, 0)), dimension_numbers=NUMBERS, feature_group_count=1)
+        return jnp.sin(y).sum()
+
+    arguments = jnp.asarray(X, jnp.float32), jnp.asarray(POINT, jnp.float32)
+    traced = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).trace(*arguments)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("stablehlo.convolution") == count and text.count("stablehlo.dot_general") == 3 - count
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
-def test_either_form_has_the_values_and_gradients_of_a_grouped_convolution(platform, monkeypatch):
+def test_either_form_has_the_values_and_gradients_of_a_convolution(platform, monkeypatch):
     if platform == "tpu":  # the form that a TPU would compile, computed here
-        monkeypatch.setattr(grouped_conv.lax, "platform_dependent", lambda *a, tpu, default: tpu(*a))
+        monkeypatch.setattr(module.lax, "platform_dependent", lambda *a, tpu, default: tpu(*a))
     with jax.enable_x64(True):
         for a, b in zip(*map(jax.tree.leaves, (results(ours), results(plain))), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)
@@ -55,7 +81,7 @@ def test_the_block_diagonal_kernel_is_zero_between_groups():
 
 
 def test_over_devices_the_gradient_is_summed_grouped(monkeypatch):
-    monkeypatch.setattr(grouped_conv.lax, "platform_dependent", lambda *a, tpu, default: tpu(*a))
+    monkeypatch.setattr(module.lax, "platform_dependent", lambda *a, tpu, default: tpu(*a))
     split, whole = PartitionSpec("data"), PartitionSpec()
 
     def gradient(x, kernel):
