@@ -148,7 +148,7 @@ def test_every_key_takes_part():
 QUIET = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 
 
-@settings(max_examples=4, derandomize=True, **QUIET)
+@settings(max_examples=2, derandomize=True, **QUIET)
 @given(overrides())
 def test_random_overrides_are_refused_in_one_line_or_train(given):
     check(given)

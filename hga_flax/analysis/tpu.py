@@ -53,6 +53,8 @@ def run(arguments: argparse.Namespace) -> None:
     config = validate(configure(arguments.config, arguments.overrides, arguments.recipe))
     if arguments.batch is not None and arguments.batch < 1:
         raise UserError(f"--batch={arguments.batch}: must be positive")
+    if not 0 < arguments.compile_limit < float("inf"):
+        raise UserError(f"--compile-limit={arguments.compile_limit:g}: must be positive and finite")
     if config.training.accumulation_steps > 1:
         raise UserError(
             f"training.accumulation_steps={config.training.accumulation_steps}: its loop's operations and bytes would "

@@ -74,9 +74,11 @@ class Checkpoints:
         self._manager: ocp.CheckpointManager | None = None
         self._writing: int | None = None
         # Each process has a twin of its own: the first writes, and each reads for itself.
-        self._apart, self._mirror, self._saves = jax.process_count() > 1 and is_twin(self._workdir), mirror, 0
+        self._apart, self._mirror = jax.process_count() > 1 and is_twin(self._workdir), mirror
         self._reader = self._checkpointer(ocp.CompositeCheckpointHandler(**_handlers()))
         self._evaluations: dict[int, dict[str, Any] | None] = {}
+        if self._apart:
+            meet("all have the checkpoints")
         if self._apart and (own := zlib.crc32(str(self.steps()).encode()) >> 1) != agree(own):
             raise UserError(f"the processes find different checkpoints in {self._directory}; does another run write?")
 
@@ -92,8 +94,7 @@ class Checkpoints:
         if self._mirror:
             self._mirror.finish()  # before the one that it uploads may be removed
         if self._apart:
-            self._saves += 1
-            meet(f"checkpoint {self._saves} can be saved")
+            meet("a checkpoint can be saved")
             if jax.process_index():
                 return
             state = jax.tree.map(np.asarray, state)  # which has no process but this one
@@ -299,9 +300,10 @@ class Checkpoints:
         shutil.rmtree(self._workdir / "superseded", ignore_errors=True)
 
     def check_structure(self, step: int, like: Any) -> None:
-        """Raises a UserError where a step holds other arrays than `like`, or does not say what it holds."""
+        """Raises a UserError where a step holds other arrays than `like`, or is not whole."""
         path = self._path(step)
         with self._reading(path):
+            self._check_whole(step, path)
             self._check_structure(path, like)
 
     def _check_structure(self, path: pathlib.Path, like: Any) -> None:

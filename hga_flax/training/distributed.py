@@ -5,6 +5,7 @@ launcher says that there are several: SLURM, Open MPI, Cloud TPU, GKE or a Kuber
 """
 
 import argparse
+import collections
 import contextlib
 import glob
 import importlib.util
@@ -27,6 +28,7 @@ from hga_flax.validation import check_keys
 FLAGS = ("coordinator", "num_processes", "process_id")
 START_TIMEOUT_SECONDS = 300  # until all processes have come
 MEETING_TIMEOUT_SECONDS = 3600  # a lost process is noticed before, by watch.py
+_meetings: collections.Counter[str] = collections.Counter()  # a barrier's name serves once
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -198,17 +200,31 @@ def union(indices: Iterable[int], limit: int) -> list[int]:
 
 
 def meet(name: str) -> None:
-    """Waits until all processes are here, for as long as that takes; `name` is used once.
+    """Waits until all processes are here, up to an hour; all meet in the same order.
 
     A collective is started by all within half a minute on CPUs, or it fails (Gloo); compiling before may
-    take one process longer than another.
+    take one process longer than another, and so may copying from a bucket.
+
+    Args:
+        name: what they wait for, as in "the training step is compiled".
+
+    Raises:
+        UserError: some do not come in time.
     """
     import jax
 
     if jax.process_count() > 1:
         from jax._src.distributed import global_state  # nowhere public; a collective would be what this is to avoid
 
-        global_state.client.wait_at_barrier(name, MEETING_TIMEOUT_SECONDS * 1000)
+        _meetings[name] += 1
+        try:
+            global_state.client.wait_at_barrier(f"{name} {_meetings[name]}", MEETING_TIMEOUT_SECONDS * 1000)
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+            raise UserError(
+                f"waited {MEETING_TIMEOUT_SECONDS} s for the other processes, until {name}; are they at work?"
+            ) from None
 
 
 def together(config: ConfigDict, work: Callable[[], Any], train: bool = True) -> Any:

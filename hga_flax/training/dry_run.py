@@ -120,7 +120,8 @@ def workdir_state(path: str, config: ConfigDict, state: TrainState | None = None
 def checkpoint_steps(path: str) -> list[int]:
     """Returns the steps that a workdir has checkpoints of."""
     folder = find(path, light=True) / "checkpoints"
-    return [int(p.name) for p in folder.iterdir() if p.name.isdecimal()] if folder.is_dir() else []
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    return [int(name) for name in names if name.isdecimal() and str(int(name)) == name]
 
 
 def schedule_rows(config: ConfigDict, prepared: Prepared) -> list[tuple[str, ...]]:

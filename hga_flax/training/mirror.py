@@ -18,6 +18,7 @@ from hga_flax.storage import Unreachable, is_remote
 from hga_flax.training import seal
 from hga_flax.training.distributed import meet
 from hga_flax.training.twin import CHECKPOINT, Here, Twin, find
+from hga_flax.training.watch import before_leaving
 from hga_flax.training.workdir import open_workdir
 
 POLL_SECONDS = 1.0
@@ -232,20 +233,28 @@ def run_folder(path: str, process: int) -> Iterator[tuple[pathlib.Path, Mirror |
     mirror = None if process else Mirror(Twin(path, "--workdir", trains=True))
     folder = mirror.catch_up() if mirror else None
     meet("the bucket holds what process 0 has")
-    try:
-        yield folder or find(path), mirror
-    except Interrupted:  # all stop together
-        _leave(mirror)
-        raise
-    except BaseException:
+    folder = folder or find(path)
+    meet("each has the run")
+    closing = threading.Lock()  # where another process is lost the watch closes the mirror from its thread
+
+    def close() -> None:
         if mirror:
-            with contextlib.suppress(UserError):  # that of the run is the one to tell
+            with closing:
                 mirror.close()
-        raise
-    _leave(mirror)
+
+    with before_leaving(close):
+        try:
+            yield folder, mirror
+        except Interrupted:  # all stop together
+            _leave(close)
+            raise
+        except BaseException:
+            with contextlib.suppress(UserError):  # that of the run is the one to tell
+                close()
+            raise
+        _leave(close)
 
 
-def _leave(mirror: Mirror | None) -> None:
-    if mirror:
-        mirror.close()
+def _leave(close: Callable[[], None]) -> None:
+    close()
     meet("process 0 has uploaded")  # the others are there as long as it works

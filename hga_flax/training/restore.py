@@ -10,6 +10,7 @@ import optax
 from hga_flax.errors import ConfigError, UserError, called
 from hga_flax.training import workdir as files
 from hga_flax.training.checkpoints import Checkpoints
+from hga_flax.training.distributed import meet
 from hga_flax.training.evaluation import evaluate
 from hga_flax.training.experiment import Experiment, create_experiment
 from hga_flax.training.mesh import create_mesh
@@ -150,6 +151,7 @@ def evaluate_workdir(
     batches = experiment.dataset.eval_batches(
         experiment.dataset.source(split, train=False), experiment.eval_batch_size, experiment.shard
     )
+    meet("each has the data set")  # one may have to copy it from a bucket
     step = make_eval_step(experiment.model, experiment.config, experiment.mesh)
     metrics = evaluate(step, params, batch_stats, batches, experiment.mesh)
     return metrics | {"step": int(jax.device_get(state.step)), "split": split, "weights": restored.weights}

@@ -101,6 +101,7 @@ def _train(
     if experiment.shard.process == 0:
         bad_images.log = lambda text: console.line(text, "yellow")
     plan, schedule, init, abstract = prepare(experiment)
+    meet("each has the data set")  # one may have to copy it from a bucket
     workdir, mirror = opened.enter_context(run_folder(workdir_path, experiment.shard.process))
     changes = files.check_same_run(workdir, config)
     source = experiment.dataset.source(config.data.train_split)

@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 import jax
@@ -26,12 +26,35 @@ AFTER = "the checkpoints written before are kept; start all processes again with
 CLOSED = "its connection is closed"
 BEATS = 5  # signs of life within the timeout
 CONCLUSION_SECONDS = 5.0  # a collective may fail a little before the watch knows why
+LEAVE_SECONDS = 60.0  # that `before_leaving` has
 ALIVE, DONE, FAILED, LOST, HELLO = "alive", "done", "failed", "lost", "hello"
+
+
+_last_works: list[Callable[[], None]] = []
+
+
+@contextlib.contextmanager
+def before_leaving(work: Callable[[], None]) -> Iterator[None]:
+    """Within it `leave` does `work` first, for a minute at most; errors in it are not told."""
+    _last_works.append(work)
+    try:
+        yield
+    finally:
+        _last_works.remove(work)
 
 
 def leave(text: str) -> None:
     """Ends the process from any thread: its main thread may be waiting for a process that is no more."""
     print(f"error: {text}", file=sys.stderr, flush=True)
+
+    def finish() -> None:
+        for work in list(_last_works):
+            with contextlib.suppress(BaseException):
+                work()
+
+    thread = threading.Thread(target=finish, daemon=True)
+    thread.start()
+    thread.join(LEAVE_SECONDS)
     os._exit(1)
 
 

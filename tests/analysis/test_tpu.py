@@ -104,6 +104,8 @@ def test_without_the_compiler_one_line_says_what_to_install(monkeypatch):
     ("arguments", "message"),
     [
         (["--batch=0"], "--batch=0"),
+        (["--compile-limit=0"], "--compile-limit=0: must be positive"),
+        (["--compile-limit=inf"], "--compile-limit=inf: must be positive"),
         (["--config.model.attention=hgaa"], "unknown attention 'hgaa'"),
         (["--config.training.accumulation_steps=2"], "would be counted once; set it to 1, and --batch to"),
     ],

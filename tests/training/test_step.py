@@ -145,7 +145,9 @@ def reduces(text):
     return re.findall(r" all-reduce(?:-start)?\(", text)
 
 
-@pytest.mark.parametrize(("devices", "mixed", "loop"), [(1, {}, False), (2, MIXED, True)])
+@pytest.mark.parametrize(
+    ("devices", "mixed", "loop"), [(1, {}, False), pytest.param(2, MIXED, True, marks=pytest.mark.slow)]
+)
 def test_accumulating_4_times_32_equals_128_with_frozen_statistics(devices, mixed, loop, monkeypatch):
     if loop:  # as on GPUs and TPUs
         monkeypatch.setattr(step_module, "_each", lax.scan)

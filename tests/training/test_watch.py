@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from hga_flax.errors import UserError
+from hga_flax.training import watch as module
 from hga_flax.training.watch import ALIVE, FAILED, Link, Watch
 
 
@@ -167,3 +168,16 @@ def test_process_0_waits_until_the_others_have_disconnected():
 def test_alone_it_does_nothing():
     with Watch(0, 1, 1.0) as watch:
         assert watch._links == []
+
+
+def test_what_is_to_be_done_before_leaving_is_done_for_a_while(monkeypatch, capsys):
+    done, codes = [], []
+    monkeypatch.setattr(module.os, "_exit", codes.append)
+    monkeypatch.setattr(module, "LEAVE_SECONDS", 0.3)
+    with module.before_leaving(lambda: done.append("uploaded")), module.before_leaving(lambda: 1 / 0):
+        module.leave("process 1 was lost")
+    with module.before_leaving(lambda: time.sleep(60)):
+        module.leave("process 2 was lost")
+    module.leave("process 3 was lost")
+    assert done == ["uploaded"] and codes == [1, 1, 1]
+    assert capsys.readouterr().err == "".join(f"error: process {n} was lost\n" for n in (1, 2, 3))
