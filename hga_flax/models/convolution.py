@@ -3,10 +3,11 @@
 TPUs multiply 128x128 blocks, so that groups of 4 to 32 channels leave most of a block empty, and XLA
 moves the map through layouts of [groups, channels] on the way. There one dense convolution with a
 block-diagonal kernel costs more arithmetic, which a step of ResNeXt has to spare, and fewer bytes,
-which bound it. Elsewhere the grouped form stays.
+which bound it. On CPUs XLA's gradients of a grouped convolution are ten to sixty times slower than those of
+the dense one, or where the map is wide than a product of matrices for each tap. GPUs keep the grouped form.
 
-On CPUs the gradient of a 1x1 convolution's kernel is to XLA another convolution, for which it transposes
-whole maps; a product of matrices needs none of that. benchmarks/NOTES.md has the measurements of both.
+On CPUs, too, the gradient of a 1x1 convolution's kernel is to XLA another convolution, for which it
+transposes whole maps; a product of matrices needs none of that. benchmarks/NOTES.md has the measurements.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-DENSE_WIDTH = 1024  # channels up to which the dense form is taken
+DENSE_WIDTH = 1024  # channels up to which the dense form is taken on TPUs
+CPU_DENSE_WIDTH = 256  # and on CPUs
 
 Form = Callable[[jax.Array, jax.Array], jax.Array]  # (map, kernel) -> map
 
@@ -43,16 +45,42 @@ def convolution(
     def dense(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return lax.conv_general_dilated(x, block_diagonal(kernel, groups), **options)
 
+    def taps(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        (down, right), (height, width) = strides, kernel.shape[:2]
+        pads = padding
+        if isinstance(padding, str):
+            pads = lax.padtype_to_pads(x.shape[1:3], (height, width), strides, padding)
+        x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+        kernel = kernel.reshape(*kernel.shape[:3], groups, -1)
+        rows, columns = (x.shape[1] - height) // down * down + 1, (x.shape[2] - width) // right * right + 1
+        x = x.reshape(*x.shape[:3], groups, -1)
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        y = sum(
+            jnp.einsum(
+                "bhwgc,cgd->bhwgd",
+                x[:, i : i + rows : down, j : j + columns : right],
+                kernel[i, j],
+                preferred_element_type=wide,
+            )
+            for i in range(height)
+            for j in range(width)
+        )
+        return y.reshape(*y.shape[:3], -1).astype(x.dtype)
+
     def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
         x = x if max(strides) == 1 else x[:, :: strides[0], :: strides[1]]
         return jnp.matmul(x, kernel[0, 0], precision=options.get("precision"))
 
-    padded = not isinstance(padding, str) and any(map(any, padding))
-    if groups == 1 and kernel.shape[:2] == (1, 1) and not padded and max(options.get("lhs_dilation") or (1,)) == 1:
-        return _of_platform(x, kernel, plain, cpu=product)
-    if groups == 1 or groups == x.shape[-1] or x.shape[-1] > DENSE_WIDTH:
+    if max(*(options.get("lhs_dilation") or (1,)), *(options.get("rhs_dilation") or (1,))) > 1:
         return plain(x, kernel)
-    return _of_platform(x, kernel, plain, tpu=dense)
+    if groups == 1 and kernel.shape[:2] == (1, 1) and (isinstance(padding, str) or not any(map(any, padding))):
+        return _of_platform(x, kernel, plain, cpu=product)
+    if groups in (1, x.shape[-1]):
+        return plain(x, kernel)
+    forms = {"cpu": dense if x.shape[-1] <= CPU_DENSE_WIDTH else taps}
+    if x.shape[-1] <= DENSE_WIDTH:
+        forms["tpu"] = dense
+    return _of_platform(x, kernel, plain, **forms)
 
 
 def _of_platform(x: jax.Array, kernel: jax.Array, default: Form, **forms: Form) -> jax.Array:

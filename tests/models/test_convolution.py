@@ -56,21 +56,42 @@ def test_on_cpus_a_1x1_convolution_and_its_gradients_are_products_of_matrices(pl
     assert text.count("stablehlo.convolution") == count and text.count("stablehlo.dot_general") == 3 - count
 
 
-@pytest.mark.parametrize("platform", ["cpu", "tpu"])
-def test_either_form_has_the_values_and_gradients_of_a_convolution(platform, monkeypatch):
-    if platform == "tpu":  # the form that a TPU would compile, computed here
-        monkeypatch.setattr(module.lax, "platform_dependent", lambda *a, tpu, default: tpu(*a))
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("padding", ["SAME", ((1, 1), (1, 1)), ((2, 0), (0, 1))], ids=str)
+@pytest.mark.parametrize("platform", ["cpu", "cpu, wide", "tpu", "default"])
+def test_every_form_has_the_values_and_gradients_of_a_grouped_convolution(platform, padding, stride, monkeypatch):
+    asked = []
+
+    def choose(*arguments, **forms):  # the form that another platform would compile, computed here
+        asked.append(form := forms[platform.partition(",")[0]])
+        return form(*arguments)
+
+    monkeypatch.setattr(module.lax, "platform_dependent", choose)
+    if "wide" in platform:
+        monkeypatch.setattr(module, "CPU_DENSE_WIDTH", 4)
+    options = {"dimension_numbers": NUMBERS, "feature_group_count": 4}
+    both = [lambda x, kernel, f=f: f(x, kernel, (stride, stride), padding, **options) for f in (convolution, LAX)]
     with jax.enable_x64(True):
-        for a, b in zip(*map(jax.tree.leaves, (results(ours), results(plain))), strict=True):
+        for a, b in zip(*(jax.tree.leaves(results(function)) for function in both), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)
+    assert len(asked) == 2
 
 
-@pytest.mark.parametrize(("platform", "grouped"), [("cpu", True), ("cuda", True), ("tpu", False)])
-def test_which_form_a_platform_compiles(platform, grouped):
-    arguments = jnp.asarray(X, jnp.float32), jnp.asarray(KERNEL, jnp.float32)
+@pytest.mark.parametrize(
+    ("platform", "channels", "convolutions", "grouped"),
+    [("cpu", 8, 1, 0), ("cpu", 512, 0, 0), ("cuda", 8, 1, 1), ("tpu", 8, 1, 0), ("tpu", 2048, 1, 1)],
+)
+def test_which_form_a_platform_compiles(platform, channels, convolutions, grouped):
+    arguments = jnp.zeros((1, 4, 4, channels)), jnp.zeros((3, 3, channels // 4, 8))
     text = jax.jit(ours).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
-    assert text.count("stablehlo.convolution") == 1
-    assert ("feature_group_count = 4" in text) == grouped
+    assert text.count("stablehlo.convolution") == convolutions
+    assert text.count("feature_group_count = 4") == grouped
+
+
+def test_what_is_dilated_stays_laxs():
+    options = {"dimension_numbers": NUMBERS, "feature_group_count": 4, "rhs_dilation": (2, 2)}
+    both = [f(jnp.asarray(X), jnp.asarray(KERNEL), (1, 1), "SAME", **options) for f in (convolution, LAX)]
+    np.testing.assert_array_equal(*both)
 
 
 def test_the_block_diagonal_kernel_is_zero_between_groups():
@@ -81,7 +102,7 @@ def test_the_block_diagonal_kernel_is_zero_between_groups():
 
 
 def test_over_devices_the_gradient_is_summed_grouped(monkeypatch):
-    monkeypatch.setattr(module.lax, "platform_dependent", lambda *a, tpu, default: tpu(*a))
+    monkeypatch.setattr(module.lax, "platform_dependent", lambda *a, tpu, **others: tpu(*a))
     split, whole = PartitionSpec("data"), PartitionSpec()
 
     def gradient(x, kernel):

@@ -111,6 +111,7 @@ MODERN = {
 }
 
 
+@pytest.mark.slow
 def test_a_modern_run_goes_on_as_if_nothing_had_happened_and_is_evaluated_by_its_average(tmp_path, monkeypatch, capsys):
     c = tiny.config(checkpoint__every_steps=1, training__steps=8, **MODERN)
     train(c, str(tmp_path / "whole"))
