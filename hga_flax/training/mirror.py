@@ -39,6 +39,7 @@ class Mirror:
         self._busy, self._over = threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
         self._warned = self._given_up = False
+        self._listed = True  # the twin knows what the bucket holds, which it does not after a try that failed
 
     def catch_up(self) -> pathlib.Path:
         """Makes the twin what is in the bucket, uploads what an earlier session could not, and returns the folder.
@@ -125,14 +126,18 @@ class Mirror:
 
     def _push_checkpoints(self) -> bool:
         """Makes the bucket's checkpoints the twin's; returns whether anything was to be done."""
+        if not self._listed:
+            self._twin.uploaded([])
+        self._listed = False
         uploaded, removed = self._upload_new(), self._remove_old()
+        self._listed = True
         return uploaded or removed
 
     def _upload_new(self) -> bool:
         new = [step for step in sorted(self._steps("checkpoints")) if (self._folder / _sealed(step)).exists()]
         new = [step for step in new if not self._twin.is_up(_sealed(step))]
         done = [files for step in new if (files := self._push_checkpoint(step))]
-        if done:
+        if new:
             self._twin.uploaded(file for files in done for file in files)
         return bool(done)
 
@@ -162,7 +167,7 @@ class Mirror:
             if not {f"{folder}/{name}" for name in wanted} <= here.keys():
                 return None
             old = [name for name in self._twin.there if name.startswith(f"{folder}/")]
-            if last in old:
+            if last in old:  # else a try before this one has put it aside
                 self._put_aside(step, [name.removeprefix(f"{folder}/") for name in old])
                 self._remote.delete([last])
             self._remote.put(self._folder, [name for name in here if name != last])
@@ -175,6 +180,7 @@ class Mirror:
     def _put_aside(self, step: int, names: list[str]) -> None:
         """Copies a step's former checkpoint to `superseded/`, its seal last."""
         old, new = f"checkpoints/{step}", f"superseded/{step}"
+        self._remote.delete([f"{new}/{seal.NAME}"])  # of one before
         self._remote.copy([name for name in names if name != seal.NAME], old, new)
         self._remote.copy([seal.NAME], old, new)
 

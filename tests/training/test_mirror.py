@@ -13,7 +13,7 @@ from hga_flax import storage
 from hga_flax.__main__ import main
 from hga_flax.errors import UserError
 from hga_flax.pictures.curves import read_run
-from hga_flax.storage import Remote
+from hga_flax.storage import Remote, Unreachable
 from hga_flax.training import mirror as m
 from hga_flax.training.dry_run import workdir_state
 from hga_flax.training.initial_weights import read_source
@@ -210,6 +210,23 @@ def refuse(remote, monkeypatch, times=10**6, only=""):
         return write(self, path, *arguments, **more)
 
     monkeypatch.setattr(system, "pipe_file", fail)
+
+
+def test_a_step_that_is_saved_again_is_whole_beside_tries_that_fail(mirror, remote, tmp_path, operations, monkeypatch):
+    make(mirror, 1)
+    push(mirror)
+    shutil.rmtree(mirror._folder / "checkpoints/1")
+    make(mirror, 1, b"weights again")
+    moments = []
+    operations.after = lambda: moments.append(whole(remote, tmp_path / "now"))
+    refuse(remote, monkeypatch, times=1, only=f"checkpoints/1/{STATE}")  # when the former one's seal is removed
+    with pytest.raises(Unreachable):
+        push(mirror)
+    assert steps(remote) == ["superseded/1"] and remote.read(f"superseded/1/{STATE}") == b"weights"
+    push(mirror)
+    assert all(moments) and whole(remote, tmp_path / "now") == ["checkpoints/1"]
+    assert remote.read(f"checkpoints/1/{STATE}") == b"weights again"
+    assert not any(name.startswith("superseded") for name in remote.files())
 
 
 def test_the_thread_works_by_itself_and_the_end_waits_for_it(remote, mirror):
