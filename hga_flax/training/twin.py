@@ -6,6 +6,7 @@ checkpoints only those count that are complete there: a step's seal is uploaded 
 The twin that a session trained in may be ahead of the bucket, where the session was killed or lost the network. That
 is kept, and uploaded, if no other session has trained in the bucket since: each begins by leaving its number there
 (session.json). What was uploaded once and is in the bucket no more was removed by somebody, and is not brought back.
+What is damaged here is not ahead: a checkpoint that does not fit its seal, a log that is shorter than the bucket's.
 """
 
 import contextlib
@@ -35,6 +36,7 @@ from hga_flax.training import seal
 SESSION = "session.json"
 RECORD = ".mirror.json"  # in a twin: what of it equals what in the bucket
 CHECKPOINT = re.compile(r"((?:checkpoints|superseded)/\d+)/(.+)")  # folder, name in it
+LOGS = ("metrics.jsonl", "tensorboard/")  # which grow; what the trainer cuts off them it cuts off again
 TRIES = 3  # of reading a run that goes on meanwhile
 
 Here = tuple[int, int]  # bytes and time of a file, which changes when it is written
@@ -97,7 +99,12 @@ class Twin:
         own = self._trains and self._session is not None and self._session == self._session_there()
         here = self.here()
         wanted = {name: fact for name, fact in there.items() if _is_wanted(name, there)}
-        fetched = [name for name, fact in wanted.items() if self._is_stale(name, here.get(name), fact, own)]
+        damaged = self._damaged() if self._trains else set()
+        fetched = [
+            name
+            for name, fact in wanted.items()
+            if seal_of(name) in damaged or self._is_stale(name, here.get(name), fact, own)
+        ]
         if light:
             fetched = [name for name in fetched if seal_of(name) in (None, name)]
         for name in [name for name in here if name not in wanted and not (own and self._is_ahead(name, here))]:
@@ -118,12 +125,20 @@ class Twin:
 
     def _is_stale(self, name: str, here: Here | None, there: Fact, own: bool) -> bool:
         """Returns whether a file of the bucket must be copied."""
-        pair = self.pairs.get(name)
+        pair, sealed = self.pairs.get(name), seal_of(name)
         if here is None:
+            return True
+        own = own and not (sealed and self.is_up(sealed))  # nothing of a checkpoint changes after its upload
+        if own and name.startswith(LOGS) and here[0] < there.size:
             return True
         if pair is None:
             return not own  # else uploaded just before the session ended
         return (pair.there != there and (not own or pair.here == here)) or (pair.here != here and not own)
+
+    def _damaged(self) -> set[str]:
+        """Returns the seals of the checkpoints that the bucket has and that are damaged or absent here."""
+        sealed = {name: (self.folder / name).parent for name in self.there if seal_of(name) == name}
+        return {name for name, folder in sealed.items() if seal.find_damage(folder, int(folder.name))}
 
     def _is_ahead(self, name: str, here: dict[str, Here]) -> bool:
         """Returns whether a file that the bucket lacks has not been uploaded yet; a checkpoint's as its seal."""

@@ -229,6 +229,17 @@ def test_a_step_that_is_saved_again_is_whole_beside_tries_that_fail(mirror, remo
     assert not any(name.startswith("superseded") for name in remote.files())
 
 
+def test_damage_on_this_machine_costs_the_bucket_nothing(mirror, remote):
+    mirror._twin.begin("mine")
+    make(mirror, 1)
+    push(mirror)
+    mirror._twin.close()
+    (mirror._folder / "checkpoints/1" / STATE).write_bytes(b"weight")
+    folder = Mirror(Twin(remote.address, "--workdir", trains=True)).catch_up()
+    assert folder == mirror._folder and find_damage(folder / "checkpoints/1", 1) is None
+    assert steps(remote) == ["checkpoints/1"] and remote.read(f"checkpoints/1/{STATE}") == b"weights"
+
+
 def test_the_thread_works_by_itself_and_the_end_waits_for_it(remote, mirror):
     said = []
     mirror.begin(said.append)

@@ -1,7 +1,9 @@
 import json
+import os
 import shutil
 import threading
 import time
+import zlib
 
 import pytest
 
@@ -17,9 +19,12 @@ def fill(remote, files):
 
 
 def checkpoint(step, content=b"weights", folder="checkpoints"):
-    """The files of a made-up checkpoint; its seal's content does not matter here."""
-    base = f"{folder}/{step}"
-    return {f"{base}/state/d/x": content, f"{base}/run/metadata": b"{}", f"{base}/seal.json": b"seal of " + content}
+    """The files of a made-up checkpoint."""
+    files = {"state/d/x": content, "run/metadata": b"{}"}
+    seal = {"step": step, "files": {name: (len(text), zlib.crc32(text)) for name, text in files.items()}}
+    return {
+        f"{folder}/{step}/{name}": text for name, text in (files | {"seal.json": json.dumps(seal).encode()}).items()
+    }
 
 
 def names(twin):
@@ -63,7 +68,7 @@ def test_only_what_has_changed_is_copied_again(remote, monkeypatch):
     twin.close()
     got.clear()
     assert (opened(remote).folder / "checkpoints/2/state/d/x").read_bytes() == b"weights"
-    assert got == ["checkpoints/2/state/d/x"]
+    assert sorted(got) == sorted(checkpoint(2))
 
 
 def ahead(remote):
@@ -95,6 +100,39 @@ def test_what_was_written_since_the_last_upload_is_kept_too(remote):
     assert read("metrics.jsonl") == b"3"
     assert [read(f"checkpoints/2/state/d/{name}") for name in "xy"] == [b"again", b"again"]
     assert not twin.is_up("checkpoints/2/seal.json")
+
+
+@pytest.mark.parametrize("damage", ["changed", "shorter", "gone", "seal", "beside"])
+def test_what_is_damaged_here_is_copied_anew_and_not_taken_for_ahead(remote, damage):
+    remote.write("checkpoints/2/_CHECKPOINT_METADATA", b"{}")
+    twin = ahead(remote)
+    file = (
+        twin.folder / "checkpoints/2" / {"seal": "seal.json", "beside": "_CHECKPOINT_METADATA"}.get(damage, "state/d/x")
+    )
+    times = file.stat()
+    if damage == "gone":
+        file.unlink()
+    elif damage == "changed":  # in one bit, by the disk
+        file.write_bytes(b"Weights")
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    else:
+        file.write_bytes(file.read_bytes()[:1])
+    twin = opened(remote)
+    for name in (*checkpoint(2), "checkpoints/2/_CHECKPOINT_METADATA"):
+        assert (twin.folder / name).read_bytes() == remote.read(name) and twin.is_up(name)
+    assert names(twin) >= checkpoint(3).keys()  # which is ahead
+
+
+def test_a_log_that_is_shorter_here_than_there_is_copied_anew(remote):
+    fill(remote, {"metrics.jsonl": b"123", "tensorboard/events": b"123"})
+    twin = opened(remote)
+    twin.begin("mine")
+    (twin.folder / "metrics.jsonl").write_bytes(b"1")
+    (twin.folder / "tensorboard/events").write_bytes(b"12345")
+    twin.close()
+    twin = opened(remote)
+    assert (twin.folder / "metrics.jsonl").read_bytes() == b"123" and twin.is_up("metrics.jsonl")
+    assert (twin.folder / "tensorboard/events").read_bytes() == b"12345" and not twin.is_up("tensorboard/events")
 
 
 def test_another_session_makes_the_bucket_the_truth(remote):
