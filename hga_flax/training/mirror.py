@@ -17,7 +17,7 @@ from hga_flax.errors import Interrupted, UserError
 from hga_flax.storage import Unreachable, is_remote
 from hga_flax.training import seal
 from hga_flax.training.distributed import meet
-from hga_flax.training.twin import CHECKPOINT, Here, Twin, find
+from hga_flax.training.twin import CHECKPOINT, Here, Overtaken, Twin, find
 from hga_flax.training.workdir import open_workdir
 
 POLL_SECONDS = 1.0
@@ -47,8 +47,12 @@ class Mirror:
         Raises:
             UserError: the bucket cannot be read, or a checkpoint that it lacks cannot be uploaded.
         """
-        self._twin.pull()
-        self._upload_new()
+        try:
+            self._twin.pull()
+            self._upload_new()
+        except BaseException:
+            self._twin.close()
+            raise
         return self._folder
 
     def begin(self, warn: Callable[[str], None]) -> None:
@@ -73,6 +77,8 @@ class Mirror:
                     if self._push_checkpoints() or time.monotonic() >= due:
                         self._push_others()
                         due = time.monotonic() + LOG_SECONDS
+            except Overtaken:  # `finish` and `close` say so
+                return
             except (UserError, OSError) as error:  # `finish` and `close` try again
                 due = time.monotonic() + LOG_SECONDS
                 self._warn_once(f"warning: {error}; it is tried again")
@@ -107,17 +113,23 @@ class Mirror:
 
         Raises:
             UserError: a checkpoint cannot be uploaded; for other files there is a warning.
+            Overtaken: another session has begun there.
         """
         self._over.set()
-        if self._thread is not None:
-            self._thread.join()
-        if self._thread is not None and not self._given_up:
-            self.finish()
-            try:
-                self._push_others()
-            except Unreachable as error:
-                self._warn(f"warning: {error}; the checkpoints are there, but not all of the metrics and other files")
-        self._twin.close()
+        try:
+            if self._thread is not None:
+                self._thread.join()
+            if self._thread is not None and not self._given_up:
+                self.finish()
+                self._push_last()
+        finally:
+            self._twin.close()
+
+    def _push_last(self) -> None:
+        try:
+            self._push_others()
+        except Unreachable as error:
+            self._warn(f"warning: {error}; the checkpoints are there, but not all of the metrics and other files")
 
     def _steps(self, folder: str) -> set[int]:
         with contextlib.suppress(FileNotFoundError):
@@ -166,6 +178,7 @@ class Mirror:
             wanted = json.loads((self._folder / last).read_text())["files"]
             if not {f"{folder}/{name}" for name in wanted} <= here.keys():
                 return None
+            self._twin.check_own()
             old = [name for name in self._twin.there if name.startswith(f"{folder}/")]
             if last in old:  # else a try before this one has put it aside
                 self._put_aside(step, [name.removeprefix(f"{folder}/") for name in old])
@@ -186,6 +199,7 @@ class Mirror:
 
     def _remove(self, folder: str) -> None:
         """Removes a checkpoint from the bucket, its seal first."""
+        self._twin.check_own()
         names = [name for name in self._twin.there if name.startswith(f"{folder}/")]
         self._remote.delete([f"{folder}/{seal.NAME}"])
         self._remote.delete(names)
@@ -197,8 +211,9 @@ class Mirror:
             names.remove(NEWEST)
         with contextlib.suppress(FileNotFoundError):
             here = [(name, self._twin.stat(name)) for name in names]
-            self._remote.put(self._folder, names)
             if here:
+                self._twin.check_own()
+                self._remote.put(self._folder, names)
                 self._twin.uploaded(here)
 
     def _newest_is_up(self) -> bool:

@@ -55,6 +55,10 @@ def seal_of(name: str) -> str | None:
     return f"{match[1]}/{seal.NAME}" if match else None
 
 
+class Overtaken(UserError):
+    """A bucket that is another session's now."""
+
+
 class Twin:
     """The twin of one address, of this process alone until it is closed.
 
@@ -62,6 +66,9 @@ class Twin:
         address: of the run.
         key: what messages call it.
         trains: it is trained in; else it is read.
+
+    Raises:
+        UserError: another command trains there on this machine.
 
     Attributes:
         folder: the twin.
@@ -72,7 +79,7 @@ class Twin:
 
     def __init__(self, address: str, key: str, trains: bool = False):
         self.remote, self._trains = Remote(address, key), trains
-        self.folder, self._lock = _take(self.remote.address, "train" if trains else "read")
+        self.folder, self._lock = _take(self.remote, trains)
         self.there: dict[str, Fact] = {}
         self._session, self.pairs = self._recorded()
 
@@ -122,6 +129,17 @@ class Twin:
         with contextlib.suppress(ValueError, KeyError, TypeError, FileNotFoundError):
             return json.loads(self.remote.read(SESSION))["session"]
         return None
+
+    def check_own(self) -> None:
+        """Asked before anything in the bucket is replaced or removed.
+
+        Raises:
+            Overtaken: another session has begun there since.
+        """
+        there = self._session_there()
+        if there != self._session:
+            what = "another command has begun to train in" if there else f"{SESSION} was removed from"
+            raise Overtaken(f"{what} {self.remote.address}; this one stops, and what it had not uploaded is lost")
 
     def _is_stale(self, name: str, here: Here | None, there: Fact, own: bool) -> bool:
         """Returns whether a file of the bucket must be copied."""
@@ -207,8 +225,9 @@ class Twin:
             return None, {}
 
 
-def _take(address: str, kind: str) -> tuple[pathlib.Path, TextIO]:
-    """Returns the first twin of an address that no process uses, and its lock."""
+def _take(remote: Remote, trains: bool) -> tuple[pathlib.Path, TextIO]:
+    """Returns the first twin of an address that no process uses, and its lock; there is but one to train in."""
+    address, kind = remote.address, "train" if trains else "read"
     for number in itertools.count():
         folder = cache_folder() / "runs" / f"{folder_name(address)}-{kind}{number}"
         make_folder(folder, address)
@@ -218,6 +237,11 @@ def _take(address: str, kind: str) -> tuple[pathlib.Path, TextIO]:
             return folder, lock
         except BlockingIOError:
             lock.close()
+            if trains:
+                raise UserError(
+                    f"another command trains in {address} on this machine; wait for its end, or choose another "
+                    f"{remote.key}"
+                ) from None
         except OSError as error:
             raise UserError(
                 f"{lock.name} cannot be locked: {error.strerror}; set {CACHE_VARIABLE} to a folder of a local disk"

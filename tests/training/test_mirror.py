@@ -22,7 +22,7 @@ from hga_flax.training.prediction import Predictor
 from hga_flax.training.restore import restore_workdir
 from hga_flax.training.seal import find_damage, write_seal
 from hga_flax.training.trainer import train
-from hga_flax.training.twin import Twin
+from hga_flax.training.twin import Overtaken, Twin
 from tests import buckets, commands
 from tests.test_train import TINY
 from tests.training import tiny
@@ -238,6 +238,26 @@ def test_damage_on_this_machine_costs_the_bucket_nothing(mirror, remote):
     folder = Mirror(Twin(remote.address, "--workdir", trains=True)).catch_up()
     assert folder == mirror._folder and find_damage(folder / "checkpoints/1", 1) is None
     assert steps(remote) == ["checkpoints/1"] and remote.read(f"checkpoints/1/{STATE}") == b"weights"
+
+
+def test_a_session_that_another_has_overtaken_changes_nothing_in_the_bucket(mirror, remote, tmp_path, monkeypatch):
+    said = []
+    mirror.begin(said.append)
+    make(mirror, 1)
+    mirror.finish()
+    fresh_machine(monkeypatch, tmp_path / "another")
+    other = Mirror(Twin(remote.address, "--workdir", trains=True))
+    other.catch_up()
+    other.begin(print)
+    before = remote.files()
+    shutil.rmtree(mirror._folder / "checkpoints/1")
+    make(mirror, 2)
+    (mirror._folder / "metrics.jsonl").write_text("1")
+    for end in (mirror.finish, mirror.close, mirror._push_others):
+        with pytest.raises(Overtaken, match=r"^another command has begun to train in s3://bucket/run; this one stops"):
+            end()
+    assert remote.files() == before and not said
+    other.close()
 
 
 def test_the_thread_works_by_itself_and_the_end_waits_for_it(remote, mirror):

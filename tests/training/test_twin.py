@@ -10,7 +10,7 @@ import pytest
 from hga_flax.errors import UserError
 from hga_flax.storage import Remote, Unreachable
 from hga_flax.training.seal import find_damage, write_seal
-from hga_flax.training.twin import RECORD, SESSION, Twin, find, is_twin
+from hga_flax.training.twin import RECORD, SESSION, Overtaken, Twin, find, is_twin
 
 
 def fill(remote, files):
@@ -167,19 +167,41 @@ def test_what_was_uploaded_and_then_removed_by_somebody_stays_removed(remote):
     assert (opened(remote).folder / "config.json").read_bytes() == b"{2}"
 
 
+def test_a_session_knows_whether_the_bucket_is_still_its_own(remote):
+    twin = opened(remote)
+    twin.begin("mine")
+    twin.check_own()
+    fill(remote, {SESSION: b'{"session": "elsewhere"}'})
+    with pytest.raises(Overtaken, match=r"^another command has begun to train in s3://bucket/run; this one stops"):
+        twin.check_own()
+    remote.delete([SESSION])
+    with pytest.raises(Overtaken, match=r"^session\.json was removed from s3://bucket/run; this one stops"):
+        twin.check_own()
+
+
 def test_a_reader_takes_nothing_for_its_own(remote):
     folder = ahead(remote).folder
     twin = opened(remote, trains=False)
     assert twin.folder != folder and names(twin) == {"config.json", *checkpoint(1), *checkpoint(2)}
 
 
-def test_each_process_has_a_twin_of_its_own(remote):
-    first, second = opened(remote), opened(remote)
+def test_each_process_that_reads_has_a_twin_of_its_own(remote):
+    first, second = opened(remote, trains=False), opened(remote, trains=False)
     assert first.folder != second.folder and names(first) == names(second)
     first.close()
-    third = opened(remote)
+    third = opened(remote, trains=False)
     assert third.folder == first.folder
     second.close()
+
+
+def test_one_command_trains_in_an_address_at_a_time(remote):
+    first = opened(remote)
+    line = "another command trains in s3://bucket/run on this machine; wait for its end, or choose another --workdir"
+    with pytest.raises(UserError, match=f"^{line}$"):
+        opened(remote)
+    assert names(opened(remote, trains=False)) == names(first)
+    first.close()
+    assert opened(remote).folder == first.folder
 
 
 def test_found_by_its_path_an_address_is_brought_up_to_date_each_time(remote, tmp_path):
@@ -213,7 +235,7 @@ def test_a_run_that_goes_on_while_it_is_read_is_read_again(remote, monkeypatch):
     monkeypatch.setattr(Remote, "get", vanish)
     fill(remote, {"new": b""})
     with pytest.raises(UserError, match=r"^--workdir=s3://bucket/run: it changes while it is read; try again$"):
-        opened(remote)
+        opened(remote, trains=False)
 
 
 def test_folders_that_vanish_while_it_looks_are_passed_over(remote):
