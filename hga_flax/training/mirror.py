@@ -1,8 +1,8 @@
 """What a session writes into its twin, copied to the bucket by a thread (see twin.py).
 
 A checkpoint when it is complete, its seal last; then what the session removed, the seal first; the other files, whole,
-with each checkpoint and every half minute. A step that is saved again stays in the bucket as `superseded/STEP` until
-its successor is complete there, as it does here.
+before each checkpoint, so that who goes on from it has every line up to it, and every half minute. A step that is
+saved again stays in the bucket as `superseded/STEP` until its successor is complete there, as it does here.
 """
 
 import contextlib
@@ -146,16 +146,27 @@ class Mirror:
         return uploaded or removed
 
     def _upload_new(self) -> bool:
-        new = [step for step in sorted(self._steps("checkpoints")) if (self._folder / _sealed(step)).exists()]
-        new = [step for step in new if not self._twin.is_up(_sealed(step))]
+        new = self._new()
+        if new:
+            try:
+                self._push_others()
+            except Unreachable as error:  # which is no reason to lose the checkpoint
+                self._warn_once(f"warning: {error}; it is tried again")
         done = [files for step in new if (files := self._push_checkpoint(step))]
         if new:
             self._twin.uploaded(file for files in done for file in files)
         return bool(done)
 
+    def _new(self) -> list[int]:
+        """Returns the steps that are complete here and not yet in the bucket."""
+        complete = [step for step in sorted(self._steps("checkpoints")) if (self._folder / _sealed(step)).exists()]
+        return [step for step in complete if not self._twin.is_up(_sealed(step))]
+
     def _remove_old(self) -> bool:
         # In this order, so that one that is moved from the first to the second or replaced there is not missed.
         kept = self._steps("checkpoints") | self._steps("superseded") | self._steps("checkpoints")
+        if self._new():  # complete since `_upload_new` looked, or cut short: its predecessors are needed
+            return False
         folders = {match[1] for name in self._twin.there if (match := CHECKPOINT.fullmatch(name))}
         gone = []
         for folder in sorted(folders):

@@ -182,6 +182,17 @@ def test_other_files_are_uploaded_whole_when_they_have_changed(mirror, remote, o
     assert operations == [("pipe_file", "metrics.jsonl")] and remote.read("metrics.jsonl") == b"12"
 
 
+def test_who_goes_on_from_a_step_has_every_line_up_to_it(mirror, remote, operations):
+    lines = []  # that there were, whenever a step became complete
+    seal = lambda: operations[-1][1].endswith("seal.json") and lines.append(remote.read("metrics.jsonl"))
+    operations.after = seal
+    for step in (1, 2):
+        (mirror._folder / "metrics.jsonl").write_text("line\n" * step)
+        make(mirror, step)
+        mirror.finish()
+    assert lines == [b"line\n", b"line\nline\n"]
+
+
 def test_a_step_is_not_said_to_have_been_complete_before_it_is_there(mirror, remote):
     (mirror._folder / m.NEWEST).write_text('{"step": 1}')
     mirror._push_others()
@@ -258,6 +269,16 @@ def test_a_session_that_another_has_overtaken_changes_nothing_in_the_bucket(mirr
             end()
     assert remote.files() == before and not said
     other.close()
+
+
+def test_nothing_is_removed_while_a_complete_step_is_not_up(mirror, remote):
+    make(mirror, 1)
+    push(mirror)
+    shutil.rmtree(mirror._folder / "checkpoints/1")
+    make(mirror, 2)  # after `_upload_new` has looked
+    assert not mirror._remove_old() and steps(remote) == ["checkpoints/1"]
+    push(mirror)
+    assert steps(remote) == ["checkpoints/2"]
 
 
 def test_the_thread_works_by_itself_and_the_end_waits_for_it(remote, mirror):
