@@ -245,10 +245,14 @@ def _safe(name: str) -> bool:
 
 
 def _all(work: Callable[[str], None], names: Iterable[str]) -> None:
-    """Does `work` for all names, some at once; raises what the first that fails raises, when none is going on."""
-    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
-        for future in [pool.submit(work, name) for name in names]:
+    """Does `work` for all names, some at once; begins none after one has failed, and raises what that raises."""
+    pool = concurrent.futures.ThreadPoolExecutor(AT_ONCE)
+    try:
+        futures = [pool.submit(work, name) for name in names]
+        for future in concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION).done:
             future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # waits for those that are going on
 
 
 def check_space(folder: pathlib.Path, size: int, what: str) -> None:

@@ -101,6 +101,26 @@ def test_an_endpoint_that_is_not_there_is_one_line(scheme, monkeypatch):
     fsspec.get_filesystem_class(scheme).clear_instance_cache()
 
 
+@pytest.mark.parametrize("error", [ConnectionError, KeyboardInterrupt])
+def test_after_the_first_failure_no_file_is_tried(monkeypatch, error):
+    tried = []
+
+    def fail(name):
+        tried.append(name)
+        time.sleep(0.02)
+        if error is ConnectionError:
+            raise error
+
+    def interrupt(*arguments, **more):
+        raise error
+
+    if error is KeyboardInterrupt:  # while it waits
+        monkeypatch.setattr(storage.concurrent.futures, "wait", interrupt)
+    with pytest.raises(error):
+        storage._all(fail, map(str, range(1000)))
+    assert len(tried) < 10 * storage.AT_ONCE
+
+
 class NoCredentialsError(Exception):
     pass
 
