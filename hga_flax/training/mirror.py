@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 
-from hga_flax.errors import Interrupted, UserError
+from hga_flax.errors import Interrupted, UserError, one_line
 from hga_flax.storage import Unreachable, is_remote
 from hga_flax.training import seal
 from hga_flax.training.distributed import meet
@@ -81,7 +81,7 @@ class Mirror:
                 return
             except (UserError, OSError) as error:  # `finish` and `close` try again
                 due = time.monotonic() + LOG_SECONDS
-                self._warn_once(f"warning: {error}; it is tried again")
+                self._warn_once(f"warning: {one_line(error)}; it is tried again")
 
     def _warn_once(self, text: str) -> None:
         if not self._warned:
@@ -99,12 +99,12 @@ class Mirror:
                 try:
                     self._push_checkpoints()
                     return
-                except Unreachable as error:
+                except (Unreachable, OSError) as error:  # of the bucket, of this machine's disk
                     if pause is None:
                         self._given_up = True
                         raise UserError(
-                            f"the newest checkpoint cannot be uploaded: {error}; the ones before are kept there, it "
-                            "is kept here, and the same command on this machine uploads it and goes on"
+                            f"the newest checkpoint cannot be uploaded: {one_line(error)}; the ones before are kept "
+                            "there, it is kept here, and the same command on this machine uploads it and goes on"
                         ) from error
                     time.sleep(pause)
 
@@ -128,8 +128,10 @@ class Mirror:
     def _push_last(self) -> None:
         try:
             self._push_others()
-        except Unreachable as error:
-            self._warn(f"warning: {error}; the checkpoints are there, but not all of the metrics and other files")
+        except (Unreachable, OSError) as error:
+            self._warn(
+                f"warning: {one_line(error)}; the checkpoints are there, but not all of the metrics and other files"
+            )
 
     def _steps(self, folder: str) -> set[int]:
         with contextlib.suppress(FileNotFoundError):
@@ -150,8 +152,8 @@ class Mirror:
         if new:
             try:
                 self._push_others()
-            except Unreachable as error:  # which is no reason to lose the checkpoint
-                self._warn_once(f"warning: {error}; it is tried again")
+            except (Unreachable, OSError) as error:  # which is no reason to lose the checkpoint
+                self._warn_once(f"warning: {one_line(error)}; it is tried again")
         done = [files for step in new if (files := self._push_checkpoint(step))]
         if new:
             self._twin.uploaded(file for files in done for file in files)

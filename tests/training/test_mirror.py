@@ -1,4 +1,5 @@
 import json
+import pathlib
 import re
 import shutil
 import signal
@@ -312,6 +313,28 @@ def test_a_checkpoint_that_cannot_be_uploaded_is_tried_again_then_ends_the_run_i
     tries = mirror._remote.put = lambda *arguments: pytest.fail("it is not tried for ever")
     assert tries and mirror.close() is None
     assert steps(remote) == ["checkpoints/1"]
+
+
+def test_a_checkpoint_that_this_machine_cannot_read_ends_the_run_in_one_line_too(remote, mirror, monkeypatch):
+    make(mirror, 1)
+    read = pathlib.Path.read_bytes
+
+    def fail(file):
+        if file.name == "x":
+            raise OSError(5, "Input/output error", str(file))
+        return read(file)
+
+    monkeypatch.setattr(pathlib.Path, "read_bytes", fail)
+    with pytest.raises(UserError, match=rf"^the newest .*/{STATE}: Input/output error \(on this machine\); the ones"):
+        mirror.finish()
+
+    def list_nothing(file):
+        raise OSError(5, "Input/output error", str(file))
+
+    monkeypatch.setattr(pathlib.Path, "iterdir", list_nothing)
+    with pytest.raises(UserError, match=r"^the newest checkpoint .* Input/output error.*; the ones before are"):
+        mirror.finish()
+    assert steps(remote) == []
 
 
 def test_metrics_that_cannot_be_uploaded_are_a_warning_said_once(remote, mirror, monkeypatch):
