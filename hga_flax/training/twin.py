@@ -81,7 +81,7 @@ class Twin:
         self.remote, self._trains = Remote(address, key), trains
         self.folder, self._lock = _take(self.remote, trains)
         self.there: dict[str, Fact] = {}
-        self._session, self.pairs = self._recorded()
+        self._sessions, self.pairs = self._recorded()
 
     def close(self) -> None:
         """Leaves the twin to the next process."""
@@ -103,7 +103,7 @@ class Twin:
 
     def _pull(self, light: bool) -> None:
         there = self.there = self.remote.files()
-        own = self._trains and self._session is not None and self._session == self._session_there()
+        own = self._trains and self._session_there() in self._sessions
         here = self.here()
         wanted = {name: fact for name, fact in there.items() if _is_wanted(name, there)}
         damaged = self._damaged() if self._trains else set()
@@ -137,7 +137,7 @@ class Twin:
             Overtaken: another session has begun there since.
         """
         there = self._session_there()
-        if there != self._session:
+        if there not in (self._sessions or [None]):
             what = "another command has begun to train in" if there else f"{SESSION} was removed from"
             raise Overtaken(f"{what} {self.remote.address}; this one stops, and what it had not uploaded is lost")
 
@@ -199,16 +199,20 @@ class Twin:
     def begin(self, session: str) -> None:
         """Leaves a session's number here and in the bucket, which also shows that the bucket can be written to.
 
+        Whether it has arrived there is not known if this is cut short: until then the one before counts too.
+
         Raises:
             UserError: it cannot.
         """
-        self._session = session
+        self._sessions.append(session)
         self.save()
         self.remote.write(SESSION, json.dumps({"session": session}).encode())
+        self._sessions = [session]
+        self.save()
 
     def save(self) -> None:
         """Writes what equals what."""
-        record = {"session": self._session, "files": self.pairs}
+        record = {"sessions": self._sessions, "files": self.pairs}
         scratch = self.folder / f"{RECORD}.new"
         try:
             scratch.write_text(json.dumps(record))
@@ -216,13 +220,13 @@ class Twin:
         except OSError as error:
             raise UserError(f"{scratch} cannot be written: {error.strerror or one_line(error)}") from None
 
-    def _recorded(self) -> tuple[str | None, dict[str, Pair]]:
+    def _recorded(self) -> tuple[list[str], dict[str, Pair]]:
         try:
             record: Any = json.loads((self.folder / RECORD).read_text())
             pairs = {name: Pair(tuple(here), Fact(*there)) for name, (here, there) in record["files"].items()}
-            return record["session"], pairs
+            return [*map(str, record["sessions"])], pairs
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return None, {}
+            return [], {}
 
 
 def _take(remote: Remote, trains: bool) -> tuple[pathlib.Path, TextIO]:

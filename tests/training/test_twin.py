@@ -89,6 +89,32 @@ def test_what_no_other_session_has_overtaken_is_kept(remote):
     assert not any(map(twin.is_up, checkpoint(3))) and all(map(twin.is_up, checkpoint(2)))
 
 
+@pytest.mark.parametrize("arrives", [True, False])
+def test_a_session_that_is_cut_short_as_it_begins_keeps_what_the_one_before_had_not_uploaded(
+    remote, monkeypatch, arrives
+):
+    ahead(remote)
+    twin, write = opened(remote), Remote.write
+
+    def cut(self, *arguments):
+        if arrives:
+            write(self, *arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Remote, "write", cut)
+        twin.begin("next")
+    twin.close()
+    twin = opened(remote)
+    assert names(twin) >= {"metrics.jsonl", *checkpoint(3)}
+    twin.begin("last")
+    twin.check_own()
+    for session in ("mine", "next"):
+        fill(remote, {SESSION: json.dumps({"session": session}).encode()})
+        with pytest.raises(Overtaken):
+            twin.check_own()
+
+
 def test_what_was_written_since_the_last_upload_is_kept_too(remote):
     """A step that was saved again, and metrics whose upload was the last thing that the session did."""
     twin = ahead(remote)
@@ -259,7 +285,7 @@ def test_folders_that_vanish_while_it_looks_are_passed_over(remote):
 
 def test_a_damaged_record_and_a_bucket_that_cannot_be_written_to(remote, monkeypatch):
     twin = opened(remote)
-    for text in ("", "[]", '{"files": [1]}', '{"session": 1, "files": {"a": 1}}'):
+    for text in ("", "[]", '{"files": [1]}', '{"sessions": [1], "files": {"a": 1}}'):
         (twin.folder / RECORD).write_text(text)
         twin.close()
         twin = opened(remote)
