@@ -107,6 +107,23 @@ class Remote:
             if info["type"] == "file" and _safe(name)
         }
 
+    def file(self, name: str) -> Fact | None:
+        """Returns what is known of one file, None where there is none of that name.
+
+        Raises:
+            Unreachable: the bucket does not exist, cannot be read, or does not answer.
+        """
+        with self._reaching("cannot be read"):
+            info = self._in_time(lambda: self._info(name) or self._nothing())
+        return Fact(int(info["size"]), _mark(info)) if info and info["type"] == "file" else None
+
+    def _info(self, name: str) -> dict[str, Any]:
+        system = self._fs()
+        system.invalidate_cache()
+        with contextlib.suppress(FileNotFoundError):
+            return system.info(f"{self._root}/{name}")
+        return {}
+
     def _find(self) -> dict[str, Any]:
         system = self._fs()
         system.invalidate_cache()
@@ -179,7 +196,8 @@ class Remote:
 
         def copy(name: str) -> None:
             file, there = folder / name, f"{self._root}/{name}"
-            content = file.read_bytes() if file.stat().st_size <= SMALL else None
+            with self._reaching("cannot be written to", missing=True):
+                content = file.read_bytes() if file.stat().st_size <= SMALL else None
             with self._reaching("cannot be written to"):
                 if content is None:
                     self._fs().put_file(str(file), there)
@@ -225,12 +243,12 @@ class Remote:
             return f"there is no bucket {self._root.partition('/')[0]}; create it, or mend the name"
         if "Credential" in kind or kind == "RefreshError" or str(code) == "401" or "Anonymous caller" in text:
             return f"no credentials, or none that are taken ({text}); {self._login}"
+        if isinstance(error, OSError) and error.strerror and error.filename:  # of this machine's disk
+            return f"{error.filename}: {error.strerror} (on this machine)"
         if isinstance(error, PermissionError) or str(code) == "403" or "Forbidden" in text:
             return f"no permission ({text}); ask for it, or: {self._login}"
         if isinstance(error, TimeoutError | ConnectionError) or "Connect" in kind or "Timeout" in kind:
             return f"the storage does not answer ({text or kind}); is the network up, and the endpoint right?"
-        if isinstance(error, OSError) and error.strerror and error.filename:  # of this machine's disk
-            return f"{error.filename}: {error.strerror}"
         return f"{kind}: {text}"
 
 
@@ -245,10 +263,14 @@ def _safe(name: str) -> bool:
 
 
 def _all(work: Callable[[str], None], names: Iterable[str]) -> None:
-    """Does `work` for all names, some at once; raises what the first that fails raises, when none is going on."""
-    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
-        for future in [pool.submit(work, name) for name in names]:
+    """Does `work` for all names, some at once; begins none after one has failed, and raises what that raises."""
+    pool = concurrent.futures.ThreadPoolExecutor(AT_ONCE)
+    try:
+        futures = [pool.submit(work, name) for name in names]
+        for future in concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION).done:
             future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # waits for those that are going on
 
 
 def check_space(folder: pathlib.Path, size: int, what: str) -> None:
@@ -290,12 +312,15 @@ def fetch_file(address: str, key: str) -> pathlib.Path:
     """
     folder, _, name = address.rpartition("/")
     remote = Remote(folder, key)
-    fact = remote.files().get(name)
+    fact = remote.file(name)
     if fact is None:
         raise UserError(f"{key}={address}: there is no such file")
     local = cache_folder() / "files" / f"{folder_name(address)}-{hashlib.sha256(fact.mark.encode()).hexdigest()[:12]}"
     if not (local / name).exists():
-        local.mkdir(parents=True, exist_ok=True)
+        make_folder(local, remote.address)
         check_space(local, fact.size, f"{key}={address}")
-        remote.get([name], local)
+        try:
+            remote.get([name], local)
+        except FileNotFoundError:
+            raise UserError(f"{key}={address}: it was removed while it was copied") from None
     return local / name

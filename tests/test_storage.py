@@ -101,6 +101,26 @@ def test_an_endpoint_that_is_not_there_is_one_line(scheme, monkeypatch):
     fsspec.get_filesystem_class(scheme).clear_instance_cache()
 
 
+@pytest.mark.parametrize("error", [ConnectionError, KeyboardInterrupt])
+def test_after_the_first_failure_no_file_is_tried(monkeypatch, error):
+    tried = []
+
+    def fail(name):
+        tried.append(name)
+        time.sleep(0.02)
+        if error is ConnectionError:
+            raise error
+
+    def interrupt(*arguments, **more):
+        raise error
+
+    if error is KeyboardInterrupt:  # while it waits
+        monkeypatch.setattr(storage.concurrent.futures, "wait", interrupt)
+    with pytest.raises(error):
+        storage._all(fail, map(str, range(1000)))
+    assert len(tried) < 10 * storage.AT_ONCE
+
+
 class NoCredentialsError(Exception):
     pass
 
@@ -122,6 +142,7 @@ class HttpError(Exception):
         (HttpError("Forbidden"), "no permission (Forbidden); ask for it, or: log in"),
         (EndpointConnectionError("no\nroute"), "the storage does not answer (no route); is the network up, and"),
         (OSError(28, "No space left on device", "/x"), "/x: No space left on device"),
+        (PermissionError(13, "Permission denied", "/x"), "/x: Permission denied"),
         (ValueError("odd"), "ValueError: odd"),
     ],
 )
@@ -170,7 +191,8 @@ def test_messages_call_a_copy_by_its_address(tmp_path):
     assert called(tmp_path) == str(tmp_path)
 
 
-def test_one_file_is_fetched_once_and_again_when_it_changes(bucket):
+def test_one_file_is_fetched_once_and_again_when_it_changes(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(Remote, "files", lambda self: pytest.fail("what lies beside it is not listed"))
     remote = Remote(f"{bucket}/weights", "key")
     remote.write("a.pth", b"1")
     file = fetch_file(f"{bucket}/weights/a.pth", "init.from")
@@ -180,3 +202,11 @@ def test_one_file_is_fetched_once_and_again_when_it_changes(bucket):
     assert fetch_file(f"{bucket}/weights/a.pth", "init.from").read_bytes() == b"2"
     with pytest.raises(UserError, match=rf"^init\.from={bucket}/weights/b\.pth: there is no such file$"):
         fetch_file(f"{bucket}/weights/b.pth", "init.from")
+    with pytest.raises(UserError, match=rf"^init\.from={bucket}/weights: there is no such file$"):
+        fetch_file(f"{bucket}/weights", "init.from")  # a folder
+    with pytest.raises(Unreachable, match="there is no bucket nobucket; create it, or mend the name"):
+        fetch_file("s3://nobucket/weights/a.pth", "init.from")
+    (tmp_path / "full").write_text("")
+    monkeypatch.setenv(storage.CACHE_VARIABLE, str(tmp_path / "full"))
+    with pytest.raises(UserError, match=rf"^{bucket}/weights cannot be copied to .*: Not a directory; set HGA_FLAX_"):
+        fetch_file(f"{bucket}/weights/a.pth", "init.from")

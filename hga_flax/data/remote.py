@@ -10,7 +10,7 @@ import pathlib
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -42,10 +42,11 @@ def local_directory(directory: str, name: str) -> str:
     address = directory or os.environ.get("TFDS_DATA_DIR", "")
     if not is_remote(address):
         return directory
-    root = copies_of(address)
-    found = find_set(Remote(address, "data.dir"), name)
+    root, base, remote = copies_of(address), _base(name), Remote(address, "data.dir")
+    complete = _complete_sets(remote.below(base))
+    _drop_gone(root / base, complete)
+    found = _choose(complete, name, remote.address)
     if found is not None:
-        base = name.partition(":")[0].partition("/")[0]
         _copy(Remote(f"{address}/{base}/{found.folder}", "data.dir"), found, root / base / found.folder)
     return str(root)
 
@@ -62,21 +63,41 @@ def find_set(remote: Remote, name: str) -> PreparedSet | None:
     Raises:
         UserError: the bucket cannot be read, or the set has several configurations and the name has none.
     """
+    return _choose(_complete_sets(remote.below(_base(name))), name, remote.address)
+
+
+def _base(name: str) -> str:
+    """Returns NAME of NAME/CONFIG and NAME:VERSION."""
+    return name.partition(":")[0].partition("/")[0]
+
+
+def _complete_sets(remote: Remote) -> dict[str, dict[str, Fact]]:
+    """Returns the files of every complete version, by their names in its folder."""
+    files = remote.files()
+    folders = [file.rpartition("/")[0] for file in files if file.rpartition("/")[2] == MARKER]
+    return {f: {n.removeprefix(f"{f}/"): fact for n, fact in files.items() if n.startswith(f"{f}/")} for f in folders}
+
+
+def _drop_gone(folder: pathlib.Path, complete: Iterable[str]) -> None:
+    """Removes the copies of versions that the bucket has no more: TFDS takes the newest that it finds."""
+    for record in [*folder.glob(f"*/{RECORD}"), *folder.glob(f"*/*/{RECORD}")]:
+        if record.parent.relative_to(folder).as_posix() not in complete:
+            with _locked(record.parent.parent):
+                shutil.rmtree(record.parent, ignore_errors=True)
+
+
+def _choose(complete: dict[str, dict[str, Fact]], name: str, address: str) -> PreparedSet | None:
     base, _, version = name.partition(":")
     base, _, config = base.partition("/")
-    files = remote.below(base).files()
-    folders = [file.rpartition("/")[0] for file in files if file.rpartition("/")[2] == MARKER]
-    fit = [f for f in folders if _parts(f)[1] == (version or _parts(f)[1]) and (not config or _parts(f)[0] == config)]
+    fit = [f for f in complete if _parts(f)[1] == (version or _parts(f)[1]) and (not config or _parts(f)[0] == config)]
     configs = sorted({_parts(folder)[0] for folder in fit})
     if len(configs) > 1:
         there = ", ".join(configs).strip(", ")
-        raise UserError(f"data.name={name}: {remote.address} has several of it ({there}); write {base}/{configs[-1]}")
+        raise UserError(f"data.name={name}: {address} has several of it ({there}); write {base}/{configs[-1]}")
     if not fit:
         return None
     folder = max(fit, key=lambda f: [int(n) if n.isdecimal() else -1 for n in _parts(f)[1].split(".")])
-    return PreparedSet(
-        folder, {n.removeprefix(f"{folder}/"): fact for n, fact in files.items() if n.startswith(f"{folder}/")}
-    )
+    return PreparedSet(folder, complete[folder])
 
 
 def _parts(folder: str) -> tuple[str, str]:

@@ -1,8 +1,8 @@
 """What a session writes into its twin, copied to the bucket by a thread (see twin.py).
 
 A checkpoint when it is complete, its seal last; then what the session removed, the seal first; the other files, whole,
-with each checkpoint and every half minute. A step that is saved again stays in the bucket as `superseded/STEP` until
-its successor is complete there, as it does here.
+before each checkpoint, so that who goes on from it has every line up to it, and every half minute. A step that is
+saved again stays in the bucket as `superseded/STEP` until its successor is complete there, as it does here.
 """
 
 import contextlib
@@ -13,11 +13,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 
-from hga_flax.errors import Interrupted, UserError
+from hga_flax.errors import Interrupted, UserError, one_line
 from hga_flax.storage import Unreachable, is_remote
 from hga_flax.training import seal
 from hga_flax.training.distributed import meet
-from hga_flax.training.twin import CHECKPOINT, Here, Twin, find
+from hga_flax.training.twin import CHECKPOINT, Here, Overtaken, Twin, find
 from hga_flax.training.watch import before_leaving
 from hga_flax.training.workdir import open_workdir
 
@@ -40,6 +40,7 @@ class Mirror:
         self._busy, self._over = threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
         self._warned = self._given_up = False
+        self._listed = True  # the twin knows what the bucket holds, which it does not after a try that failed
 
     def catch_up(self) -> pathlib.Path:
         """Makes the twin what is in the bucket, uploads what an earlier session could not, and returns the folder.
@@ -47,8 +48,12 @@ class Mirror:
         Raises:
             UserError: the bucket cannot be read, or a checkpoint that it lacks cannot be uploaded.
         """
-        self._twin.pull()
-        self._upload_new()
+        try:
+            self._twin.pull()
+            self._upload_new()
+        except BaseException:
+            self._twin.close()
+            raise
         return self._folder
 
     def begin(self, warn: Callable[[str], None]) -> None:
@@ -73,9 +78,11 @@ class Mirror:
                     if self._push_checkpoints() or time.monotonic() >= due:
                         self._push_others()
                         due = time.monotonic() + LOG_SECONDS
+            except Overtaken:  # `finish` and `close` say so
+                return
             except (UserError, OSError) as error:  # `finish` and `close` try again
                 due = time.monotonic() + LOG_SECONDS
-                self._warn_once(f"warning: {error}; it is tried again")
+                self._warn_once(f"warning: {one_line(error)}; it is tried again")
 
     def _warn_once(self, text: str) -> None:
         if not self._warned:
@@ -93,12 +100,12 @@ class Mirror:
                 try:
                     self._push_checkpoints()
                     return
-                except Unreachable as error:
+                except (Unreachable, OSError) as error:  # of the bucket, of this machine's disk
                     if pause is None:
                         self._given_up = True
                         raise UserError(
-                            f"the newest checkpoint cannot be uploaded: {error}; the ones before are kept there, it "
-                            "is kept here, and the same command on this machine uploads it and goes on"
+                            f"the newest checkpoint cannot be uploaded: {one_line(error)}; the ones before are kept "
+                            "there, it is kept here, and the same command on this machine uploads it and goes on"
                         ) from error
                     time.sleep(pause)
 
@@ -107,17 +114,25 @@ class Mirror:
 
         Raises:
             UserError: a checkpoint cannot be uploaded; for other files there is a warning.
+            Overtaken: another session has begun there.
         """
         self._over.set()
-        if self._thread is not None:
-            self._thread.join()
-        if self._thread is not None and not self._given_up:
-            self.finish()
-            try:
-                self._push_others()
-            except Unreachable as error:
-                self._warn(f"warning: {error}; the checkpoints are there, but not all of the metrics and other files")
-        self._twin.close()
+        try:
+            if self._thread is not None:
+                self._thread.join()
+            if self._thread is not None and not self._given_up:
+                self.finish()
+                self._push_last()
+        finally:
+            self._twin.close()
+
+    def _push_last(self) -> None:
+        try:
+            self._push_others()
+        except (Unreachable, OSError) as error:
+            self._warn(
+                f"warning: {one_line(error)}; the checkpoints are there, but not all of the metrics and other files"
+            )
 
     def _steps(self, folder: str) -> set[int]:
         with contextlib.suppress(FileNotFoundError):
@@ -126,20 +141,35 @@ class Mirror:
 
     def _push_checkpoints(self) -> bool:
         """Makes the bucket's checkpoints the twin's; returns whether anything was to be done."""
+        if not self._listed:
+            self._twin.uploaded([])
+        self._listed = False
         uploaded, removed = self._upload_new(), self._remove_old()
+        self._listed = True
         return uploaded or removed
 
     def _upload_new(self) -> bool:
-        new = [step for step in sorted(self._steps("checkpoints")) if (self._folder / _sealed(step)).exists()]
-        new = [step for step in new if not self._twin.is_up(_sealed(step))]
+        new = self._new()
+        if new:
+            try:
+                self._push_others()
+            except (Unreachable, OSError) as error:  # which is no reason to lose the checkpoint
+                self._warn_once(f"warning: {one_line(error)}; it is tried again")
         done = [files for step in new if (files := self._push_checkpoint(step))]
-        if done:
+        if new:
             self._twin.uploaded(file for files in done for file in files)
         return bool(done)
+
+    def _new(self) -> list[int]:
+        """Returns the steps that are complete here and not yet in the bucket."""
+        complete = [step for step in sorted(self._steps("checkpoints")) if (self._folder / _sealed(step)).exists()]
+        return [step for step in complete if not self._twin.is_up(_sealed(step))]
 
     def _remove_old(self) -> bool:
         # In this order, so that one that is moved from the first to the second or replaced there is not missed.
         kept = self._steps("checkpoints") | self._steps("superseded") | self._steps("checkpoints")
+        if self._new():  # complete since `_upload_new` looked, or cut short: its predecessors are needed
+            return False
         folders = {match[1] for name in self._twin.there if (match := CHECKPOINT.fullmatch(name))}
         gone = []
         for folder in sorted(folders):
@@ -162,8 +192,9 @@ class Mirror:
             wanted = json.loads((self._folder / last).read_text())["files"]
             if not {f"{folder}/{name}" for name in wanted} <= here.keys():
                 return None
+            self._twin.check_own()
             old = [name for name in self._twin.there if name.startswith(f"{folder}/")]
-            if last in old:
+            if last in old:  # else a try before this one has put it aside
                 self._put_aside(step, [name.removeprefix(f"{folder}/") for name in old])
                 self._remote.delete([last])
             self._remote.put(self._folder, [name for name in here if name != last])
@@ -176,11 +207,13 @@ class Mirror:
     def _put_aside(self, step: int, names: list[str]) -> None:
         """Copies a step's former checkpoint to `superseded/`, its seal last."""
         old, new = f"checkpoints/{step}", f"superseded/{step}"
+        self._remote.delete([f"{new}/{seal.NAME}"])  # of one before
         self._remote.copy([name for name in names if name != seal.NAME], old, new)
         self._remote.copy([seal.NAME], old, new)
 
     def _remove(self, folder: str) -> None:
         """Removes a checkpoint from the bucket, its seal first."""
+        self._twin.check_own()
         names = [name for name in self._twin.there if name.startswith(f"{folder}/")]
         self._remote.delete([f"{folder}/{seal.NAME}"])
         self._remote.delete(names)
@@ -192,8 +225,9 @@ class Mirror:
             names.remove(NEWEST)
         with contextlib.suppress(FileNotFoundError):
             here = [(name, self._twin.stat(name)) for name in names]
-            self._remote.put(self._folder, names)
             if here:
+                self._twin.check_own()
+                self._remote.put(self._folder, names)
                 self._twin.uploaded(here)
 
     def _newest_is_up(self) -> bool:

@@ -6,6 +6,7 @@ checkpoints only those count that are complete there: a step's seal is uploaded 
 The twin that a session trained in may be ahead of the bucket, where the session was killed or lost the network. That
 is kept, and uploaded, if no other session has trained in the bucket since: each begins by leaving its number there
 (session.json). What was uploaded once and is in the bucket no more was removed by somebody, and is not brought back.
+What is damaged here is not ahead: a checkpoint that does not fit its seal, a log that is shorter than the bucket's.
 """
 
 import contextlib
@@ -35,6 +36,7 @@ from hga_flax.training import seal
 SESSION = "session.json"
 RECORD = ".mirror.json"  # in a twin: what of it equals what in the bucket
 CHECKPOINT = re.compile(r"((?:checkpoints|superseded)/\d+)/(.+)")  # folder, name in it
+LOGS = ("metrics.jsonl", "tensorboard/")  # which grow; what the trainer cuts off them it cuts off again
 TRIES = 3  # of reading a run that goes on meanwhile
 
 Here = tuple[int, int]  # bytes and time of a file, which changes when it is written
@@ -53,6 +55,10 @@ def seal_of(name: str) -> str | None:
     return f"{match[1]}/{seal.NAME}" if match else None
 
 
+class Overtaken(UserError):
+    """A bucket that is another session's now."""
+
+
 class Twin:
     """The twin of one address, of this process alone until it is closed.
 
@@ -60,6 +66,9 @@ class Twin:
         address: of the run.
         key: what messages call it.
         trains: it is trained in; else it is read.
+
+    Raises:
+        UserError: another command trains there on this machine.
 
     Attributes:
         folder: the twin.
@@ -70,9 +79,9 @@ class Twin:
 
     def __init__(self, address: str, key: str, trains: bool = False):
         self.remote, self._trains = Remote(address, key), trains
-        self.folder, self._lock = _take(self.remote.address, "train" if trains else "read")
+        self.folder, self._lock = _take(self.remote, trains)
         self.there: dict[str, Fact] = {}
-        self._session, self.pairs = self._recorded()
+        self._sessions, self.pairs = self._recorded()
 
     def close(self) -> None:
         """Leaves the twin to the next process."""
@@ -94,10 +103,15 @@ class Twin:
 
     def _pull(self, light: bool) -> None:
         there = self.there = self.remote.files()
-        own = self._trains and self._session is not None and self._session == self._session_there()
+        own = self._trains and self._session_there() in self._sessions
         here = self.here()
         wanted = {name: fact for name, fact in there.items() if _is_wanted(name, there)}
-        fetched = [name for name, fact in wanted.items() if self._is_stale(name, here.get(name), fact, own)]
+        damaged = self._damaged() if self._trains else set()
+        fetched = [
+            name
+            for name, fact in wanted.items()
+            if seal_of(name) in damaged or self._is_stale(name, here.get(name), fact, own)
+        ]
         if light:
             fetched = [name for name in fetched if seal_of(name) in (None, name)]
         for name in [name for name in here if name not in wanted and not (own and self._is_ahead(name, here))]:
@@ -116,14 +130,33 @@ class Twin:
             return json.loads(self.remote.read(SESSION))["session"]
         return None
 
+    def check_own(self) -> None:
+        """Asked before anything in the bucket is replaced or removed.
+
+        Raises:
+            Overtaken: another session has begun there since.
+        """
+        there = self._session_there()
+        if there not in (self._sessions or [None]):
+            what = "another command has begun to train in" if there else f"{SESSION} was removed from"
+            raise Overtaken(f"{what} {self.remote.address}; this one stops, and what it had not uploaded is lost")
+
     def _is_stale(self, name: str, here: Here | None, there: Fact, own: bool) -> bool:
         """Returns whether a file of the bucket must be copied."""
-        pair = self.pairs.get(name)
+        pair, sealed = self.pairs.get(name), seal_of(name)
         if here is None:
+            return True
+        own = own and not (sealed and self.is_up(sealed))  # nothing of a checkpoint changes after its upload
+        if own and name.startswith(LOGS) and here[0] < there.size:
             return True
         if pair is None:
             return not own  # else uploaded just before the session ended
         return (pair.there != there and (not own or pair.here == here)) or (pair.here != here and not own)
+
+    def _damaged(self) -> set[str]:
+        """Returns the seals of the checkpoints that the bucket has and that are damaged or absent here."""
+        sealed = {name: (self.folder / name).parent for name in self.there if seal_of(name) == name}
+        return {name for name, folder in sealed.items() if seal.find_damage(folder, int(folder.name))}
 
     def _is_ahead(self, name: str, here: dict[str, Here]) -> bool:
         """Returns whether a file that the bucket lacks has not been uploaded yet; a checkpoint's as its seal."""
@@ -166,16 +199,20 @@ class Twin:
     def begin(self, session: str) -> None:
         """Leaves a session's number here and in the bucket, which also shows that the bucket can be written to.
 
+        Whether it has arrived there is not known if this is cut short: until then the one before counts too.
+
         Raises:
             UserError: it cannot.
         """
-        self._session = session
+        self._sessions.append(session)
         self.save()
         self.remote.write(SESSION, json.dumps({"session": session}).encode())
+        self._sessions = [session]
+        self.save()
 
     def save(self) -> None:
         """Writes what equals what."""
-        record = {"session": self._session, "files": self.pairs}
+        record = {"sessions": self._sessions, "files": self.pairs}
         scratch = self.folder / f"{RECORD}.new"
         try:
             scratch.write_text(json.dumps(record))
@@ -183,17 +220,18 @@ class Twin:
         except OSError as error:
             raise UserError(f"{scratch} cannot be written: {error.strerror or one_line(error)}") from None
 
-    def _recorded(self) -> tuple[str | None, dict[str, Pair]]:
+    def _recorded(self) -> tuple[list[str], dict[str, Pair]]:
         try:
             record: Any = json.loads((self.folder / RECORD).read_text())
             pairs = {name: Pair(tuple(here), Fact(*there)) for name, (here, there) in record["files"].items()}
-            return record["session"], pairs
+            return [*map(str, record["sessions"])], pairs
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return None, {}
+            return [], {}
 
 
-def _take(address: str, kind: str) -> tuple[pathlib.Path, TextIO]:
-    """Returns the first twin of an address that no process uses, and its lock."""
+def _take(remote: Remote, trains: bool) -> tuple[pathlib.Path, TextIO]:
+    """Returns the first twin of an address that no process uses, and its lock; there is but one to train in."""
+    address, kind = remote.address, "train" if trains else "read"
     for number in itertools.count():
         folder = cache_folder() / "runs" / f"{folder_name(address)}-{kind}{number}"
         make_folder(folder, address)
@@ -203,6 +241,11 @@ def _take(address: str, kind: str) -> tuple[pathlib.Path, TextIO]:
             return folder, lock
         except BlockingIOError:
             lock.close()
+            if trains:
+                raise UserError(
+                    f"another command trains in {address} on this machine; wait for its end, or choose another "
+                    f"{remote.key}"
+                ) from None
         except OSError as error:
             raise UserError(
                 f"{lock.name} cannot be locked: {error.strerror}; set {CACHE_VARIABLE} to a folder of a local disk"

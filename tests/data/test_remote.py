@@ -61,6 +61,20 @@ def test_only_the_set_that_is_named_is_copied_and_the_newest_of_its_versions(buc
         local_directory(f"{bucket}/data", "c")
 
 
+def test_a_copy_of_a_version_that_the_bucket_has_no_more_is_not_used(bucket):
+    remote = put_sets(f"{bucket}/data", "a/1.0.0", "a/2.0.0", "c/small/1.0.0", "b/1.0.0")
+    folder = pathlib.Path(local_directory(f"{bucket}/data", "a"))
+    for name in ("c", "b"):
+        local_directory(f"{bucket}/data", name)
+    (folder / "a/3.0.0.incomplete").mkdir()  # another command prepares
+    copied = lambda: sorted(str(p.parent.relative_to(folder)) for p in folder.rglob(r.MARKER))
+    remote.delete([f"a/2.0.0/{r.MARKER}", *(f"c/small/1.0.0/{name}" for name in ("x.array_record", r.MARKER))])
+    local_directory(f"{bucket}/data", "a")
+    assert copied() == ["a/1.0.0", "b/1.0.0", "c/small/1.0.0"] and (folder / "a/3.0.0.incomplete").exists()
+    local_directory(f"{bucket}/data", "c/small")
+    assert copied() == ["a/1.0.0", "b/1.0.0"]
+
+
 def test_a_set_that_is_not_complete_there_is_not_prepared(bucket):
     remote = put_sets(f"{bucket}/data", "digits/0.0.1")
     remote.delete([f"digits/0.0.1/{r.MARKER}"])

@@ -1,4 +1,5 @@
 import json
+import pathlib
 import re
 import shutil
 import signal
@@ -13,7 +14,7 @@ from hga_flax import storage
 from hga_flax.__main__ import main
 from hga_flax.errors import UserError
 from hga_flax.pictures.curves import read_run
-from hga_flax.storage import Remote
+from hga_flax.storage import Remote, Unreachable
 from hga_flax.training import mirror as m
 from hga_flax.training.dry_run import workdir_state
 from hga_flax.training.initial_weights import read_source
@@ -22,7 +23,7 @@ from hga_flax.training.prediction import Predictor
 from hga_flax.training.restore import restore_workdir
 from hga_flax.training.seal import find_damage, write_seal
 from hga_flax.training.trainer import train
-from hga_flax.training.twin import Twin
+from hga_flax.training.twin import Overtaken, Twin
 from tests import buckets, commands
 from tests.test_train import TINY
 from tests.training import tiny
@@ -182,6 +183,17 @@ def test_other_files_are_uploaded_whole_when_they_have_changed(mirror, remote, o
     assert operations == [("pipe_file", "metrics.jsonl")] and remote.read("metrics.jsonl") == b"12"
 
 
+def test_who_goes_on_from_a_step_has_every_line_up_to_it(mirror, remote, operations):
+    lines = []  # that there were, whenever a step became complete
+    seal = lambda: operations[-1][1].endswith("seal.json") and lines.append(remote.read("metrics.jsonl"))
+    operations.after = seal
+    for step in (1, 2):
+        (mirror._folder / "metrics.jsonl").write_text("line\n" * step)
+        make(mirror, step)
+        mirror.finish()
+    assert lines == [b"line\n", b"line\nline\n"]
+
+
 def test_a_step_is_not_said_to_have_been_complete_before_it_is_there(mirror, remote):
     (mirror._folder / m.NEWEST).write_text('{"step": 1}')
     mirror._push_others()
@@ -210,6 +222,64 @@ def refuse(remote, monkeypatch, times=10**6, only=""):
         return write(self, path, *arguments, **more)
 
     monkeypatch.setattr(system, "pipe_file", fail)
+
+
+def test_a_step_that_is_saved_again_is_whole_beside_tries_that_fail(mirror, remote, tmp_path, operations, monkeypatch):
+    make(mirror, 1)
+    push(mirror)
+    shutil.rmtree(mirror._folder / "checkpoints/1")
+    make(mirror, 1, b"weights again")
+    moments = []
+    operations.after = lambda: moments.append(whole(remote, tmp_path / "now"))
+    refuse(remote, monkeypatch, times=1, only=f"checkpoints/1/{STATE}")  # when the former one's seal is removed
+    with pytest.raises(Unreachable):
+        push(mirror)
+    assert steps(remote) == ["superseded/1"] and remote.read(f"superseded/1/{STATE}") == b"weights"
+    push(mirror)
+    assert all(moments) and whole(remote, tmp_path / "now") == ["checkpoints/1"]
+    assert remote.read(f"checkpoints/1/{STATE}") == b"weights again"
+    assert not any(name.startswith("superseded") for name in remote.files())
+
+
+def test_damage_on_this_machine_costs_the_bucket_nothing(mirror, remote):
+    mirror._twin.begin("mine")
+    make(mirror, 1)
+    push(mirror)
+    mirror._twin.close()
+    (mirror._folder / "checkpoints/1" / STATE).write_bytes(b"weight")
+    folder = Mirror(Twin(remote.address, "--workdir", trains=True)).catch_up()
+    assert folder == mirror._folder and find_damage(folder / "checkpoints/1", 1) is None
+    assert steps(remote) == ["checkpoints/1"] and remote.read(f"checkpoints/1/{STATE}") == b"weights"
+
+
+def test_a_session_that_another_has_overtaken_changes_nothing_in_the_bucket(mirror, remote, tmp_path, monkeypatch):
+    said = []
+    mirror.begin(said.append)
+    make(mirror, 1)
+    mirror.finish()
+    fresh_machine(monkeypatch, tmp_path / "another")
+    other = Mirror(Twin(remote.address, "--workdir", trains=True))
+    other.catch_up()
+    other.begin(print)
+    before = remote.files()
+    shutil.rmtree(mirror._folder / "checkpoints/1")
+    make(mirror, 2)
+    (mirror._folder / "metrics.jsonl").write_text("1")
+    for end in (mirror.finish, mirror.close, mirror._push_others):
+        with pytest.raises(Overtaken, match=r"^another command has begun to train in s3://bucket/run; this one stops"):
+            end()
+    assert remote.files() == before and not said
+    other.close()
+
+
+def test_nothing_is_removed_while_a_complete_step_is_not_up(mirror, remote):
+    make(mirror, 1)
+    push(mirror)
+    shutil.rmtree(mirror._folder / "checkpoints/1")
+    make(mirror, 2)  # after `_upload_new` has looked
+    assert not mirror._remove_old() and steps(remote) == ["checkpoints/1"]
+    push(mirror)
+    assert steps(remote) == ["checkpoints/2"]
 
 
 def test_the_thread_works_by_itself_and_the_end_waits_for_it(remote, mirror):
@@ -243,6 +313,28 @@ def test_a_checkpoint_that_cannot_be_uploaded_is_tried_again_then_ends_the_run_i
     tries = mirror._remote.put = lambda *arguments: pytest.fail("it is not tried for ever")
     assert tries and mirror.close() is None
     assert steps(remote) == ["checkpoints/1"]
+
+
+def test_a_checkpoint_that_this_machine_cannot_read_ends_the_run_in_one_line_too(remote, mirror, monkeypatch):
+    make(mirror, 1)
+    read = pathlib.Path.read_bytes
+
+    def fail(file):
+        if file.name == "x":
+            raise OSError(5, "Input/output error", str(file))
+        return read(file)
+
+    monkeypatch.setattr(pathlib.Path, "read_bytes", fail)
+    with pytest.raises(UserError, match=rf"^the newest .*/{STATE}: Input/output error \(on this machine\); the ones"):
+        mirror.finish()
+
+    def list_nothing(file):
+        raise OSError(5, "Input/output error", str(file))
+
+    monkeypatch.setattr(pathlib.Path, "iterdir", list_nothing)
+    with pytest.raises(UserError, match=r"^the newest checkpoint .* Input/output error.*; the ones before are"):
+        mirror.finish()
+    assert steps(remote) == []
 
 
 def test_metrics_that_cannot_be_uploaded_are_a_warning_said_once(remote, mirror, monkeypatch):

@@ -1,14 +1,16 @@
 import json
+import os
 import shutil
 import threading
 import time
+import zlib
 
 import pytest
 
 from hga_flax.errors import UserError
 from hga_flax.storage import Remote, Unreachable
 from hga_flax.training.seal import find_damage, write_seal
-from hga_flax.training.twin import RECORD, SESSION, Twin, find, is_twin
+from hga_flax.training.twin import RECORD, SESSION, Overtaken, Twin, find, is_twin
 
 
 def fill(remote, files):
@@ -17,9 +19,12 @@ def fill(remote, files):
 
 
 def checkpoint(step, content=b"weights", folder="checkpoints"):
-    """The files of a made-up checkpoint; its seal's content does not matter here."""
-    base = f"{folder}/{step}"
-    return {f"{base}/state/d/x": content, f"{base}/run/metadata": b"{}", f"{base}/seal.json": b"seal of " + content}
+    """The files of a made-up checkpoint."""
+    files = {"state/d/x": content, "run/metadata": b"{}"}
+    seal = {"step": step, "files": {name: (len(text), zlib.crc32(text)) for name, text in files.items()}}
+    return {
+        f"{folder}/{step}/{name}": text for name, text in (files | {"seal.json": json.dumps(seal).encode()}).items()
+    }
 
 
 def names(twin):
@@ -63,7 +68,7 @@ def test_only_what_has_changed_is_copied_again(remote, monkeypatch):
     twin.close()
     got.clear()
     assert (opened(remote).folder / "checkpoints/2/state/d/x").read_bytes() == b"weights"
-    assert got == ["checkpoints/2/state/d/x"]
+    assert sorted(got) == sorted(checkpoint(2))
 
 
 def ahead(remote):
@@ -84,6 +89,32 @@ def test_what_no_other_session_has_overtaken_is_kept(remote):
     assert not any(map(twin.is_up, checkpoint(3))) and all(map(twin.is_up, checkpoint(2)))
 
 
+@pytest.mark.parametrize("arrives", [True, False])
+def test_a_session_that_is_cut_short_as_it_begins_keeps_what_the_one_before_had_not_uploaded(
+    remote, monkeypatch, arrives
+):
+    ahead(remote)
+    twin, write = opened(remote), Remote.write
+
+    def cut(self, *arguments):
+        if arrives:
+            write(self, *arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Remote, "write", cut)
+        twin.begin("next")
+    twin.close()
+    twin = opened(remote)
+    assert names(twin) >= {"metrics.jsonl", *checkpoint(3)}
+    twin.begin("last")
+    twin.check_own()
+    for session in ("mine", "next"):
+        fill(remote, {SESSION: json.dumps({"session": session}).encode()})
+        with pytest.raises(Overtaken):
+            twin.check_own()
+
+
 def test_what_was_written_since_the_last_upload_is_kept_too(remote):
     """A step that was saved again, and metrics whose upload was the last thing that the session did."""
     twin = ahead(remote)
@@ -95,6 +126,39 @@ def test_what_was_written_since_the_last_upload_is_kept_too(remote):
     assert read("metrics.jsonl") == b"3"
     assert [read(f"checkpoints/2/state/d/{name}") for name in "xy"] == [b"again", b"again"]
     assert not twin.is_up("checkpoints/2/seal.json")
+
+
+@pytest.mark.parametrize("damage", ["changed", "shorter", "gone", "seal", "beside"])
+def test_what_is_damaged_here_is_copied_anew_and_not_taken_for_ahead(remote, damage):
+    remote.write("checkpoints/2/_CHECKPOINT_METADATA", b"{}")
+    twin = ahead(remote)
+    file = (
+        twin.folder / "checkpoints/2" / {"seal": "seal.json", "beside": "_CHECKPOINT_METADATA"}.get(damage, "state/d/x")
+    )
+    times = file.stat()
+    if damage == "gone":
+        file.unlink()
+    elif damage == "changed":  # in one bit, by the disk
+        file.write_bytes(b"Weights")
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    else:
+        file.write_bytes(file.read_bytes()[:1])
+    twin = opened(remote)
+    for name in (*checkpoint(2), "checkpoints/2/_CHECKPOINT_METADATA"):
+        assert (twin.folder / name).read_bytes() == remote.read(name) and twin.is_up(name)
+    assert names(twin) >= checkpoint(3).keys()  # which is ahead
+
+
+def test_a_log_that_is_shorter_here_than_there_is_copied_anew(remote):
+    fill(remote, {"metrics.jsonl": b"123", "tensorboard/events": b"123"})
+    twin = opened(remote)
+    twin.begin("mine")
+    (twin.folder / "metrics.jsonl").write_bytes(b"1")
+    (twin.folder / "tensorboard/events").write_bytes(b"12345")
+    twin.close()
+    twin = opened(remote)
+    assert (twin.folder / "metrics.jsonl").read_bytes() == b"123" and twin.is_up("metrics.jsonl")
+    assert (twin.folder / "tensorboard/events").read_bytes() == b"12345" and not twin.is_up("tensorboard/events")
 
 
 def test_another_session_makes_the_bucket_the_truth(remote):
@@ -129,19 +193,41 @@ def test_what_was_uploaded_and_then_removed_by_somebody_stays_removed(remote):
     assert (opened(remote).folder / "config.json").read_bytes() == b"{2}"
 
 
+def test_a_session_knows_whether_the_bucket_is_still_its_own(remote):
+    twin = opened(remote)
+    twin.begin("mine")
+    twin.check_own()
+    fill(remote, {SESSION: b'{"session": "elsewhere"}'})
+    with pytest.raises(Overtaken, match=r"^another command has begun to train in s3://bucket/run; this one stops"):
+        twin.check_own()
+    remote.delete([SESSION])
+    with pytest.raises(Overtaken, match=r"^session\.json was removed from s3://bucket/run; this one stops"):
+        twin.check_own()
+
+
 def test_a_reader_takes_nothing_for_its_own(remote):
     folder = ahead(remote).folder
     twin = opened(remote, trains=False)
     assert twin.folder != folder and names(twin) == {"config.json", *checkpoint(1), *checkpoint(2)}
 
 
-def test_each_process_has_a_twin_of_its_own(remote):
-    first, second = opened(remote), opened(remote)
+def test_each_process_that_reads_has_a_twin_of_its_own(remote):
+    first, second = opened(remote, trains=False), opened(remote, trains=False)
     assert first.folder != second.folder and names(first) == names(second)
     first.close()
-    third = opened(remote)
+    third = opened(remote, trains=False)
     assert third.folder == first.folder
     second.close()
+
+
+def test_one_command_trains_in_an_address_at_a_time(remote):
+    first = opened(remote)
+    line = "another command trains in s3://bucket/run on this machine; wait for its end, or choose another --workdir"
+    with pytest.raises(UserError, match=f"^{line}$"):
+        opened(remote)
+    assert names(opened(remote, trains=False)) == names(first)
+    first.close()
+    assert opened(remote).folder == first.folder
 
 
 def test_found_by_its_path_an_address_is_brought_up_to_date_each_time(remote, tmp_path):
@@ -175,7 +261,7 @@ def test_a_run_that_goes_on_while_it_is_read_is_read_again(remote, monkeypatch):
     monkeypatch.setattr(Remote, "get", vanish)
     fill(remote, {"new": b""})
     with pytest.raises(UserError, match=r"^--workdir=s3://bucket/run: it changes while it is read; try again$"):
-        opened(remote)
+        opened(remote, trains=False)
 
 
 def test_folders_that_vanish_while_it_looks_are_passed_over(remote):
@@ -199,7 +285,7 @@ def test_folders_that_vanish_while_it_looks_are_passed_over(remote):
 
 def test_a_damaged_record_and_a_bucket_that_cannot_be_written_to(remote, monkeypatch):
     twin = opened(remote)
-    for text in ("", "[]", '{"files": [1]}', '{"session": 1, "files": {"a": 1}}'):
+    for text in ("", "[]", '{"files": [1]}', '{"sessions": [1], "files": {"a": 1}}'):
         (twin.folder / RECORD).write_text(text)
         twin.close()
         twin = opened(remote)
