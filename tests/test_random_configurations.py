@@ -150,6 +150,7 @@ QUIET = {"deadline": None, "database": None, "suppress_health_check": list(Healt
 
 @settings(max_examples=2, derandomize=True, **QUIET)
 @given(overrides())
+@pytest.mark.slow
 def test_random_overrides_are_refused_in_one_line_or_train(given):
     check(given)
 

@@ -48,6 +48,7 @@ def test_equals_finite_differences():
     np.testing.assert_allclose(seen.cams, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_network_that_pools_its_last_map():
     """There Grad-CAM is CAM: the weights of Eq. 1 are the classifier's, over the number of positions."""
     model = create_model("cifar_resnet8", attention="hga", num_classes=5, features=4)

@@ -286,6 +286,7 @@ def test_the_average_of_a_run_is_preferred(run, tmp_path):
     checkpoints.close()
 
 
+@pytest.mark.slow
 def test_an_average_begins_as_the_loaded_weights(run):
     c = start(run, training__ema_decay=0.9)
     mesh = tiny.mesh()

@@ -104,6 +104,7 @@ def test_mixing_and_erasing_do_not_depend_on_the_devices():
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_loss_of_mixed_images_is_that_of_soft_labels():
     c = tiny.config(**MIXED)
     batch = tiny.batch()
@@ -169,6 +170,7 @@ def test_accumulating_4_times_32_equals_128_with_frozen_statistics(devices, mixe
         assert loss == pytest.approx(float(expected), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_accumulation_moves_batch_statistics_once_a_part():
     """As the caveat says: like four steps of 32, of which each is normalised by its own statistics."""
     before, after = accumulation(2, 4)[1:3]

@@ -133,6 +133,7 @@ def test_a_modern_run_goes_on_as_if_nothing_had_happened_and_is_evaluated_by_its
     assert saved["loss"] == last["eval/loss"]  # by which the best is chosen
 
 
+@pytest.mark.slow
 def test_a_run_stopped_by_signals_everywhere_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch):
     c = tiny.config(training__steps=10, training__log_every_steps=4, optimizer__clip_norm=1.0)
     train(c, str(tmp_path / "whole"))
