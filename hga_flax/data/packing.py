@@ -1,7 +1,6 @@
 """Writing images as TFDS data sets in array_record, without TensorFlow: afterwards they are read by name."""
 
 import contextlib
-import fcntl
 import io
 import os
 import pathlib
@@ -20,6 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from hga_flax.errors import UserError, one_line
+from hga_flax.locks import lock
 
 # TFDS asks its bucket, which is off, about every data set that is not prepared, and for that leaves an empty
 # folder in the system's temporary one each time.
@@ -144,15 +144,12 @@ def locked(data_dir: pathlib.Path, name: str) -> Iterator[None]:
     """
     folder = data_dir / name
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")  # the kernel releases it, however the process ends
+        held = lock(folder / ".lock", wait=False)
     except OSError as error:
         raise UserError(f"--data-dir={data_dir} cannot be written to: {error.strerror or one_line(error)}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another command is preparing {name} in {data_dir}") from None
+    if held is None:
+        raise UserError(f"another command is preparing {name} in {data_dir}")
+    with held:
         for leftover in [*folder.glob(".preparing-*"), *folder.glob("incomplete.*")]:
             shutil.rmtree(leftover, ignore_errors=True)
         yield

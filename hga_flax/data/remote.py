@@ -3,7 +3,6 @@
 A set is complete where its dataset_info.json is: that is uploaded last, and a copy gets its name in one move.
 """
 
-import fcntl
 import json
 import os
 import pathlib
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from hga_flax.errors import UserError, one_line
+from hga_flax.locks import lock
 from hga_flax.storage import Fact, Remote, cache_folder, check_space, folder_name, is_remote, make_folder
 
 MARKER = "dataset_info.json"
@@ -169,10 +169,8 @@ def _recorded(folder: pathlib.Path) -> dict[str, Fact] | None:
 @contextmanager
 def _locked(folder: pathlib.Path) -> Iterator[None]:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")  # the kernel releases it, however the process ends
+        held = lock(folder / ".lock", wait=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be written to: {error.strerror or one_line(error)}") from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with held:
         yield

@@ -10,7 +10,6 @@ What is damaged here is not ahead: a checkpoint that does not fit its seal, a lo
 """
 
 import contextlib
-import fcntl
 import itertools
 import json
 import os
@@ -21,6 +20,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple, TextIO
 
 from hga_flax.errors import UserError, expand, one_line
+from hga_flax.locks import lock
 from hga_flax.storage import (
     CACHE_VARIABLE,
     Fact,
@@ -235,21 +235,19 @@ def _take(remote: Remote, trains: bool) -> tuple[pathlib.Path, TextIO]:
     for number in itertools.count():
         folder = cache_folder() / "runs" / f"{folder_name(address)}-{kind}{number}"
         make_folder(folder, address)
-        lock = folder.with_name(f"{folder.name}.lock").open("w")  # the kernel releases it, however the process ends
+        file = folder.with_name(f"{folder.name}.lock")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return folder, lock
-        except BlockingIOError:
-            lock.close()
-            if trains:
-                raise UserError(
-                    f"another command trains in {address} on this machine; wait for its end, or choose another "
-                    f"{remote.key}"
-                ) from None
+            held = lock(file, wait=False)
         except OSError as error:
             raise UserError(
-                f"{lock.name} cannot be locked: {error.strerror}; set {CACHE_VARIABLE} to a folder of a local disk"
+                f"{file} cannot be locked: {error.strerror}; set {CACHE_VARIABLE} to a folder of a local disk"
             ) from None
+        if held is not None:
+            return folder, held
+        if trains:
+            raise UserError(
+                f"another command trains in {address} on this machine; wait for its end, or choose another {remote.key}"
+            )
     raise AssertionError("there are more numbers than processes")
 
 
