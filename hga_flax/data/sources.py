@@ -21,6 +21,8 @@ from hga_flax.storage import is_remote
 FOLDER = "folder"  # the data.name of a folder of images, data.dir
 CHANNELS = (1, 3)  # grey and RGB: what the decoder makes
 TFDS_NAME = re.compile(r"[A-Za-z]\w*(/[\w.-]+)?(:\d+\.\d+\.\d+)?")  # NAME[/CONFIG][:VERSION]
+# What TFDS says of a set that is prepared, as one that it knows by name and as another.
+OTHER_FORMAT = re.compile(r"File format (is already set to|array_record does not match the file formats in .*\['\w)")
 TFDS_FEATURES = "tensorflow_datasets.core.features."  # the package of all features that a data set may name
 
 
@@ -101,9 +103,19 @@ def _builder(name: str, directory: str) -> Any:
         raise UserError(f"data.name: there is no data set '{name}'{nearest(name, known)}") from None
     except OSError as error:
         raise UserError(f"data.dir: cannot use {data_directory(directory)}: {one_line(error)}") from None
-    except Exception as error:  # an unknown configuration, a package that the data set needs, damaged files, ...
+    except Exception as error:
+        if OTHER_FORMAT.search(str(error)):
+            raise _another_format(name, directory) from None
+        # An unknown configuration, a package that the data set needs, damaged files, ...
         reason = one_line(error).rpartition('}": ')[2].split(". Here ")[0][:200]  # without TFDS's own arguments
         raise UserError(f"data.name='{name}': TFDS cannot open it: {type(error).__name__}: {reason}") from None
+
+
+def _another_format(name: str, directory: str) -> UserError:
+    return UserError(
+        f"{name} in {data_directory(directory)} is not in array_record format; prepare it again: "
+        f"python -m hga_flax prepare {name} --data-dir=ANOTHER"
+    )
 
 
 def _check_features(folder: pathlib.Path) -> None:
@@ -193,11 +205,8 @@ def open_source(name: str, split: str, directory: str = "", key: str = "split") 
         return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     except OSError as error:
         raise UserError(f"data.dir: cannot read {builder.data_dir}: {one_line(error)}") from None
-    except NotImplementedError:
-        raise UserError(
-            f"{name} in {data_directory(directory)} is not in array_record format; prepare it again: "
-            f"python -m hga_flax prepare {name} --data-dir=ANOTHER"
-        ) from None
+    except NotImplementedError:  # what TFDS makes of a format without random access
+        raise _another_format(name, directory) from None
 
 
 def _check_split(splits: Any, name: str, split: str, key: str) -> None:

@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 import types
 
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 
 from hga_flax.data import sources
+from hga_flax.data.digits import prepare_digits
 from hga_flax.data.sources import DatasetInfo, SyntheticSource, data_directory, dataset_info, open_source
 from hga_flax.errors import UserError
 
@@ -32,6 +34,22 @@ def test_what_is_not_there_is_said_in_one_line(call, message, tmp_path):
     with pytest.raises(UserError, match=message) as caught:
         call(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "pets"])  # ours, one that TFDS knows, one packed
+def test_a_data_set_prepared_as_tfrecord_is_to_be_prepared_again(name, tmp_path):
+    """As most of those that were prepared for other projects are."""
+    target = tmp_path / name / {"mnist": "3.0.1"}.get(name, "1.0.0")
+    shutil.copytree(prepare_digits(data_directory("")), target)
+    info = json.loads((target / "dataset_info.json").read_text()) | {"fileFormat": "tfrecord", "name": name}
+    info["version"] = target.name
+    for split in info["splits"]:
+        split["filepathTemplate"] = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    (target / "dataset_info.json").write_text(json.dumps(info))
+    for file in target.glob("*.array_record*"):
+        file.rename(target / file.name.replace("array_record", "tfrecord").replace("digits", name))
+    with pytest.raises(UserError, match=f"^{name} in {tmp_path} is not in array_record format; prepare it again"):
+        open_source(name, "train", str(tmp_path))
 
 
 def test_split_notation():
