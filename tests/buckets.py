@@ -3,12 +3,16 @@
 import contextlib
 import importlib.util
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
 
 import pytest
+
+from hga_flax import storage
+from hga_flax.training.seal import find_damage
 
 BUCKET = "bucket"
 NEEDED = {"s3": ("s3fs", "moto", "flask"), "gs": ("gcsfs", "gcp_storage_emulator")}
@@ -64,3 +68,23 @@ def serve(scheme):
         server.wait()
         for name in (*ENVIRONMENTS[scheme], ENDPOINTS[scheme]):
             os.environ.pop(name, None)
+
+
+def steps(remote):
+    """The complete checkpoints of the bucket."""
+    return sorted(name.removesuffix("/seal.json") for name in remote.files() if name.endswith("/seal.json"))
+
+
+def whole(remote, folder):
+    """The checkpoints of the bucket that a run would take for whole now, as a fresh machine finds them."""
+    shutil.rmtree(folder, ignore_errors=True)
+    names = list(remote.files())
+    remote.get(names, folder)
+    found = [name.removesuffix("/seal.json") for name in names if name.endswith("/seal.json")]
+    damaged = {name: damage for name in found if (damage := find_damage(folder / name, int(name.rpartition("/")[2])))}
+    assert not damaged
+    return sorted(found)
+
+
+def fresh_machine(monkeypatch, folder):
+    monkeypatch.setenv(storage.CACHE_VARIABLE, str(folder))

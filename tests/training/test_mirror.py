@@ -2,32 +2,20 @@ import json
 import pathlib
 import re
 import shutil
-import signal
 import threading
 import time
 
-import jax
-import numpy as np
 import pytest
 
-from hga_flax import storage
-from hga_flax.__main__ import main
 from hga_flax.errors import UserError
-from hga_flax.pictures.curves import read_run
 from hga_flax.storage import Remote, Unreachable
 from hga_flax.training import mirror as m
-from hga_flax.training.dry_run import workdir_state
-from hga_flax.training.initial_weights import read_source
 from hga_flax.training.mirror import Mirror, run_folder
-from hga_flax.training.prediction import Predictor
-from hga_flax.training.restore import restore_workdir
 from hga_flax.training.seal import find_damage, write_seal
 from hga_flax.training.trainer import train
 from hga_flax.training.twin import Overtaken, Twin
-from tests import buckets, commands
-from tests.test_train import TINY
+from tests.buckets import fresh_machine, steps, whole
 from tests.training import tiny
-from tests.training.test_distributed import start_processes
 
 STATE, RUN = "state/d/x", "run/metadata"
 
@@ -81,11 +69,6 @@ def make(mirror, step, content=b"weights", folder="checkpoints"):
     scratch.rename(scratch.with_name(str(step)))
 
 
-def steps(remote):
-    """The complete checkpoints of the bucket."""
-    return sorted(name.removesuffix("/seal.json") for name in remote.files() if name.endswith("/seal.json"))
-
-
 def push(mirror):
     mirror._push_checkpoints()
     mirror._push_others()
@@ -104,17 +87,6 @@ def test_a_checkpoint_is_uploaded_its_seal_last_and_removed_its_seal_first(mirro
     removed = [name for kind, name in operations if kind == "rm_file"]
     assert removed[0] == "checkpoints/1/seal.json" and operations[3] == ("pipe_file", "checkpoints/2/seal.json")
     assert remote.files().keys() == {f"checkpoints/2/{n}" for n in (STATE, RUN, "_CHECKPOINT_METADATA", "seal.json")}
-
-
-def whole(remote, folder):
-    """The checkpoints of the bucket that a run would take for whole now, as a fresh machine finds them."""
-    shutil.rmtree(folder, ignore_errors=True)
-    names = list(remote.files())
-    remote.get(names, folder)
-    found = [name.removesuffix("/seal.json") for name in names if name.endswith("/seal.json")]
-    damaged = {name: damage for name in found if (damage := find_damage(folder / name, int(name.rpartition("/")[2])))}
-    assert not damaged
-    return sorted(found)
 
 
 def test_a_step_that_is_saved_again_is_in_the_bucket_at_every_moment(mirror, remote, operations, tmp_path):
@@ -368,134 +340,9 @@ def test_an_error_of_the_run_is_the_one_that_is_told_and_what_there_is_is_upload
     assert steps(remote) == ["checkpoints/1"]
 
 
-def params(path):
-    return jax.tree.leaves(restore_workdir(str(path), "latest").state.params)
-
-
-def fresh_machine(monkeypatch, folder):
-    monkeypatch.setenv(storage.CACHE_VARIABLE, str(folder))
-
-
-def test_a_run_goes_on_on_a_fresh_machine_and_ends_as_an_undisturbed_one(remote, tmp_path, monkeypatch, capfd):
-    options = dict(checkpoint__every_steps=2, checkpoint__keep=1)
-    train(tiny.config(**options), str(tmp_path / "whole"))
-    train(tiny.config(training__steps=3, **options), remote.address)
-    fresh_machine(monkeypatch, tmp_path / "another")
-    capfd.readouterr()
-    train(tiny.config(**options), remote.address)
-    output = capfd.readouterr().out
-    assert f"resuming {remote.address} at step 3; changed: training.steps: 3 -> 6" in output
-    assert "another" not in output  # the copy's folder is never named
-    fresh_machine(monkeypatch, tmp_path / "third")
-    for a, b in zip(params(tmp_path / "whole"), params(remote.address), strict=True):
-        np.testing.assert_array_equal(a, b)
-    lines = remote.read("metrics.jsonl").decode().splitlines()
-    assert [json.loads(line)["step"] for line in lines][-1] == 6
-    assert not list((tmp_path / "third" / "runs").glob("*train*"))  # who reads has a copy of its own
-
-
-def test_every_command_takes_the_address_of_a_run(remote, tmp_path, capsys):
-    train(tiny.config(training__steps=2), remote.address)
-    main(["summary", f"--workdir={remote.address}"])
-    assert "cifar_resnet8, attention hga" in capsys.readouterr().out
-    assert read_run(remote.address, None, epochs=False).curves["eval/loss"].steps == [2]
-    told = workdir_state(remote.address, tiny.config())
-    assert told == f"{remote.address}: goes on from step 2; changed: training.steps: 2 -> 6"
-    copied = [p.name for p in (tmp_path / "cache/runs").rglob("checkpoints/2/*") if "read" in str(p)]
-    assert copied == ["seal.json"]  # of the checkpoints these three need no more
-    assert Predictor.from_workdir(remote.address).restored.step == 2
-    for source in (remote.address, f"{remote.address}@latest", f"{remote.address}@2"):
-        origin = read_source(tiny.config(init__from=source), ()).origin
-        assert origin.startswith(f"step 2 of {remote.address}, cifar_resnet8 with attention hga")
-    with pytest.raises(UserError, match=rf"^init\.from={remote.address}/x\.pth: there is no such file$"):
-        read_source(tiny.config(init__from=f"{remote.address}/x.pth"), ())
-    with pytest.raises(UserError, match=rf"^--workdir={remote.address}x: no run here"):
-        restore_workdir(f"{remote.address}x")
-
-
 def test_another_model_is_refused_before_anything_is_written(remote, operations):
     train(tiny.config(training__steps=2), remote.address)
     operations.clear()
     with pytest.raises(UserError, match=f"^--workdir={remote.address} belongs to another run"):
         train(tiny.config(model__attention="none"), remote.address)
     assert operations == []
-
-
-LONG = (*TINY, "--config.training.steps=60", "--config.checkpoint.every_steps=7", "--config.checkpoint.keep=2")
-
-
-def wait_for_step(remote, step, process):
-    deadline = time.monotonic() + 300
-    while not any(int(name.split("/")[1]) >= step for name in steps(remote)):
-        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
-        time.sleep(0.05)
-
-
-def same_parameters(one, other):
-    for a, b in zip(params(one), params(other), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("scheme", [pytest.param(s, marks=buckets.needs(s)) for s in ("s3", "gs")])
-def test_a_killed_run_goes_on_on_a_fresh_machine_by_the_real_protocol(scheme, tmp_path, monkeypatch):
-    """Killed once at any moment, stopped once in good order; then a step's seal is taken away, as by a kill before."""
-    undisturbed = commands.run(*LONG, f"--workdir={tmp_path / 'whole'}")
-    assert undisturbed.returncode == 0, undisturbed.stderr
-    with buckets.serve(scheme):
-        run, machines = f"{scheme}://bucket/a/run", iter(range(100))
-        remote = Remote(run, "--workdir")
-        for stop, after in ((signal.SIGKILL, 7), (signal.SIGTERM, 20)):
-            fresh_machine(monkeypatch, tmp_path / f"machine_{next(machines)}")
-            process = commands.start(*LONG, f"--workdir={run}")
-            wait_for_step(remote, after, process)
-            process.send_signal(stop)
-            error = process.communicate(timeout=100)[1].decode()
-            assert process.returncode == (-stop if stop == signal.SIGKILL else 143), error
-        assert "after step" in error and str(max(int(name.split("/")[1]) for name in steps(remote))) in error
-        newest = max(steps(remote), key=lambda name: int(name.split("/")[1]))
-        remote.delete([f"{newest}/seal.json"])
-        fresh_machine(monkeypatch, tmp_path / f"machine_{next(machines)}")
-        result = commands.run(*LONG, f"--workdir={run}")
-        assert result.returncode == 0, result.stderr
-        before = int(re.search(rf"resuming {run} at step (\d+)", result.stdout)[1])
-        assert 7 <= before < int(newest.split("/")[1])
-        fresh_machine(monkeypatch, tmp_path / f"machine_{next(machines)}")
-        same_parameters(tmp_path / "whole", run)
-        there, here = (commands.run("evaluate.py", f"--workdir={w}", "--json") for w in (run, tmp_path / "whole"))
-        assert there.stdout.splitlines()[-1] == here.stdout.splitlines()[-1], there.stderr
-        logged = [json.loads(line) for line in remote.read("metrics.jsonl").decode().splitlines()]
-        keys = [(line["step"], "eval/loss" in line) for line in logged]
-        assert sorted(set(keys)) == keys and keys[-1] == (60, True)  # each line once, though sessions were killed
-
-
-@pytest.mark.slow
-@buckets.needs("s3")
-def test_two_processes_share_a_run_in_a_bucket_and_end_as_one(tmp_path, monkeypatch):
-    options = (*TINY, "--config.optimizer.learning_rate=0.01", "--config.training.steps=12")
-    options += ("--config.checkpoint.every_steps=5", "--config.schedule.name=constant")
-    one = commands.run(*options, f"--workdir={tmp_path / 'one'}", devices=8)
-    assert one.returncode == 0, one.stderr
-    fresh_machine(monkeypatch, tmp_path / "machine")
-    with buckets.serve("s3"):
-        run = "s3://bucket/a/run"
-        for last in (7, 12):  # the second session goes on from the first
-            outputs = []
-            for process in start_processes(*options, f"--config.training.steps={last}", f"--workdir={run}"):
-                outputs.append(process.communicate(timeout=500))
-                assert process.returncode == 0, outputs[-1][1]
-            assert "2 process(es)" in outputs[0][0] and "finished" in outputs[0][0]
-        assert f"resuming {run} at step 7" in outputs[0][0]
-        found = whole(Remote(run, "--workdir"), tmp_path / "fresh")
-        assert found[-1] == "checkpoints/7" and "checkpoints/12" in found
-        there, here = restore_workdir(run, "latest"), restore_workdir(str(tmp_path / "one"), "latest")
-        assert there.step == here.step == 12
-        for tree in ("params", "batch_stats"):
-            pairs = zip(*(jax.tree.leaves(getattr(r.state, tree)) for r in (there, here)), strict=True)
-            for a, b in pairs:
-                np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
-        evaluations = []
-        for process in start_processes("evaluate.py", f"--workdir={run}", "--json"):
-            evaluations.append(process.communicate(timeout=500))
-            assert process.returncode == 0, evaluations[-1][1]
-        assert '"num_examples": 297' in evaluations[0][0] and '"num_examples"' not in evaluations[1][0]
