@@ -4,6 +4,7 @@ Everything is traced with abstract arrays. The step is lowered but not compiled,
 or asked for; then it is also timed on zeros, if it is short. What is an estimate says so.
 """
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -107,21 +108,18 @@ def workdir_state(path: str, config: ConfigDict, state: TrainState | None = None
         return f"{path}: a new run"
     told = f"{path}: goes on from step {max(steps)}" + (f"; changed: {', '.join(changes)}" if changes else "")
     if state is not None and not is_remote(path):
-        checkpoints = Checkpoints(workdir, read_only=True, changes=changes)
-        try:
-            checkpoints.check_structure(max(steps), state)
-        except UnreadableCheckpoint as error:
-            told += f", or from an older one: {error}"
-        finally:
-            checkpoints.close()
+        with contextlib.closing(Checkpoints(workdir, read_only=True, changes=changes)) as checkpoints:
+            try:
+                checkpoints.check_structure(max(steps), state)
+            except UnreadableCheckpoint as error:
+                told += f", or from an older one: {error}"
     return told
 
 
 def checkpoint_steps(path: str) -> list[int]:
     """Returns the steps that a workdir has checkpoints of."""
-    folder = find(path, light=True) / "checkpoints"
-    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    return [int(name) for name in names if name.isdecimal() and str(int(name)) == name]
+    with contextlib.closing(Checkpoints(find(path, light=True), read_only=True)) as checkpoints:
+        return checkpoints.steps()
 
 
 def schedule_rows(config: ConfigDict, prepared: Prepared) -> list[tuple[str, ...]]:
