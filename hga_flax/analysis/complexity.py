@@ -4,14 +4,17 @@ Nothing is computed and no memory is taken: the network is traced with abstract 
 counts are those of the program that JAX would compile, through every nested call.
 """
 
+import contextvars
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
 
@@ -62,6 +65,9 @@ class Complexity:
     pool_reads: int
     pool_outputs: int
 
+    def __add__(self, other: "Complexity") -> "Complexity":
+        return Complexity(*(a + b for a, b in zip(_values(self), _values(other), strict=True)))
+
     @property
     def gflops(self) -> float:
         """Conv + fc multiply-accumulates and two operations per BatchNorm element, in 1e9.
@@ -89,14 +95,8 @@ def complexity(model: nn.Module, image_shape: Sequence[int] = (224, 224, 3)) -> 
             kernel, which cannot be counted.
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), "float32")
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    variables = jax.eval_shape(lambda key, images: model.init(key, images, train=False), key, images)
-    counts = count_operations(lambda variables, images: model.apply(variables, images, train=False), variables, images)
-    return Complexity(
-        params=_size(variables.get("params", {})),
-        batch_stats=_size(variables.get("batch_stats", {})),
-        **dataclasses.asdict(counts),
-    )
+    counted, _ = _measure(model, (images,), {"train": False})
+    return counted
 
 
 def count_operations(function: Callable[..., Any], *arguments: Any) -> Counts:
@@ -105,7 +105,7 @@ def count_operations(function: Callable[..., Any], *arguments: Any) -> Counts:
     Raises:
         ValueError: see `complexity`.
     """
-    return _count(_trace(function, *arguments))
+    return _count(_trace(function, *arguments)[0])
 
 
 def operations_by_scope(function: Callable[..., Any], *arguments: Any) -> dict[tuple[str, ...], Counts]:
@@ -119,20 +119,127 @@ def operations_by_scope(function: Callable[..., Any], *arguments: Any) -> dict[t
     """
     scopes: dict[tuple[str, ...], Counts] = {}
     with flax.config.temp_flip_flag("profile", True):  # Flax's modules open scopes, whatever the user set
-        program = _trace(function, *arguments)
+        program, _ = _trace(function, *arguments)
     for equation in program.eqns:
         scope = tuple(str(equation.source_info.name_stack).split("/"))
         scopes[scope] = scopes.get(scope, Counts()) + _count_equation(equation)
     return scopes
 
 
-def _trace(function: Callable[..., Any], *arguments: Any) -> core.Jaxpr:
+def _trace(function: Callable[..., Any], *arguments: Any) -> tuple[core.Jaxpr, Any]:
+    """Returns the program of a function, and the shapes of what it returns."""
     with nn.intercept_methods(_mark_batch_norm):
         # A function of its own: JAX would otherwise reuse a trace made without the marks.
-        return jax.make_jaxpr(lambda *arguments: function(*arguments))(*arguments).jaxpr
+        program, shapes = jax.make_jaxpr(lambda *arguments: function(*arguments), return_shape=True)(*arguments)
+    return program.jaxpr, shapes
 
 
-def _values(counts: Counts) -> tuple[int, ...]:
+def _measure(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[Complexity, Any]:
+    """Counts `model(*args, **kwargs)`, and returns the shapes of what it returns.
+
+    A deep network repeats a few blocks many times, and tracing them is nearly all of the work. So the blocks of
+    our networks, and the norms and attentions of these blocks, are traced on their own, once for all equal ones
+    in this process, and zeros of the right shape take their place in the trace around them. That needs children
+    that own their parameters and that the parent knows by their output alone, as all in hga_flax/models are.
+    """
+    arrays, rebuild = _split_arrays(args, kwargs)
+    this = object()
+    parts: dict[tuple[str, ...], Complexity] = {}  # parameters belong to a path, however often it is called
+    calls: list[Complexity] = []
+
+    def skip_block(call: Callable[..., Any], args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        module = context.module
+        ours = _package(model) == "models" and _package(module) in ("models", "attention")
+        child = context.method_name == "__call__" and len(module.path) == 1
+        if not (ours and child and _measuring.get() is this):  # a block's trace passes the network's interceptor, too
+            return call(*args, **kwargs)
+        counted, shapes = _measure_once(module, args, kwargs)
+        parts[module.path] = counted
+        calls.append(counted)
+        return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+
+    def init(key: jax.Array, *arrays: jax.Array) -> Any:
+        args, kwargs = rebuild(arrays)
+        return model.init(key, *args, **kwargs)
+
+    def apply(variables: Any, *arrays: jax.Array) -> Any:
+        args, kwargs = rebuild(arrays)
+        return model.apply(variables, *args, **kwargs)
+
+    outer = _measuring.set(this)
+    try:
+        with nn.intercept_methods(skip_block):
+            variables = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)), *arrays)
+            calls.clear()  # the trace of the initialisation is not what is counted
+            program, shapes = _trace(apply, variables, *arrays)
+    finally:
+        _measuring.reset(outer)
+    own = _count(program)
+    total = Complexity(
+        params=_size(variables.get("params", {})) + sum(part.params for part in parts.values()),
+        batch_stats=_size(variables.get("batch_stats", {})) + sum(part.batch_stats for part in parts.values()),
+        **dataclasses.asdict(own),
+    )
+    for call in calls:
+        total = total + dataclasses.replace(call, params=0, batch_stats=0)
+    return total, shapes
+
+
+def _package(module: nn.Module) -> str:
+    """Returns which of our packages a module's class is from, or ""."""
+    names = type(module).__module__.split(".")
+    return names[1] if names[0] == "hga_flax" and len(names) > 2 else ""
+
+
+_MEASURED: dict[Any, tuple[Complexity, Any]] = {}
+_measuring: contextvars.ContextVar[Any] = contextvars.ContextVar("the network that is being traced", default=None)
+
+
+def _measure_once(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[Complexity, Any]:
+    arrays, _ = _split_arrays(args, kwargs)
+    static = jax.tree.map(lambda leaf: None if isinstance(leaf, jax.Array) else leaf, (args, kwargs))
+    fields = [f.name for f in dataclasses.fields(module) if f.name not in ("parent", "name")]
+    try:
+        key = (
+            type(module),
+            tuple((name, _hashable(getattr(module, name))) for name in fields),
+            tuple((array.shape, array.dtype) for array in arrays),
+            str(static),
+        )
+        hash(key)
+    except TypeError:  # a field that cannot be compared: the block is traced each time
+        return _measure(module.clone(parent=None, name=None), args, kwargs)
+    if key not in _MEASURED:
+        _MEASURED[key] = _measure(module.clone(parent=None, name=None), args, kwargs)
+    return _MEASURED[key]
+
+
+def _hashable(value: Any) -> Any:
+    """Returns what equal fields of two modules have in common: partials are equal by what they hold."""
+    if isinstance(value, functools.partial):
+        return "partial", _hashable(value.func), _hashable(value.args), _hashable(value.keywords)
+    if isinstance(value, Mapping):
+        return tuple((name, _hashable(value[name])) for name in sorted(value))
+    if isinstance(value, list | tuple):
+        return tuple(_hashable(entry) for entry in value)
+    return type(value), value  # the type, since 1 == True
+
+
+def _split_arrays(args: tuple, kwargs: dict[str, Any]) -> tuple[list[Any], Callable[..., tuple[tuple, dict]]]:
+    """Returns the shapes of the arrays among arguments, and a function that puts arrays in their place."""
+    leaves, structure = jax.tree.flatten((args, kwargs))
+    places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)]
+
+    def rebuild(arrays: Sequence[jax.Array]) -> tuple[tuple, dict]:
+        filled = list(leaves)
+        for place, array in zip(places, arrays, strict=True):
+            filled[place] = array
+        return jax.tree.unflatten(structure, filled)
+
+    return [jax.ShapeDtypeStruct(leaves[place].shape, leaves[place].dtype) for place in places], rebuild
+
+
+def _values(counts: Counts | Complexity) -> tuple[int, ...]:
     return tuple(getattr(counts, field.name) for field in dataclasses.fields(counts))
 
 

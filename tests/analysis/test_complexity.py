@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
+from hga_flax.analysis import complexity as measuring
 from hga_flax.analysis.complexity import Complexity, complexity, count_operations
 from hga_flax.models import create_model
+from hga_flax.models.cifar_resnet import SmallBlock
 
 # parameters, running statistics, conv + fc MACs, BatchNorm elements, thop's total: torchvision's networks.
 VANILLA = {
@@ -147,3 +149,25 @@ def test_a_loop_of_unknown_length_is_refused():
 
     with pytest.raises(ValueError, match="while"):
         count_operations(loop, array(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [("cifar_preact_resnet20", "hga_table2"), ("cifar_resnet20", "sk"), ("resnet50", "hga"), ("googlenet", "se")],
+)
+def test_equal_blocks_are_traced_once_and_counted_each_time(name, attention):
+    network, image_shape = create_model(name, attention=attention), (64, 64, 3)
+    images = jax.ShapeDtypeStruct((1, *image_shape), "float32")
+    variables = jax.eval_shape(network.init, jax.random.key(0), images)
+    whole = count_operations(lambda variables, images: network.apply(variables, images), variables, images)
+    counted = complexity(network, image_shape)
+    assert {name: getattr(counted, name) for name in vars(whole)} == vars(whole)
+    assert counted.params == sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    assert counted.batch_stats == sum(leaf.size for leaf in jax.tree.leaves(variables["batch_stats"]))
+
+
+def test_the_54_blocks_of_a_deep_network_are_five_traces(monkeypatch):
+    monkeypatch.setattr(measuring, "_MEASURED", {})
+    complexity(create_model("cifar_resnet110"), (32, 32, 3))
+    blocks = [key for key in measuring._MEASURED if key[0] is SmallBlock]
+    assert len(blocks) == 5  # the first stage's, and of two more stages the first block and the others
