@@ -11,3 +11,8 @@ def test_there_is_one_version_and_the_package_is_built_with_it():
     assert project["project"]["dynamic"] == ["version"] and "version" not in project["project"]
     home, _, name = project["tool"]["setuptools"]["dynamic"]["version"]["attr"].rpartition(".")
     assert getattr(__import__(home, fromlist=[name]), name) == hga_flax.__version__
+
+
+def test_the_citation_names_this_version():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {hga_flax.__version__}\n" in citation
