@@ -11,8 +11,9 @@ from tests.goldens import relative_error
 from tests.goldens_models import MODELS_TOLERANCE, check_model, check_models, rule_tensor
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-MODELS = json.loads((GOLDEN / "models.json").read_text()) | json.loads((GOLDEN / "models_more.json").read_text())
-FAST = {"tv:resnet50", "timm:skresnext50_32x4d"}
+FILES = ("models", "models_more", "networks", "networks_more")
+MODELS = {key: case for name in FILES for key, case in json.loads((GOLDEN / f"{name}.json").read_text()).items()}
+FAST = {"tv:resnet50", "timm:skresnext50_32x4d", "tv:resnet18", "timm:seresnet18"}
 
 
 def run(*arguments) -> subprocess.CompletedProcess:

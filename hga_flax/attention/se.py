@@ -21,18 +21,20 @@ class SqueezeExcitation(nn.Module):
 
     Attributes:
         channels: C of the map.
-        ratio: the hidden layer has `channels // ratio` units, at least one.
+        ratio: the hidden layer has `channels // ratio` units.
         bias: biases in both FCs.
+        min_channels: lower limit of the hidden layer's units. timm's networks have 8, which matters below 128 channels.
         dtype: dtype of the computation; parameters, pooling and gate are float32.
         axis_name: unused, for there is no batch statistic; every attention has it.
 
     Raises:
-        ValueError: the input has another number of channels, or `ratio` is not positive.
+        ValueError: the input has another number of channels, or `ratio` or `min_channels` is not positive.
     """
 
     channels: int
     ratio: int = 16
     bias: bool = True
+    min_channels: int = 1
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -40,7 +42,9 @@ class SqueezeExcitation(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """`[B, H, W, channels]` -> the same shape and dtype; sows `gate`, `[B, channels]`."""
         check_map("SqueezeExcitation", x, self.channels)
-        hidden = hidden_channels(self.channels, self.ratio)
+        if self.min_channels < 1:
+            raise ValueError(f"min_channels={self.min_channels} is not positive")
+        hidden = max(hidden_channels(self.channels, self.ratio), self.min_channels)
         e = nn.Dense(hidden, self.bias, dtype=self.dtype, kernel_init=nn.initializers.he_normal(), name="squeeze")(
             global_mean(x)
         )

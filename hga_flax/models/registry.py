@@ -18,6 +18,8 @@ from hga_flax.models.cifar_resnet import CifarResNet, blocks_per_stage, wide_dep
 from hga_flax.models.googlenet import GoogLeNet
 
 _NAMED: dict[str, Callable[..., nn.Module]] = {
+    "resnet18": resnet.ResNet18,
+    "resnet34": resnet.ResNet34,
     "resnet50": resnet.ResNet50,
     "resnet101": resnet.ResNet101,
     "resnet152": resnet.ResNet152,

@@ -3,7 +3,8 @@
 He et al., Deep Residual Learning, CVPR 2016, https://arxiv.org/abs/1512.03385; Xie et al.,
 Aggregated Residual Transformations (ResNeXt), CVPR 2017, https://arxiv.org/abs/1611.05431; Zagoruyko
 and Komodakis, Wide Residual Networks, BMVC 2016, https://arxiv.org/abs/1605.07146. The structure is
-torchvision's (v1.5): the stride sits in the 3x3, padding is explicit on both sides.
+torchvision's (v1.5): the stride sits in the 3x3, padding is explicit on both sides. `ResidualNetwork`
+is what all of them share, and Res2Net and ResNeSt with them: stem, stages and head, but not the block.
 """
 
 from collections.abc import Sequence
@@ -115,20 +116,57 @@ class Bottleneck(nn.Module):
         return nn.relu(x + survival_drop(y, self.stochastic_depth, train))
 
 
-class ResNet(nn.Module):
-    """A ResNet (`cardinality` 1) or ResNeXt of bottleneck blocks: `[B, H, W, 3]` -> logits `[B, num_classes]`.
+class BasicBlock(nn.Module):
+    """3x3, 3x3, attention, sum: `[B, H, W, C]` -> `[B, H / stride, W / stride, features]`.
+
+    An attention that replaces a convolution (SK) takes the place of the first 3x3, its norm and ReLU.
+    Not of the second: SK ends in a ReLU, and a main path that ends so could only add to the shortcut.
+
+    Attributes:
+        features: channels of both convolutions.
+        zero_init_residual, stochastic_depth: see `Bottleneck`.
+    """
+
+    features: int
+    conv: ModuleDef
+    norm: ModuleDef
+    attention: AttentionFactory
+    stride: int = 1
+    zero_init_residual: bool = False
+    stochastic_depth: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        strides = (self.stride, self.stride)
+        in_place = replaces_convolution(self.attention)
+        if in_place:
+            y = self.attention(self.features, stride=self.stride, replaced_groups=1, name="attention")(x, train)
+        else:
+            y = self.conv(self.features, (3, 3), strides, padding=PAD1, name="conv1")(x)
+            y = nn.relu(self.norm(name="norm1")(y))
+        scale_init = nn.initializers.zeros if self.zero_init_residual else nn.initializers.ones
+        y = self.conv(self.features, (3, 3), padding=PAD1, name="conv2")(y)
+        y = self.norm(scale_init=scale_init, name="norm2")(y)
+        if not in_place:
+            y = self.attention(self.features, name="attention")(y, train)
+        if x.shape != y.shape:
+            x = self.conv(self.features, (1, 1), strides, name="downsample_conv")(x)
+            x = self.norm(name="downsample_norm")(x)
+        return nn.relu(x + survival_drop(y, self.stochastic_depth, train))
+
+
+class ResidualNetwork(nn.Module):
+    """Stem, stages of residual blocks, pooling and classifier: `[B, H, W, 3]` -> logits `[B, num_classes]`.
 
     Attributes:
         stage_sizes: blocks in each stage.
         num_classes: size of the output.
-        attention: called with (channels, name=...) in every block, after its last norm, or in the
-            3x3's place, see `Bottleneck`.
+        attention: called with (channels, name=...) in every block, after its last norm, or in a
+            3x3's place, see the blocks.
         features: base width of the stem and the first stage; it doubles from stage to stage.
-        cardinality: groups of each 3x3 (ResNeXt: 32).
-        width_per_group: channels per group where `features` is 64 (ResNet: 64, ResNeXt 32x4d: 4,
-            wide_resnet50_2: 128).
         zero_init_residual: see `Bottleneck`.
         stochastic_depth: rate of the last block; the others' rise to it, see `depth_rates` (a "dropout" rng).
+        dropout: rate before the classifier, in training (a "dropout" rng).
         dtype: dtype of the computation; parameters, statistics and logits are float32.
         axis_name: mesh axis over which batch statistics are averaged, or None.
     """
@@ -137,18 +175,21 @@ class ResNet(nn.Module):
     num_classes: int = 1000
     attention: AttentionFactory = no_attention
     features: int = 64
-    cardinality: int = 1
-    width_per_group: int = 64
     zero_init_residual: bool = False
     stochastic_depth: float = 0.0
+    dropout: float = 0.0
     dtype: Any = jnp.float32
     axis_name: str | None = None
     stride: ClassVar[int] = 32  # by which height and width shrink before the last pooling
-    hosts_convolution: ClassVar[bool] = True  # its blocks have a place for an attention that replaces a 3x3
+
+    def block(self, features: int, **fields: Any) -> nn.Module:
+        """Returns a block, called with (x, train), of a stage of `features` base channels; all have `fields`."""
+        raise NotImplementedError
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         check_rate("stochastic_depth", self.stochastic_depth)
+        check_rate("dropout", self.dropout)
         rates = iter(depth_rates(self.stochastic_depth, sum(self.stage_sizes)))
         conv = partial(nn.Conv, use_bias=False, padding=0, kernel_init=kernel_init, dtype=self.dtype)
         if train:  # in inference the plain form, whose operations can be counted
@@ -166,25 +207,52 @@ class ResNet(nn.Module):
         x = nn.relu(norm(name="stem_norm")(x))
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=PAD1)
         for stage, blocks in enumerate(self.stage_sizes):
-            features = self.features * 2**stage
-            width = features * self.width_per_group // 64 * self.cardinality
             for block in range(blocks):
-                x = Bottleneck(
-                    features,
-                    width,
-                    conv,
-                    norm,
-                    attention,
+                x = self.block(
+                    self.features * 2**stage,
+                    conv=conv,
+                    norm=norm,
+                    attention=attention,
                     stride=2 if stage > 0 and block == 0 else 1,
-                    cardinality=self.cardinality,
                     zero_init_residual=self.zero_init_residual,
                     stochastic_depth=next(rates),
                     name=f"stage{stage + 1}_block{block + 1}",
                 )(x, train)
         x = global_mean(x)
+        if self.dropout:
+            x = nn.Dropout(self.dropout, deterministic=not train, name="classifier_dropout")(x)
         return nn.Dense(self.num_classes, name="classifier")(x)
 
 
+class BasicResNet(ResidualNetwork):
+    """A ResNet of basic blocks, see `ResidualNetwork` and `BasicBlock`."""
+
+    hosts_convolution: ClassVar[bool] = True  # its blocks have a place for an attention that replaces a 3x3
+
+    def block(self, features: int, **fields: Any) -> nn.Module:
+        return BasicBlock(features, **fields)
+
+
+class ResNet(ResidualNetwork):
+    """A ResNet (`cardinality` 1) or ResNeXt of bottleneck blocks, see `ResidualNetwork` and `Bottleneck`.
+
+    Attributes:
+        cardinality: groups of each 3x3 (ResNeXt: 32).
+        width_per_group: channels per group where `features` is 64 (ResNet: 64, ResNeXt 32x4d: 4,
+            wide_resnet50_2: 128).
+    """
+
+    cardinality: int = 1
+    width_per_group: int = 64
+    hosts_convolution: ClassVar[bool] = True  # its blocks have a place for an attention that replaces a 3x3
+
+    def block(self, features: int, **fields: Any) -> nn.Module:
+        width = features * self.width_per_group // 64 * self.cardinality
+        return Bottleneck(features, width, cardinality=self.cardinality, **fields)
+
+
+ResNet18 = partial(BasicResNet, stage_sizes=(2, 2, 2, 2))
+ResNet34 = partial(BasicResNet, stage_sizes=(3, 4, 6, 3))
 ResNet50 = partial(ResNet, stage_sizes=(3, 4, 6, 3))
 ResNet101 = partial(ResNet, stage_sizes=(3, 4, 23, 3))
 ResNet152 = partial(ResNet, stage_sizes=(3, 8, 36, 3))

@@ -24,6 +24,8 @@ PEERS: dict[str, tuple[str, str]] = {
     **{
         name: (name, "none")
         for name in (
+            "resnet18",
+            "resnet34",
             "resnet50",
             "resnet101",
             "resnet152",
@@ -42,10 +44,20 @@ PEERS: dict[str, tuple[str, str]] = {
     },
     **{
         "se" + name: (name, "se")
-        for name in ("resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x4d")
+        for name in (
+            "resnet18",
+            "resnet34",
+            "resnet50",
+            "resnet101",
+            "resnet152",
+            "resnext50_32x4d",
+            "resnext101_32x4d",
+        )
     },
     "skresnext50_32x4d": ("resnext50_32x4d", "sk"),
 }
+# Options of the attention with which our network has the peer's shapes, where the defaults give others.
+ATTENTION_OPTIONS: dict[str, dict[str, Any]] = {name: {"min_channels": 8} for name in ("seresnet18", "seresnet34")}
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 # Substitutions, in order, that turn a module's path here into the peer's name.
 _BLOCK = (r"^stage(\d+)_block(\d+)", lambda match: f"layer{match[1]}.{int(match[2]) - 1}")
@@ -197,7 +209,7 @@ def torch_model(name: str, tensors: Mapping[str, np.ndarray], **options: Any) ->
         options = {"num_classes": bias.shape[0], **options}
     if name == "googlenet" and any(key.startswith("aux") for key in tensors):
         options = {"aux_logits": True, **options}
-    return create_model(model, attention=attention, **options)
+    return create_model(model, attention=attention, attention_options=ATTENTION_OPTIONS.get(name), **options)
 
 
 def _listed(names: list[str]) -> str:

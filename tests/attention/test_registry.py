@@ -32,7 +32,7 @@ ALTERNATIVES = {
     "none": {},
     "hga": HGA_OPTIONS,
     "hga_table2": HGA_OPTIONS | {"mfe_norm": (False, {}), "restore_norm": (False, {})},
-    "se": {"ratio": (4, {}), "bias": (False, {})} | STARTS,
+    "se": {"ratio": (4, {}), "bias": (False, {}), "min_channels": (8, {})} | STARTS,
     "sk": {"ratio": (1, {}), "min_channels": (8, {}), "dilations": ((1, 3), {}), "groups": (4, {})},
     "eca": {"kernel_size": (5, {}), "circular": (True, {})} | STARTS,
     "cbam": {"ratio": (4, {}), "kernel_size": (3, {}), "bias": (True, {}), "spatial": (False, {})} | STARTS,

@@ -21,9 +21,15 @@ def test_cost_formula(channels, bias):
     assert parameter_count(SqueezeExcitation(channels, bias=bias), (1, 2, 2, channels)) == expected
 
 
-def test_refuses_another_number_of_channels():
+def test_the_hidden_layer_has_a_lower_limit():
+    assert parameter_count(SqueezeExcitation(64, min_channels=8), (1, 2, 2, 64)) == 2 * 64 * 8 + 8 + 64
+
+
+def test_refuses_another_number_of_channels_and_no_hidden_ones():
     with pytest.raises(ValueError, match=r"SqueezeExcitation\(16\)"):
         applied(SqueezeExcitation(16), np.zeros((1, 2, 2, 8)))
+    with pytest.raises(ValueError, match="min_channels=0 is not positive"):
+        applied(SqueezeExcitation(16, min_channels=0), np.zeros((1, 2, 2, 16)))
 
 
 def test_sows_its_gate():

@@ -11,9 +11,11 @@ from hga_flax.attention import attention_names
 from hga_flax.models import create_model, model_names, model_options
 from tests.reference import parameter_count, sample
 
-SE = {"resnet50": 28_088_024, "resnet101": 49_326_872, "resnet152": 66_821_848}
+SE = {"resnet18": 11_778_592, "resnet50": 28_088_024, "resnet101": 49_326_872, "resnet152": 66_821_848}
 SE |= {"resnext50_32x4d": 27_559_896, "resnext101_32x4d": 48_955_416, "googlenet": 7_105_007}
 PLAIN = {
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
     "resnet50": 25_557_032,
     "resnet101": 44_549_160,
     "resnet152": 60_192_808,
@@ -92,6 +94,11 @@ def test_parameter_counts_with_hga_of_deep_networks(name, depth):
     assert count(name, "hga") == PLAIN[name] + hga_count(widths)
 
 
+def test_parameter_counts_with_hga_of_basic_blocks():
+    widths = [64 * 2**stage for stage in range(4) for _ in range(2)]
+    assert count("resnet18", "hga") == PLAIN["resnet18"] + hga_count(widths)
+
+
 def test_parameter_counts_with_hga_outside_the_resnets():
     concatenations = [256, 480, 512, 512, 512, 528, 832, 832, 1024]
     assert count("googlenet", "hga") == PLAIN["googlenet"] + hga_count(concatenations)
@@ -106,6 +113,10 @@ def test_table2_preset_has_the_papers_count():
 @pytest.mark.parametrize(("attention", "added"), ON_RESNET50.items())
 def test_what_comparators_add_to_resnet50(attention, added):
     assert count("resnet50", attention) - PLAIN["resnet50"] == added
+
+
+def test_timms_se_resnet18_has_at_least_eight_hidden_channels():
+    assert count("resnet18", "se", attention_options={"min_channels": 8}) == 11_779_624
 
 
 def test_sknets():
@@ -133,6 +144,7 @@ def test_parameter_counts_of_googlenets_options():
 
 # Other values for every option of every class of networks, on a small network of that class.
 SMALL = {
+    "resnet18": {"stage_sizes": (1, 1), "features": 8},
     "resnet50": {"stage_sizes": (1, 1), "features": 16},
     "cifar_resnet8": {"features": 4},
     "cifar_preact_resnet8": {"features": 4},
@@ -140,15 +152,16 @@ SMALL = {
     "googlenet": {"width_divisor": 8},
     "densenet121": {"block_sizes": (2, 1), "growth": 4, "features": 8},
 }
+RESIDUAL = {
+    "stage_sizes": (1, 2),
+    "features": 32,
+    "zero_init_residual": True,
+    "stochastic_depth": 0.5,
+    "dropout": 0.5,
+}
 ALTERNATIVES = {
-    "resnet50": {
-        "stage_sizes": (1, 2),
-        "features": 32,
-        "cardinality": 2,
-        "width_per_group": 32,
-        "zero_init_residual": True,
-        "stochastic_depth": 0.5,
-    },
+    "resnet18": RESIDUAL,
+    "resnet50": RESIDUAL | {"cardinality": 2, "width_per_group": 32},
     "cifar_resnet8": {"features": 8, "shortcut": "A", "widen": 2, "dropout": 0.5, "stochastic_depth": 0.5},
     "cifar_preact_resnet8": {"features": 8, "shortcut": "A", "widen": 2, "dropout": 0.5, "stochastic_depth": 0.5},
     "cifar_wide_resnet10_2": {"features": 8, "shortcut": "A", "dropout": 0.5, "stochastic_depth": 0.5},
@@ -303,6 +316,7 @@ def test_unknown_options_are_refused():
 @pytest.mark.parametrize(
     ("name", "options"),
     [
+        ("resnet18", {"stage_sizes": (1, 1, 1, 1)}),
         ("resnet50", {"stage_sizes": (1, 1, 1, 1)}),
         ("densenet121", {"block_sizes": (1, 1, 1, 1)}),
         ("googlenet", {"width_divisor": 8}),

@@ -34,6 +34,21 @@ def test_sk_takes_the_place_of_the_3x3():
     assert block["stage2_block1"]["attention"]["branch2_conv"]["kernel"].shape == (3, 3, 2, 64)  # 32 groups
 
 
+def test_sk_takes_the_place_of_a_basic_blocks_first_3x3():
+    """As in timm's skresnet18; the second one feeds the sum."""
+    variables = shapes_of(create_model("resnet18", attention="sk", stage_sizes=(1, 1), features=16))
+    block = variables["params"]["stage2_block1"]
+    assert set(block) == {"attention", "conv2", "norm2", "downsample_conv", "downsample_norm"}
+    assert block["attention"]["branch1_conv"]["kernel"].shape == (3, 3, 16, 32)
+
+
+@pytest.mark.parametrize(("name", "last"), [("resnet18", "norm2"), ("resnet50", "norm3")])
+def test_a_block_may_start_as_the_identity(name, last):
+    model = create_model(name, stage_sizes=(1,), features=8, zero_init_residual=True)
+    block = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]["stage1_block1"]
+    assert {norm for norm in block if "norm" in norm and not block[norm]["scale"].any()} == {last}
+
+
 def test_sk_in_a_resnet_has_the_groups_of_its_3x3_or_its_own():
     small = {"stage_sizes": (1,), "features": 16}
 
@@ -77,12 +92,19 @@ def test_whole_images_lose_the_branch_and_the_others_make_up_for_it():
     assert (per_image[:, 0] == 0).mean() == pytest.approx(0.3, abs=0.03)
 
 
-@pytest.mark.parametrize("name", ["resnet50", "cifar_resnet8", "cifar_preact_resnet11_bottleneck"])
-def test_stochastic_depth_adds_no_parameter_and_draws_in_training_only(name):
-    size = {"stage_sizes": (1, 1)} if name == "resnet50" else {}
-    plain, dropped = (
-        create_model(name, features=4, num_classes=3, **size, **o) for o in ({}, {"stochastic_depth": 0.5})
-    )
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [
+        ("resnet18", "stochastic_depth"),
+        ("resnet18", "dropout"),
+        ("resnet50", "stochastic_depth"),
+        ("cifar_resnet8", "stochastic_depth"),
+        ("cifar_preact_resnet11_bottleneck", "stochastic_depth"),
+    ],
+)
+def test_dropping_adds_no_parameter_and_draws_in_training_only(name, rate):
+    size = {} if name.startswith("cifar") else {"stage_sizes": (1, 1)}
+    plain, dropped = (create_model(name, features=4, num_classes=3, **size, **o) for o in ({}, {rate: 0.5}))
     x = jnp.ones((2, 32, 32, 3))
     tree = lambda model: jax.tree.map(jnp.shape, jax.eval_shape(model.init, jax.random.key(0), x))
     assert tree(plain) == tree(dropped)
