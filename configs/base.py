@@ -33,6 +33,7 @@ def get_config() -> ConfigDict:
     config.data.std = (0.229, 0.224, 0.225)  # per channel, of values in 0..1 (ImageNet's)
     config.data.augmentation = "imagenet"  # "imagenet": random crop on the host; "small": on the device; "none"
     config.data.flip = True  # mirror half of the training images
+    config.data.alternating_flip = False  # mirror each of them in every second epoch, in place of at random
     config.data.rotation_degrees = 10.0  # rotate training images by up to +- this angle
     config.data.crop_padding = 0  # "small": pad by this many pixels, then crop at random
     config.data.random_erasing = 0.0  # share of the training images of which a random rectangle becomes noise
@@ -81,13 +82,14 @@ def get_config() -> ConfigDict:
     config.optimizer.learning_rate_factors = ()  # "PATTERN=FACTOR", the first that fits, e.g. ("classifier=10",)
 
     config.schedule = ConfigDict()
-    config.schedule.name = "step"  # "step", "cosine" or "constant"
+    config.schedule.name = "step"  # "step", "cosine", "linear" or "constant"
     config.schedule.decay_every_epochs = 30.0  # "step": epochs between two decays
     config.schedule.decay_at_steps = ()  # "step": the steps at which to decay instead, when given
     config.schedule.decay_factor = 0.1  # "step": multiplies the learning rate at each decay
-    config.schedule.end_learning_rate = 0.0  # "cosine": where it ends
+    config.schedule.end_learning_rate = 0.0  # "cosine", "linear": where it ends
     config.schedule.warmup_epochs = 0.0  # length of the warm-up
     config.schedule.warmup_steps = 0  # length of the warm-up; wins over warmup_epochs when above 0
+    config.schedule.warmup_share = 0.0  # length of the warm-up as a share of the training, however long that is
     config.schedule.warmup_shape = "linear"  # "linear" from warmup_learning_rate to the peak, or "constant"
     config.schedule.warmup_learning_rate = 0.0  # where a linear warm-up starts, or what a constant one holds
 

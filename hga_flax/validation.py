@@ -13,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from hga_flax.errors import ConfigError, nearest
+from hga_flax.schedule_rules import check_schedule
 
 WHOLE = 2**31 - 1  # the largest whole number: steps and indices are int32 on the devices
 
@@ -71,6 +72,7 @@ RULES = {
     "data.std": Rule(float, 0, 1, above=True, many=True),
     "data.augmentation": _choice("imagenet", "small", "none"),
     "data.flip": SWITCH,
+    "data.alternating_flip": SWITCH,
     "data.rotation_degrees": _number(0, 180),
     "data.crop_padding": _whole(0, 8192),
     "data.random_erasing": _number(0, 1),
@@ -110,13 +112,14 @@ RULES = {
     "optimizer.clip_norm": _number(0),
     "optimizer.freeze": Rule(str, many=True, empty=True),
     "optimizer.learning_rate_factors": Rule(str, many=True, empty=True),
-    "schedule.name": _choice("step", "cosine", "constant"),
+    "schedule.name": _choice("step", "cosine", "linear", "constant"),
     "schedule.decay_every_epochs": _number(0, 10**6, above=True),
     "schedule.decay_at_steps": Rule(int, 1, WHOLE, many=True, empty=True),
     "schedule.decay_factor": _number(0, 1, above=True),
     "schedule.end_learning_rate": _number(0),
     "schedule.warmup_epochs": _number(0, 10**6),
     "schedule.warmup_steps": _whole(0),
+    "schedule.warmup_share": _number(0, 0.99),
     "schedule.warmup_shape": _choice("linear", "constant"),
     "schedule.warmup_learning_rate": _number(0),
     "evaluation.every_epochs": _number(0, 10**6, above=True),
@@ -136,6 +139,7 @@ ENTRIES = {
 
 # Keys that are younger than some workdirs, whose runs went by these values.
 LATER = {
+    "data.alternating_flip": False,
     "data.randaugment_ops": 0,
     "data.randaugment_magnitude": 9.0,
     "training.loss": "cross_entropy",
@@ -147,6 +151,7 @@ LATER = {
     "optimizer.b2": 0.999,
     "optimizer.eps": 1e-8,
     "schedule.end_learning_rate": 0.0,
+    "schedule.warmup_share": 0.0,
     "evaluation.image_size": 0,
     "init.from": "",
     "optimizer.freeze": (),
@@ -156,20 +161,22 @@ LATER = {
 # key: (does it change anything in this configuration?, what would make it).
 Use = tuple[Callable[[ConfigDict], Any], str]
 _WARMUP: Use = (
-    lambda c: c.schedule.warmup_steps or c.schedule.warmup_epochs,
-    "there is no warm-up; set schedule.warmup_steps or schedule.warmup_epochs too",
+    lambda c: c.schedule.warmup_steps or c.schedule.warmup_epochs or c.schedule.warmup_share,
+    "there is no warm-up; set schedule.warmup_steps, schedule.warmup_epochs or schedule.warmup_share too",
 )
 _SGD: Use = (lambda c: c.optimizer.name == "sgd", "only optimizer.name='sgd' has momentum; others have b1 and b2")
 _ADAM: Use = (lambda c: c.optimizer.name != "sgd", "only optimizer.name='adamw' and 'lamb' have it")
+
+
+def _augments(key: str, verb: str) -> Use:
+    counts = lambda c: c.data.augmentation != "none" or not c.data[key]
+    return counts, f"data.augmentation='none' {verb} no image; choose 'small' or 'imagenet'"
+
+
 USES: dict[str, Use] = {
-    "data.flip": (
-        lambda c: c.data.augmentation != "none" or not c.data.flip,
-        "data.augmentation='none' mirrors no image; choose 'small' or 'imagenet'",
-    ),
-    "data.rotation_degrees": (
-        lambda c: c.data.augmentation != "none" or not c.data.rotation_degrees,
-        "data.augmentation='none' rotates no image; choose 'small' or 'imagenet'",
-    ),
+    "data.flip": _augments("flip", "mirrors"),
+    "data.alternating_flip": _augments("alternating_flip", "mirrors"),
+    "data.rotation_degrees": _augments("rotation_degrees", "rotates"),
     "data.randaugment_magnitude": (
         lambda c: c.data.randaugment_ops,
         "there is no RandAugment; set data.randaugment_ops too",
@@ -205,7 +212,10 @@ USES: dict[str, Use] = {
         "only schedule.name='step' without schedule.decay_at_steps decays every so many epochs",
     ),
     "schedule.decay_factor": (lambda c: c.schedule.name == "step", "only schedule.name='step' decays by a factor"),
-    "schedule.end_learning_rate": (lambda c: c.schedule.name == "cosine", "only schedule.name='cosine' ends at it"),
+    "schedule.end_learning_rate": (
+        lambda c: c.schedule.name in ("cosine", "linear"),
+        "only schedule.name='cosine' and 'linear' end at it",
+    ),
     "schedule.warmup_shape": _WARMUP,
     "schedule.warmup_learning_rate": _WARMUP,
 }
@@ -308,6 +318,10 @@ def check_together(config: ConfigDict) -> None:
             f"data.crop_padding={data.crop_padding}: a crop of data.image_size={data.image_size} could miss the "
             f"image; at most {data.image_size - 1}"
         )
+    if data.alternating_flip and not data.flip:
+        raise ConfigError(
+            "data.alternating_flip=True: data.flip=False mirrors no image; set data.flip to true, or false here"
+        )
     if len({len(data.mean), len(data.std)} | {1}) > 2:
         raise ConfigError(f"data.std={data.std}: data.mean has {len(data.mean)} entries; give as many here, or one")
     for key in ("name", "train_split", "eval_split"):
@@ -323,7 +337,7 @@ def check_together(config: ConfigDict) -> None:
             "optimizer.nesterov=True: there is no momentum; set optimizer.momentum above 0, or false here"
         )
     learning_rate_factors(config)
-    _check_schedule(config.schedule, config.optimizer.learning_rate)
+    check_schedule(config.schedule, config.optimizer.learning_rate)
 
 
 def learning_rate_factors(config: ConfigDict) -> dict[str, float]:
@@ -346,34 +360,6 @@ def learning_rate_factors(config: ConfigDict) -> dict[str, float]:
                 "optimizer.freeze"
             )
     return factors
-
-
-def _check_schedule(schedule: ConfigDict, peak: float) -> None:
-    if schedule.name == "cosine" and schedule.end_learning_rate > peak:
-        raise ConfigError(
-            f"schedule.end_learning_rate={schedule.end_learning_rate}: is above the peak, "
-            f"optimizer.learning_rate={peak}"
-        )
-    steps = list(schedule.decay_at_steps)
-    if steps and schedule.name != "step":
-        raise ConfigError(
-            f"schedule.decay_at_steps={schedule.decay_at_steps}: only schedule.name='step' decays at steps; "
-            "choose that, or () here"
-        )
-    if steps != sorted(set(steps)):
-        raise ConfigError(
-            f"schedule.decay_at_steps={schedule.decay_at_steps}: must ascend, as {tuple(sorted(set(steps)))} does"
-        )
-    if schedule.warmup_steps and schedule.warmup_epochs:
-        raise ConfigError(
-            f"schedule.warmup_epochs={schedule.warmup_epochs}: schedule.warmup_steps={schedule.warmup_steps} is the "
-            "length of the warm-up; set one of them to 0"
-        )
-    warms_up = schedule.warmup_steps or schedule.warmup_epochs
-    if warms_up and schedule.warmup_shape == "constant" and not schedule.warmup_learning_rate:
-        raise ConfigError(
-            "schedule.warmup_learning_rate=0.0: a constant warm-up would train at a rate of 0; set it above 0"
-        )
 
 
 def check_given(config: ConfigDict, given: Iterable[str]) -> None:

@@ -81,6 +81,32 @@ def test_the_recipes_are_what_their_sources_say():
     assert digits.optimizer.learning_rate == pytest.approx(0.005 / 4) and digits.training.batch_size == 128
 
 
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "training.epochs=1",
+        "training.epochs=0.1",
+        "training.steps=1",
+        "training.batch_size=256",
+        "model.name=cifar_resnet8",
+        "model.name=cifar_preact_resnet110",
+        "model.attention=hga",
+        "model.dtype=bfloat16",
+        "data.name=cifar100",
+        "data.train_split=train[:45000]",
+        "schedule.name=linear",
+        "optimizer.nesterov=false",
+    ],
+)
+def test_cifar10_is_changed_by_one_flag(flag):
+    config = validate(configure("configs/cifar10.py", [f"--config.{flag}"]))
+    per_epoch = 50_000 / config.training.batch_size
+    total = config.training.steps or round(per_epoch * config.training.epochs)
+    rate = create_schedule(config, per_epoch, total)
+    assert float(rate(total)) == pytest.approx(0.0, abs=1e-6)  # the schedule has come to its end, however long it is
+    assert float(rate(int(0.05 * total))) == pytest.approx(config.optimizer.learning_rate)
+
+
 def test_every_declared_key_is_read_and_every_read_key_is_declared():
     code = "\n".join(code_only(p) for p in (ROOT / "hga_flax").rglob("*.py"))
     keys = config_keys(base.get_config())

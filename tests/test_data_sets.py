@@ -105,5 +105,6 @@ def test_cifar_by_its_name(tmp_path):
     splits = {"train": lambda: examples("train", 40), "test": lambda: examples("test", 19)}
     _Packed("cifar10", str(real.version), features, splits, str(tmp_path)).download_and_prepare()
     assert dataset_info("cifar10", str(tmp_path)).class_names == tuple(names)
-    config = small("configs/hga_cifar_resnet110.py", tmp_path)
+    options = {"model__options": "features=4", "schedule__warmup_share": 0.5}
+    config = small("configs/cifar10.py", tmp_path, model__name="cifar_resnet8", **options)
     trains_and_evaluates(config, tmp_path / "run", 19, 10)

@@ -133,6 +133,11 @@ def test_a_list_is_as_good_as_a_tuple():
     ("key", "idle", "used"),
     [
         ("data.flip=true", ["data.augmentation=none", "data.crop_padding=0"], []),
+        (
+            "data.alternating_flip=true",
+            ["data.augmentation=none", "data.crop_padding=0", "data.flip=true"],
+            ["data.flip=true"],
+        ),
         ("data.rotation_degrees=5", ["data.augmentation=none", "data.crop_padding=0"], []),
         ("data.eval_crop_fraction=0.9", [], ["data.augmentation=imagenet", "data.crop_padding=0"]),
         ("data.cache_mb=5", ["data.num_workers=1"], []),
@@ -151,6 +156,11 @@ def test_a_list_is_as_good_as_a_tuple():
         ("schedule.decay_factor=0.2", [], ["schedule.name=step"]),
         ("schedule.warmup_shape=linear", [], ["schedule.warmup_steps=3"]),
         ("schedule.warmup_learning_rate=0.01", [], ["schedule.warmup_epochs=3"]),
+        (
+            "schedule.warmup_shape=constant",
+            ["schedule.warmup_learning_rate=0.01"],
+            ["schedule.warmup_share=0.1", "schedule.warmup_learning_rate=0.01"],
+        ),
     ],
 )
 def test_a_key_given_by_hand_must_change_something(key, idle, used):

@@ -27,6 +27,7 @@ def apply(config):
     if crops(config):
         data.image_size, training.batch_size = 224, 2048
         data.eval_crop_fraction = 0.95
+    data.alternating_flip = False
     data.rotation_degrees = data.random_erasing = 0.0  # RandAugment rotates
     data.mixup, data.cutmix = 0.1, 1.0
     data.randaugment_ops = 0 if data.augmentation == "none" else 2
@@ -42,5 +43,5 @@ def apply(config):
     optimizer.learning_rate = 0.005 * math.sqrt(training.batch_size / 2048)
     optimizer.weight_decay, optimizer.decay_norm_and_bias, optimizer.clip_norm = 0.02, False, 1.0
     schedule.name, schedule.end_learning_rate, schedule.decay_at_steps = "cosine", 1e-6, ()
-    schedule.warmup_epochs, schedule.warmup_steps = 5.0, 0
+    schedule.warmup_epochs, schedule.warmup_steps, schedule.warmup_share = 5.0, 0, 0.0
     schedule.warmup_shape, schedule.warmup_learning_rate = "linear", 1e-4

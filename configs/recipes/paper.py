@@ -16,6 +16,7 @@ def apply(config):
     if crops(config):
         data.image_size, training.batch_size = 224, 1024
         data.eval_crop_fraction = 0.875
+    data.alternating_flip = False
     data.rotation_degrees = 0.0 if data.augmentation == "none" else 10.0
     data.random_erasing = data.mixup = data.cutmix = 0.0
     data.randaugment_ops = 0
@@ -28,4 +29,5 @@ def apply(config):
     optimizer.learning_rate = 0.6 * training.batch_size / 1024
     optimizer.weight_decay, optimizer.decay_norm_and_bias, optimizer.clip_norm = 1e-4, True, 0.0
     schedule.name, schedule.decay_every_epochs, schedule.decay_factor = "step", 30.0, 0.1
-    schedule.decay_at_steps, schedule.warmup_steps, schedule.warmup_epochs = (), 0, 0.0
+    schedule.decay_at_steps = ()
+    schedule.warmup_steps, schedule.warmup_epochs, schedule.warmup_share = 0, 0.0, 0.0

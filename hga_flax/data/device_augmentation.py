@@ -57,6 +57,23 @@ def augment(
     return jax.vmap(one)(keys, images)
 
 
+def alternating_flip(images: jax.Array, seed: int, epoch: jax.Array, index: jax.Array) -> jax.Array:
+    """Mirrors each of `[B, H, W, C]` in every second epoch; whether in the even or the odd ones is drawn for each.
+
+    Two epochs then hold every image both ways, which a random flip in each does for half of them (Jordan, 94 % on
+    CIFAR-10 in 3.29 seconds on a single GPU, https://arxiv.org/abs/2404.00498).
+
+    Args:
+        images: float images.
+        seed: with `index` the source of each image's draw.
+        epoch: int32 `[B]`.
+        index: int32 `[B]`, of the examples.
+    """
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, _FLIP))(example_keys(seed, jnp.zeros_like(epoch), index))
+    mirrored = jax.vmap(jax.random.bernoulli)(keys) ^ (epoch % 2 == 1)
+    return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+
+
 def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
     """uint8-valued `[B, H, W, C]` -> float32 (x / 255 - mean) / std, mean and std per channel or one for all."""
     images = images.astype(jnp.float32) / 255
@@ -64,7 +81,7 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
 
 
 # Streams of an example's key, apart from those that `augment` splits off.
-_ERASING, _MIXING = 1001, 1002
+_ERASING, _MIXING, _FLIP = 1001, 1002, 1003
 ERASED_AREA = (0.02, 1 / 3)
 ERASED_ASPECT = (0.3, 1 / 0.3)
 

@@ -161,6 +161,11 @@ def draw_crop(
     return Crop(*box, angle, -1.0 if flip and draws.random() < 0.5 else 1.0, distortion)
 
 
+def alternating_mirror(seed: int, epoch: int, index: int) -> bool:
+    """True in every second epoch, in the even or the odd ones as drawn for the image; see `data.alternating_flip`."""
+    return (random.Random(str((seed, "flip", index))).random() < 0.5) ^ (epoch % 2 == 1)
+
+
 def decode_for_crop(
     image: bytes | np.ndarray, channels: int, size: int, draw: Callable[[int, int], Crop]
 ) -> tuple[np.ndarray, Crop, int]:
@@ -260,7 +265,7 @@ def host_transform(data: Any, channels: int, train: bool, seed: int, size: int =
     """
     # Read once: a ConfigDict takes its time over each key.
     size, flip, rotation_degrees = size or data.image_size, data.flip, data.rotation_degrees
-    augmentation, fraction = data.augmentation, data.eval_crop_fraction
+    alternating, augmentation, fraction = data.alternating_flip, data.augmentation, data.eval_crop_fraction
     ops, magnitude = data.randaugment_ops if train else 0, data.randaugment_magnitude
 
     def transform(image: bytes | np.ndarray, index: int, epoch: int, out: np.ndarray | None = None) -> np.ndarray:
@@ -273,7 +278,11 @@ def host_transform(data: Any, channels: int, train: bool, seed: int, size: int =
             return apply_colours(pixels, operations)
         if not train:
             return central_crop(decode(image, channels), size, fraction)
-        draw = lambda height, width: draw_crop(height, width, flip, rotation_degrees, key, operations.matrix)
+        random_flip = flip and not alternating
+        draw = lambda height, width: draw_crop(height, width, random_flip, rotation_degrees, key, operations.matrix)
+        if alternating:
+            mirror = -1.0 if alternating_mirror(seed, epoch, index) else 1.0
+            draw = lambda height, width, draw=draw: draw(height, width)._replace(mirror=mirror)
         pixels, crop, reduction = decode_for_crop(image, channels, size, draw)
         return apply_colours(warp(pixels, size, crop, reduction, out), operations)
 

@@ -125,15 +125,15 @@ def checkpoint_steps(path: str) -> list[int]:
 def schedule_rows(config: ConfigDict, prepared: Prepared) -> list[tuple[str, ...]]:
     """Returns (step, epoch, learning rate, what happens) at the schedule's corners, counted in finished steps."""
     plan, schedule = prepared.plan, prepared.schedule
-    warmup = warmup_steps(config, plan.steps_per_epoch)
+    warmup = warmup_steps(config, plan.steps_per_epoch, plan.total_steps)
     decays = decay_steps(config, plan.steps_per_epoch, plan.total_steps)
     corners: dict[int, list[str]] = {0: ["start"]}
     if warmup:
         corners.setdefault(warmup, []).append("end of the warm-up")
     for step in decays[:DECAYS_SHOWN]:
         corners.setdefault(step, []).append("decay")
-    if config.schedule.name == "cosine":
-        corners.setdefault((warmup + plan.total_steps) // 2, []).append("half of the cosine")
+    if config.schedule.name in ("cosine", "linear"):
+        corners.setdefault((warmup + plan.total_steps) // 2, []).append("half of the decay")
     corners.setdefault(plan.total_steps - 1, []).append("last step")
     rows = []
     for step, what in sorted(corners.items()):

@@ -283,7 +283,7 @@ def describe(experiment: Experiment, plan: Plan, params: Any, new: bool = True) 
         ),
     ]
     fake = " (synthetic)" if config.data.fake else ""
-    warmup = warmup_steps(config, plan.steps_per_epoch)
+    warmup = warmup_steps(config, plan.steps_per_epoch, plan.total_steps)
     cut = f", all within the warm-up of {warmup:,} steps" if warmup >= plan.total_steps else ""
     rows += [
         ("data", f"{config.data.name}{fake}, {plan.num_examples:,} examples to train on"),

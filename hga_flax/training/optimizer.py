@@ -11,9 +11,12 @@ from hga_flax.errors import ConfigError
 from hga_flax.training.parameters import by_parameter
 
 
-def warmup_steps(config: ConfigDict, steps_per_epoch: float) -> int:
-    """Returns the length of the warm-up in optimizer steps."""
-    return config.schedule.warmup_steps or round(config.schedule.warmup_epochs * steps_per_epoch)
+def warmup_steps(config: ConfigDict, steps_per_epoch: float, total_steps: int) -> int:
+    """Returns the length of the warm-up in optimizer steps, of a training of `total_steps`."""
+    schedule = config.schedule
+    if schedule.warmup_share:
+        return int(schedule.warmup_share * total_steps)  # rounded down, so that it always ends before the training
+    return schedule.warmup_steps or round(schedule.warmup_epochs * steps_per_epoch)
 
 
 def decay_steps(config: ConfigDict, steps_per_epoch: float, total_steps: int) -> list[int]:
@@ -41,14 +44,15 @@ def create_schedule(config: ConfigDict, steps_per_epoch: float, total_steps: int
 
     "step" multiplies by `decay_factor` every `decay_every_epochs` (or at `decay_at_steps`), counted
     from the start of training as the papers count; "cosine" falls to `end_learning_rate` at the end,
-    from the end of the warm-up on. During the warm-up the rate rises linearly or holds (Identity Mappings:
+    from the end of the warm-up on, and "linear" likewise (with a warm-up it is the one cycle of Smith and Topin,
+    https://arxiv.org/abs/1708.07120). During the warm-up the rate rises linearly or holds (Identity Mappings:
     0.01 for 400 steps).
 
     Raises:
         ConfigError: the warm-up does not end before the training's epochs do, or a decay comes after its end.
     """
     schedule, peak = config.schedule, config.optimizer.learning_rate
-    warmup = warmup_steps(config, steps_per_epoch)
+    warmup = warmup_steps(config, steps_per_epoch, total_steps)
     boundaries = decay_steps(config, steps_per_epoch, total_steps)
     # A run cut short by training.steps may end within its warm-up or before a decay: so one tries a recipe.
     if not config.training.steps:
@@ -68,6 +72,9 @@ def create_schedule(config: ConfigDict, steps_per_epoch: float, total_steps: int
     elif schedule.name == "cosine":
         lowest = schedule.end_learning_rate / peak
         decay = optax.cosine_decay_schedule(peak, max(1, total_steps - warmup), lowest)
+        main = lambda step: decay(step - warmup)
+    elif schedule.name == "linear":
+        decay = optax.linear_schedule(peak, schedule.end_learning_rate, max(1, total_steps - warmup))
         main = lambda step: decay(step - warmup)
     else:
         main = optax.constant_schedule(peak)

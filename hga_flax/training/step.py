@@ -19,7 +19,14 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
-from hga_flax.data.device_augmentation import augment, example_keys, mix, normalize, random_erasing
+from hga_flax.data.device_augmentation import (
+    alternating_flip,
+    augment,
+    example_keys,
+    mix,
+    normalize,
+    random_erasing,
+)
 from hga_flax.models.norm import frozen_statistics
 from hga_flax.training.ema import update_ema
 from hga_flax.training.mesh import DATA_AXIS
@@ -51,7 +58,10 @@ def prepare_images(batch: Batch, config: ConfigDict, train: bool) -> tuple[jax.A
     if train:
         keys = example_keys(config.seed, batch["epoch"], batch["index"])
         if data.augmentation == "small":
-            images = augment(images.astype("float32"), keys, data.crop_padding, data.flip, data.rotation_degrees)
+            random_flip = data.flip and not data.alternating_flip
+            images = augment(images.astype("float32"), keys, data.crop_padding, random_flip, data.rotation_degrees)
+            if data.alternating_flip:
+                images = alternating_flip(images, config.seed, batch["epoch"], batch["index"])
         if data.random_erasing:
             erase = lambda key, image: random_erasing(key, image, data.random_erasing)
             images = jax.vmap(erase)(keys, images.astype("float32"))

@@ -46,6 +46,26 @@ def test_flip_mirrors_half():
     assert (is_mirror ^ is_same).all() and 70 < is_mirror.sum() < 130
 
 
+def mirrored(epoch, seed=0, index=range(200)):
+    many = jnp.broadcast_to(IMAGES[0], (len(index), 9, 7, 2))
+    index = jnp.asarray(list(index), jnp.int32)
+    out = np.asarray(device.alternating_flip(many, seed, jnp.full_like(index, epoch), index))
+    is_mirror, is_same = (out == IMAGES[0][:, ::-1]).all(axis=(1, 2, 3)), (out == IMAGES[0]).all(axis=(1, 2, 3))
+    assert (is_mirror ^ is_same).all()
+    return is_mirror
+
+
+def test_an_alternating_flip_mirrors_each_image_in_every_second_epoch():
+    first = mirrored(0)
+    assert 70 < first.sum() < 130
+    for epoch in range(1, 5):
+        np.testing.assert_array_equal(mirrored(epoch), first ^ bool(epoch % 2))
+    assert (mirrored(0, seed=1) != first).any()
+    np.testing.assert_array_equal(
+        mirrored(3, index=[7, 150]), mirrored(3)[[7, 150]]
+    )  # the rest of the batch is nothing
+
+
 def test_rotation_agrees_with_scipy():
     key = keys()[3]
     angle = float(jax.random.uniform(key, minval=-30.0, maxval=30.0))

@@ -111,6 +111,21 @@ def test_evaluation_resizes_as_pillow_does():
         assert difference <= 2, (photo.shape, difference)
 
 
+def test_an_alternating_flip_mirrors_each_crop_in_every_second_epoch():
+    config = base.get_config().data
+    config.image_size, config.rotation_degrees, config.alternating_flip = 16, 0.0, True
+    ramp = np.broadcast_to(np.arange(0, 240, 4, dtype=np.uint8)[:, None], (40, 60, 1))  # brighter to the right
+
+    def mirrored(epoch, index, seed=0):
+        pixels = host.host_transform(config, 1, True, seed)(ramp, index, epoch).astype(int)
+        return bool(pixels[:, -1].mean() < pixels[:, 0].mean())
+
+    first = [mirrored(0, i) for i in range(60)]
+    assert 15 < sum(first) < 45 and first != [mirrored(0, i, seed=1) for i in range(60)]
+    for epoch in (1, 2, 3):
+        assert [mirrored(epoch, i) for i in range(60)] == [one ^ bool(epoch % 2) for one in first]
+
+
 def supersampled(photo, size, key):
     """The training warp at four times the resolution, averaged."""
     fine = host.random_warp(photo, 4 * size, True, 10.0, key)

@@ -68,7 +68,7 @@ def test_the_schedule_is_told_at_its_corners():
         ("59", "19.67", "0.005", "last step"),
         ("80", "26.67", "-", "decay, after the end of this run"),
     ]
-    assert ("30", "10.00", "0.025", "half of the cosine") in corners(training__steps=60, schedule__name="cosine")
+    assert ("30", "10.00", "0.025", "half of the decay") in corners(training__steps=60, schedule__name="cosine")
     many = corners(training__steps=60, schedule__name="step", schedule__decay_every_epochs=1.0)
     assert len(many) == 11 and many[-1] == ("...", "", "", "and 12 decays more, the last at step 60")
 

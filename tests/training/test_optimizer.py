@@ -41,6 +41,21 @@ def test_cosine_ends_at_zero():
     np.testing.assert_allclose(ours, [0.0, 0.6, 0.3, 0.0], atol=1e-6)
 
 
+def test_linear_rises_in_its_share_of_the_training_and_falls_to_its_end():
+    ours = rates([0, 50, 100, 550, 1000], name="linear", warmup_share=0.1, end_learning_rate=0.2)
+    np.testing.assert_allclose(ours, [0.0, 0.3, 0.6, 0.4, 0.2], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("total", "first"), [(1000, 250), (40, 10), (3, 0), (1, 0)])
+def test_a_warm_up_given_as_a_share_follows_the_length_of_the_training(total, first):
+    c = tiny.config(optimizer__learning_rate=0.6, schedule__name="cosine", schedule__warmup_share=0.25)
+    with c.unlocked():
+        c.training.steps = 0
+    rate = create_schedule(c, steps_per_epoch=10.0, total_steps=total)
+    np.testing.assert_allclose([float(rate(first)), float(rate(total))], [0.6, 0.0], atol=1e-6)
+    assert first == 0 or float(rate(first - 1)) < 0.6
+
+
 def test_constant_and_decay_factor():
     assert rates([0, 999], name="constant") == pytest.approx([0.6, 0.6])
     assert rates([300], name="step", decay_factor=0.5) == pytest.approx([0.3])
