@@ -8,7 +8,7 @@ https://docs.pytorch.org/vision/stable/models.html, https://huggingface.co/timm.
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hga_flax.errors import UserError, nearest
 from hga_flax.models.registry import create_model
+from hga_flax.models.torch_contents import Choice, Contents
 
 # The peers' names -> our model and attention. Plain networks have the same names in both libraries.
 PEERS: dict[str, tuple[str, str]] = {
@@ -122,8 +123,22 @@ def peer_name(name: str, path: tuple[str, ...]) -> str:
     return f"{module.replace('/', '.')}.{_LEAVES[path[-1]]}"
 
 
-def find_peer(model: str, tensors: Mapping[str, np.ndarray]) -> str:
-    """Returns the one of `PEERS` with our network `model` whose names fit a state dict best.
+class Found(NamedTuple):
+    """A network's tensors in a file.
+
+    Attributes:
+        peer: the one of `PEERS` whose names they have.
+        choice: which they are.
+        size: how many tensors the network has.
+    """
+
+    peer: str
+    choice: Choice
+    size: int
+
+
+def peers_of(model: str) -> list[str]:
+    """Returns those of `PEERS` that have our network `model`.
 
     Raises:
         ValueError: neither torchvision nor timm has this network.
@@ -134,9 +149,35 @@ def find_peer(model: str, tensors: Mapping[str, np.ndarray]) -> str:
         raise ValueError(
             f"neither torchvision nor timm has a '{model}'{nearest(model, ours)}; they have: {', '.join(ours)}"
         )
+    return peers
+
+
+def find_peer(model: str, contents: Contents, places: Mapping[tuple[str, ...], Any], wanted: str = "") -> Found:
+    """Finds a network's tensors in a file, under whatever wrappers and prefixes.
+
+    Args:
+        model: our network.
+        contents: of the file.
+        places: our variables, or their shapes, by paths such as `("params", "stage1_block1", "conv1", "kernel")`.
+        wanted: see `Contents.choose`.
+
+    Raises:
+        ValueError: neither torchvision nor timm has this network, or nothing of it stands under `wanted`.
+    """
+    peers = peers_of(model)
     marks = {"se": ".se.", "sk": ".paths."}  # in the names of a network with that attention
-    attention = next((a for a, mark in marks.items() if any(mark in key for key in tensors)), "none")
-    return next((name for name in peers if PEERS[name][1] == attention), peers[0])
+    names = [leaf.name for leaf in contents.leaves]
+    attention = next((a for a, mark in marks.items() if any(mark in name for name in names)), "none")
+    peers.sort(key=lambda name: PEERS[name][1] != attention)
+    found = []
+    for peer in peers:
+        shapes = {
+            peer_name(peer, path[1:]): _torch_shape(path, place.shape)
+            for path, place in places.items()
+            if path[-1] in _LEAVES
+        }
+        found.append(Found(peer, contents.choose(shapes, _new_name, wanted), len(shapes)))
+    return max(found, key=lambda found: found.choice.score)  # the first of equals
 
 
 def renamed(
@@ -162,8 +203,13 @@ def renamed(
 
 def _plain_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the tensors that we have a place for, DenseNet's under their new names."""
-    named = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.", r"\1\2.", key): value for key, value in tensors.items()}
+    named = {_new_name(key): value for key, value in tensors.items()}
     return {key: value for key, value in named.items() if not key.endswith("num_batches_tracked")}
+
+
+def _new_name(name: str) -> str:
+    """Returns the name that DenseNet's layers have today."""
+    return re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.", r"\1\2.", name)
 
 
 def _squeezed(path: tuple[str, ...], tensor: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import dataclasses
 import pathlib
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -23,9 +23,10 @@ from ml_collections import ConfigDict
 
 from hga_flax.attention.identity_start import SHARE
 from hga_flax.errors import UserError, called, expand
-from hga_flax.models.torch_files import read_torch_file
-from hga_flax.models.torch_weights import find_peer, renamed
-from hga_flax.storage import fetch_file, is_remote
+from hga_flax.models.file_kinds import WEIGHTS, weights_layout
+from hga_flax.models.torch_files import check_weights_file, open_weights
+from hga_flax.models.torch_weights import find_peer, peers_of, renamed
+from hga_flax.storage import Remote, fetch_file, is_remote
 from hga_flax.training import workdir as files
 from hga_flax.training.checkpoints import Checkpoints
 from hga_flax.training.mesh import replicate
@@ -35,9 +36,9 @@ from hga_flax.training.twin import find
 
 Path = tuple[str, ...]  # ("params", "stem_conv", "kernel")
 KEY = "init.from"
-TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".safetensors")
 HEAD = "classifier"  # the name of every network's last layer, and of its auxiliary heads' last ones
 OPTIONAL_THERE = re.compile(r"(^|\.)(se|fc|classifier|aux\d?)\.")  # in the names of PyTorch's libraries
+WANTED = "name a run's folder (DIR, DIR@latest, DIR@STEP) or a file of weights (.pth, .safetensors, ...)"
 SHOWN = 4  # names on the terminal
 
 
@@ -50,12 +51,16 @@ class Source:
         arrays: under our names.
         others: names that are no place in any network of ours.
         remedy: what would make a network that they fit.
+        chosen: what was taken where the file has several that fit, and how to take another.
+        key: how the user named the file.
     """
 
     origin: str
     arrays: Mapping[Path, np.ndarray]
     others: tuple[str, ...] = ()
     remedy: str = "set config.model to the network that they belong to"
+    chosen: str = ""
+    key: str = KEY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +73,7 @@ class Fitted:
         fresh: names that the network has and the source lacks, or has in another shape.
         unused: names of which it is the other way round.
         notes: what was changed on the way.
+        chosen: see `Source`.
     """
 
     origin: str
@@ -75,6 +81,7 @@ class Fitted:
     fresh: list[str]
     unused: list[str]
     notes: list[str]
+    chosen: str = ""
 
     def _lists(self) -> list[tuple[str, str, list[str]]]:
         size = sum(array.size for array in self.loaded.values())
@@ -86,27 +93,57 @@ class Fitted:
 
     def rows(self) -> list[tuple[str, str]]:
         """Returns what a run prints: (name, value) rows."""
-        rows = [("from", self.origin)]
+        rows = [("from", self.origin)] + ([("taken", self.chosen)] if self.chosen else [])
         rows += [(kind, f"{count}: {_listed(names)}" if names else "none") for kind, count, names in self._lists()]
         return rows + [("changed", note) for note in self.notes]
 
     def text(self) -> str:
         """Returns the same with every name."""
-        lines = [f"from {self.origin}", *self.notes]
+        lines = [f"from {self.origin}", *([f"taken: {self.chosen}"] if self.chosen else []), *self.notes]
         for kind, count, names in self._lists():
             lines += ["", f"{kind}: {count}", *(f"  {name}" for name in names)]
         return "\n".join(lines) + "\n"
 
 
-def start_from(config: ConfigDict, state: TrainState, mesh: jax.sharding.Mesh) -> tuple[TrainState, Fitted]:
+def start_from(
+    config: ConfigDict, state: TrainState, mesh: jax.sharding.Mesh, fitted: Fitted | None = None
+) -> tuple[TrainState, Fitted]:
     """Returns the initial state with the weights of `init.from` in it, and what was loaded.
+
+    Args:
+        config: of the new run.
+        state: its initial state.
+        mesh: its devices.
+        fitted: what `fit_weights` found, if it was asked already.
 
     Raises:
         UserError: they cannot be read, or are another network's.
     """
-    fitted = fit_weights(config, state)
+    fitted = fitted or fit_weights(config, state)
     placed = replicate(dict(fitted.loaded), mesh)
     return _with_variables(state, unflatten_dict(_places(state) | placed)), fitted
+
+
+def check_source(config: ConfigDict, workdir: str | None) -> None:
+    """Looks at what `init.from` names, before anything is built: whether it is there and can hold weights.
+
+    A run that goes on does not need it, and what lies in a bucket is looked at when it is copied.
+
+    Raises:
+        UserError: it is not there, or it is something else.
+    """
+    given = config.init["from"]
+    if not given or is_remote(given) or (workdir and (is_remote(workdir) or _has_begun(workdir))):
+        return
+    path, _ = _locate(given, KEY)
+    if path.is_dir():
+        _check_run(given, path, KEY)
+    else:
+        check_weights_file(path)
+
+
+def _has_begun(workdir: str) -> bool:
+    return any((expand(workdir, "--workdir") / "checkpoints").glob("[0-9]*"))
 
 
 def fit_weights(config: ConfigDict, state: TrainState) -> Fitted:
@@ -137,51 +174,100 @@ def _with_variables(state: TrainState, variables: Mapping[str, Any]) -> TrainSta
     return dataclasses.replace(state, ema=ema)
 
 
-def read_source(config: ConfigDict, places: Iterable[Path]) -> Source:
-    """Reads the run's folder or the PyTorch file that `init.from` names.
+def read_source(config: ConfigDict, places: Mapping[Path, Any]) -> Source:
+    """Reads the run's folder or the file of weights that `init.from` names.
+
+    Args:
+        config: of the new run.
+        places: the network's variables, or their shapes.
 
     Raises:
-        UserError: it is neither, cannot be read, or belongs to a network that PyTorch's libraries do not have.
+        UserError: it is neither, cannot be read, or belongs to another network.
     """
-    given = config.init["from"]
-    path, checkpoint = _locate(given)
+    return read_weights(config.init["from"], config.model.name, places)
+
+
+def read_weights(given: str, network: str, places: Mapping[Path, Any], key: str = KEY) -> Source:
+    """Reads a run's folder or a file of weights.
+
+    Args:
+        given: DIR, DIR@latest, DIR@STEP, FILE, or FILE@KEY where a file has several that fit.
+        network: the name of ours that they are for.
+        places: its variables, or their shapes.
+        key: what messages call `given`.
+
+    Raises:
+        UserError: it is neither, cannot be read, or belongs to another network.
+    """
+    path, part = _locate(given, key)
     if path.is_dir():
-        return _read_run(given, path, checkpoint)
-    if path.suffix not in TORCH_SUFFIXES:
-        wanted = f"name a run's folder (DIR, DIR@latest, DIR@STEP) or a file ({', '.join(TORCH_SUFFIXES)})"
-        raise UserError(f"{KEY}={given}: {'no weights' if path.exists() else 'there is no such'}; {wanted}")
-    tensors = read_torch_file(path)
+        return _read_run(given, path, part or "best", key)
     try:
-        peer = find_peer(config.model.name, tensors)
+        peers_of(network)
     except ValueError as error:
-        raise UserError(f"{KEY}={given}: {error}") from None
+        check_weights_file(path)
+        raise UserError(f"{key}={given}: {error}") from None
+    with open_weights(path) as contents:
+        peer, choice, size = find_peer(network, contents, places, part)
+        described = contents.describe()
+        tensors = choice.arrays()
+    if choice.score[1] * 4 < size:  # by chance, or a few layers alike
+        raise UserError(
+            f"{key}={given}: these are not the weights of {network}: {choice.score[1]} of its {size} arrays are there "
+            f"by name; the file has {described}"
+        )
     arrays, others = renamed(peer, tensors, places)
-    return Source(f"{given}, read as torchvision's or timm's {peer}", arrays, tuple(others))
+    label = f", its {choice.label}" if choice.label else ""
+    return Source(
+        f"{given}{label}, read as torchvision's or timm's {peer}",
+        arrays,
+        tuple(others),
+        remedy=f"the file has {described}; set config.model to the network that they belong to",
+        chosen=choice.note(),
+        key=key,
+    )
 
 
-def _locate(given: str) -> tuple[pathlib.Path, str]:
-    """Returns where what `init.from` names lies on this machine, and which checkpoint of it if it is a run."""
-    folder, at, checkpoint = given.rpartition("@")
+def _locate(given: str, key: str) -> tuple[pathlib.Path, str]:
+    """Returns where a run or a file of weights lies on this machine, and which part of it is meant, "" for any."""
+    folder, at, part = given.rpartition("@")
     if is_remote(given):
-        if given.endswith(TORCH_SUFFIXES):
-            return fetch_file(given, KEY), ""
-        return (find(folder, KEY), checkpoint) if at else (find(given, KEY), "best")
-    path = expand(given, KEY)
-    if not path.exists() and at and expand(folder, KEY).is_dir():
-        return expand(folder, KEY), checkpoint
-    return path, "best"
+        for address, part_of_it in [(given, ""), *([(folder, part)] if at else [])]:
+            if WEIGHTS.search(address) or _is_remote_file(address, key):
+                return fetch_file(address, key), part_of_it
+        return (find(folder, key), part) if at else (find(given, key), "")
+    path = expand(given, key)
+    if not path.exists() and at and expand(folder, key).exists():
+        return expand(folder, key), part
+    if not path.exists():
+        raise UserError(f"{key}={given}: there is no such file or folder; {WANTED}")
+    return path, ""
 
 
-def _read_run(given: str, folder: pathlib.Path, checkpoint: str) -> Source:
-    if not (folder / "checkpoints").is_dir():
-        raise UserError(f"{KEY}={given}: {folder} is not a run's folder (there are no checkpoints)")
+def _is_remote_file(address: str, key: str) -> bool:
+    folder, _, name = address.rpartition("/")
+    return is_remote(folder) and Remote(folder, key).file(name) is not None
+
+
+def _check_run(given: str, folder: pathlib.Path, key: str) -> None:
+    if (folder / "checkpoints").is_dir():
+        return
+    problem = f"{folder} is not a run's folder (there are no checkpoints)"
+    try:
+        weights_layout(folder)
+    except ValueError as error:
+        raise UserError(f"{key}={given}: {problem}: {error}") from None
+
+
+def _read_run(given: str, folder: pathlib.Path, checkpoint: str, key: str) -> Source:
+    _check_run(given, folder, key)
     checkpoints = Checkpoints(folder, read_only=True)
     try:
         if not checkpoints.steps():
-            raise UserError(f"{KEY}={given}: no checkpoint here yet")
+            raise UserError(f"{key}={given}: no checkpoint here yet")
         if checkpoint == "best" and checkpoints.best_step() is None:
-            raise UserError(f"{KEY}={given}: none of its checkpoints was evaluated; name {folder}@latest")
-        step = choose_step(checkpoints, checkpoint, given, f"{KEY}={given}")
+            raise UserError(f"{key}={given}: none of its checkpoints was evaluated; name {folder}@latest")
+        step = choose_step(checkpoints, checkpoint, given, f"{key}={given}")
         arrays = flatten_dict(checkpoints.restore_weights(step))
     finally:
         checkpoints.close()
@@ -190,9 +276,9 @@ def _read_run(given: str, folder: pathlib.Path, checkpoint: str) -> Source:
         model = files.read_config(folder).model
         origin += f", {model.name} with attention {model.attention}"
         flags = {"name": model.name} | ({"options": model.options} if model.options else {})
-        remedy = " ".join(shlex.quote(f"--config.model.{key}={value}") for key, value in flags.items())
-        return Source(origin, arrays, remedy=f"{remedy} makes the network that they belong to")
-    return Source(origin, arrays)
+        remedy = " ".join(shlex.quote(f"--config.model.{name}={value}") for name, value in flags.items())
+        return Source(origin, arrays, remedy=f"{remedy} makes the network that they belong to", key=key)
+    return Source(origin, arrays, key=key)
 
 
 def fit(source: Source, places: Mapping[Path, Any], network: str) -> Fitted:
@@ -228,17 +314,24 @@ def fit(source: Source, places: Mapping[Path, Any], network: str) -> Fitted:
     foreign += [name for name in source.others if not OPTIONAL_THERE.search(name)]
     problems += [f"{name} has no place in it" for name in foreign]  # such as the blocks of a deeper network
     if problems:
-        raise UserError(
-            f"{KEY}={source.origin}: these are not the weights of {network}: {_listed(problems)}; {source.remedy}"
-        )
+        other = f"these are not the weights of {network}: {_listed(problems)}"
+        raise UserError(f"{source.key}={source.origin}: {other}; {source.remedy}")
     for paths in optional.values():
         loaded |= _whole(paths, source.arrays, places, notes)
+    real = {path: jnp.issubdtype(array.dtype, jnp.floating) for path, array in loaded.items()}
+    whole = [f"{_name(path)} ({loaded[path].dtype})" for path in loaded if not real[path]]
+    if whole:
+        raise UserError(
+            f"{source.key}={source.origin}: values that are no real numbers, as in a quantised network: "
+            f"{_listed(whole)}; give the weights that it was made from"
+        )
     loaded = {path: np.asarray(loaded[path], np.float32) for path in places if path in loaded}
     broken = [_name(path) for path, array in loaded.items() if not np.isfinite(array).all()]
     if broken:
-        raise UserError(f"{KEY}={source.origin}: values that are not finite: {_listed(broken)}")
+        raise UserError(f"{source.key}={source.origin}: values that are not finite: {_listed(broken)}")
     unused = [_name(path) for path in source.arrays if path not in loaded] + list(source.others)
-    return Fitted(source.origin, loaded, [_name(path) for path in places if path not in loaded], unused, notes)
+    fresh = [_name(path) for path in places if path not in loaded]
+    return Fitted(source.origin, loaded, fresh, unused, notes, source.chosen)
 
 
 def _optional_group(path: Path) -> Path:

@@ -27,7 +27,7 @@ from hga_flax.training.distributed import meet, union
 from hga_flax.training.divergence import Diverged, StepReports, explain
 from hga_flax.training.evaluation import evaluate
 from hga_flax.training.experiment import Experiment, Plan, create_experiment, describe, prepare
-from hga_flax.training.initial_weights import start_from
+from hga_flax.training.initial_weights import check_source, fit_weights, start_from
 from hga_flax.training.mesh import replicate, to_devices
 from hga_flax.training.metrics import TrainMetrics, all_finite, finite_or_none, read
 from hga_flax.training.mirror import run_folder
@@ -80,6 +80,7 @@ def train(config: ConfigDict, workdir_path: str, profile_steps: int = 0) -> int:
     start_up = StartUp(hga_flax.STARTED)
     start_up.mark("imports")
     validate(config)
+    check_source(config, workdir_path)
     if is_remote(workdir_path):
         Remote(workdir_path, "--workdir").files()  # whether it can be read, before a data set is copied
     with Preemption(config.training.grace_seconds) as preemption, contextlib.ExitStack() as opened:
@@ -116,7 +117,8 @@ def _train(
         start_up.mark("data and network")
         restored = checkpoints.restore_latest(abstract)
         if restored is None:
-            state, progress = _new_state(experiment, init, workdir, console), Progress(num_examples=len(source))
+            state = _new_state(experiment, init, abstract, workdir, console)
+            progress = Progress(num_examples=len(source))
             step = 0
         else:
             step, state, run = restored
@@ -155,12 +157,16 @@ def _train(
     loop.summary()
 
 
-def _new_state(experiment: Experiment, init: Any, workdir: pathlib.Path, console: Console) -> TrainState:
+def _new_state(
+    experiment: Experiment, init: Any, abstract: TrainState, workdir: pathlib.Path, console: Console
+) -> TrainState:
     """Returns the state before the first step; a run that goes on does not ask for `init.from` again."""
-    state = create_state(init, experiment.config.seed, experiment.mesh)
-    if not experiment.config.init["from"]:
+    config = experiment.config
+    fitted = fit_weights(config, abstract) if config.init["from"] else None  # before what takes long
+    state = create_state(init, config.seed, experiment.mesh)
+    if fitted is None:
         return state
-    state, fitted = start_from(experiment.config, state, experiment.mesh)
+    state, _ = start_from(config, state, experiment.mesh, fitted)
     console.table("initial weights", fitted.rows())
     if experiment.shard.process == 0:
         files.write_text(workdir / "initial_weights.txt", fitted.text())
