@@ -13,7 +13,7 @@ from tests.goldens_models import MODELS_TOLERANCE, check_model, check_models, ru
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 FILES = ("models", "models_more", "networks", "networks_more")
 MODELS = {key: case for name in FILES for key, case in json.loads((GOLDEN / f"{name}.json").read_text()).items()}
-FAST = {"tv:resnet50", "timm:skresnext50_32x4d", "tv:resnet18", "timm:seresnet18"}
+FAST = {"tv:resnet50", "timm:skresnext50_32x4d", "tv:resnet18", "timm:resnest14d"}
 
 
 def run(*arguments) -> subprocess.CompletedProcess:

@@ -107,7 +107,8 @@ class _Graph:
         values[jaxpr.invars[0]] = Value("images", images.shape)
         read = lambda var: self.constant(var.val) if isinstance(var, core.Literal) else values[var]
         for eqn in jaxpr.eqns:
-            values[eqn.outvars[0]] = self._convert(eqn, [read(var) for var in eqn.invars])
+            made = self._convert(eqn, [read(var) for var in eqn.invars])
+            values.update(zip(eqn.outvars, made if isinstance(made, list) else [made], strict=True))
         self.results = [self.whole(read(var), var.aval.shape) for var in jaxpr.outvars]
 
     # What the operations are written with.
@@ -165,7 +166,7 @@ class _Graph:
 
     # The operations.
 
-    def _convert(self, eqn: core.JaxprEqn, inputs: list[Value]) -> Value:
+    def _convert(self, eqn: core.JaxprEqn, inputs: list[Value]) -> Value | list[Value]:
         name, aval = eqn.primitive.name, eqn.outvars[0].aval
         if name in BINARY:
             return self._binary(eqn, *inputs)
@@ -220,6 +221,12 @@ class _Graph:
 
     def _concatenate(self, inputs, shape, *, dimension) -> Value:
         return self.add("Concat", inputs, shape, axis=dimension)
+
+    def _split(self, inputs, shape, *, sizes, axis) -> list[Value]:
+        x, names = inputs[0], [f"split{len(self.nodes)}_{i}" for i in range(len(sizes))]
+        self.nodes.append(helper.make_node("Split", [x.name, self.integers(sizes).name], names, names[0], axis=axis))
+        shapes = [(*x.shape[:axis], size, *x.shape[axis + 1 :]) for size in sizes]
+        return [Value(name, shape) for name, shape in zip(names, shapes, strict=True)]
 
     def _stack(self, inputs, shape, *, axis=0, **_) -> Value:
         parts = [self.reshaped(x, [*x.shape[:axis], 1, *x.shape[axis:]]) for x in inputs]

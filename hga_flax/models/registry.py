@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from hga_flax.attention import AttentionFactory, attention_factory, replaces_convolution
 from hga_flax.attention.options import check_types
 from hga_flax.errors import nearest
-from hga_flax.models import densenet, resnet
+from hga_flax.models import densenet, res2net, resnest, resnet, vgg
 from hga_flax.models.cifar_resnet import CifarResNet, blocks_per_stage, wide_depth
 from hga_flax.models.googlenet import GoogLeNet
 
@@ -34,6 +34,9 @@ _NAMED: dict[str, Callable[..., nn.Module]] = {
     "densenet161": densenet.DenseNet161,
     "densenet169": densenet.DenseNet169,
     "densenet201": densenet.DenseNet201,
+    **vgg.NETWORKS,
+    **res2net.NETWORKS,
+    **resnest.NETWORKS,
 }
 _CIFAR = re.compile(r"cifar_(preact_)?resnet(\d+)(_bottleneck)?")
 _WIDE = re.compile(r"cifar_wide_resnet(\d+)_(\d+)")
@@ -130,6 +133,6 @@ def create_model(
     if replaces_convolution(attention) and not getattr(_model_class(builder), "hosts_convolution", False):
         raise ValueError(
             f"model '{name}' has no place for an attention that replaces a 3x3 convolution, as 'sk' does; "
-            "the ResNets, ResNeXts, Wide ResNets and CIFAR nets have"
+            "the ResNets, ResNeXts, Wide ResNets and CIFAR nets have one"
         )
     return builder(num_classes=num_classes, attention=attention, dtype=dtype, axis_name=axis_name, **options)

@@ -19,6 +19,7 @@ from hga_flax.attention import AttentionFactory, Source, create_attention, repla
 from hga_flax.attention.common import global_mean
 from hga_flax.models.convolution import convolution
 from hga_flax.models.norm import BatchNorm
+from hga_flax.models.pooling import average_pool
 
 ModuleDef = Any  # a module class with its fields partly given
 
@@ -49,11 +50,64 @@ def depth_rates(rate: float, blocks: int) -> list[float]:
     return [rate * (block + 1) / blocks for block in range(blocks)]
 
 
+def block_width(features: int, width_per_group: int, cardinality: int) -> int:
+    """Returns the channels of a bottleneck's 3x3: `width_per_group` in each group where `features` is 64.
+
+    Raises:
+        ValueError: there would be none.
+    """
+    width = features * width_per_group // 64 * cardinality
+    if width < 1:
+        raise ValueError(f"width_per_group={width_per_group} leaves no channel at features={features}")
+    return width
+
+
 def with_source(conv: nn.Conv, norm: BatchNorm, x: jax.Array) -> tuple[jax.Array, Source]:
     """Returns norm(conv(x)) and what it is made of, for a 1x1 convolution without bias and stride."""
     raw = conv(x)
     y, affine = norm(raw, return_affine=True)
     return y, Source(x, conv.variables["params"]["kernel"][0, 0], raw, *affine)
+
+
+def finish_bottleneck(block: nn.Module, x: jax.Array, y: jax.Array, train: bool) -> jax.Array:
+    """What every bottleneck ends with: the last 1x1 and its norm, the attention, and `join`.
+
+    For calls within a block that has `Bottleneck`'s fields; names conv3, norm3 and attention.
+
+    Args:
+        block: which calls.
+        x: what it was called with, `[B, H, W, C]`.
+        y: its main path so far, `[B, H / stride, W / stride, D]`.
+        train: as it was called.
+    """
+    out = 4 * block.features
+    scale_init = nn.initializers.zeros if block.zero_init_residual else nn.initializers.ones
+    conv3 = block.conv(out, (1, 1), name="conv3")
+    norm3 = block.norm(scale_init=scale_init, name="norm3")
+    if replaces_convolution(block.attention):
+        y = norm3(conv3(y))
+    elif train and uses_source(block.attention):
+        y, source = with_source(conv3, norm3, y)
+        y = block.attention(out, name="attention")(y, train, source)
+    else:
+        y = block.attention(out, name="attention")(norm3(conv3(y)), train)
+    return join(block, x, y, train)
+
+
+def join(block: nn.Module, x: jax.Array, y: jax.Array, train: bool) -> jax.Array:
+    """Adds a block's shortcut to its main path, and takes the ReLU of the sum.
+
+    Where the shapes differ the shortcut is a 1x1 convolution and a norm (downsample_conv, downsample_norm). It has the
+    stride, or with `block.average_down` an average over 2x2 positions before it has (He et al., Bag of
+    Tricks, CVPR 2019, https://arxiv.org/abs/1812.01187: ResNet-D).
+    """
+    if x.shape != y.shape:
+        strides = (block.stride, block.stride)
+        if block.average_down and block.stride > 1:
+            x, strides = average_pool(x, 2, block.stride, ceil=True, count_margin=False), (1, 1)
+        x = block.conv(y.shape[-1], (1, 1), strides, name="downsample_conv")(x)
+        x = block.norm(name="downsample_norm")(x)
+    return nn.relu(x + survival_drop(y, block.stochastic_depth, train))
 
 
 class Bottleneck(nn.Module):
@@ -67,6 +121,7 @@ class Bottleneck(nn.Module):
         cardinality: groups of the 3x3.
         zero_init_residual: start the last norm's scale at zero, so that the block starts as identity.
         stochastic_depth: share of the images for which the block is the shortcut alone, in training.
+        average_down: see `join`.
     """
 
     features: int
@@ -78,15 +133,13 @@ class Bottleneck(nn.Module):
     cardinality: int = 1
     zero_init_residual: bool = False
     stochastic_depth: float = 0.0
+    average_down: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        strides = (self.stride, self.stride)
-        out = 4 * self.features
         y = self.conv(self.width, (1, 1), name="conv1")(x)
         y = nn.relu(self.norm(name="norm1")(y))
-        in_place = replaces_convolution(self.attention)
-        if in_place:
+        if replaces_convolution(self.attention):
             y = self.attention(self.width, stride=self.stride, replaced_groups=self.cardinality, name="attention")(
                 y, train
             )
@@ -94,26 +147,13 @@ class Bottleneck(nn.Module):
             y = self.conv(
                 self.width,
                 (3, 3),
-                strides,
+                (self.stride, self.stride),
                 padding=PAD1,
                 feature_group_count=self.cardinality,
                 name="conv2",
             )(y)
             y = nn.relu(self.norm(name="norm2")(y))
-        scale_init = nn.initializers.zeros if self.zero_init_residual else nn.initializers.ones
-        conv3 = self.conv(out, (1, 1), name="conv3")
-        norm3 = self.norm(scale_init=scale_init, name="norm3")
-        if in_place:
-            y = norm3(conv3(y))
-        elif train and uses_source(self.attention):
-            y, source = with_source(conv3, norm3, y)
-            y = self.attention(out, name="attention")(y, train, source)
-        else:
-            y = self.attention(out, name="attention")(norm3(conv3(y)), train)
-        if x.shape != y.shape:
-            x = self.conv(out, (1, 1), strides, name="downsample_conv")(x)
-            x = self.norm(name="downsample_norm")(x)
-        return nn.relu(x + survival_drop(y, self.stochastic_depth, train))
+        return finish_bottleneck(self, x, y, train)
 
 
 class BasicBlock(nn.Module):
@@ -124,7 +164,7 @@ class BasicBlock(nn.Module):
 
     Attributes:
         features: channels of both convolutions.
-        zero_init_residual, stochastic_depth: see `Bottleneck`.
+        zero_init_residual, stochastic_depth, average_down: see `Bottleneck`.
     """
 
     features: int
@@ -134,25 +174,22 @@ class BasicBlock(nn.Module):
     stride: int = 1
     zero_init_residual: bool = False
     stochastic_depth: float = 0.0
+    average_down: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        strides = (self.stride, self.stride)
         in_place = replaces_convolution(self.attention)
         if in_place:
             y = self.attention(self.features, stride=self.stride, replaced_groups=1, name="attention")(x, train)
         else:
-            y = self.conv(self.features, (3, 3), strides, padding=PAD1, name="conv1")(x)
+            y = self.conv(self.features, (3, 3), (self.stride, self.stride), padding=PAD1, name="conv1")(x)
             y = nn.relu(self.norm(name="norm1")(y))
         scale_init = nn.initializers.zeros if self.zero_init_residual else nn.initializers.ones
         y = self.conv(self.features, (3, 3), padding=PAD1, name="conv2")(y)
         y = self.norm(scale_init=scale_init, name="norm2")(y)
         if not in_place:
             y = self.attention(self.features, name="attention")(y, train)
-        if x.shape != y.shape:
-            x = self.conv(self.features, (1, 1), strides, name="downsample_conv")(x)
-            x = self.norm(name="downsample_norm")(x)
-        return nn.relu(x + survival_drop(y, self.stochastic_depth, train))
+        return join(self, x, y, train)
 
 
 class ResidualNetwork(nn.Module):
@@ -167,6 +204,9 @@ class ResidualNetwork(nn.Module):
         zero_init_residual: see `Bottleneck`.
         stochastic_depth: rate of the last block; the others' rise to it, see `depth_rates` (a "dropout" rng).
         dropout: rate before the classifier, in training (a "dropout" rng).
+        stem_width: 0 for a stem of one 7x7; else for one of three 3x3s with as many channels, the last with twice as
+            many (ResNet-C and -D: 32).
+        average_down: see `join`.
         dtype: dtype of the computation; parameters, statistics and logits are float32.
         axis_name: mesh axis over which batch statistics are averaged, or None.
     """
@@ -178,6 +218,8 @@ class ResidualNetwork(nn.Module):
     zero_init_residual: bool = False
     stochastic_depth: float = 0.0
     dropout: float = 0.0
+    stem_width: int = 0
+    average_down: bool = False
     dtype: Any = jnp.float32
     axis_name: str | None = None
     stride: ClassVar[int] = 32  # by which height and width shrink before the last pooling
@@ -190,6 +232,8 @@ class ResidualNetwork(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         check_rate("stochastic_depth", self.stochastic_depth)
         check_rate("dropout", self.dropout)
+        if self.stem_width < 0:
+            raise ValueError(f"stem_width={self.stem_width} is negative")
         rates = iter(depth_rates(self.stochastic_depth, sum(self.stage_sizes)))
         conv = partial(nn.Conv, use_bias=False, padding=0, kernel_init=kernel_init, dtype=self.dtype)
         if train:  # in inference the plain form, whose operations can be counted
@@ -203,8 +247,15 @@ class ResidualNetwork(nn.Module):
             axis_name=self.axis_name,
         )
         attention = partial(self.attention, dtype=self.dtype, axis_name=self.axis_name)
-        x = conv(self.features, (7, 7), (2, 2), padding=((3, 3), (3, 3)), name="stem_conv")(x.astype(self.dtype))
-        x = nn.relu(norm(name="stem_norm")(x))
+        x = x.astype(self.dtype)
+        if self.stem_width:
+            for i, (channels, stride) in enumerate(((1, 2), (1, 1), (2, 1)), start=1):
+                strides, name = (stride, stride), f"stem_conv{i}"
+                x = conv(channels * self.stem_width, (3, 3), strides, padding=PAD1, name=name)(x)
+                x = nn.relu(norm(name=f"stem_norm{i}")(x))
+        else:
+            x = conv(self.features, (7, 7), (2, 2), padding=((3, 3), (3, 3)), name="stem_conv")(x)
+            x = nn.relu(norm(name="stem_norm")(x))
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=PAD1)
         for stage, blocks in enumerate(self.stage_sizes):
             for block in range(blocks):
@@ -216,6 +267,7 @@ class ResidualNetwork(nn.Module):
                     stride=2 if stage > 0 and block == 0 else 1,
                     zero_init_residual=self.zero_init_residual,
                     stochastic_depth=next(rates),
+                    average_down=self.average_down,
                     name=f"stage{stage + 1}_block{block + 1}",
                 )(x, train)
         x = global_mean(x)
@@ -247,7 +299,7 @@ class ResNet(ResidualNetwork):
     hosts_convolution: ClassVar[bool] = True  # its blocks have a place for an attention that replaces a 3x3
 
     def block(self, features: int, **fields: Any) -> nn.Module:
-        width = features * self.width_per_group // 64 * self.cardinality
+        width = block_width(features, self.width_per_group, self.cardinality)
         return Bottleneck(features, width, cardinality=self.cardinality, **fields)
 
 

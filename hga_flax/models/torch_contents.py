@@ -7,6 +7,7 @@ fits: the prefix under which the most of them are there, in their shapes.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -208,8 +209,9 @@ def _under(scores: dict[str, tuple[int, int]], wanted: str) -> dict[str, tuple[i
 
 
 def _fits(given: tuple[int, ...], expected: tuple[int, ...]) -> bool:
-    """Whether shapes agree, with 1x1 convolutions on a vector taken for fully connected layers."""
-    return given == expected or (len(expected) == 2 and given == (*expected, 1, 1))
+    """Whether shapes agree, with convolutions of a whole map taken for fully connected layers."""
+    whole = len(expected) == 2 and len(given) == 4 and (given[0], math.prod(given[1:])) == expected
+    return given == expected or whole
 
 
 def _entries(value: Any) -> Iterator[tuple[str, Any]]:

@@ -17,6 +17,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hga_flax.errors import UserError, nearest
+from hga_flax.models import res2net, resnest, vgg
 from hga_flax.models.registry import create_model
 from hga_flax.models.torch_contents import Choice, Contents
 
@@ -41,6 +42,9 @@ PEERS: dict[str, tuple[str, str]] = {
             "densenet161",
             "densenet169",
             "densenet201",
+            *vgg.NETWORKS,
+            *res2net.NETWORKS,
+            *resnest.NETWORKS,
         )
     },
     **{
@@ -59,13 +63,22 @@ PEERS: dict[str, tuple[str, str]] = {
 }
 # Options of the attention with which our network has the peer's shapes, where the defaults give others.
 ATTENTION_OPTIONS: dict[str, dict[str, Any]] = {name: {"min_channels": 8} for name in ("seresnet18", "seresnet34")}
+# Rows and columns of the map, channels first there, that a layer reads flattened: an auxiliary head's and VGG's first.
+_FLATTENED = {"hidden": 4, "hidden1": vgg.POOLED}
+_TIMM_VGG = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3", "head.fc": "classifier.6"}
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 # Substitutions, in order, that turn a module's path here into the peer's name.
 _BLOCK = (r"^stage(\d+)_block(\d+)", lambda match: f"layer{match[1]}.{int(match[2]) - 1}")
 _DOWNSAMPLE = (("downsample_conv", "downsample.0"), ("downsample_norm", "downsample.1"))
+_AVERAGE_DOWN = (("downsample_conv", "downsample.1"), ("downsample_norm", "downsample.2"))
+_DEEP_STEM = (
+    (r"^stem_conv(\d)", lambda match: f"conv1/{3 * int(match[1]) - 3}"),
+    (r"^stem_norm([12])", lambda match: f"conv1/{3 * int(match[1]) - 2}"),
+)
 _RESNET = (
+    *_DEEP_STEM,
     ("^stem_conv", "conv1"),
-    ("^stem_norm", "bn1"),
+    ("^stem_norm3?", "bn1"),
     ("^classifier", "fc"),
     _BLOCK,
     *_DOWNSAMPLE,
@@ -74,7 +87,9 @@ _RESNET = (
     ("attention/excite", "se/fc2"),
 )
 _SKNET = (
-    *_RESNET[:3],
+    ("^stem_conv", "conv1"),
+    ("^stem_norm", "bn1"),
+    ("^classifier", "fc"),
     _BLOCK,
     *_DOWNSAMPLE,
     (r"/conv(\d)", r"/conv\1/conv"),
@@ -84,6 +99,20 @@ _SKNET = (
     ("attention/reduce_norm", "conv2/attn/bn"),
     ("attention/reduce", "conv2/attn/fc_reduce"),
     ("attention/select", "conv2/attn/fc_select"),
+)
+_RES2NET = (
+    (r"/conv2_(\d+)", lambda match: f"/convs/{int(match[1]) - 1}"),
+    (r"/norm2_(\d+)", lambda match: f"/bns/{int(match[1]) - 1}"),
+    *_RESNET,
+)
+_RESNEST = (
+    *_AVERAGE_DOWN,
+    ("split_attention/norm", "conv2/bn0"),
+    ("split_attention/reduce_norm", "conv2/bn1"),
+    ("split_attention/reduce", "conv2/fc1"),
+    ("split_attention/select", "conv2/fc2"),
+    ("split_attention", "conv2"),
+    *_RESNET,
 )
 _GOOGLENET = (
     ("^stem", "conv"),
@@ -104,9 +133,31 @@ _DENSENET = (
 )
 
 
+def _vgg(name: str) -> tuple:
+    """VGG's layers lie in one list: each convolution, the norm behind it if there is one, ReLU, and the poolings."""
+    sizes, step = vgg.NETWORKS[name].keywords["stage_sizes"], 3 if name.endswith("_bn") else 2
+
+    def place(match: re.Match) -> str:
+        before = sum(size * step + 1 for size in sizes[: int(match[1]) - 1])
+        return f"features/{before + (int(match[3]) - 1) * step + (match[2] == 'norm')}"
+
+    return (
+        (r"^stage(\d)/(conv|norm)(\d)", place),
+        ("^classifier", "classifier/6"),
+        ("^hidden1", "classifier/0"),
+        ("^hidden2", "classifier/3"),
+    )
+
+
 def _rules(name: str) -> tuple:
     if name.startswith("sk"):
         return _SKNET
+    if name.startswith("vgg"):
+        return _vgg(name)
+    if name.startswith("resnest"):
+        return _RESNEST
+    if name.startswith("res2ne"):
+        return (*_AVERAGE_DOWN, *_RES2NET) if name.endswith("d") else _RES2NET
     return {"googlenet": _GOOGLENET}.get(name, _DENSENET if name.startswith("densenet") else _RESNET)
 
 
@@ -202,19 +253,22 @@ def renamed(
 
 
 def _plain_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the tensors that we have a place for, DenseNet's under their new names."""
+    """Returns the tensors that we have a place for, under the names of `_new_name`."""
     named = {_new_name(key): value for key, value in tensors.items()}
     return {key: value for key, value in named.items() if not key.endswith("num_batches_tracked")}
 
 
 def _new_name(name: str) -> str:
-    """Returns the name that DenseNet's layers have today."""
+    """Returns the name that DenseNet's layers have today, and torchvision's of the head of timm's VGG."""
+    for there, here in _TIMM_VGG.items():
+        name = re.sub(rf"(^|\.){there}\.(weight|bias)$", rf"\1{here}.\2", name)
     return re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.", r"\1\2.", name)
 
 
 def _squeezed(path: tuple[str, ...], tensor: np.ndarray) -> np.ndarray:
-    """SE and SK have 1x1 convolutions on a vector where we have fully connected layers."""
-    return tensor[:, :, 0, 0] if "attention" in path and tensor.shape[2:] == (1, 1) else tensor
+    """timm's SE, SK and VGG have convolutions of a whole map where we have fully connected layers."""
+    dense = path[-2] in ("hidden1", "hidden2", "classifier") or ("attention" in path and tensor.shape[2:] == (1, 1))
+    return tensor.reshape(len(tensor), -1) if dense and tensor.ndim == 4 else tensor
 
 
 def _torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -230,9 +284,9 @@ def _converted(path: tuple[str, ...], tensor: np.ndarray) -> np.ndarray:
         return tensor
     if tensor.ndim == 4:
         return tensor.transpose(2, 3, 1, 0)
-    if path[-2] == "hidden":  # an auxiliary head's first layer reads the 128 x 4 x 4 map, channels first there
-        outputs = tensor.shape[0]
-        return tensor.reshape(outputs, -1, 4, 4).transpose(2, 3, 1, 0).reshape(-1, outputs)
+    if path[-2] in _FLATTENED:
+        outputs, size = tensor.shape[0], _FLATTENED[path[-2]]
+        return tensor.reshape(outputs, -1, size, size).transpose(2, 3, 1, 0).reshape(-1, outputs)
     return tensor.T
 
 
@@ -250,7 +304,7 @@ def torch_model(name: str, tensors: Mapping[str, np.ndarray], **options: Any) ->
     if name not in PEERS:
         raise ValueError(f"no PyTorch weights for '{name}'{nearest(name, PEERS)}; known: {', '.join(PEERS)}")
     model, attention = PEERS[name]
-    bias = tensors.get("classifier.bias" if name.startswith("densenet") else "fc.bias")
+    bias = tensors.get(peer_name(name, ("classifier", "bias")))
     if bias is not None and bias.ndim == 1:
         options = {"num_classes": bias.shape[0], **options}
     if name == "googlenet" and any(key.startswith("aux") for key in tensors):
@@ -287,9 +341,8 @@ def variables_from_torch(
             missing.append(key)
             continue
         tensor, expected = given.pop(key), _torch_shape(path, variable.shape)
-        # SE and SK have 1x1 convolutions on a vector where we have fully connected layers.
-        if len(expected) == 2 and tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
-            tensor = tensor[:, :, 0, 0]
+        if len(expected) == 2 and tensor.ndim == 4:  # see `_squeezed`
+            tensor = tensor.reshape(len(tensor), -1)
         if tensor.shape != expected:
             misshapen.append(f"{key} {list(tensor.shape)} instead of {list(expected)}")
             continue

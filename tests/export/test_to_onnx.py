@@ -8,6 +8,9 @@ from jax import lax
 
 from hga_flax.errors import UserError
 from hga_flax.export.fold import fold
+from hga_flax.export.to_stablehlo import load, to_stablehlo
+from hga_flax.models import create_model
+from tests.reference import perturbed
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the ONNX packages are not installed")
 pytest.importorskip("onnx", reason="the ONNX packages are not installed")
@@ -62,6 +65,7 @@ FUNCTIONS = {
     ),
     "padding": lambda x: jnp.pad(x, ((0, 0), (1, 2), (0, 0), (0, 1)), constant_values=3),
     "joining": lambda x: jnp.concatenate([x, x[:, :2]], axis=1).swapaxes(1, 2) + jnp.stack([x[:, 0]] * 8, axis=2),
+    "splitting": lambda x: [y := jnp.split(x, (1, 3), axis=3), y[1] * y[0] + y[2]][1],
     "shapes": lambda x: x.reshape(-1, 36, 4).transpose(2, 0, 1).reshape(4, -1, 6, 6)[1:].sum(0)[..., None],
     "what is spread over the batch": lambda x: jnp.concatenate(
         [x, jnp.broadcast_to(CELLS[0][None, None], x.shape)], axis=-1
@@ -79,6 +83,32 @@ def test_an_operation_gives_what_jax_gives(name):
         found = served(model, x)
         assert found.shape == expected.shape
         np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
+
+
+# One of each kind of block, small, on a map whose sides every pooling has to cut.
+NETWORKS = {
+    "resnet18": {"stage_sizes": (1, 1), "features": 8},
+    "vgg11_bn": {"stage_sizes": (1, 1), "features": 8, "hidden": 6},
+    "res2net50d": {"stage_sizes": (2, 1), "features": 32},
+    "resnest50d": {"stage_sizes": (1, 1), "features": 16, "stem_width": 8},
+    "resnest50d_4s2x40d": {"stage_sizes": (1, 1), "features": 32, "stem_width": 8},
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_gives_what_jax_gives_in_both_formats(name):
+    model = create_model(name, attention="hga", num_classes=5, **NETWORKS[name])
+    x = RANDOM.normal(size=(3, 36, 26, 3)).astype(np.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x)
+    variables = perturbed(jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes))
+    images = jax.ShapeDtypeStruct((BATCH, *x.shape[1:]), jnp.float32)
+    folded = fold(lambda x: {"result": model.apply(variables, x)}, images)
+    graph = to_onnx(folded, images, {})
+    expected = np.asarray(jax.jit(model.apply)(variables, x))
+    for found in (served(graph, x), load(to_stablehlo(folded, images))(x)["result"]):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * abs(expected).max())
+    convolutions = [node for node in graph.graph.node if node.op_type == "Conv"]
+    assert convolutions and all(len(node.input) == 3 for node in convolutions)  # every norm is a bias of its own
 
 
 def test_a_bias_belongs_to_its_convolution_and_nothing_unused_is_kept():

@@ -1,4 +1,5 @@
 import functools
+import re
 
 import flax.linen as nn
 import jax
@@ -30,6 +31,31 @@ PLAIN = {
     "densenet161": 28_681_000,
     "densenet169": 14_149_480,
     "densenet201": 20_013_928,
+    "vgg11": 132_863_336,
+    "vgg13": 133_047_848,
+    "vgg16": 138_357_544,
+    "vgg19": 143_667_240,
+    "vgg11_bn": 132_868_840,
+    "vgg13_bn": 133_053_736,
+    "vgg16_bn": 138_365_992,
+    "vgg19_bn": 143_678_248,
+    "res2net50_26w_4s": 25_699_120,
+    "res2net50_26w_6s": 37_051_448,
+    "res2net50_26w_8s": 48_403_776,
+    "res2net50_48w_2s": 25_287_304,
+    "res2net50_14w_8s": 25_059_816,
+    "res2net101_26w_4s": 45_206_688,
+    "res2net50d": 25_718_352,
+    "res2net101d": 45_225_920,
+    "res2next50": 24_671_464,
+    "resnest14d": 10_611_688,
+    "resnest26d": 17_069_448,
+    "resnest50d": 27_483_240,
+    "resnest101e": 48_275_016,
+    "resnest200e": 70_201_544,
+    "resnest269e": 110_929_480,
+    "resnest50d_1s4x24d": 25_677_000,
+    "resnest50d_4s2x40d": 30_417_592,
 }
 CIFAR = {  # at 10 classes
     ("cifar_resnet110", "none"): 1_730_714,
@@ -51,6 +77,8 @@ ON_RESNET50 = {  # what timm's modules add
     "nl": 10_110_752,
 }
 SLOW = {"resnet152", "resnext101_64x4d", "densenet161", "densenet169", "densenet201", "wide_resnet101_2"}
+SLOW |= {"res2net50_26w_6s", "res2net50_26w_8s", "res2net50_14w_8s", "res2net101_26w_4s", "res2net50d", "res2net101d"}
+SLOW |= {"resnest101e", "resnest200e", "resnest269e", "resnest50d_4s2x40d"}
 STAGES = {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}
 
 
@@ -103,6 +131,14 @@ def test_parameter_counts_with_hga_outside_the_resnets():
     concatenations = [256, 480, 512, 512, 512, 528, 832, 832, 1024]
     assert count("googlenet", "hga") == PLAIN["googlenet"] + hga_count(concatenations)
     assert count("densenet121", "hga") == PLAIN["densenet121"] + hga_count([32] * 58)
+    assert count("vgg16_bn", "hga") == PLAIN["vgg16_bn"] + hga_count([64, 128, 256, 512, 512])
+
+
+@pytest.mark.parametrize("name", [pytest.param("res2net50_26w_4s", marks=pytest.mark.slow), "resnest14d"])
+def test_hga_costs_the_same_in_every_bottleneck(name):
+    sizes = model_options(name)["stage_sizes"]
+    widths = [256 * 2**stage for stage, blocks in enumerate(sizes) for _ in range(blocks)]
+    assert count(name, "hga") == PLAIN[name] + hga_count(widths)
 
 
 def test_table2_preset_has_the_papers_count():
@@ -151,6 +187,9 @@ SMALL = {
     "cifar_wide_resnet10_2": {"features": 4},
     "googlenet": {"width_divisor": 8},
     "densenet121": {"block_sizes": (2, 1), "growth": 4, "features": 8},
+    "vgg11_bn": {"stage_sizes": (1, 1), "features": 4, "hidden": 8},
+    "res2net50_26w_4s": {"stage_sizes": (1, 1), "features": 32},
+    "resnest50d": {"stage_sizes": (1, 1), "features": 8, "stem_width": 8},
 }
 RESIDUAL = {
     "stage_sizes": (1, 2),
@@ -158,6 +197,8 @@ RESIDUAL = {
     "zero_init_residual": True,
     "stochastic_depth": 0.5,
     "dropout": 0.5,
+    "stem_width": 4,
+    "average_down": True,
 }
 ALTERNATIVES = {
     "resnet18": RESIDUAL,
@@ -174,6 +215,10 @@ ALTERNATIVES = {
         "width_divisor": 4,
     },
     "densenet121": {"block_sizes": (1, 1), "growth": 8, "features": 4, "bottleneck": 2, "dropout": 0.5},
+    "vgg11_bn": {"stage_sizes": (1, 2), "batch_norm": False, "features": 8, "hidden": 4, "dropout": 0.0},
+    "res2net50_26w_4s": RESIDUAL | {"features": 64, "scale": 2, "width_per_group": 32, "cardinality": 13},
+    "resnest50d": RESIDUAL
+    | {"average_down": False, "radix": 1, "cardinality": 2, "width_per_group": 32, "average_first": True},
 }
 BESIDE = {("googlenet", "aux_dropout"): {"aux_logits": True}}
 
@@ -208,6 +253,12 @@ def tiny_options(name: str) -> dict:
         return {"features": 4}
     if "densenet" in name:
         return {"block_sizes": (1, 1), "growth": 4, "features": 8}
+    if name.startswith("vgg"):
+        return {"stage_sizes": (1, 1), "features": 8, "hidden": 16}
+    if name.startswith("resnest"):
+        return {"stage_sizes": (1,), "features": 32}
+    if name.startswith("res2ne"):
+        return {"stage_sizes": (1,), "features": 64, "width_per_group": 8}
     return {"width_divisor": 8, "aux_logits": True} if name == "googlenet" else {"stage_sizes": (1,), "features": 16}
 
 
@@ -265,7 +316,7 @@ CIFAR_NETS = [
 
 
 def has_place(name: str, attention: str) -> bool:
-    return attention != "sk" or not (name == "googlenet" or "densenet" in name)
+    return attention != "sk" or not re.match("googlenet|densenet|vgg|res2ne|resnest", name)
 
 
 @pytest.mark.parametrize(("name", "attention"), [("resnext50_32x4d", "sk"), ("resnet50", "hga")])
@@ -284,8 +335,8 @@ def test_gradient_step_of_every_pair(name, attention):
             create_model(name, attention=attention)
 
 
-@pytest.mark.parametrize("name", ["googlenet", "densenet121"])
-def test_sk_is_refused_where_no_3x3_feeds_a_relu(name):
+@pytest.mark.parametrize("name", ["googlenet", "densenet121", "vgg16_bn", "res2net50_26w_4s", "resnest50d"])
+def test_sk_is_refused_where_no_blocks_3x3_feeds_a_relu(name):
     with pytest.raises(ValueError, match=f"model '{name}' has no place for an attention that replaces a 3x3"):
         create_model(name, attention="sk")
 
@@ -319,6 +370,9 @@ def test_unknown_options_are_refused():
         ("resnet18", {"stage_sizes": (1, 1, 1, 1)}),
         ("resnet50", {"stage_sizes": (1, 1, 1, 1)}),
         ("densenet121", {"block_sizes": (1, 1, 1, 1)}),
+        ("vgg11_bn", {"features": 8, "hidden": 8}),
+        ("res2net50d", {"stage_sizes": (1, 1, 1, 1)}),
+        ("resnest14d", {"features": 16}),
         ("googlenet", {"width_divisor": 8}),
         ("cifar_resnet8", {}),
         ("cifar_preact_resnet11_bottleneck", {}),

@@ -7,9 +7,17 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from hga_flax.errors import UserError
-from hga_flax.models.torch_weights import PEERS, _converted, peer_name, torch_model, variables_from_torch
+from hga_flax.models.torch_weights import (
+    PEERS,
+    _converted,
+    _torch_shape,
+    peer_name,
+    torch_model,
+    variables_from_torch,
+)
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "models.json"
 
@@ -38,6 +46,23 @@ def zeros(name: str) -> dict[str, np.ndarray]:
         ("densenet121", "block2_layer12/conv1/kernel", "features.denseblock2.denselayer12.conv1.weight"),
         ("densenet121", "transition3_norm/var", "features.transition3.norm.running_var"),
         ("densenet121", "classifier/bias", "classifier.bias"),
+        ("resnet18", "stage2_block1/conv2/kernel", "layer2.0.conv2.weight"),
+        ("vgg11", "stage3/conv2/bias", "features.8.bias"),
+        ("vgg16_bn", "stage1/norm2/var", "features.4.running_var"),
+        ("vgg19_bn", "stage5/conv4/kernel", "features.49.weight"),
+        ("vgg16_bn", "hidden2/kernel", "classifier.3.weight"),
+        ("vgg16_bn", "classifier/bias", "classifier.6.bias"),
+        ("res2net50_26w_4s", "stage1_block1/conv2_3/kernel", "layer1.0.convs.2.weight"),
+        ("res2net50_26w_4s", "stage1_block1/norm2_3/mean", "layer1.0.bns.2.running_mean"),
+        ("res2net50_26w_4s", "stage1_block1/downsample_conv/kernel", "layer1.0.downsample.0.weight"),
+        ("res2net50d", "stage1_block1/downsample_conv/kernel", "layer1.0.downsample.1.weight"),
+        ("resnest50d", "stem_conv3/kernel", "conv1.6.weight"),
+        ("resnest50d", "stem_norm2/var", "conv1.4.running_var"),
+        ("resnest50d", "stem_norm3/scale", "bn1.weight"),
+        ("resnest50d", "stage1_block1/split_attention/conv/kernel", "layer1.0.conv2.conv.weight"),
+        ("resnest50d", "stage1_block1/split_attention/norm/mean", "layer1.0.conv2.bn0.running_mean"),
+        ("resnest50d", "stage1_block1/split_attention/reduce_norm/bias", "layer1.0.conv2.bn1.bias"),
+        ("resnest50d", "stage1_block1/split_attention/select/bias", "layer1.0.conv2.fc2.bias"),
     ],
 )
 def test_names(network, path, name):
@@ -111,6 +136,29 @@ def test_densenets_old_names_are_read():
         tensors[new] = np.zeros(shape_there, np.float32)
     assert any(".norm.1." in key for key in tensors)
     assert set(variables_from_torch("densenet121", tensors, model)) == {"params", "batch_stats"}
+
+
+def test_timms_vgg_is_torchvisions_with_convolutions_for_a_head():
+    """Its head reads the whole 7x7 map by a convolution, whose weights flatten to those of the linear layer."""
+    model = torch_model("vgg11_bn", {}, features=4, hidden=6, num_classes=3)
+    random = np.random.RandomState(0)
+    shapes = flatten_dict(dict(jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))))
+    tensors = {
+        peer_name("vgg11_bn", path[1:]): random.standard_normal(_torch_shape(path, leaf.shape)).astype(np.float32)
+        for path, leaf in shapes.items()
+    }
+    timms = {}
+    for key, value in tensors.items():
+        for ours, theirs in (("classifier.0", "pre_logits.fc1"), ("classifier.3", "pre_logits.fc2")):
+            if key == f"{ours}.weight":
+                value = value.reshape(6, -1, *((7, 7) if ours == "classifier.0" else (1, 1)))
+            key = key.replace(ours, theirs)
+        timms[key.replace("classifier.6", "head.fc")] = value
+    assert timms["pre_logits.fc1.weight"].shape == (6, 32, 7, 7)
+    for a, b in zip(
+        *(jax.tree.leaves(variables_from_torch("vgg11_bn", t, model)) for t in (tensors, timms)), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_unknown_networks_are_refused():

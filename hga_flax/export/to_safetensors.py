@@ -1,0 +1,32 @@
+"""Arrays as a `.safetensors` file (https://huggingface.co/docs/safetensors): a JSON header, then raw data."""
+
+import json
+from collections.abc import Mapping
+
+import numpy as np
+
+_NAMES = {"float32": "F32", "float64": "F64", "float16": "F16", "bfloat16": "BF16", "int32": "I32", "int64": "I64"}
+_ALIGNMENT = 8  # of the data, which readers map into memory
+
+
+def to_safetensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """Returns the file's bytes.
+
+    Args:
+        tensors: arrays by name.
+        metadata: kept in the header; PyTorch's libraries want `format` to be "pt".
+
+    Example:
+        path.write_bytes(to_safetensors({"fc.bias": np.zeros(10, np.float32)}, {"format": "pt"}))
+    """
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    parts, start = [], 0
+    for name, tensor in tensors.items():
+        data = np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<")).tobytes()
+        offsets = [start, start + len(data)]
+        header[name] = {"dtype": _NAMES[tensor.dtype.name], "shape": list(tensor.shape), "data_offsets": offsets}
+        parts.append(data)
+        start += len(data)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return b"".join([len(text).to_bytes(8, "little"), text, *parts])

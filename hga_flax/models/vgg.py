@@ -1,0 +1,114 @@
+"""VGG, with or without BatchNorm, with an attention at the end of each stage.
+
+Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition, ICLR 2015,
+https://arxiv.org/abs/1409.1556. The structure is torchvision's: 3x3 convolutions with biases, and
+before the three fully connected layers an average pooling to 7x7, so that every image size fits. VGG has
+no residual blocks to put an attention in. Here it acts on what a stage hands on: after its last ReLU,
+before its max pooling, as after an Inception block's concatenation.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hga_flax.attention import AttentionFactory
+from hga_flax.models.convolution import convolution
+from hga_flax.models.norm import BatchNorm
+from hga_flax.models.pooling import adaptive_average_pool
+from hga_flax.models.resnet import PAD1, ModuleDef, check_rate, kernel_init, no_attention
+
+STAGE_SIZES = {"11": (1, 1, 2, 2, 2), "13": (2, 2, 2, 2, 2), "16": (2, 2, 3, 3, 3), "19": (2, 2, 4, 4, 4)}
+POOLED = 7  # rows and columns of the map that the fully connected layers read
+
+
+class Stage(nn.Module):
+    """3x3 convolutions, attention, 2x2 max pooling: `[B, H, W, C]` -> `[B, H / 2, W / 2, features]`.
+
+    Attributes:
+        features: channels of every convolution.
+        convolutions: how many.
+        norm: a BatchNorm after each, or None.
+    """
+
+    features: int
+    convolutions: int
+    conv: ModuleDef
+    norm: ModuleDef | None
+    attention: AttentionFactory
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        for i in range(1, self.convolutions + 1):
+            x = self.conv(self.features, (3, 3), padding=PAD1, name=f"conv{i}")(x)
+            x = nn.relu(self.norm(name=f"norm{i}")(x) if self.norm else x)
+        x = self.attention(self.features, name="attention")(x, train)
+        return nn.max_pool(x, (2, 2), strides=(2, 2))
+
+
+class VGG(nn.Module):
+    """VGG: `[B, H, W, 3]` -> logits `[B, num_classes]`.
+
+    Attributes:
+        stage_sizes: convolutions in each stage.
+        num_classes: size of the output.
+        attention: called with (channels, name=...) at the end of each stage.
+        batch_norm: a BatchNorm after each convolution.
+        features: channels of the first stage; they double from stage to stage, up to 8 times as many.
+        hidden: units of the two fully connected layers before the classifier.
+        dropout: rate after each of them, in training (a "dropout" rng).
+        dtype: dtype of the computation; parameters, statistics and logits are float32.
+        axis_name: mesh axis over which batch statistics are averaged, or None.
+
+    Raises:
+        ValueError: the rate is out of range.
+    """
+
+    stage_sizes: Sequence[int]
+    num_classes: int = 1000
+    attention: AttentionFactory = no_attention
+    batch_norm: bool = True
+    features: int = 64
+    hidden: int = 4096
+    dropout: float = 0.5
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+    stride: ClassVar[int] = 32  # by which height and width shrink before the last pooling
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        check_rate("dropout", self.dropout)
+        conv = partial(nn.Conv, kernel_init=kernel_init, dtype=self.dtype)
+        if train:  # in inference the plain form, whose operations can be counted
+            conv = partial(conv, conv_general_dilated=convolution)
+        norm = partial(
+            BatchNorm,
+            use_running_average=not train,
+            momentum=0.9,
+            epsilon=1e-5,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
+        )
+        attention = partial(self.attention, dtype=self.dtype, axis_name=self.axis_name)
+        x = x.astype(self.dtype)
+        for stage, convolutions in enumerate(self.stage_sizes):
+            features = self.features * min(2**stage, 8)
+            x = Stage(
+                features, convolutions, conv, norm if self.batch_norm else None, attention, name=f"stage{stage + 1}"
+            )(x, train)
+        x = adaptive_average_pool(x, POOLED).reshape(x.shape[0], -1)
+        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01))
+        for name in ("hidden1", "hidden2"):
+            x = nn.relu(dense(self.hidden, name=name)(x))
+            x = nn.Dropout(self.dropout, deterministic=not train, name=f"{name}_dropout")(x)
+        return nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), name="classifier")(x)
+
+
+NETWORKS = {
+    f"vgg{depth}{suffix}": partial(VGG, stage_sizes=sizes, batch_norm=bool(suffix))
+    for suffix in ("", "_bn")
+    for depth, sizes in STAGE_SIZES.items()
+}
