@@ -6,10 +6,15 @@ from typing import Any
 from hga_flax.pictures.style import COLOURS, MARKERS, save, styled
 
 COSTS = {"params": ("parameters", 1), "gflops": ("MFLOPs an image", 1000), "step_ms": ("training step, ms", 1)}
+LETTER = 0.032  # of the span of all intervals that a letter of a name takes
+SLOT = 0.42  # inches between two points: room for a name written upright
 
 
 def draw_costs(results: dict[str, Any], folder: pathlib.Path, metric: str) -> list[pathlib.Path]:
     """Draws mean and 95 % interval of each row over its costs.
+
+    Along each axis the rows stand in the order of that cost, a step apart, each under its name and above its cost:
+    to scale, rows that cost nearly the same would lie on each other.
 
     Args:
         results: analysed by hga_flax.lab.results.
@@ -24,47 +29,58 @@ def draw_costs(results: dict[str, Any], folder: pathlib.Path, metric: str) -> li
     """
     from matplotlib.figure import Figure
 
-    rows = [row for row in results["rows"] if row["mean"] is not None]
-    costs = [cost for cost in COSTS if any(row[cost] is not None for row in rows)]
+    rows = [(row, look(i)) for i, row in enumerate(results["rows"]) if row["mean"] is not None]
+    costs = [cost for cost in COSTS if any(row[cost] is not None for row, _ in rows)]
     if not costs:
         return []
-    width = 4.2 * len(costs) + 1.9
     with styled():
-        figure = Figure(figsize=(width, 4.0))
+        figure = Figure(figsize=(len(costs) * max(3.2, SLOT * (len(rows) + 1)) + 0.8, 4.4))
         axes = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
         for axis, cost in zip(axes, costs, strict=True):
             _panel(axis, rows, cost)
         axes[0].set_ylabel(metric)
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="center right")
         made = ", unfinished" if any(row["missing"] for row in results["rows"]) else ""
         figure.suptitle(f"{results['study']}: mean of the seeds and its 95 % interval{made}", fontsize=11)
-        figure.tight_layout(rect=(0, 0, 1 - 1.7 / width, 1))
+        figure.tight_layout()
         files = [folder / f"{results['study']}{form}" for form in (".png", ".svg")]
         save(figure, files)
     return files
 
 
-def _panel(axis: Any, rows: list[dict[str, Any]], cost: str) -> None:
+def look(index: int) -> dict[str, str]:
+    """Returns the marker and the colour of a study's row by its place; no two of the first 84 share both."""
+    turn = index // len(MARKERS)
+    return {"marker": MARKERS[index % len(MARKERS)], "color": COLOURS[(index + turn) % len(COLOURS)]}
+
+
+def _panel(axis: Any, rows: list[tuple[dict[str, Any], dict[str, str]]], cost: str) -> None:
     title, scale = COSTS[cost]
-    for i, row in enumerate(rows):
-        if row[cost] is None:
-            continue
-        axis.errorbar(
-            row[cost] * scale,
-            row["mean"],
-            yerr=_own_interval(row),
-            fmt=MARKERS[i % len(MARKERS)],
-            color=COLOURS[i % len(COLOURS)],
-            markersize=7,
-            capsize=3,
-            linewidth=1,
-            label=row["row"],
+    known = [(row, style) for row, style in rows if row[cost] is not None]
+    known.sort(key=lambda pair: (pair[0][cost], pair[0]["mean"]))
+    ends = [row["mean"] + sign * (_own_interval(row) or 0) for row, _ in known for sign in (-1, 1)]
+    middle, span = (min(ends) + max(ends)) / 2, max(ends) - min(ends) or 1.0
+    for place, (row, style) in enumerate(known):
+        half = _own_interval(row)
+        axis.errorbar(place, row["mean"], yerr=half, markersize=7, capsize=3, linewidth=1, linestyle="", **style)
+        up = 1 if row["mean"] < middle else -1  # towards the middle, where there is room for it
+        ends.append(row["mean"] + up * ((half or 0) + span * (0.05 + LETTER * len(row["row"]))))
+        axis.annotate(
+            row["row"],
+            (place, row["mean"] + up * (half or 0)),
+            xytext=(0, up * (5 if half else 8)),
+            textcoords="offset points",
+            rotation=90,
+            ha="center",
+            va="bottom" if up > 0 else "top",
+            fontsize=9,
+            color=style["color"],
         )
-    axis.set_xlabel(title)
-    axis.grid(alpha=0.25)
-    axis.ticklabel_format(axis="x", style="plain", useOffset=False)
-    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
-    axis.locator_params(axis="x", nbins=5)
+    axis.set_xlim(-0.6, max(len(known), 4) - 0.4)
+    axis.set_ylim(min(ends), max(ends))
+    axis.set_xticks(range(len(known)), [f"{row[cost] * scale:,.6g}" for row, _ in known])
+    axis.tick_params(axis="x", rotation=60)
+    axis.set_xlabel(f"{title} (in order, not to scale)")
+    axis.grid(axis="y", alpha=0.25)
 
 
 def _own_interval(row: dict[str, Any]) -> float | None:

@@ -12,7 +12,7 @@ from hga_flax.errors import UserError, expand, one_line
 # which is lost on white. In grey, line and marker tell.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 LINES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1.5, 1)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "p", ">", "*", "h")
 INK, GREY = "#1f2933", "#52606d"
 PIXELS = 1280  # the width of a PNG: sharp at a README's width on a dense screen; SVG and PDF are for print
 FORMATS = (".png", ".svg", ".pdf")

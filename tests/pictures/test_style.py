@@ -41,6 +41,7 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
 
 def test_neighbouring_colours_and_greys_are_told_apart():
     """In grey print neighbours differ by lightness, or by marker and line."""
-    assert len(set(style.COLOURS)) == len(style.COLOURS) == len(set(style.MARKERS))
+    assert len(set(style.COLOURS)) == len(style.COLOURS)
+    assert len(set(style.MARKERS)) == len(style.MARKERS)
     looks = {(style.LINES[i % len(style.LINES)], style.MARKERS[i]) for i in range(len(style.MARKERS))}
     assert len(looks) == len(style.MARKERS)
