@@ -13,6 +13,7 @@ A shorter run, another network or an attention is one flag each; warm-up and sch
     --config.model.attention=hga
 
 --config.training.steps=200 is a look at whether everything works, minutes on two cores.
+The ideas that make few epochs go far are measured one by one in studies/cifar10_recipe.py.
 """
 
 from configs import base
@@ -28,7 +29,8 @@ def get_config():
     config.data.mean = (0.4914, 0.4822, 0.4465)  # of the training images
     config.data.std = (0.2470, 0.2435, 0.2616)
     config.data.augmentation = "small"
-    config.data.crop_padding = 4
+    config.data.crop_padding = 2
+    config.data.alternating_flip = True
     config.data.rotation_degrees = 0.0
     config.data.num_threads = 2
 
@@ -39,7 +41,7 @@ def get_config():
     config.optimizer.nesterov = True
     config.optimizer.weight_decay = 5e-4
     config.schedule.name = "cosine"
-    config.schedule.warmup_share = 0.05
+    config.schedule.warmup_share = 0.1
     config.evaluation.every_epochs = 10.0
     config.evaluation.batch_size = 500
     return config

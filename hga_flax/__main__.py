@@ -8,7 +8,7 @@ from hga_flax.errors import ArgumentParser, UserError, run_main
 
 # Name: (module, one line of help). A module has add_arguments(parser) and run(arguments) -> int | None;
 # it is imported only when its command is called. One that takes `--config` finds `--config.key=value` in
-# `arguments.overrides`.
+# `arguments.overrides`, and so does one that sets `takes_overrides`.
 COMMANDS = {
     "paper": ("hga_flax.analysis.paper", "the paper's tables and equations beside ours"),
     "bench": ("hga_flax.analysis.bench", "measure how fast the loader, the attentions or whole training steps are"),
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int | None:
             command.add_arguments(subparser)
             subparser.set_defaults(run=command.run)
     arguments = parser.parse_args(argv)
-    if overrides and "config" not in arguments:
+    if overrides and "config" not in arguments and "takes_overrides" not in arguments:
         raise UserError(f"{overrides[0]}: {arguments.command} takes no configuration")
     arguments.overrides = overrides
     return arguments.run(arguments)

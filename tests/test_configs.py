@@ -104,7 +104,7 @@ def test_cifar10_is_changed_by_one_flag(flag):
     total = config.training.steps or round(per_epoch * config.training.epochs)
     rate = create_schedule(config, per_epoch, total)
     assert float(rate(total)) == pytest.approx(0.0, abs=1e-6)  # the schedule has come to its end, however long it is
-    assert float(rate(int(0.05 * total))) == pytest.approx(config.optimizer.learning_rate)
+    assert float(rate(int(0.1 * total))) == pytest.approx(config.optimizer.learning_rate)
 
 
 def test_every_declared_key_is_read_and_every_read_key_is_declared():

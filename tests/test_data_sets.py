@@ -14,8 +14,11 @@ from hga_flax.__main__ import main
 from hga_flax.config import load_config
 from hga_flax.data.packing import _Packed
 from hga_flax.data.sources import dataset_info, open_source
+from hga_flax.lab.plan import check_rows
+from hga_flax.lab.study import changes, load_study
 from hga_flax.training.restore import evaluate_workdir
 from hga_flax.training.trainer import train
+from tests.commands import ROOT
 
 needs_tensorflow = pytest.mark.skipif(
     importlib.util.find_spec("tensorflow") is None,
@@ -108,3 +111,11 @@ def test_cifar_by_its_name(tmp_path):
     options = {"model__options": "features=4", "schedule__warmup_share": 0.5}
     config = small("configs/cifar10.py", tmp_path, model__name="cifar_resnet8", **options)
     trains_and_evaluates(config, tmp_path / "run", 19, 10)
+    # The study of attentions is the same study on it, by one override (and where it lies here).
+    file = str(ROOT / "studies" / "cifar10_attention.py")
+    ours = load_study(file, check=False)
+    study = load_study(file, overrides=["--config.data.name=cifar10", f"--config.data.dir={tmp_path}"])
+    default = lambda: load_config("configs/base.py")
+    for name, row in study.rows.items():
+        assert changes(ours.rows[name].config, row.config, default) == ["data.name: cifar10_jpeg -> cifar10"]
+    check_rows(study)

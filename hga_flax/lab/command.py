@@ -7,6 +7,7 @@ through it, go on with those that were interrupted, and leave alone what is made
 import argparse
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     parser.add_argument("file", metavar="FILE", help="a study, such as studies/smoke.py")
     parser.add_argument("--dir", metavar="DIR", help="where the runs go, shared by all workers (default: the file's)")
+    add_study_flags(parser)
     parser.add_argument(
         "--workers", type=int, default=1, metavar="N", help="processes here, which share the cores or GPUs (default: 1)"
     )
@@ -31,6 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--retry", action="store_true", help="make runs that failed again")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and an estimate of time, and stop")
     parser.add_argument("--part", help=argparse.SUPPRESS)  # I/N of this machine, of a worker that the command starts
+
+
+def add_study_flags(parser: argparse.ArgumentParser) -> None:
+    """Declares what chooses among the studies that a file holds: `--scale`, and any key of the configuration."""
+    parser.add_argument("--scale", metavar="NAME", help="one of the sizes that the file has (default: its first)")
+    parser.epilog = "A key of the configuration is a flag too, for all rows: --config.data.name=cifar10"
+    parser.set_defaults(takes_overrides=True)
+
+
+def study_flags(arguments: argparse.Namespace) -> list[str]:
+    """Returns the flags that choose the same study and folder again."""
+    named = {"scale": arguments.scale, "dir": arguments.dir}
+    return [f"--{name}={value}" for name, value in named.items() if value] + arguments.overrides
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -49,7 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
     from hga_flax.lab import worker
     from hga_flax.lab.study import check_same_rows, load_study
 
-    study = load_study(arguments.file, arguments.dir, check=not arguments.part)
+    study = load_study(
+        arguments.file, arguments.dir, check=not arguments.part, scale=arguments.scale, overrides=arguments.overrides
+    )
     minutes = study.budget_minutes if arguments.minutes is None else arguments.minutes
     if arguments.part:
         return int(bool(worker.work(study, say, minutes, parent=os.getppid())))
@@ -67,8 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.retry:
         worker.clear_failures(study)
     failed = start_workers(arguments) if arguments.workers > 1 else worker.work(study, say, minutes)
-    where = f" --dir={arguments.dir}" if arguments.dir else ""
-    say(f"the report: python -m hga_flax report {arguments.file}{where}")
+    say(f"the report: python -m hga_flax report {shlex.join([arguments.file, *study_flags(arguments)])}")
     return int(bool(failed))
 
 
@@ -108,8 +124,7 @@ def start_workers(arguments: argparse.Namespace) -> int:
     Raises:
         Interrupted: a signal ended them.
     """
-    command = [sys.executable, "-m", "hga_flax", "study", arguments.file]
-    command += [f"--dir={arguments.dir}"] if arguments.dir else []
+    command = [sys.executable, "-m", "hga_flax", "study", arguments.file, *study_flags(arguments)]
     command += [f"--minutes={arguments.minutes}"] if arguments.minutes else []
     workers: list[subprocess.Popen] = []
     heard: list[int] = []

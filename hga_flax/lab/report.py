@@ -5,6 +5,7 @@ import pathlib
 import sys
 
 from hga_flax.errors import UserError, expand
+from hga_flax.lab.command import add_study_flags
 
 FORMATS = ("terminal", "markdown", "csv", "json")
 METRICS = ("top1_error", "top5_error", "loss")
@@ -15,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     parser.add_argument("study", metavar="STUDY", help="a study file, the folder of one, or a report's JSON")
     parser.add_argument("--dir", metavar="DIR", help="the study's folder (default: the file's)")
+    add_study_flags(parser)
     parser.add_argument("--format", choices=FORMATS, default="terminal", help="of what is printed (default: terminal)")
     parser.add_argument(
         "--save", metavar="DIR", help="also write DIR/NAME.md, .csv, .json and the plots, .png and .svg"
@@ -35,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
     """
     from hga_flax.lab import results, tables
 
-    loaded = results.load(arguments.study, arguments.dir)
+    loaded = results.load(arguments.study, arguments.dir, arguments.scale, arguments.overrides)
     if arguments.time:
         from hga_flax.lab.step_times import measure
 

@@ -1,6 +1,7 @@
 """What came out of a study, gathered from its folder or from a report that was saved, and compared."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from hga_flax.config import build_model, from_json
@@ -16,12 +17,16 @@ RUN_KEYS = ("seed", "top1_error", "top5_error", "loss", "step", "seconds", "devi
 STEP_TIMES = "{study}.step_times.json"  # of rows that were timed in turns: not those of two studies together
 
 
-def load(study: str, directory: str | None = None) -> dict[str, Any]:
+def load(
+    study: str, directory: str | None = None, scale: str | None = None, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
     """Gathers a study's results.
 
     Args:
         study: a study file, the folder of one study, or a report's JSON.
         directory: the study's folder, where it is not the file's own.
+        scale: of a study file that has several.
+        overrides: that the study was run with, of all rows.
 
     Returns:
         The study's `study`, `about`, `config`, `file`, `seeds` and `rows`; each row's `row`, `overrides`,
@@ -31,6 +36,8 @@ def load(study: str, directory: str | None = None) -> dict[str, Any]:
         UserError: there is no such study, or something of it cannot be read.
     """
     path = expand(study, "STUDY")
+    if (chosen := [f"--scale={scale}"] * bool(scale) + list(overrides)) and (path.suffix == ".json" or path.is_dir()):
+        raise UserError(f"{chosen[0]}: is for a study file; {study} is one study already")
     if path.suffix == ".json":
         return _saved(path)
     if path.is_dir():
@@ -38,7 +45,7 @@ def load(study: str, directory: str | None = None) -> dict[str, Any]:
             raise UserError(f"--dir={directory}: {study} is a folder already")
         name, described, folder = _described(path)
         return _gather(name, described, folder)
-    loaded = load_study(study, directory, check=False)
+    loaded = load_study(study, directory, check=False, scale=scale, overrides=overrides)
     check_same_rows(loaded)
     if not loaded.directory.is_dir():
         raise UserError(f"{loaded.directory}: no runs yet; python -m hga_flax study {study} makes them")

@@ -11,6 +11,8 @@ A Python file whose `get_study()` returns a dictionary, or a TOML file, with the
     name            optional: default is the file's own
     directory       optional: where the runs go, default runs/studies/NAME; studies that name the same one share
                     the rows that have the same name, which must then be configured alike
+    scales          optional: {name: overrides of all rows}, the same study in several sizes; `--scale=NAME` chooses,
+                    the first is the default, and each has runs and a report of its own, NAME_SCALE
     budget_minutes  optional: a worker begins no run that it does not expect to finish within so many minutes
 """
 
@@ -29,7 +31,7 @@ from hga_flax.config import configure, differences, from_json, get_key, load_con
 from hga_flax.errors import ConfigError, UserError, expand, nearest, one_line
 
 REQUIRED = ("config", "rows", "baseline", "seeds")
-OPTIONAL = ("overrides", "about", "name", "directory", "budget_minutes")
+OPTIONAL = ("overrides", "about", "name", "directory", "scales", "budget_minutes")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 CLAIMS = "claims"  # the folder beside those of the rows
 # Where and how fast it runs, not what: a run may be continued or joined with others of it.
@@ -79,13 +81,21 @@ class Study:
     budget_minutes: float = 0.0
 
 
-def load_study(file: str, directory: str | None = None, check: bool = True) -> Study:
+def load_study(
+    file: str,
+    directory: str | None = None,
+    check: bool = True,
+    scale: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Study:
     """Reads a study file and configures all its rows.
 
     Args:
         file: Python or TOML.
         directory: where the runs go instead of where the file says.
         check: also build each row's network, as training does before its first step.
+        scale: one of the file's scales; None is its first, where it has any.
+        overrides: of all rows, after the file's own, as train.py takes them.
 
     Raises:
         UserError: the file, a row, or the configuration of a row is wrong; nothing has been run then.
@@ -95,8 +105,13 @@ def load_study(file: str, directory: str | None = None, check: bool = True) -> S
     name = values.get("name", pathlib.Path(file).stem)
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise UserError(f"{file}: name={name!r}: letters, digits and . _ + - only")
-    rows = _rows(file, values, check)
-    where = directory or values.get("directory") or f"runs/studies/{name}"
+    scale, of_scale = _scale(file, values.get("scales"), scale)
+    common = (*_overrides(f"{file}: overrides", values.get("overrides", [])), *of_scale)
+    common += _overrides(file, overrides)
+    rows = _rows(file, values, common, check)
+    ending = f"_{scale}" if scale else ""
+    name += ending
+    where = directory or (f"{values['directory']}{ending}" if values.get("directory") else f"runs/studies/{name}")
     return Study(
         name=name,
         file=file,
@@ -104,7 +119,7 @@ def load_study(file: str, directory: str | None = None, check: bool = True) -> S
         rows=rows,
         seeds=_seeds(file, values["seeds"]),
         directory=expand(where, "directory"),
-        overrides=_overrides(f"{file}: overrides", values.get("overrides", [])),
+        overrides=common,
         about=" ".join(values.get("about", "").split()),
         budget_minutes=float(values.get("budget_minutes", 0.0)),
     )
@@ -156,11 +171,27 @@ def _seeds(file: str, seeds: Any) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def _rows(file: str, values: Mapping[str, Any], check: bool) -> dict[str, Row]:
+def _scale(file: str, scales: Any, wanted: str | None) -> tuple[str, tuple[str, ...]]:
+    """Returns the name and the overrides of the wanted scale, "" and none for a study without."""
+    if scales is None:
+        if wanted is not None:
+            raise UserError(f"--scale={wanted}: {file} has one scale only")
+        return "", ()
+    named = isinstance(scales, dict) and scales and all(isinstance(n, str) and NAME.fullmatch(n) for n in scales)
+    if not named:
+        raise UserError(f"{file}: scales must be a dictionary of names and overrides, with one scale at least")
+    scale = next(iter(scales)) if wanted is None else wanted
+    if scale not in scales:
+        raise UserError(
+            f"--scale={scale}: {file} has no such scale{nearest(scale, scales)}; it has: {', '.join(scales)}"
+        )
+    return scale, _overrides(f"{file}: scale '{scale}'", scales[scale])
+
+
+def _rows(file: str, values: Mapping[str, Any], common: tuple[str, ...], check: bool) -> dict[str, Row]:
     named = values["rows"]
     if not isinstance(named, dict) or not named:
         raise UserError(f"{file}: rows must be a dictionary of names and overrides, with one row at least")
-    common = _overrides(f"{file}: overrides", values.get("overrides", []))
     baselines = _baselines(file, values["baseline"], list(named))
     rows: dict[str, Row] = {}
     for name, own in named.items():

@@ -76,7 +76,7 @@ def _panel(axis: Any, rows: list[tuple[dict[str, Any], dict[str, str]]], cost: s
             color=style["color"],
         )
     axis.set_xlim(-0.6, max(len(known), 4) - 0.4)
-    axis.set_ylim(min(ends), max(ends))
+    axis.set_ylim(min(ends) - 0.03 * span, max(ends) + 0.03 * span)
     axis.set_xticks(range(len(known)), [f"{row[cost] * scale:,.6g}" for row, _ in known])
     axis.tick_params(axis="x", rotation=60)
     axis.set_xlabel(f"{title} (in order, not to scale)")

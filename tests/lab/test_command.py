@@ -1,5 +1,6 @@
 """`python -m hga_flax study` as it is called."""
 
+import argparse
 import json
 import os
 import signal
@@ -17,6 +18,8 @@ from hga_flax.lab.study import load_study
 from tests.commands import ROOT, environment
 from tests.lab.made_up import TINY, write_study
 
+SCALES = {"small": [], "large": ["model.options=features=8"]}
+
 
 @pytest.fixture(autouse=True)
 def at_the_root(monkeypatch):
@@ -30,7 +33,10 @@ def test_bad_arguments_are_one_line(tmp_path):
         (["study", file, "--minutes=0"], "--minutes=0"),
         (["study", str(tmp_path / "absent.py")], "no such file"),
         (["study", write_study(tmp_path, "bad", baseline="x")], "there is no row 'x'"),
-        (["study", file, "--config.seed=3"], "takes no configuration"),
+        (["study", file, "--config.seed=3"], "the seeds of a study are its key 'seeds'"),
+        (["study", file, "--config.model.nmae=x"], "no such key; did you mean 'model.name'"),
+        (["study", file, "--scale=gpu"], "has one scale only"),
+        (["study", write_study(tmp_path, "two", scales=SCALES), "--scale=larg"], "did you mean 'large'"),
     ):
         with pytest.raises(UserError, match=message):
             main(arguments)
@@ -55,6 +61,31 @@ def test_it_checks_works_and_says_how_to_report(tmp_path, capsys, monkeypatch):
     assert f"python -m hga_flax report {file} --dir={tmp_path}" in capsys.readouterr().out
     monkeypatch.setattr(worker, "work", lambda study, say, minutes: 2)
     assert main(["study", file, f"--dir={tmp_path}"]) == 1
+
+
+def test_workers_and_the_report_are_given_the_scale_and_the_overrides(tmp_path, capsys, monkeypatch):
+    file, asked = write_study(tmp_path, scales=SCALES), []
+    flags = ["--scale=large", f"--dir={tmp_path / 'runs'}", "--config.optimizer.momentum=0.5"]
+    monkeypatch.setattr(worker, "work", lambda study, say, minutes: asked.append(study) or 0)
+    assert main(["study", file, *flags]) == 0
+    (study,) = asked
+    assert study.name == "made_up_large" and study.directory == tmp_path / "runs"
+    assert {(r.config.model.options, r.config.optimizer.momentum) for r in study.rows.values()} == {("features=8", 0.5)}
+    assert f"python -m hga_flax report {file} {' '.join(flags)}" in capsys.readouterr().out
+    started = []
+    monkeypatch.setattr(command.subprocess, "Popen", lambda line, **_: started.append(line) or Finished())
+    command.start_workers(argparse.Namespace(file=file, scale="large", dir="there", minutes=None, workers=2,
+                                             overrides=flags[2:]))  # fmt: skip
+    assert all(line[4:8] == [file, "--scale=large", "--dir=there", flags[2]] for line in started) and len(started) == 2
+
+
+class Finished:
+    """A worker that is over."""
+
+    returncode = 0
+
+    def poll(self):
+        return 0
 
 
 def test_workers_share_the_cores(monkeypatch):

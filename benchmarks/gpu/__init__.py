@@ -1,0 +1,1 @@
+"""What waits for a GPU: `wheels.py` collects what a bare machine lacks, `run.py` measures there, in one command."""

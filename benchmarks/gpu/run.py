@@ -1,0 +1,239 @@
+"""Everything that waits for a GPU, in one command of at most 8 minutes that prints as it goes and can be called again.
+
+    python -m benchmarks.gpu.run --out=DIR [--images=FOLDER] [--minutes=8]
+
+The parts, most valuable first: the fast tests that touch the device, whole training steps of three networks in
+bfloat16 beside PyTorch's (timm under torch.compile), the attentions alone, and runs of the CIFAR-10 study as far as
+the time goes. A part that is over is not made again; one that was cut short begins anew in the next call, and the
+study goes on where it was. DIR/summary.txt holds what is known so far.
+
+FOLDER holds CIFAR-10 as JPEG: {train,test}/CLASS/*.jpg, or train.tar.xz and test.tar.xz of them; without it there
+are no runs of the study. What `python -m hga_flax compile` says of the same steps is printed beside the measured
+times where it was made beforehand, on any machine, into the same DIR:
+
+    python -m benchmarks.gpu.run --out=DIR --predict=h100
+
+A machine without internet takes what it lacks as wheels: python -m benchmarks.gpu.wheels. --tiny is the rehearsal,
+minutes on a CPU.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+ROOT = pathlib.Path(__file__).parents[2]
+MODELS = ("resnet50", "resnext50_32x4d")
+ATTENTIONS = ("none", "se", "hga")
+BATCH = 256
+# Values and gradients of what runs on the device; the rest of the suite wants eight devices, which CPUs simulate.
+TESTS = (
+    "tests/attention",
+    "tests/models/test_norm.py",
+    "tests/models/test_convolution.py",
+    "tests/data/test_device_augmentation.py",
+    "tests/training/test_metrics.py",
+    "tests/training/test_optimizer.py",
+)
+TINY_STUDY = (
+    "data.name=cifar10", "data.fake=true", "data.fake_examples=64", "data.image_size=16", "model.name=cifar_resnet8",
+    "model.options=features=4", "training.batch_size=32", "training.epochs=2", "evaluation.batch_size=32",
+)  # fmt: skip
+END_SECONDS = 25  # from a part's SIGTERM to its end: the study saves its runs
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One command.
+
+    Attributes:
+        name: of the part and of its output, OUT/NAME.txt.
+        command: what follows `python`.
+        most: seconds that it may take.
+        least: seconds below which it is not begun.
+        environment: added to this process's.
+    """
+
+    name: str
+    command: list[str]
+    most: float
+    least: float = 20.0
+    environment: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def parts(out: pathlib.Path, tiny: bool, data: pathlib.Path | None) -> list[Part]:
+    """Returns what there is to do, most valuable first.
+
+    Args:
+        out: where everything goes.
+        tiny: the rehearsal.
+        data: the prepared images, None where there are none.
+    """
+    tests = ("tests/attention/test_se.py",) if tiny else TESTS
+    # Products in full float32: the tests compare with float64, and a GPU's default rounds to 10 bits.
+    exact = {"HGA_TEST_PLATFORM": "" if tiny else "cuda", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+    pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--maxfail=20", *tests]
+    found = [Part("tests", pytest, most=100, environment=exact)]
+    size = ["--batch=2", "--image-size=32", "--steps=1"] if tiny else [f"--batch={BATCH}", "--steps=20"]
+    for model in MODELS[:1] if tiny else MODELS:
+        models = ",".join(f"{model}:{attention}" for attention in ATTENTIONS[: 2 if tiny else None])
+        step = ["-m", "hga_flax", "bench", "step", f"--models={models}", "--dtype=bfloat16", "--json", *size]
+        found.append(Part(f"step_{model}", step + ([] if tiny else ["--vs-torch"]), most=170))
+    alone = ["-m", "hga_flax", "bench", "attention", "--dtype=bfloat16"]
+    alone += ["--attentions=none,se", "--batch=1", "--rounds=1"] if tiny else [f"--batch={BATCH}"]
+    found.append(Part("attention", alone, most=120))
+    study = ["-m", "hga_flax", "study", "studies/cifar10_attention.py", "--scale=gpu", f"--dir={out / 'cifar10'}"]
+    if tiny:
+        study += [*(f"--config.{key}" for key in TINY_STUDY), "--minutes=0.05"]
+    elif data:
+        study += [f"--config.data.dir={data}", "--workers=4"]
+    if tiny or data:
+        found.append(Part("study", study, most=3600, least=40))
+    return found
+
+
+def prepare_images(images: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
+    """Unpacks and packs the images of the study, once; returns the folder of the data set."""
+    data = out / "data"
+    if not (data / "cifar10_jpeg").is_dir():
+        archives = sorted(images.glob("*.tar.xz"))
+        for archive in archives:
+            with tarfile.open(archive) as tar:
+                tar.extractall(out / "images", filter="data")
+        folder = out / "images" if archives else images
+        command = ["-m", "hga_flax", "prepare", "folder", str(folder), "--name=cifar10_jpeg", f"--data-dir={data}"]
+        subprocess.run([sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return data
+
+
+def run_part(part: Part, out: pathlib.Path, seconds: float) -> int | None:
+    """Runs a part, its output on the screen and in OUT/NAME.txt; returns its exit status, None if it was cut short."""
+    with (out / f"{part.name}.txt").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, *part.command],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"} | part.environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        shown, deadline = 0, time.monotonic() + seconds
+        cut = None
+        while process.poll() is None:
+            time.sleep(0.2)
+            shown = _show(out / f"{part.name}.txt", shown)
+            now = time.monotonic()
+            if cut is None and now > deadline:
+                cut = now
+                process.send_signal(signal.SIGTERM)
+            if cut is not None and now > cut + END_SECONDS:
+                os.killpg(process.pid, signal.SIGKILL)
+        _show(out / f"{part.name}.txt", shown)
+    return None if cut else process.returncode
+
+
+def _show(file: pathlib.Path, start: int) -> int:
+    text = file.read_text(errors="replace")
+    sys.stdout.write(text[start:])
+    sys.stdout.flush()
+    return len(text)
+
+
+def read_json(file: pathlib.Path) -> dict:
+    """Returns a file's dictionary, empty where there is no such file."""
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def json_rows(file: pathlib.Path) -> list[dict]:
+    """Returns the list that ends a command's output, none where it ended before."""
+    text = file.read_text() if file.exists() else ""
+    begin = text.find("\n[\n") + 1 if "\n[\n" in text else 0 if text.startswith("[\n") else -1
+    try:
+        return json.JSONDecoder().raw_decode(text[begin:])[0] if begin >= 0 else []
+    except ValueError:
+        return []
+
+
+def summary(out: pathlib.Path, done: dict[str, dict]) -> str:
+    """Returns what is known so far: the parts, and the measured steps beside their predictions."""
+    lines = [f"{name:24} {about['status']:10} {about['seconds']:7.0f} s" for name, about in done.items()]
+    predicted = {(row["model"], row["attention"]): row for row in read_json(out / "predictions.json").get("rows", [])}
+    for model in MODELS:
+        rows = json_rows(out / f"step_{model}.txt")
+        if not rows:
+            continue
+        lines += [
+            "",
+            f"{'network':28} {'attention':10} {'measured ms':>12} {'to first':>9} {'at least ms':>12} {'GB':>8}",
+        ]
+        for row in rows:
+            told = predicted.get((row["model"], row["attention"]))
+            limit = f"{told['roofline_s'] * 1e3:>12.2f} {told['bytes_accessed'] / 1e9:>8.2f}" if told else f"{'-':>12}"
+            lines.append(
+                f"{row['model']:28} {row['attention']:10} {row['step_ms']:>12.2f} {row['ratio_to_first']:>9.3f} {limit}"
+            )
+    study = out / "cifar10"
+    results = sorted(study.glob("*/seed_*/result.json"))
+    if results:
+        lines += ["", f"{len(results)} runs of the study are made; to go on elsewhere, copy {study}"]
+    return "\n".join(lines) + "\n"
+
+
+def predict(out: pathlib.Path, topology: str, tiny: bool) -> int:
+    """Compiles the steps for a GPU that is not here and keeps what each may cost in OUT/predictions.json."""
+    rows = []
+    for model in MODELS[:1] if tiny else MODELS:
+        command = ["-m", "hga_flax", "compile", "--config=configs/hga_resnet50.py", f"--config.model.name={model}"]
+        command += ["--config.model.dtype=bfloat16", f"--topology={topology}", f"--batch={BATCH}"]
+        command += [f"--compare={','.join(ATTENTIONS)}", "--json"]
+        made = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+        if made.returncode:
+            return made.returncode
+        rows += json.loads(made.stdout)
+    (out / "predictions.json").write_text(json.dumps({"topology": topology, "rows": rows}, indent=1) + "\n")
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", required=True, metavar="DIR", help="where the output and the runs go; kept for later")
+    parser.add_argument("--images", metavar="FOLDER", help="CIFAR-10 as JPEG, a folder or the archives of one")
+    parser.add_argument("--minutes", type=float, default=8.0, metavar="M", help="of this call (default: 8)")
+    parser.add_argument("--tiny", action="store_true", help="the rehearsal, on a CPU")
+    parser.add_argument("--predict", metavar="TOPOLOGY", help="compile the steps for h100, h200, ... instead, and stop")
+    arguments = parser.parse_args()
+    began, out = time.monotonic(), pathlib.Path(arguments.out).absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    if arguments.predict:
+        return predict(out, arguments.predict, arguments.tiny)
+    left = lambda: 60 * arguments.minutes - END_SECONDS - (time.monotonic() - began)
+    data = prepare_images(pathlib.Path(arguments.images).absolute(), out) if arguments.images else None
+    state = out / "state.json"
+    done = read_json(state)
+    for part in parts(out, arguments.tiny, data):
+        # The study itself knows which of its runs are made.
+        if part.name != "study" and done.get(part.name, {}).get("status") in ("passed", "failed"):
+            print(f"== {part.name}: made before", flush=True)
+            continue
+        if left() < (0 if arguments.tiny else part.least):
+            print(f"== {part.name}: left for the next call", flush=True)
+            continue
+        print(f"== {part.name}: python {' '.join(part.command)}", flush=True)
+        start = time.monotonic()
+        status = run_part(part, out, min(part.most, left()))
+        told = {None: "cut short", 0: "passed"}.get(status, "failed")
+        done[part.name] = {"status": told, "seconds": round(time.monotonic() - start, 1)}
+        state.write_text(json.dumps(done, indent=1) + "\n")
+        (out / "summary.txt").write_text(summary(out, done))
+    print(summary(out, done), end="", flush=True)
+    return int(any(about["status"] == "failed" for about in done.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

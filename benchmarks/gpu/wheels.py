@@ -1,0 +1,70 @@
+"""Collects wheels of what a machine with JAX, Flax, Optax, Orbax and PyTorch still lacks, for one without internet.
+
+    python -m benchmarks.gpu.wheels --out=wheels [--python=3.12] [--limit-mib=60]
+
+and on that machine
+
+    python3 -m pip install --no-index --no-deps --target=site wheels/*.whl && export PYTHONPATH=site
+"""
+
+import argparse
+import pathlib
+import subprocess
+import sys
+
+# What the project imports, and what those packages import in turn, beyond JAX's and PyTorch's own.
+NEEDED = (
+    "ml_collections>=1.1,<2",
+    "clu>=0.0.12,<0.1",
+    "grain>=0.2.18,<0.3",
+    "array_record",
+    "tensorflow-datasets>=4.9.10,<5",
+    "importlib_resources>=6.4,<8",
+    "dm-tree",
+    "immutabledict",
+    "promise",
+    "simple_parsing",
+    "docstring-parser",
+    "tensorflow-metadata",
+    "toml",
+    "simplejpeg>=1.9,<2",
+    "tensorboardX>=2.6.5,<3",
+    "pytest>=9,<10",
+)
+SOURCE = ("promise", "tensorflow-metadata")  # published without a wheel at times: built here, they are pure Python
+PLATFORMS = ("manylinux2014_x86_64", *(f"manylinux_2_{n}_x86_64" for n in (17, 24, 26, 27, 28, 31, 34, 35)))
+
+
+def commands(python: str, out: pathlib.Path) -> dict[str, list[str]]:
+    """Returns pip's command for each package."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    foreign = ["--only-binary=:all:", f"--python-version={python}", "--implementation=cp"]
+    foreign += [f"--platform={platform}" for platform in PLATFORMS]
+    fetch = lambda name: [*pip, "download", "--quiet", "--no-deps", f"--dest={out}", *foreign, name]
+    build = lambda name: [*pip, "wheel", "--quiet", "--no-deps", f"--wheel-dir={out}", name]
+    return {name: build(name) if name in SOURCE else fetch(name) for name in NEEDED}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", default="wheels", metavar="DIR", help="where the wheels go (default: wheels)")
+    parser.add_argument("--python", default="3.12", metavar="X.Y", help="of the other machine (default: 3.12)")
+    parser.add_argument("--limit-mib", type=float, default=60.0, metavar="N", help="what may be carried (default: 60)")
+    arguments = parser.parse_args()
+    out = pathlib.Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, command in commands(arguments.python, out).items():
+        print(name, flush=True)
+        if subprocess.run(command, check=False).returncode:
+            print(f"error: pip found no wheel of {name} for Python {arguments.python} on Linux", file=sys.stderr)
+            return 1
+    size = sum(wheel.stat().st_size for wheel in out.glob("*.whl")) / 2**20
+    print(f"{len(list(out.glob('*.whl')))} wheels, {size:.1f} MiB, in {out}")
+    if size > arguments.limit_mib:
+        print(f"error: {size:.1f} MiB are more than {arguments.limit_mib:g}; raise --limit-mib", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

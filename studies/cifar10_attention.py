@@ -1,0 +1,50 @@
+"""Which attention helps on photographs? CIFAR-10, 9 seeds a row, in two sizes: for two CPU cores and for a GPU.
+
+    python -m hga_flax prepare folder DIR --name=cifar10_jpeg     # DIR/{train,test}/CLASS/*.jpg
+    python -m hga_flax study studies/cifar10_attention.py
+    python -m hga_flax report studies/cifar10_attention.py
+
+    python -m hga_flax study studies/cifar10_attention.py --scale=gpu
+    python -m hga_flax report studies/cifar10_attention.py --scale=gpu
+
+The images are "CIFAR-10 as JPEG": a public copy recoded with 4:2:0 chroma, so the errors are not comparable with
+figures on the original, which is the same study with --config.data.name=cifar10 (and --dir=ANOTHER, for its runs).
+
+The plan, written down before the first run:
+
+* All 50,000 training images; the 10,000 test images are looked at once a run, at its end.
+* The recipe is configs/cifar10.py and `RECIPE`, which studies/cifar10_recipe.py decides on a split of the training
+  images with the plain network alone, before any two rows are compared. It is the same for all rows.
+* 9 seeds of each of 6 rows, 54 runs, seed by seed through all rows. With a deviation of 0.2 points between seeds
+  9 seeds a row see 0.3 points (half of a paired 95 % interval is then about 0.2 points before correction).
+  The comparisons of this table are the five rows against `none`, corrected together by Holm's method.
+* Nobody looks at differences before all 54 runs are made. A report of an unfinished study is marked so, and shows how
+  far it came, not what it found.
+* The CPU's size is what two cores make in several working days: ResNet-14 for 10 epochs. The GPU's is ResNet-20 for
+  30 epochs. Both are long enough for the plain network to fit, which RESULTS.md checks by its error on the training
+  images (evaluate.py --split=train) beside that on the test images.
+"""
+
+RECIPE: list[str] = []  # what studies/cifar10_recipe.py changes in configs/cifar10.py
+
+
+def get_study():
+    return {
+        "about": "Which attention helps a small network on CIFAR-10 (as JPEG), and whether HGA's MFE does.",
+        "config": "configs/cifar10.py",
+        "overrides": ["data.name=cifar10_jpeg", *RECIPE, "evaluation.every_epochs=1000"],
+        "scales": {
+            "cpu": ["model.name=cifar_resnet14", "training.epochs=10", "checkpoint.every_steps=400"],
+            "gpu": ["model.name=cifar_resnet20", "training.epochs=30"],
+        },
+        "rows": {
+            "none": ["model.attention=none"],
+            "se": ["model.attention=se"],
+            "hga": ["model.attention=hga"],
+            "hga_no_mfe": ["model.attention=hga", "model.attention_options=mfe=False"],
+            "hga_mfe_relu": ["model.attention=hga", "model.attention_options=mfe_act='relu'"],
+            "eca": ["model.attention=eca"],
+        },
+        "baseline": "none",
+        "seeds": 9,
+    }

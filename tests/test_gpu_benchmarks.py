@@ -1,0 +1,75 @@
+"""benchmarks/gpu: its rehearsal on a CPU, and what it does of itself."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from benchmarks.gpu import run as gpu
+from benchmarks.gpu import wheels
+from tests.commands import ROOT, environment
+
+
+def test_help():
+    for module in ("run", "wheels"):
+        shown = subprocess.run(
+            [sys.executable, "-m", f"benchmarks.gpu.{module}", "--help"], cwd=ROOT, capture_output=True, text=True
+        )
+        assert shown.returncode == 0 and "--out" in shown.stdout
+
+
+def test_every_part_is_a_command_that_is_there(tmp_path):
+    parts = gpu.parts(tmp_path, False, tmp_path / "data")
+    assert [part.name for part in parts] == ["tests", "step_resnet50", "step_resnext50_32x4d", "attention", "study"]
+    assert sum(part.most for part in parts[:-1]) < 10 * 60
+    assert all((ROOT / test).exists() for test in gpu.TESTS)
+    assert [part.name for part in gpu.parts(tmp_path, False, None)][-1] == "attention"  # no images, no study
+
+
+def test_a_part_is_cut_short_in_time_and_its_output_is_shown(tmp_path, capsys):
+    begun = time.monotonic()
+    slow = gpu.Part("slow", ["-c", "print('begun', flush=True)\nimport time\ntime.sleep(60)"], most=1)
+    assert gpu.run_part(slow, tmp_path, 2) is None and time.monotonic() - begun < 30
+    assert "begun" in capsys.readouterr().out
+    assert gpu.run_part(gpu.Part("bad", ["-c", "raise SystemExit(3)"], most=1), tmp_path, 20) == 3
+
+
+def test_measured_times_stand_beside_their_predictions(tmp_path):
+    rows = [{"model": "resnet50", "attention": name, "step_ms": ms, "ratio_to_first": ms / 100}
+            for name, ms in (("none", 100.0), ("hga", 105.0))]  # fmt: skip
+    (tmp_path / "step_resnet50.txt").write_text("compiling ...\n" + json.dumps(rows, indent=2) + "\na warning\n")
+    assert gpu.json_rows(tmp_path / "step_resnet50.txt") == rows
+    told = [{"model": "resnet50", "attention": "hga", "roofline_s": 0.033, "bytes_accessed": 1e11}]
+    (tmp_path / "predictions.json").write_text(json.dumps({"rows": told}))
+    lines = gpu.summary(tmp_path, {"step_resnet50": {"status": "passed", "seconds": 9}}).splitlines()
+    assert lines[0].split() == ["step_resnet50", "passed", "9", "s"]
+    assert lines[-1].split() == ["resnet50", "hga", "105.00", "1.050", "33.00", "100.00"]
+    assert lines[-2].split() == ["resnet50", "none", "100.00", "1.000", "-"]
+    (tmp_path / "cut.txt").write_text("compiling ...\n[\n  {")
+    assert gpu.json_rows(tmp_path / "cut.txt") == gpu.json_rows(tmp_path / "absent.txt") == []
+
+
+def test_the_wheels_are_those_of_the_projects_requirements():
+    named = {line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()}
+    assert {package for package in wheels.NEEDED if "," in package} <= named
+    assert all("--only-binary=:all:" in c or name in wheels.SOURCE for name, c in wheels.commands("3.12", ROOT).items())
+
+
+@pytest.mark.slow
+def test_the_rehearsal_on_a_cpu(tmp_path):
+    rehearse = [sys.executable, "-m", "benchmarks.gpu.run", f"--out={tmp_path}", "--tiny", "--minutes=15"]
+    options = {"cwd": ROOT, "env": environment(), "capture_output": True, "text": True}
+    first = subprocess.run(rehearse, **options)
+    assert first.returncode == 0, first.stdout + first.stderr
+    state = json.loads((tmp_path / "state.json").read_text())
+    assert {name: about["status"] for name, about in state.items()} == dict.fromkeys(
+        ("tests", "step_resnet50", "attention", "study"), "passed"
+    )
+    assert "runs of the study are made" in first.stdout and "measured ms" in first.stdout
+    made = len(list(tmp_path.glob("cifar10/*/seed_*/result.json")))
+    assert made >= 1
+    again = subprocess.run(rehearse, **options)
+    assert again.returncode == 0 and again.stdout.count("made before") == 3
+    assert len(list(tmp_path.glob("cifar10/*/seed_*/result.json"))) > made
