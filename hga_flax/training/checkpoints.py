@@ -12,7 +12,6 @@ newest_checkpoint.json a step that was once complete: a workdir that has lost al
 import contextlib
 import errno
 import json
-import logging
 import os
 import pathlib
 import shutil
@@ -25,6 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from hga_flax.errors import UserError, one_line
+from hga_flax.training import saved_state
 from hga_flax.training.distributed import meet
 from hga_flax.training.mesh import agree, all_true, wait_for_all
 from hga_flax.training.mirror import Mirror
@@ -35,9 +35,6 @@ from hga_flax.training.workdir import write_text
 
 Warn = Callable[[str], None]
 TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is not complete
-# Configuration keys on which it depends what arrays a state has beside the network's.
-STATE_KEYS = ("optimizer.name", "optimizer.momentum", "optimizer.freeze", "optimizer.learning_rate_factors")
-STATE_KEYS += ("training.ema_decay",)
 
 
 class UnreadableCheckpoint(UserError):
@@ -65,12 +62,9 @@ class Checkpoints:
         changes: Sequence[str] = (),
         mirror: Mirror | None = None,
     ):
-        # What goes wrong is raised, and said once; Orbax and asyncio would print its traceback beside that.
-        for name in ("absl", "asyncio"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
         self._workdir, self._directory = workdir.absolute(), workdir.absolute() / "checkpoints"
         self._keep, self._read_only, self._warn = keep, read_only, warn
-        self._changes = [change for change in changes if change.split(": ")[0] in STATE_KEYS]
+        self._changes = list(changes)
         self._manager: ocp.CheckpointManager | None = None
         self._writing: int | None = None
         # Each process has a twin of its own: the first writes, and each reads for itself.
@@ -99,7 +93,8 @@ class Checkpoints:
                 return
             state = jax.tree.map(np.asarray, state)  # which has no process but this one
         with self._written(step):
-            if self._directory.joinpath(str(step)).exists():
+            again = self._directory.joinpath(str(step)).exists()
+            if again if self._apart else agree(again):  # process 0 decides: it is the one that moves the folder
                 self._supersede(step)
             if self._manager is None:
                 self._manager = self._create_manager()
@@ -174,7 +169,9 @@ class Checkpoints:
         if step not in self._evaluations:
             self._evaluations[step] = None
             try:
-                self._evaluations[step] = self._read_run(step, self._path(step))["evaluation"]
+                evaluation = self._read_run(step, self._path(step))["evaluation"]
+                # Older versions booked an evaluation of no image at all, whose error is null.
+                self._evaluations[step] = evaluation if evaluation and evaluation["top1_error"] is not None else None
             except UnreadableCheckpoint as error:
                 self._warn(f"warning: {error}; its evaluation is not known")
         return self._evaluations[step]
@@ -206,9 +203,17 @@ class Checkpoints:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         with self._reading(path):
             self._check_structure(path, abstract)
-            items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), run=ocp.args.JsonRestore())
-            restored = self._reader.restore(path, args=items)
-            return restored.state, restored.run["run"]
+            item = saved_state.placed(self._saved(path), abstract)
+            arguments = ocp.args.PyTreeRestore(item, ocp.checkpoint_utils.construct_restore_args(item))
+            with self._checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                restored = reader.restore(path / "state", args=arguments)
+            run = self._reader.restore(path, args=ocp.args.Composite(run=ocp.args.JsonRestore())).run
+            return saved_state.filled(abstract, restored), run["run"]
+
+    def _saved(self, path: pathlib.Path) -> Any:
+        """Returns the tree of what a checkpoint says of its arrays."""
+        saved = self._reader.metadata(path).item_metadata["state"]
+        return getattr(saved, "tree", saved)
 
     def restore_weights(self, step: int) -> dict[str, Any]:
         """Returns {"params", "batch_stats"} of a step as NumPy arrays, whatever the network; a run's average if any.
@@ -219,8 +224,7 @@ class Checkpoints:
         path = self._path(step)
         with self._reading(path), self._checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             self._check_whole(step, path)
-            saved = self._reader.metadata(path).item_metadata["state"]
-            saved = getattr(saved, "tree", saved)
+            saved = self._saved(path)
             names = ("ema",) if saved.get("ema") else ("params", "batch_stats")
             wanted = {name: saved[name] for name in names}
             kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
@@ -308,23 +312,7 @@ class Checkpoints:
 
     def _check_structure(self, path: pathlib.Path, like: Any) -> None:
         """Raises a UserError where the checkpoint's arrays have other names, shapes or types."""
-        saved = self._reader.metadata(path).item_metadata["state"]
-        saved, wanted = _facts(getattr(saved, "tree", saved)), _facts(like)
-        differ = [name for name in {**wanted, **saved} if saved.get(name) != wanted.get(name)]
-        if differ:
-            model = [name for name in differ if name.split("/")[0] in ("params", "batch_stats")]
-            name, other = (model[0], "model") if model else (differ[0], "optimizer")
-            if name.startswith("ema/"):
-                other = "training.ema_decay"
-            if self._changes and not model:
-                raise UserError(
-                    f"the checkpoint {path} was saved by another optimizer; changed since: {', '.join(self._changes)}; "
-                    "take that back, or choose another --workdir"
-                )
-            raise UserError(
-                f"the checkpoint {path} belongs to another {other}: {name} is {saved.get(name, 'absent')} there and "
-                f"{wanted.get(name, 'absent')} here; choose another --workdir, or the {other} it was trained with"
-            )
+        saved_state.check_same_arrays(str(path), self._saved(path), like, self._changes)
 
     @contextlib.contextmanager
     def _reading(self, path: pathlib.Path) -> Iterator[None]:
@@ -341,12 +329,24 @@ class Checkpoints:
             yield
         except Exception as error:
             self._writing = None
+            self._forget(step)
             text = one_line(error)
             reason = os.strerror(errno.ENOSPC) if "No space left" in text else text[:300]
             raise UserError(
                 f"the checkpoint of step {step} cannot be written in {self._directory}: {reason}; the ones before are "
                 "kept, and the same command goes on from the newest"
             ) from error
+
+    def _forget(self, step: int) -> None:
+        """Drops Orbax's manager, which counts a step as there once it has begun to write it, and would keep it."""
+        self._evaluations.pop(step, None)
+        self._close_manager()
+
+    def _close_manager(self) -> None:
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            with contextlib.suppress(Exception):
+                manager.close()
 
     def wait(self) -> None:
         """Blocks until the last checkpoint is complete on disk.
@@ -373,10 +373,7 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            manager, self._manager = self._manager, None
-            if manager is not None:
-                with contextlib.suppress(Exception):  # what went wrong has been raised by `wait`
-                    manager.close()
+            self._close_manager()  # what went wrong has been raised by `wait`
             self._reader.close()
 
     def _newest_complete(self) -> int | None:
@@ -387,10 +384,3 @@ class Checkpoints:
 
 def _handlers() -> dict[str, Any]:
     return {"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
-
-
-def _facts(tree: Any) -> dict[str, str]:
-    """Shape and type of every array, by its name."""
-    leaves = jax.tree.leaves_with_path(tree)
-    name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
-    return {name(path): f"{tuple(leaf.shape)} {leaf.dtype}" for path, leaf in leaves}

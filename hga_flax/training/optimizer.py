@@ -1,5 +1,6 @@
 """The learning rate's schedule and the optimizer."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -100,16 +101,33 @@ def create_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Grad
     "adamw": Loshchilov and Hutter, https://arxiv.org/abs/1711.05101; the decay is scaled by the learning rate alone.
     "lamb": You et al., https://arxiv.org/abs/1904.00962, algorithm 2: AdamW's step, scaled for each array by the
     ratio of its norm to the step's. Arrays that are not to decay are not scaled either, as in the authors' code.
+
+    The state depends on `optimizer.name` alone: every other key may change when a run goes on. So SGD keeps its
+    momentum where that is 0 too, and frozen parameters have one.
     """
     optimizer = config.optimizer
     mask = None if optimizer.decay_norm_and_bias else decays
     clip = optax.clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity()
-    decay = optax.add_decayed_weights(optimizer.weight_decay, mask) if optimizer.weight_decay else optax.identity()
+    decay = optax.stateless(lambda updates, params: _add_decay(optimizer.weight_decay, mask, updates, params))
     if optimizer.name == "sgd":
-        update = optax.chain(clip, decay, optax.sgd(schedule, optimizer.momentum or None, optimizer.nesterov))
+        update = optax.chain(clip, decay, optax.sgd(schedule, optimizer.momentum, optimizer.nesterov))
         return by_parameter(config, update)
     steps = [clip, optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps), decay]
     if optimizer.name == "lamb":
-        ratio = optax.scale_by_trust_ratio()
-        steps.append(optax.masked(ratio, mask) if mask else ratio)
+        steps.append(optax.stateless(lambda updates, params: _scale_by_trust_ratio(mask, updates, params)))
     return by_parameter(config, optax.chain(*steps, optax.scale_by_learning_rate(schedule)))
+
+
+def _add_decay(rate: float, mask: Callable[[Any], Any] | None, updates: Any, params: Any) -> Any:
+    """What `optax.add_decayed_weights` does, without a state whose shape depends on the mask."""
+    if not rate:
+        return updates
+    wanted = mask(params) if mask else jax.tree.map(lambda _: True, params)
+    return jax.tree.map(lambda u, p, add: u + rate * p if add else u, updates, params, wanted)
+
+
+def _scale_by_trust_ratio(mask: Callable[[Any], Any] | None, updates: Any, params: Any) -> Any:
+    """What `optax.scale_by_trust_ratio` does to the arrays that the mask names, without a state of its own."""
+    scaled, _ = optax.scale_by_trust_ratio().update(updates, optax.EmptyState(), params)
+    wanted = mask(params) if mask else jax.tree.map(lambda _: True, params)
+    return jax.tree.map(lambda new, old, scale: new if scale else old, scaled, updates, wanted)

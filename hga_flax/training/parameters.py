@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
@@ -57,19 +58,26 @@ def hold_frozen(config: ConfigDict, params: Any) -> Any:
 
 
 def by_parameter(config: ConfigDict, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Returns an optimizer that leaves frozen parameters alone, without state or decay, and scales the others' rates.
+    """Returns an optimizer that leaves frozen parameters alone and scales the others' rates; its state is the same.
 
     A factor scales the whole update, which for SGD with its coupled weight decay and for AdamW and LAMB
-    with their decoupled one is what another learning rate does.
+    with their decoupled one is what another learning rate does. What a frozen parameter gets from its optimizer,
+    which is decay alone, is neither kept as momentum nor applied.
     """
     factors = learning_rate_factors(config)
-    if factors:
-        scale = lambda updates, params: _map(lambda name, u: u * _factor(factors, name), updates)
-        optimizer = optax.chain(optimizer, optax.stateless(scale))
-    if config.optimizer.freeze:
-        label = lambda params: _map(lambda name, p: "frozen" if _is_frozen(config, name) else "trained", params)
-        optimizer = optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, label)
-    return optimizer
+    if not factors and not config.optimizer.freeze:
+        return optimizer
+
+    def scale(name: str, update: jax.Array) -> jax.Array:
+        return jnp.zeros_like(update) if _is_frozen(config, name) else update * _factor(factors, name)
+
+    def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        # Without a value a parameter does not decay, and without a gradient it gathers no momentum.
+        still = lambda tree: _map(lambda name, x: jnp.zeros_like(x) if _is_frozen(config, name) else x, tree)
+        updates, state = optimizer.update(still(gradient), state, still(params))
+        return _map(scale, updates), state
+
+    return optax.GradientTransformation(optimizer.init, update)
 
 
 def check_patterns(config: ConfigDict, params: Any) -> None:

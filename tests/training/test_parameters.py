@@ -51,15 +51,16 @@ def test_patterns(pattern, name, fits):
 
 
 @pytest.mark.parametrize(("name", "moments"), [("sgd", 1), ("adamw", 2), ("lamb", 2)])
-def test_frozen_parameters_stay_and_have_no_state(name, moments):
+def test_frozen_parameters_stay_and_gather_no_momentum(name, moments):
     before = flatten_dict(PARAMS, sep="/")
     free, free_state = updated(optimizer__name=name)
     held, state = updated(optimizer__name=name, optimizer__freeze=("stem*", "*/attention"))
     frozen = {"stem_conv/kernel", "stem_norm/scale", "stage1_block1/attention/ee/excite"}
     for name in before:
         np.testing.assert_array_equal(held[name], before[name] if name in frozen else free[name])
-    size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
-    assert size(free_state) - size(state) == moments * (6 + 4 + 5)
+    assert jax.tree.structure(free_state) == jax.tree.structure(state)  # so that a run may freeze others as it goes on
+    still = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim and not np.any(leaf)]
+    assert sum(leaf.size for leaf in still) == moments * (6 + 4 + 5)
 
 
 def test_factors_are_other_learning_rates():
