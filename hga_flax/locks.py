@@ -1,12 +1,40 @@
-"""Lock files: one process of this machine at a time. The kernel releases a lock, however its process ends."""
+"""Who has what: claims as files in a shared folder, and locks for the short work of one machine's processes.
 
+A claim needs no server, no lock of the file system and no trust in clocks. It is the file NAME.0, created exclusively:
+of all processes one succeeds. Its owner touches it every few seconds. Whoever finds that the owner is gone takes over
+by creating NAME.1, exclusively again, and so on: the highest number holds. The highest is never removed or renamed, and
+who has created one looks whether it is the highest, so that of two that want to take over, however late, one succeeds.
+
+An owner is gone when its claim says that it was released; when it ran on this machine and its process is no longer
+there; or when somebody has watched the file for `stale_seconds` by their own clock and nobody has touched it.
+"""
+
+import contextlib
+import dataclasses
 import fcntl
+import glob
+import json
+import os
 import pathlib
-from typing import TextIO
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
+
+from hga_flax.errors import UserError, one_line
+
+STALE_SECONDS = 120.0
+BEATS = 12  # touches within `stale_seconds`
+NUMBERED = re.compile(r"(.+)\.(\d+)")
+POLL_SECONDS = 1.0
 
 
 def lock(file: pathlib.Path, wait: bool) -> TextIO | None:
     """Locks a file, which is created where it is missing, until what is returned is closed.
+
+    The kernel releases it, however its process ends; other machines need not know of it.
 
     Args:
         file: to be locked; its folder is created too.
@@ -29,3 +57,235 @@ def lock(file: pathlib.Path, wait: bool) -> TextIO | None:
         opened.close()
         raise
     return opened
+
+
+def machine() -> str:
+    """Returns what tells this machine, since its last start, from others: process numbers are valid within it."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        parts.append(pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    with contextlib.suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
+
+
+def process_start(pid: int) -> str | None:
+    """Returns what tells a process from a later one of the same number, or None where it is not running."""
+    try:
+        state, *rest = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if state in "ZX" else rest[18]
+    except OSError:
+        pass
+    if pathlib.Path("/proc/self/stat").exists():
+        return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return ""
+
+
+@dataclasses.dataclass
+class Claim:
+    """What is this process's, from `Claims.take` to `release`.
+
+    Attributes:
+        file: of the claim.
+        number: how many owners there were before.
+    """
+
+    file: pathlib.Path
+    number: int
+
+    @property
+    def is_lost(self) -> bool:
+        """True where another process took over, because this one did not run for so long, or the file was removed."""
+        name = NUMBERED.fullmatch(self.file.name)[1]
+        return self.file.with_name(f"{name}.{self.number + 1}").exists() or not self.file.exists()
+
+
+class Claims:
+    """The claims in a folder as one process sees them.
+
+    Args:
+        folder: of the claim files, the same for all processes.
+        stale_seconds: an owner that is silent for so long is gone; the same for all processes.
+        clock: tells the seconds, for tests.
+
+    Raises:
+        UserError: the folder cannot be created.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        stale_seconds: float = STALE_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._folder, self._stale, self._clock = folder, stale_seconds, clock
+        self._seen: dict[str, tuple[tuple[int, int], float]] = {}
+        self._owner = {
+            "machine": machine(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "start": process_start(os.getpid()),
+        }
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be created: {error.strerror}; name another directory") from None
+
+    def take(self, name: str) -> Claim | None:
+        """Claims a name, or takes it over from an owner that is gone; None where it is another's.
+
+        Raises:
+            UserError: the claim cannot be written.
+        """
+        numbers = self._numbers(name)
+        newest = max(numbers, default=None)
+        if newest is not None and not self._is_gone(self._folder / f"{name}.{newest}"):
+            return None
+        number = 0 if newest is None else newest + 1
+        file = self._folder / f"{name}.{number}"
+        try:
+            with file.open("x") as stream:
+                stream.write(json.dumps(self._owner))
+            numbers = self._numbers(name)
+            if max(numbers) > number:  # who has come so late that the claims it saw were gone since
+                file.unlink(missing_ok=True)
+                return None
+            for old in numbers - {number}:
+                (self._folder / f"{name}.{old}").unlink(missing_ok=True)
+        except FileExistsError:
+            return None
+        except OSError as error:
+            raise UserError(f"{file} cannot be written: {error.strerror or one_line(error)}") from None
+        return Claim(file, number)
+
+    def release(self, claim: Claim) -> None:
+        """Gives a claim up: the next process need not wait."""
+        with contextlib.suppress(OSError):
+            if not claim.is_lost:
+                claim.file.write_text(json.dumps(self._owner | {"released": True}))
+
+    @contextlib.contextmanager
+    def beating(self, claim: Claim, tick: Callable[[], None]) -> Iterator[None]:
+        """Touches a claim for as long as the context lasts.
+
+        Args:
+            claim: this process's own.
+            tick: called after each touch, in a thread of its own.
+        """
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(self._stale / BEATS):
+                with contextlib.suppress(OSError):  # a file server that is away for a while
+                    if not claim.is_lost:
+                        os.utime(claim.file)
+                tick()
+
+        thread = threading.Thread(target=beat, daemon=True, name="claim")
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def owner(self, name: str) -> dict[str, Any]:
+        """Returns what the newest claim says of its owner: "machine", "host", "pid"; nothing where it says nothing."""
+        newest = max(self._numbers(name), default=0)
+        with contextlib.suppress(OSError, ValueError):
+            owner = json.loads((self._folder / f"{name}.{newest}").read_text())
+            return owner if isinstance(owner, dict) else {}
+        return {}
+
+    def is_elsewhere(self, name: str) -> bool:
+        """Whether the owner runs on another machine, so that only its silence tells that it is gone."""
+        return self.owner(name).get("machine") != self._owner["machine"]
+
+    def mark(self, name: str) -> tuple[int, int]:
+        """Returns what changes with each sign of life of the owner."""
+        newest = max(self._numbers(name), default=0)
+        with contextlib.suppress(OSError):
+            facts = (self._folder / f"{name}.{newest}").stat()
+            return facts.st_mtime_ns, facts.st_size
+        return 0, 0
+
+    def _numbers(self, name: str) -> set[int]:
+        """The numbers of a name's claims."""
+        found = (NUMBERED.fullmatch(file.name) for file in self._folder.glob(f"{glob.escape(name)}.*"))
+        return {int(m[2]) for m in found if m and f"{name}.{int(m[2])}" == m[0]}
+
+    def _is_gone(self, file: pathlib.Path) -> bool:
+        mark, owner = (0, 0), {}
+        with contextlib.suppress(OSError, ValueError):  # it is being written, or its owner died before it had
+            facts = file.stat()
+            mark = facts.st_mtime_ns, facts.st_size
+            owner = json.loads(file.read_text())
+        if not isinstance(owner, dict):
+            owner = {}
+        if owner.get("released"):
+            return True
+        if owner.get("machine") == self._owner["machine"]:
+            return process_start(owner["pid"]) != owner["start"]
+        seen, since = self._seen.get(file.name, (None, 0.0))
+        if seen != mark:
+            self._seen[file.name] = (mark, self._clock())
+            return False
+        return self._clock() - since > self._stale
+
+
+@contextlib.contextmanager
+def claimed(
+    folder: pathlib.Path,
+    name: str,
+    taken: Callable[[str], UserError],
+    say: Callable[[str], None],
+    lost: Callable[[], None],
+    waits: bool = True,
+    stale_seconds: float = STALE_SECONDS,
+) -> Iterator[None]:
+    """Has a name to itself; waits where an owner on another machine may be gone, until that is known.
+
+    Args:
+        folder: of the claim files.
+        name: what is claimed.
+        taken: returns the error to raise from the owner, "process 12 on host x".
+        say: called with one line before it waits.
+        lost: called in a thread when another process has taken over since.
+        waits: False to take an owner on another machine for alive.
+        stale_seconds: see `Claims`.
+
+    Raises:
+        UserError: another process has it, or the folder cannot be written to.
+    """
+    claims = Claims(folder, stale_seconds)
+    claim, mark, said = claims.take(name), claims.mark(name), False
+    while claim is None:
+        owner = claims.owner(name)
+        who = f"process {owner['pid']} on {owner['host']}" if {"pid", "host"} <= owner.keys() else "another process"
+        if not waits or not claims.is_elsewhere(name) or (said and claims.mark(name) != mark):
+            claim = claims.take(name)  # it may have ended just now
+            if claim is None:
+                raise taken(who)
+            break
+        if not said:
+            say(f"{who} may still be at work here; waiting for a sign of it, {stale_seconds:g} s at most")
+            said = True
+        time.sleep(min(POLL_SECONDS, stale_seconds / BEATS))
+        claim = claims.take(name)
+    try:
+        with claims.beating(claim, lambda: lost() if _is_lost(claim) else None):
+            yield
+    finally:
+        claims.release(claim)
+
+
+def _is_lost(claim: Claim) -> bool:
+    with contextlib.suppress(OSError):  # a file server that is away for a while
+        return claim.is_lost
+    return False

@@ -134,7 +134,9 @@ def start_workers(arguments: argparse.Namespace) -> int:
         for worker in workers:
             worker.send_signal(signum)
 
-    before = {signum: signal.signal(signum, hand_on) for signum in (signal.SIGTERM, signal.SIGINT)}
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # by nohup
+    stopping = (signal.SIGTERM, signal.SIGINT, *(() if ignored else (signal.SIGHUP,)))
+    before = {signum: signal.signal(signum, hand_on) for signum in stopping}
     try:
         for index in range(arguments.workers):
             # In a session of its own: a terminal's Ctrl-C comes once, from here.

@@ -9,7 +9,7 @@ from hga_flax.lab.runs import Run, all_runs
 from hga_flax.lab.study import Row, Study
 from hga_flax.training.console import Console, duration
 from hga_flax.training.dry_run import abstract_batch, step_seconds
-from hga_flax.training.experiment import Experiment, create_experiment, prepare
+from hga_flax.training.experiment import Experiment, configure_process, create_experiment, prepare
 from hga_flax.training.step import make_train_step
 
 
@@ -32,6 +32,7 @@ def check_rows(study: Study) -> None:
 
 
 def _experiment(row: Row) -> Experiment:
+    configure_process(row.config)
     return create_experiment(row.config, lambda: dataset_info(row.config.data.name, row.config.data.dir))
 
 

@@ -47,11 +47,12 @@ def _turn(folder: pathlib.Path) -> Callable[[int], None]:
 
     from hga_flax.data.sources import dataset_info
     from hga_flax.training.dry_run import abstract_batch
-    from hga_flax.training.experiment import create_experiment, prepare
+    from hga_flax.training.experiment import configure_process, create_experiment, prepare
     from hga_flax.training.state import create_state
     from hga_flax.training.step import make_train_step
 
     config = from_json((folder / "row.json").read_text())
+    configure_process(config)
     experiment = create_experiment(config, lambda: dataset_info(config.data.name, config.data.dir))
     prepared = prepare(experiment)
     optimizer = experiment.optimizer(prepared.schedule)

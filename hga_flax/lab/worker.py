@@ -19,10 +19,11 @@ from types import FrameType
 from typing import Any
 
 from hga_flax.errors import Interrupted, UserError, one_line
-from hga_flax.lab.claims import Claim, Claims
 from hga_flax.lab.runs import Run, all_runs, last_evaluation, open_directory, write_text
 from hga_flax.lab.study import Study
+from hga_flax.locks import Claim, Claims
 from hga_flax.training.console import duration
+from hga_flax.training.preemption import handled_signals, survive_hangup
 from hga_flax.version import __version__
 
 POLL_SECONDS = 2.0
@@ -73,11 +74,11 @@ def work(study: Study, say: Callable[[str], None], budget_minutes: float = 0.0, 
 
 
 class _Stop:
-    """A context: between two runs SIGTERM and SIGINT end the worker by an exception; during a run training has them."""
+    """A context: between two runs a signal ends the worker by an exception; during a run training has them."""
 
     def __enter__(self) -> "_Stop":
         self.signal = 0
-        self._handlers = {signum: signal.signal(signum, self._handle) for signum in (signal.SIGTERM, signal.SIGINT)}
+        self._handlers = {signum: signal.signal(signum, self._handle) for signum in handled_signals()}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -85,6 +86,8 @@ class _Stop:
             signal.signal(signum, handler)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGHUP:
+            survive_hangup()
         self.signal = signum
         self.check()
 

@@ -14,16 +14,18 @@ import uuid
 from collections.abc import Callable, Iterator
 
 from hga_flax.errors import Interrupted, UserError, one_line
+from hga_flax.locks import claimed
 from hga_flax.storage import Unreachable, is_remote
 from hga_flax.training import seal
 from hga_flax.training.distributed import meet
 from hga_flax.training.twin import CHECKPOINT, Here, Overtaken, Twin, find
-from hga_flax.training.watch import before_leaving
+from hga_flax.training.watch import before_leaving, leave
 from hga_flax.training.workdir import open_workdir
 
 POLL_SECONDS = 1.0
 LOG_SECONDS = 30.0
 PAUSES = (5.0, 15.0)  # seconds before a checkpoint is tried again; the libraries themselves try for 7 to 50 s
+CLAIM = ".trained_by"  # in a local workdir; see locks.py
 NEWEST = "newest_checkpoint.json"
 
 
@@ -247,12 +249,26 @@ def _is_other(name: str) -> bool:
     return parts[0] not in ("checkpoints", "superseded") and not any(part.startswith(".") for part in parts)
 
 
+def _claimed(path: str) -> contextlib.AbstractContextManager[None]:
+    """Keeps every other command from training in a folder, also on other machines that share it."""
+    line = f"--workdir={path}: another command trains there: {{}}; wait for its end, or choose another --workdir"
+    return claimed(
+        open_workdir(path),
+        CLAIM,
+        taken=lambda who: UserError(line.format(who)),
+        say=lambda text: print(f"{path}: {text}", flush=True),
+        lost=lambda: leave(f"--workdir={path} was removed, or another command has taken it over; this one stops"),
+    )
+
+
 @contextlib.contextmanager
 def run_folder(path: str, process: int) -> Iterator[tuple[pathlib.Path, Mirror | None]]:
     """Yields the folder in which a run is trained, and in process 0 of a run in a bucket what copies it there.
 
-    With a run in a bucket each process has a folder of its own and process 0 alone writes; `begin` the mirror when
-    the run is known to be the right one. Leaving returns when everything is in the bucket.
+    A folder of this machine, or of a file system that several share, is process 0's alone until the end: a second
+    command that would train there is refused. With a run in a bucket each process has a folder of its own and process
+    0 alone writes; `begin` the mirror when the run is known to be the right one. Leaving returns when everything is in
+    the bucket.
 
     Args:
         path: the workdir, as the user gave it.
@@ -262,7 +278,11 @@ def run_folder(path: str, process: int) -> Iterator[tuple[pathlib.Path, Mirror |
         UserError: it cannot be used, or something cannot be uploaded.
     """
     if not is_remote(path):
-        yield open_workdir(path), None
+        with contextlib.ExitStack() as claim:
+            if process == 0:
+                claim.enter_context(_claimed(path))
+            meet("process 0 has the run")
+            yield open_workdir(path), None
         return
     mirror = None if process else Mirror(Twin(path, "--workdir", trains=True))
     folder = mirror.catch_up() if mirror else None

@@ -17,12 +17,11 @@ import pathlib
 import re
 import shutil
 from collections.abc import Iterable
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 from hga_flax.errors import UserError, expand, one_line
-from hga_flax.locks import lock
+from hga_flax.locks import claimed
 from hga_flax.storage import (
-    CACHE_VARIABLE,
     Fact,
     Remote,
     cache_folder,
@@ -32,6 +31,7 @@ from hga_flax.storage import (
     make_folder,
 )
 from hga_flax.training import seal
+from hga_flax.training.watch import leave
 
 SESSION = "session.json"
 RECORD = ".mirror.json"  # in a twin: what of it equals what in the bucket
@@ -79,13 +79,13 @@ class Twin:
 
     def __init__(self, address: str, key: str, trains: bool = False):
         self.remote, self._trains = Remote(address, key), trains
-        self.folder, self._lock = _take(self.remote, trains)
+        self.folder, self._claim = _take(self.remote, trains)
         self.there: dict[str, Fact] = {}
         self._sessions, self.pairs = self._recorded()
 
     def close(self) -> None:
         """Leaves the twin to the next process."""
-        self._lock.close()
+        self._claim.close()
 
     def pull(self, light: bool = False) -> None:
         """Makes the twin what the bucket holds.
@@ -229,25 +229,27 @@ class Twin:
             return [], {}
 
 
-def _take(remote: Remote, trains: bool) -> tuple[pathlib.Path, TextIO]:
-    """Returns the first twin of an address that no process uses, and its lock; there is but one to train in."""
+class _Taken(UserError):
+    """A twin that another process has."""
+
+
+def _take(remote: Remote, trains: bool) -> tuple[pathlib.Path, contextlib.ExitStack]:
+    """Returns the first twin of an address that no process has, and its claim; there is but one to train in."""
     address, kind = remote.address, "train" if trains else "read"
+    line = f"another command trains in {address}: {{}}; wait for its end, or choose another {remote.key}"
+    taken = lambda who: _Taken(line.format(who))
+    lost = lambda: leave(f"another command has taken over the copy of {address} on this machine")
     for number in itertools.count():
         folder = cache_folder() / "runs" / f"{folder_name(address)}-{kind}{number}"
         make_folder(folder, address)
-        file = folder.with_name(f"{folder.name}.lock")
+        claim = contextlib.ExitStack()
         try:
-            held = lock(file, wait=False)
-        except OSError as error:
-            raise UserError(
-                f"{file} cannot be locked: {error.strerror}; set {CACHE_VARIABLE} to a folder of a local disk"
-            ) from None
-        if held is not None:
-            return folder, held
-        if trains:
-            raise UserError(
-                f"another command trains in {address} on this machine; wait for its end, or choose another {remote.key}"
-            )
+            claim.enter_context(claimed(folder.parent, f".{folder.name}", taken, print, lost, waits=trains))
+        except _Taken:
+            if trains:
+                raise
+            continue
+        return folder, claim
     raise AssertionError("there are more numbers than processes")
 
 

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import socket
 import threading
 import time
 import zlib
@@ -222,7 +223,8 @@ def test_each_process_that_reads_has_a_twin_of_its_own(remote):
 
 def test_one_command_trains_in_an_address_at_a_time(remote):
     first = opened(remote)
-    line = "another command trains in s3://bucket/run on this machine; wait for its end, or choose another --workdir"
+    who = f"process {os.getpid()} on {socket.gethostname()}"
+    line = f"another command trains in s3://bucket/run: {who}; wait for its end, or choose another --workdir"
     with pytest.raises(UserError, match=f"^{line}$"):
         opened(remote)
     assert names(opened(remote, trains=False)) == names(first)
