@@ -3,8 +3,8 @@
 python train.py --config=configs/digits.py --workdir=runs/digits [--config.key=value ...]
 python train.py --config=configs/digits.py --dry_run     checks and describes the run without making it
 
-Exit codes: 0 finished, 1 an error (one line), 143 stopped by SIGTERM, 130 by Ctrl-C. A stopped run has saved its
-last step; the same command goes on.
+Exit codes: 0 finished, 1 an error (one line), 143 stopped by SIGTERM, 130 by Ctrl-C, 129 by SIGHUP. A stopped
+run has saved its last step; the same command goes on.
 """
 
 from hga_flax.command_line import add_import_flag

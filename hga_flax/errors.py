@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import logging
 import os
 import pathlib
 import sys
@@ -39,11 +40,14 @@ class ConfigError(UserError):
 
 
 class Interrupted(Exception):
-    """A signal ended the command in good order: the message is one line, `code` the exit code."""
+    """A signal ended the command in good order: the message is one line, `code` the exit code.
 
-    def __init__(self, message: str, code: int):
+    `alone` says that of several processes this one stops by itself, and the others must learn of it.
+    """
+
+    def __init__(self, message: str, code: int, alone: bool = False):
         super().__init__(message)
-        self.code = code
+        self.code, self.alone = code, alone
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -98,10 +102,13 @@ def check_writable(path: pathlib.Path, key: str, remedy: str) -> None:
 
 
 def run_main(main: Callable[[], int | None]) -> None:
-    """Runs a command's `main` and exits: 0, 1 for a `UserError` (one line), 130 for Ctrl-C, 143 for SIGTERM.
+    """Runs a command's `main` and exits: 0, 1 for a `UserError` (one line), 130 for Ctrl-C, 143 for SIGTERM,
+    129 for SIGHUP.
 
     Any other exception is a bug of ours and keeps its traceback.
     """
+    for name in ("asyncio", "gcsfs", "s3fs"):  # which print the traceback of what is raised, or of each try
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         sys.exit(main() or 0)
     except UserError as error:

@@ -151,7 +151,7 @@ def _undisturbed(dataset: grain.IterDataset) -> Iterator[Batch]:
     first batch, and inherit what is blocked then.
     """
     resource_tracker.ensure_running()  # started later it would unblock the signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     try:
         batches = iter(dataset)
         batch = next(batches, None)

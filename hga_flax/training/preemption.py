@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the step in flight is finished and saved, and the process leaves within its grace period.
+"""SIGTERM, SIGINT and SIGHUP: the step in flight is finished and saved, and the process leaves within its grace period.
 
 Python runs a signal's handler only between two instructions of the main thread, which may be inside a
 compilation for minutes. So a thread of its own hears of the signal too, by the file descriptor that Python
@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from hga_flax.errors import Interrupted
 from hga_flax.training.mesh import DATA_AXIS
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # A process that has nothing to save leaves at once; one that is inside a compilation is given this many seconds.
 NOTHING_TO_SAVE_SECONDS = 1.0
 POLLS_IN_FLIGHT = 2
@@ -31,8 +31,24 @@ _DONE = 0  # a byte that is no signal's number
 
 
 def exit_code(signum: int) -> int:
-    """Returns what a shell reports for a process that a signal ended: 143 for SIGTERM, 130 for SIGINT."""
+    """Returns what a shell reports for a process that a signal ended: SIGTERM 143, SIGINT 130, SIGHUP 129."""
     return 128 + signum
+
+
+def handled_signals() -> list[signal.Signals]:
+    """Returns the signals that end this process in good order: without SIGHUP where nohup has it ignored."""
+    return [s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
+
+
+def survive_hangup() -> None:
+    """After SIGHUP: what cannot be printed any more, because the terminal is gone, is no reason not to save."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        try:
+            os.write(number, b"")
+        except OSError:
+            os.dup2(nowhere, number)
+    os.close(nowhere)
 
 
 def _leave(code: int, text: str) -> None:
@@ -66,7 +82,7 @@ class Preemption:
         if self._active:
             self._pipe = os.pipe()
             os.set_blocking(self._pipe[1], False)
-            self._handlers = {signum: signal.signal(signum, self._handle) for signum in SIGNALS}
+            self._handlers = {signum: signal.signal(signum, self._handle) for signum in handled_signals()}
             self._wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
             self._thread = threading.Thread(target=self._watch, daemon=True, name="preemption")
             self._thread.start()
@@ -83,11 +99,14 @@ class Preemption:
                 os.close(end)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGHUP:
+            survive_hangup()
         self.signal = self.signal or signum
         if not self._unsaved:
             raise Interrupted(
                 f"stopped by {signal.Signals(signum).name}; nothing new to save, and the same command goes on",
                 exit_code(signum),
+                alone=True,
             )
 
     def _watch(self) -> None:
@@ -103,10 +122,12 @@ class Preemption:
             for byte in os.read(self._pipe[0], 64):
                 if byte == _DONE:
                     return
+                if byte == signal.SIGHUP and byte in self._handlers:
+                    survive_hangup()  # at once: the main thread may be about to print
                 if first and byte == signal.SIGINT:
                     self._leave(exit_code(byte), f"stopped at once by a second signal, SIGINT; {_KEPT}")
                     return
-                if not first and byte in SIGNALS:
+                if not first and byte in self._handlers:
                     self.signal = self.signal or byte
                     first = byte
                     grace = self._grace if self._unsaved else min(self._grace, NOTHING_TO_SAVE_SECONDS)

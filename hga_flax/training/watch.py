@@ -129,9 +129,10 @@ class Watch:
             self._disconnect()
         with self._lock:
             self._finished.set()
-            orderly = error is None or isinstance(error, Interrupted)  # after a signal all stop at the same step
+            # After a signal all stop at the same step, but before the first step only the one that it came to.
+            orderly = error is None or (isinstance(error, Interrupted) and not error.alone)
             for link in self._links:
-                link.send(DONE) if orderly else link.send(FAILED, self._name() + f" failed: {_told(error)}")
+                link.send(DONE) if orderly else link.send(FAILED, f"{self._name()} {_told(error)}")
         self._thread.join(timeout=self._timeout)
         for link in self._links:
             link.socket.close()
@@ -183,7 +184,11 @@ class Watch:
 
 
 def _told(error: BaseException) -> str:
-    return one_line(error)[:500] if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)[:300]}"
+    """Returns what the others say of this process."""
+    if isinstance(error, Interrupted):
+        return f"was {one_line(error).partition(';')[0]}"  # "stopped by SIGTERM"
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return f"failed: {kind}{one_line(error)[:500]}"
 
 
 def _connect(process: int, processes: int, timeout_seconds: float) -> list[Link]:

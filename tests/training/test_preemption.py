@@ -1,7 +1,9 @@
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 
@@ -22,6 +24,14 @@ def wait_for(condition, seconds=20.0):
         time.sleep(0.005)
 
 
+@pytest.fixture(autouse=True)
+def hangup():
+    """As at a terminal, however the tests were started."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def test_a_signal_is_a_request_once_there_is_something_to_save():
     before = [signal.getsignal(s) for s in module.SIGNALS]
     left = []
@@ -36,10 +46,48 @@ def test_a_signal_is_a_request_once_there_is_something_to_save():
 
 
 def test_a_signal_before_that_ends_the_command_at_once():
-    for signum, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+    for signum, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)):
         with pytest.raises(Interrupted, match="nothing new to save") as caught, Preemption(60.0, lambda *how: None):
             signal.raise_signal(signum)
-        assert caught.value.code == code == exit_code(signum)
+        assert caught.value.code == code == exit_code(signum) and caught.value.alone
+
+
+def test_a_run_that_nohup_started_goes_on_ignoring_hangups():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with Preemption(60.0, lambda *how: None) as preemption:
+        preemption.begin()
+        signal.raise_signal(signal.SIGHUP)
+        assert preemption.signal == 0
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+TERMINAL = """
+import pathlib
+import sys
+import time
+from hga_flax.training.preemption import Preemption
+with Preemption(60.0) as preemption:
+    preemption.begin()
+    print("ready", flush=True)
+    while not preemption.signal:
+        time.sleep(0.01)
+    print("a line that nobody reads", flush=True)
+    print("another", file=sys.stderr, flush=True)
+    pathlib.Path(sys.argv[1]).write_text("saved")
+"""
+
+
+def test_the_end_of_its_terminal_is_no_reason_not_to_save(tmp_path):
+    main, side = os.openpty()
+    command = [sys.executable, "-c", TERMINAL, str(tmp_path / "file")]
+    take = lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # the terminal is this process's, which hears of its end
+    process = subprocess.Popen(
+        command, stdin=side, stdout=side, stderr=side, start_new_session=True, preexec_fn=take, env=os.environ
+    )
+    os.close(side)
+    assert b"ready" in os.read(main, 100)
+    os.close(main)  # a lost connection
+    assert process.wait(30) == 0 and (tmp_path / "file").read_text() == "saved"
 
 
 def test_a_second_sigint_leaves_at_once():

@@ -7,7 +7,7 @@ import time
 import jax
 import pytest
 
-from hga_flax.errors import UserError
+from hga_flax.errors import Interrupted, UserError
 from hga_flax.training import watch as module
 from hga_flax.training.watch import ALIVE, FAILED, Link, Watch
 
@@ -58,6 +58,18 @@ def test_all_end_in_any_order_and_none_is_missed(order):
         thread.join(5)
         assert not thread.is_alive()
     assert run.ended == [None, None, None]
+
+
+@pytest.mark.parametrize("stopped", [0, 1, 2])
+def test_a_signal_to_one_process_before_its_first_step_ends_all(stopped):
+    """Later all agree on a step to stop at; before, the others would wait for this one in vain."""
+    run = Run(3)
+    run.enter()
+    run.exit(stopped, error=Interrupted("stopped by SIGTERM; nothing new to save", 143, alone=True))
+    for process in {0, 1, 2} - {stopped}:
+        assert run.over[process].wait(module.CONCLUSION_SECONDS + 5)
+        line = f"process {stopped} on {socket.gethostname()} was stopped by SIGTERM; the checkpoints written before"
+        assert run.ended[process].startswith(line)
 
 
 @pytest.mark.parametrize("lost", [1, 2])
