@@ -9,7 +9,9 @@ initial_weights.txt  what a run with init.from began with
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
+import tempfile
 from collections.abc import Iterator
 
 from ml_collections import ConfigDict
@@ -33,13 +35,26 @@ def open_workdir(path: str) -> pathlib.Path:
         raise UserError("--workdir is empty; name the folder of the run")
     workdir = expand(path, "--workdir").absolute()
     try:
+        _check_way(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".writable"
-        probe.write_text("")
-        probe.unlink()
+        # Under a name of its own: the processes of a run do this at once.
+        file, probe = tempfile.mkstemp(prefix=".writable-", dir=workdir)
+        os.close(file)
+        os.unlink(probe)
     except OSError as error:
-        raise UserError(f"--workdir={path} cannot be written to: {error.strerror or one_line(error)}") from None
+        raise UserError(
+            f"--workdir={path} cannot be written to: {error.strerror or one_line(error)}; choose another folder"
+        ) from None
     return workdir
+
+
+def _check_way(workdir: pathlib.Path) -> None:
+    """Raises an OSError that names what on the way to a folder, or in its place, is no folder."""
+    for part in (*reversed(workdir.parents), workdir):
+        if part.is_symlink() and not part.exists():
+            raise OSError(0, f"{part} is a link to {os.readlink(part)}, which does not exist")
+        if part.exists() and not part.is_dir():
+            raise OSError(0, f"{part} is a file, not a folder")
 
 
 def check_same_run(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
@@ -71,8 +86,9 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     file = workdir / "config.json"
     try:
         return complete(from_json(file.read_text()))
-    except FileNotFoundError:
-        raise UserError(f"--workdir={workdir}: no run here (there is no config.json)") from None
+    except (FileNotFoundError, NotADirectoryError):
+        why = "it is a file, not a folder" if workdir.is_file() else "there is no config.json"
+        raise UserError(f"--workdir={workdir}: no run here ({why})") from None
     except (OSError, ValueError, UserError) as error:  # ValueError: no text at all
         raise UserError(f"{file} cannot be read: {one_line(error)}") from None
 

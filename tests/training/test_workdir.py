@@ -1,3 +1,9 @@
+import errno
+import os
+import subprocess
+import sys
+import tempfile
+
 import pytest
 
 from hga_flax.data.sources import DatasetInfo
@@ -9,11 +15,65 @@ from tests.training import tiny
 def test_it_is_created_and_probed(tmp_path):
     folder = w.open_workdir(str(tmp_path / "a" / "b"))
     assert folder.is_dir() and list(folder.iterdir()) == []
+
+
+def test_what_is_no_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    for bad in ("/dev/null/x", "/proc/x", str(tmp_path / "file")):
-        with pytest.raises(UserError, match=f"--workdir={bad} cannot be written to: ") as caught:
-            w.open_workdir(bad)
-        assert "\n" not in str(caught.value)
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    for bad, why in (
+        (tmp_path / "file", f"{tmp_path}/file is a file, not a folder"),
+        (tmp_path / "file" / "a" / "b", f"{tmp_path}/file is a file, not a folder"),
+        (tmp_path / "dangling", f"{tmp_path}/dangling is a link to nowhere, which does not exist"),
+        (tmp_path / "dangling" / "a", f"{tmp_path}/dangling is a link to nowhere, which does not exist"),
+        (tmp_path / "circle" / "a", f"{tmp_path}/circle is a link to circle, which does not exist"),
+        (tmp_path / ("x" * 300), "File name too long"),
+        (tmp_path / ("x" * 300) / "a", "File name too long"),
+        ("/dev/null/x", "/dev/null is a file, not a folder"),
+        ("/proc/x", "No such file or directory"),
+    ):
+        with pytest.raises(UserError) as caught:
+            w.open_workdir(str(bad))
+        assert str(caught.value) == f"--workdir={bad} cannot be written to: {why}; choose another folder"
+    assert w.open_workdir(str(tmp_path / "link" / "a")).is_dir()
+
+
+def test_a_folder_without_the_right_to_write_is_one_line(tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)  # root may write everywhere
+    with pytest.raises(UserError, match="cannot be written to: Permission denied; choose another folder"):
+        w.open_workdir(str(tmp_path))
+
+
+PROBE = """
+import sys
+from hga_flax.errors import run_main
+from hga_flax.training.workdir import open_workdir
+def main():
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for _ in range(200):
+        open_workdir(sys.argv[1])
+run_main(main)
+"""
+
+
+def test_four_processes_start_200_times_at_once_in_a_shared_folder(tmp_path):
+    pipe = subprocess.PIPE
+    started = [
+        subprocess.Popen([sys.executable, "-c", PROBE, str(tmp_path)], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        for _ in range(4)
+    ]
+    assert [process.stdout.readline() for process in started] == 4 * ["ready\n"]
+    for process in started:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert [(process.communicate()[1], process.returncode) for process in started] == 4 * [("", 0)]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_config_and_dataset_are_read_back(tmp_path):
