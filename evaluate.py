@@ -27,12 +27,13 @@ def main() -> None:
 
     from hga_flax.training.console import Console  # after the arguments: --help and mistakes answer at once
     from hga_flax.training.metrics import finite_or_none
-    from hga_flax.training.restore import evaluate_workdir
+    from hga_flax.training.restore import configure_for, evaluate_workdir
     from hga_flax.training.twin import find
     from hga_flax.training.workdir import read_config
 
     config = read_config(find(arguments.workdir, light=True))
     distributed.start(arguments, config)
+    configure_for(arguments.workdir)
     result = distributed.together(
         config,
         lambda: evaluate_workdir(

@@ -58,7 +58,9 @@ def main() -> int:
         raise UserError(f"--top={arguments.top}: must be at least 1")
 
     from hga_flax.training.prediction import Predictor, find_images  # after the arguments: --help answers at once
+    from hga_flax.training.restore import configure_for
 
+    configure_for(arguments.workdir)
     predictor = Predictor.from_workdir(
         arguments.workdir, arguments.checkpoint, batch_size=arguments.batch_size, weights=arguments.weights
     )

@@ -9,7 +9,6 @@ import concurrent.futures
 import contextlib
 import hashlib
 import importlib.util
-import logging
 import os
 import pathlib
 import shutil
@@ -77,7 +76,6 @@ class Remote:
         self._scheme, self._root = scheme, "/".join(parts)
         if importlib.util.find_spec(self._package) is None:
             raise UserError(f"{key}={address}: needs the package {self._package}: pip install {self._package}")
-        logging.getLogger(self._package).setLevel(logging.CRITICAL)  # gcsfs prints each try's traceback
         self._system: Any = None
 
     def below(self, name: str) -> "Remote":

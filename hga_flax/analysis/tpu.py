@@ -162,11 +162,12 @@ def training_step(config: Any, mesh: Any) -> tuple[Any, Any, Any]:
     from jax.sharding import NamedSharding, PartitionSpec
 
     from hga_flax.data.sources import dataset_info
-    from hga_flax.training.experiment import create_experiment, make_plan
+    from hga_flax.training.experiment import configure_process, create_experiment, make_plan
     from hga_flax.training.mesh import DATA_AXIS
     from hga_flax.training.state import abstract_state
     from hga_flax.training.step import make_train_step
 
+    configure_process(config)
     experiment = create_experiment(config, lambda: dataset_info(config.data.name, config.data.dir), mesh)
     size = config.training.batch_size
     optimizer = experiment.optimizer(experiment.schedule(make_plan(config, max(EXAMPLES, size))))

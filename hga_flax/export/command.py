@@ -26,6 +26,7 @@ from hga_flax.export.fold import fold
 from hga_flax.export.to_stablehlo import load, to_stablehlo
 from hga_flax.training.console import Console
 from hga_flax.training.prediction import Predictor
+from hga_flax.training.restore import configure_for
 from hga_flax.version import __version__
 
 CHECKED = 16  # images on which the file is compared with the checkpoint
@@ -56,6 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--out={arguments.out}: {'is a folder' if out.is_dir() else 'the folder does not exist'}")
     if arguments.format == "onnx":
         _check_onnx()
+    configure_for(arguments.workdir)
     predictor = Predictor.from_workdir(
         arguments.workdir, arguments.checkpoint, arguments.data_dir, weights=arguments.weights
     )

@@ -14,7 +14,7 @@ from hga_flax.data.host_augmentation import host_transform
 from hga_flax.errors import UserError, nearest
 from hga_flax.pictures.gates import BlockGates, read_gates
 from hga_flax.pictures.gradcam import look
-from hga_flax.training.restore import Restored, restore_workdir
+from hga_flax.training.restore import Restored, configure_for, restore_workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +50,7 @@ def explain(path: str, checkpoint: str, encoded: Sequence[tuple[str, bytes]], wa
     Raises:
         UserError: the run or an image cannot be used, or it has no such class.
     """
+    configure_for(path)
     restored = restore_workdir(path, checkpoint)
     experiment, variables = restored.experiment, variables_of(restored)
     config, info = experiment.config, experiment.dataset.info

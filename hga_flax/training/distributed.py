@@ -242,10 +242,10 @@ def together(config: ConfigDict, work: Callable[[], Any], train: bool = True) ->
 
     if not jax.distributed.is_initialized():
         return work()
-    from hga_flax.training.experiment import check_and_configure
+    from hga_flax.training.experiment import configure_process
     from hga_flax.training.watch import Watch
 
-    check_and_configure(config, train)  # before the first device is touched
+    configure_process(config, train)  # before the first device is touched
     process, processes, disconnect = jax.process_index(), jax.process_count(), jax.distributed.shutdown
     with Watch(process, processes, config.training.lost_process_seconds, disconnect=disconnect):
         return work()

@@ -24,7 +24,15 @@ from hga_flax.storage import is_remote
 from hga_flax.training import workdir as files
 from hga_flax.training.checkpoints import Checkpoints, UnreadableCheckpoint
 from hga_flax.training.console import Console, duration
-from hga_flax.training.experiment import Experiment, Plan, Prepared, create_experiment, describe, prepare
+from hga_flax.training.experiment import (
+    Experiment,
+    Plan,
+    Prepared,
+    configure_process,
+    create_experiment,
+    describe,
+    prepare,
+)
 from hga_flax.training.initial_weights import check_source, fit_weights
 from hga_flax.training.mesh import DATA_AXIS
 from hga_flax.training.optimizer import decay_steps, warmup_steps
@@ -69,6 +77,7 @@ def dry_run(config: ConfigDict, workdir: str | None = None, compile_step: bool =
         UserError: what training would raise before its first step.
     """
     check_source(config, workdir)
+    configure_process(config)
     experiment = create_experiment(config, lambda: dataset_info(config.data.name, config.data.dir))
     prepared = prepare(experiment)
     plan, state = prepared.plan, prepared.state

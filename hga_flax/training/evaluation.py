@@ -13,6 +13,11 @@ from hga_flax.training.metrics import ClassificationMetrics, read
 EvalStep = Callable[[Any, Any, ClassificationMetrics, dict[str, jax.Array]], ClassificationMetrics]
 
 
+def no_images(split: str) -> str:
+    """Returns what is said where an evaluation found nothing to count."""
+    return f"none of the images of the split '{split}' can be read; mend those files, or name another split"
+
+
 def evaluate(
     eval_step: EvalStep,
     params: Any,

@@ -1,6 +1,7 @@
 """A configuration turned into the parts of a run: devices, data, network, optimizer."""
 
 import dataclasses
+import logging
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -112,8 +113,24 @@ def configure_jax(config: ConfigDict, cache: str) -> None:
     jax.config.update("jax_compilation_cache_dir", str(expand(cache, CACHE_KEY)) if cache else None)
 
 
-def check_and_configure(config: ConfigDict, train: bool = True) -> None:
-    """Checks what needs no device, then `configure_jax`; see `create_experiment`.
+def configure_process(config: ConfigDict, train: bool = True) -> None:
+    """Checks what needs no device and sets what is the whole process's, for commands alone; see `configure_jax`.
+
+    The library leaves flags, caches and loggers as its caller has them.
+
+    Raises:
+        UserError: the configuration cannot be run here.
+    """
+    # What goes wrong is raised, and said once; Orbax would print its traceback beside that.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    configure_jax(config, check(config, train))
+
+
+def check(config: ConfigDict, train: bool = True) -> str:
+    """Checks what needs no device; see `create_experiment`.
+
+    Returns:
+        The folder of compiled steps that can be used here, "" for none.
 
     Raises:
         UserError: the configuration cannot be run here.
@@ -122,14 +139,13 @@ def check_and_configure(config: ConfigDict, train: bool = True) -> None:
         validate(config)
     else:
         check_keys(config)
-    cache = config.training.compilation_cache
     try:
         _check_cache(config)
     except UserError:
         if train:
             raise
-        cache = ""
-    configure_jax(config, cache)
+        return ""
+    return config.training.compilation_cache
 
 
 def _check_cache(config: ConfigDict) -> None:
@@ -185,7 +201,7 @@ def create_experiment(
     Raises:
         UserError: the configuration cannot be run here.
     """
-    check_and_configure(config, train)
+    check(config, train)
     mesh = mesh or create_mesh()
     if train:
         _check_training_batch(config, mesh)

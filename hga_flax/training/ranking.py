@@ -7,8 +7,8 @@ from typing import Any
 
 def rank(metrics: Mapping[str, float | None]) -> tuple[float, float]:
     """Orders evaluations, the best first: by top-1 error; on small splits that often ties, so then by loss."""
-    loss = metrics["loss"]
-    return metrics["top1_error"], math.inf if loss is None or not math.isfinite(loss) else loss
+    worst = lambda value: math.inf if value is None or not math.isfinite(value) else value
+    return worst(metrics["top1_error"]), worst(metrics["loss"])
 
 
 class LatestAndBest:

@@ -1,5 +1,6 @@
 """A finished or running workdir turned back into a network and its parameters."""
 
+import contextlib
 import dataclasses
 import sys
 from typing import Any
@@ -11,8 +12,8 @@ from hga_flax.errors import ConfigError, UserError, called
 from hga_flax.training import workdir as files
 from hga_flax.training.checkpoints import Checkpoints
 from hga_flax.training.distributed import meet
-from hga_flax.training.evaluation import evaluate
-from hga_flax.training.experiment import Experiment, create_experiment
+from hga_flax.training.evaluation import evaluate, no_images
+from hga_flax.training.experiment import Experiment, configure_process, create_experiment
 from hga_flax.training.mesh import create_mesh
 from hga_flax.training.state import TrainState, abstract_state
 from hga_flax.training.step import make_eval_step
@@ -35,6 +36,19 @@ class Restored:
         return self.state.variables(self.weights)
 
 
+def configure_for(path: str) -> None:
+    """Sets what is the whole process's as a run has it, for commands alone, before a device is touched.
+
+    Args:
+        path: the workdir.
+
+    Raises:
+        UserError: no run, or it cannot be read.
+    """
+    with contextlib.suppress(ConfigError):  # `restore_workdir` says what is wrong
+        configure_process(files.read_config(find(path, light=True)), train=False)
+
+
 def restore_workdir(
     path: str,
     checkpoint: str = "best",
@@ -43,6 +57,9 @@ def restore_workdir(
     weights: str | None = None,
 ) -> Restored:
     """Rebuilds the network of a workdir and loads one of its checkpoints; writes nothing there.
+
+    Flags, caches and loggers of the process stay as they are: XLA_FLAGS=--xla_gpu_deterministic_ops=true and
+    `jax.config.update("jax_compilation_cache_dir", ...)` are the caller's to set, before JAX touches a device.
 
     Args:
         path: the workdir.
@@ -154,4 +171,6 @@ def evaluate_workdir(
     meet("each has the data set")  # one may have to copy it from a bucket
     step = make_eval_step(experiment.model, experiment.config, experiment.mesh)
     metrics = evaluate(step, params, batch_stats, batches, experiment.mesh)
+    if not metrics["num_examples"]:
+        raise UserError(no_images(split))
     return metrics | {"step": int(jax.device_get(state.step)), "split": split, "weights": restored.weights}

@@ -206,14 +206,25 @@ def make_train_step(
         return after, StepReport(mean_loss, norm)
 
     sharded = jax.shard_map(step, mesh=mesh, in_specs=(REPLICATED, SPLIT), out_specs=REPLICATED)
-    return _seek_nans(sharded) if jax.config.jax_debug_nans else jax.jit(sharded, donate_argnums=0)
+    seeks = jax.config.jax_debug_nans or jax.config.jax_debug_infs
+    return _seek_nans(sharded) if seeks else jax.jit(sharded, donate_argnums=0)
+
+
+def compile_step(step: Callable, state: TrainState, batch: Batch) -> Callable:
+    """Compiles a training step ahead of its first call, which for several processes must be at the same time.
+
+    Where JAX is asked to debug (JAX_DEBUG_NANS, JAX_DEBUG_INFS, JAX_DISABLE_JIT) it is left as it is: what is compiled
+    ahead would not be looked into.
+    """
+    debugs = jax.config.jax_debug_nans or jax.config.jax_debug_infs or jax.config.jax_disable_jit
+    return step if debugs else step.lower(state, batch).compile()
 
 
 def _seek_nans(step: Callable[[TrainState, Batch], tuple[TrainState, StepReport]]) -> Callable:
-    """Returns the compiled step for JAX_DEBUG_NANS=1: one that is not finite is made again, operation by operation.
+    """Returns the compiled step for JAX_DEBUG_NANS=1 and JAX_DEBUG_INFS=1: what is not finite is made again eagerly.
 
-    JAX then raises a FloatingPointError from the operation that made the first NaN. Left to itself (jax 0.10.2) it
-    looks at the results of a compiled function's first call alone.
+    Operation by operation, so that JAX raises a FloatingPointError from the one that made the first NaN or infinity.
+    Left to itself (jax 0.10.2) it looks at the results of a compiled function's first call alone.
     """
     compiled = jax.jit(step)
 

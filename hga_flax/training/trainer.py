@@ -25,39 +25,19 @@ from hga_flax.training.clock import Clock, StartUp
 from hga_flax.training.console import Console, duration
 from hga_flax.training.distributed import meet, union
 from hga_flax.training.divergence import Diverged, StepReports, explain
-from hga_flax.training.evaluation import evaluate
-from hga_flax.training.experiment import Experiment, Plan, create_experiment, describe, prepare
+from hga_flax.training.evaluation import evaluate, no_images
+from hga_flax.training.experiment import Experiment, Plan, configure_process, create_experiment, describe, prepare
 from hga_flax.training.initial_weights import check_source, fit_weights, start_from
 from hga_flax.training.mesh import replicate, to_devices
 from hga_flax.training.metrics import TrainMetrics, all_finite, finite_or_none, read
 from hga_flax.training.mirror import run_folder
 from hga_flax.training.preemption import Agreement, Preemption, exit_code
 from hga_flax.training.profiler import Profiler
+from hga_flax.training.progress import Progress, complete
 from hga_flax.training.ranking import rank
 from hga_flax.training.state import TrainState, create_state
-from hga_flax.training.step import make_eval_step, make_train_step
+from hga_flax.training.step import compile_step, make_eval_step, make_train_step
 from hga_flax.training.writers import MetricWriter
-
-
-@dataclasses.dataclass
-class Progress:
-    """What a checkpoint keeps beside the state, as JSON.
-
-    Attributes:
-        examples_seen: place in the global order of training examples.
-        num_examples: of the training split, to notice a data set that has changed.
-        best: the best evaluation so far and its `step`, or None.
-        elapsed_seconds: over all sessions.
-        bad_images: indices of training images that could not be decoded, as far as this process has met them.
-        evaluation_due: the plan's evaluation of this step was given up for a signal, and is made on going on.
-    """
-
-    examples_seen: int = 0
-    num_examples: int = 0
-    best: dict[str, float] | None = None
-    elapsed_seconds: float = 0.0
-    bad_images: list[int] = dataclasses.field(default_factory=list)
-    evaluation_due: bool = False
 
 
 def train(config: ConfigDict, workdir_path: str, profile_steps: int = 0) -> int:
@@ -96,6 +76,7 @@ def _train(
     profile_steps: int,
     opened: contextlib.ExitStack,
 ) -> None:
+    configure_process(config)
     experiment = create_experiment(config, lambda: dataset_info(config.data.name, config.data.dir))
     console = Console(active=experiment.shard.process == 0)
     bad_images = experiment.dataset.bad_images
@@ -122,7 +103,7 @@ def _train(
             step = 0
         else:
             step, state, run = restored
-            progress = Progress(**run)
+            progress = Progress.restored(run)
             bad_images.remember(config.data.train_split, progress.bad_images)
             if progress.num_examples != len(source):
                 raise UserError(
@@ -140,7 +121,7 @@ def _train(
         profiler = Profiler(workdir / "tensorboard", first, profile_steps, console.line)
         loop = Loop(experiment, plan, workdir, console, checkpoints, progress, preemption, profiler, start_up)
         if step >= plan.total_steps and not progress.evaluation_due:
-            console.line(f"training is complete: {shown(workdir)} holds step {step} of {plan.total_steps}")
+            console.line(complete(shown(workdir), step, plan.total_steps))
         else:
             if experiment.shard.process == 0:
                 files.write_config(workdir, config)
@@ -200,7 +181,7 @@ class Loop:
         self._experiment, self._plan, self._workdir = experiment, plan, workdir
         self._console, self._checkpoints, self._progress = console, checkpoints, progress
         self._preemption, self._profiler, self._start_up = preemption, profiler, start_up
-        self._batch_size = experiment.config.training.batch_size
+        self._batch_size, self._stopped_by = experiment.config.training.batch_size, 0
 
     def run(self, state: TrainState, step: int, source: Source, eval_source: Source, schedule: Any) -> TrainState:
         """Trains from `step` to the end of the plan and returns the last state."""
@@ -231,7 +212,7 @@ class Loop:
                     with self._clock.waiting():
                         batch = next(batches)
                     if step + 1 == first:
-                        train_step = train_step.lower(state, batch).compile()
+                        train_step = compile_step(train_step, state, batch)
                         meet("the training step is compiled")
                     with self._profiler.step(step + 1):
                         state, report = train_step(state, batch)
@@ -308,7 +289,7 @@ class Loop:
             if not all_finite((state.params, state.batch_stats, state.opt_state)):
                 raise Diverged(f"parameters, statistics or momentum are not finite after step {step}")
             metrics = self._evaluate(step, state) if evaluates and not stop else None
-            due = evaluates and metrics is None
+            due = evaluates and bool(stop or self._stopped_by)
             self._progress.evaluation_due = due
             self._progress.elapsed_seconds = self._clock.elapsed
             self._progress.bad_images = self._bad_images(self._experiment.config.data.train_split)
@@ -323,7 +304,7 @@ class Loop:
             )
 
     def _evaluate(self, step: int, state: TrainState) -> dict[str, float | None] | None:
-        """Returns the evaluation, or None if a signal ended it (`_stopped_by`)."""
+        """Returns the evaluation, or None if a signal ended it (`_stopped_by`) or no image could be read."""
 
         def stop() -> int:
             self._stopped_by = self._agreement.stop()
@@ -335,10 +316,14 @@ class Loop:
         )
         if metrics is None:
             return None
+        split = self._experiment.config.data.eval_split
+        bad = {"bad_images": len(self._bad_images(split))}
+        if not metrics["num_examples"]:
+            self._console.line(f"warning: step {step} is not evaluated: {no_images(split)}", "yellow")
+            return None
         if not math.isfinite(metrics["loss"]):
             # Early running statistics may overflow an evaluation while training is sound.
             self._console.line(f"warning: the evaluation's loss after step {step} is {metrics['loss']}", "yellow")
-        bad = {"bad_images": len(self._bad_images(self._experiment.config.data.eval_split))}
         decay = self._experiment.config.training.ema_decay
         average = {"ema_decay": decay} if decay else {}  # says that the weights are the moving average
         self._writer.scalars(step, "eval", metrics | bad | average)

@@ -1,10 +1,21 @@
+import argparse
 import json
+import logging
+import os
 import shutil
+import sys
 
+import jax
 import numpy as np
 import pytest
 
+import evaluate
+import predict
 from hga_flax.errors import UserError
+from hga_flax.export import command as export
+from hga_flax.pictures import views
+from hga_flax.training import restore as module
+from hga_flax.training.prediction import Predictor
 from hga_flax.training.restore import evaluate_workdir, restore_workdir
 from hga_flax.training.trainer import train
 from hga_flax.validation import LATER
@@ -122,3 +133,59 @@ def test_a_workdir_of_before_a_key_still_evaluates(workdir, tmp_path):
         del config[group][name]
     file.write_text(json.dumps(config))
     assert evaluate_workdir(str(tmp_path / "old"), "latest") == evaluate_workdir(str(workdir), "latest")
+
+
+def settings():
+    names = ("absl", "asyncio", "gcsfs", "s3fs")
+    return (
+        [logging.getLogger(name).getEffectiveLevel() for name in names],
+        jax.config.jax_compilation_cache_dir,
+        dict(os.environ),
+    )
+
+
+def test_the_library_leaves_the_settings_of_the_process_to_its_caller(workdir, tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    cache, level = jax.config.jax_compilation_cache_dir, logging.getLogger("absl").level
+    try:
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+        logging.getLogger("absl").setLevel(logging.INFO)
+        before = settings()
+        restored = restore_workdir(str(workdir), "latest")
+        assert settings() == before
+        Predictor(restored)
+        assert settings() == before
+    finally:
+        jax.config.update("jax_compilation_cache_dir", cache)
+        logging.getLogger("absl").setLevel(level)
+
+
+class Touched(Exception):
+    """JAX is asked for its devices."""
+
+
+COMMANDS = {
+    "evaluate": lambda workdir: evaluate.main,
+    "predict": lambda workdir: predict.main,
+    "export": lambda workdir: lambda: export.run(argparse.Namespace(
+        format="stablehlo", workdir=workdir, out=f"{workdir}.bin", checkpoint="best", weights=None, data_dir=None
+    )),
+    "explain": lambda workdir: lambda: views.explain(workdir, "best", [], None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_ask_for_determinism_before_they_touch_a_device(workdir, monkeypatch, name):
+    """On a GPU the flag counts when the first device is touched, and never again."""
+    flags = []
+
+    def touch():
+        flags.append(os.environ["XLA_FLAGS"])
+        raise Touched
+
+    monkeypatch.setattr(module, "create_mesh", touch)
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(sys, "argv", [name, f"--workdir={workdir}", *(["x.png"] if name == "predict" else [])])
+    with pytest.raises(Touched):
+        COMMANDS[name](str(workdir))()
+    assert flags == ["--xla_gpu_deterministic_ops=true"]

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from hga_flax.errors import Interrupted, UserError
 from hga_flax.training import checkpoints as checkpoints_module
 from hga_flax.training.checkpoints import Checkpoints
 from hga_flax.training.clock import TIMINGS
+from hga_flax.training.progress import Progress
 from hga_flax.training.restore import evaluate_workdir, restore_workdir
 from hga_flax.training.trainer import Loop, train
 from tests.training import tiny
@@ -29,8 +31,8 @@ def rows(workdir, group):
 def test_a_run_leaves_everything_that_the_readme_names(tmp_path, capsys):
     assert train(tiny.config(), str(tmp_path)) == 0
     assert {p.name for p in tmp_path.iterdir()} == {
-        "checkpoints", "config.json", "dataset.json", "metrics.jsonl", "newest_checkpoint.json", "parameters.txt",
-        "tensorboard",
+        ".trained_by.0", "checkpoints", "config.json", "dataset.json", "metrics.jsonl", "newest_checkpoint.json",
+        "parameters.txt", "tensorboard",
     }  # fmt: skip
     assert [row["step"] for row in rows(tmp_path, "train")] == [2, 4, 6]
     assert [row["step"] for row in rows(tmp_path, "eval")] == [3, 6]
@@ -263,6 +265,80 @@ def test_a_longer_plan_continues_and_says_what_changed(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "resuming" in out and "changed: training.steps: 6 -> 8" in out
     assert [row["step"] for row in rows(tmp_path, "train")] == [2, 4, 6, 8]
+
+
+def test_a_plan_that_ends_before_the_last_step_says_so(tmp_path, capsys):
+    train(tiny.config(training__steps=3), str(tmp_path))
+    train(tiny.config(training__steps=2), str(tmp_path))
+    out = " ".join(capsys.readouterr().out.split())
+    assert (
+        f"nothing to train: {tmp_path} holds step 3, and the plan now ends at step 2; what was trained is kept" in out
+    )
+    assert "3 of 2" not in out and Checkpoints(tmp_path, read_only=True).steps() == [3]
+
+
+def test_a_second_training_in_a_workdir_is_refused_and_leaves_it_alone(tmp_path, monkeypatch):
+    refused = []
+
+    def second(loop, *arguments):  # while the first is about to take its first step
+        with pytest.raises(UserError) as caught:
+            train(tiny.config(training__steps=9), str(tmp_path))
+        refused.append(str(caught.value))
+        return original(loop, *arguments)
+
+    original = Loop.run
+    monkeypatch.setattr(Loop, "run", second)
+    train(tiny.config(training__steps=1), str(tmp_path))
+    assert refused == [
+        f"--workdir={tmp_path}: another command trains there: process {os.getpid()} on {socket.gethostname()}; wait "
+        "for its end, or choose another --workdir"
+    ]
+    assert json.loads((tmp_path / "config.json").read_text())["training"]["steps"] == 1
+    assert len(logged(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("option", ["jax_debug_nans", "jax_debug_infs"])
+def test_a_sound_run_trains_under_jax_s_search_for_nans(tmp_path, option):
+    jax.config.update(option, True)
+    try:
+        train(tiny.config(training__steps=2, model__attention="none"), str(tmp_path))
+    finally:
+        jax.config.update(option, False)
+    assert [row["step"] for row in rows(tmp_path, "train")] == [2]
+
+
+def test_a_validation_split_without_a_readable_image_books_no_result(tmp_path, monkeypatch, capsys):
+    whole = Dataset.eval_batches
+
+    def unreadable(self, *arguments):
+        for batch in whole(self, *arguments):
+            yield batch | {"mask": np.zeros_like(batch["mask"])}
+
+    c = tiny.config(training__steps=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(Dataset, "eval_batches", unreadable)
+        train(c, str(tmp_path))
+        out = capsys.readouterr().out
+        line = "none of the images of the split 'test' can be read; mend those files, or name another split"
+        assert f"warning: step 3 is not evaluated: {line}" in " ".join(out.split()) and "nan" not in out
+        assert rows(tmp_path, "eval") == [] and Checkpoints(tmp_path, read_only=True).best_step() is None
+        with pytest.raises(UserError, match=f"^{line}$"):
+            evaluate_workdir(str(tmp_path), "latest")
+        train(c, str(tmp_path))  # the next start works
+    with c.unlocked():
+        c.training.steps = 6
+    train(c, str(tmp_path))
+    assert "(best so far)" in capsys.readouterr().out
+    assert [row["step"] for row in rows(tmp_path, "eval")] == [6]
+
+
+def test_an_evaluation_of_nothing_that_an_older_version_booked_is_forgotten(tmp_path):
+    nothing = {"loss": None, "top1_error": None, "top5_error": None}
+    assert Progress.restored({"best": {"step": 3} | nothing}).best is None
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, {"params": np.zeros(3)}, {}, nothing)
+    checkpoints.close()
+    assert Checkpoints(tmp_path, read_only=True).metrics(3) is None
 
 
 def test_a_data_set_that_changed_is_refused(tmp_path):
