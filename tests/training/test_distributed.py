@@ -153,6 +153,10 @@ def wait_for_rows(workdir, count, processes):
         time.sleep(0.1)
 
 
+def rows_or_none(workdir):
+    return rows(workdir) if (workdir / "metrics.jsonl").exists() else []
+
+
 RUN = (*TINY, "--config.optimizer.learning_rate=0.01", "--config.training.log_every_steps=2")
 
 
@@ -199,6 +203,23 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step_and_resumes(stopped,
     assert restored.step >= steps
     again = commands.run(*options, f"--config.training.steps={restored.step + 1}", devices=8)
     assert again.returncode == 0 and f"resuming {tmp_path} at step {restored.step}" in again.stdout, again.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_signal_to_one_process_before_the_first_step_ends_the_other(stopped, tmp_path):
+    """It compiles then; the other would wait for it for an hour."""
+    processes = start_processes(*RUN, "--config.training.steps=100000", f"--workdir={tmp_path}")
+    deadline = time.monotonic() + 400
+    while not (tmp_path / "parameters.txt").exists():
+        assert time.monotonic() < deadline and all(process.poll() is None for process in processes)
+        time.sleep(0.02)
+    processes[stopped].terminate()
+    errors = [process.communicate(timeout=150)[1] for process in processes]
+    assert processes[stopped].returncode == 143 and "stopped by SIGTERM" in errors[stopped], errors[stopped]
+    other = errors[1 - stopped]
+    assert processes[1 - stopped].returncode == 1 and f"process {stopped} " in other and "start all processes" in other
+    assert "Traceback" not in "".join(errors) and rows_or_none(tmp_path) == []
 
 
 @pytest.mark.slow

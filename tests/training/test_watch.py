@@ -67,7 +67,7 @@ def test_a_signal_to_one_process_before_its_first_step_ends_all(stopped):
     run.enter()
     run.exit(stopped, error=Interrupted("stopped by SIGTERM; nothing new to save", 143, alone=True))
     for process in {0, 1, 2} - {stopped}:
-        assert run.over[process].wait(module.CONCLUSION_SECONDS + 5)
+        assert run.over[process].wait(2 * module.CONCLUSION_SECONDS + 20)
         line = f"process {stopped} on {socket.gethostname()} was stopped by SIGTERM; the checkpoints written before"
         assert run.ended[process].startswith(line)
 
