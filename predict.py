@@ -57,6 +57,7 @@ def main() -> int:
     if arguments.top < 1:
         raise UserError(f"--top={arguments.top}: must be at least 1")
 
+    from hga_flax.data.image_files import Endings, ignored_line
     from hga_flax.training.prediction import Predictor, find_images  # after the arguments: --help answers at once
     from hga_flax.training.restore import configure_for
 
@@ -64,20 +65,23 @@ def main() -> int:
     predictor = Predictor.from_workdir(
         arguments.workdir, arguments.checkpoint, batch_size=arguments.batch_size, weights=arguments.weights
     )
-    files = lambda: find_images(arguments.images, sys.stdin)
-    total = None if "-" in arguments.images else sum(1 for _ in files())
+    ignored = Endings()
+    total = None if "-" in arguments.images else sum(1 for _ in find_images(arguments.images, sys.stdin))
+    files = find_images(arguments.images, sys.stdin, ignored)
     sys.stdout.reconfigure(errors="surrogateescape")  # a file's name need not be text
     form = as_json if arguments.json else as_csv if arguments.csv else as_text
     try:
         if arguments.csv:
             print(",".join(CSV_HEADER))
         count, bad = label(
-            predictor, files(), total, lambda file, row: form(file, likeliest(predictor, row, arguments.top))
+            predictor, files, total, lambda file, row: form(file, likeliest(predictor, row, arguments.top))
         )
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read the lines has seen enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    if line := ignored_line(ignored, "the folders"):
+        print(line, file=sys.stderr)
     if not count:
         raise UserError("no images: standard input was empty")
     if bad:

@@ -56,6 +56,43 @@ def test_every_configuration_takes_every_recipe(file, recipe):
         assert set(differ) <= {"model.options", *USES}, differ
 
 
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
+def test_a_recipe_undoes_how_another_file_trains(recipe):
+    """Each key that says how to train is set to something else first; what comes out is the recipe all the same."""
+    name = recipe.stem.replace("_", "-")
+    plain, other = load_config("configs/hga_resnet50.py"), load_config("configs/hga_resnet50.py")
+    stays = {"image_size", "mean", "std", "flip", "crop_padding", "eval_crop_fraction", "num_threads", "num_workers",
+             "fake_examples", "cache_mb", "max_bad_images", "fake", "name", "dir", "train_split", "eval_split",
+             "augmentation", "batch_size", "log_every_steps", "skip_nonfinite", "grace_seconds", "deterministic",
+             "lost_process_seconds", "compilation_cache"}  # fmt: skip
+    changed = 0
+    for key in config_keys(plain):
+        group, _, last = key.partition(".")
+        if group not in ("data", "training", "optimizer", "schedule") or last in stays:
+            continue
+        value = get_key(plain, key)
+        strange = not value if isinstance(value, bool) else ("strange",) if isinstance(value, tuple) else value * 2 or 1
+        if last == "decay_at_steps":
+            strange = (7,)
+        other[group][last] = value + "x" if isinstance(value, str) else type(value)(strange)
+        changed += get_key(other, key) != value
+    assert changed > 30
+    for config in (plain, other):
+        apply_recipe(config, name)
+    assert [k for k in config_keys(plain) if get_key(other, k) != get_key(plain, k)] == []
+
+
+def test_the_paper_recipe_over_fine_tuning_freezes_nothing():
+    tuned = ["optimizer.freeze=stem*", "training.accumulation_steps=4", "training.freeze_batch_stats=true"]
+    assert configure("configs/finetune_folder.py", [f"--config.{x}" for x in tuned]).optimizer.freeze == ("stem*",)
+    config = load_config("configs/finetune_folder.py")
+    config.optimizer.freeze = ("stem*",)
+    config.training.accumulation_steps, config.training.freeze_batch_stats = 4, True
+    apply_recipe(config, "paper")
+    assert config.optimizer.freeze == config.optimizer.learning_rate_factors == ()
+    assert config.training.accumulation_steps == 1 and not config.training.freeze_batch_stats
+
+
 def test_the_recipes_are_what_their_sources_say():
     file = "configs/hga_resnet50.py"
     paper, plain = configure(file, [], "paper"), load_config(file)

@@ -2,8 +2,35 @@
 
 python train.py --config=configs/hga_resnet50.py --recipe=modern-100 --workdir=DIR
 
-Any key can still be overridden by hand, and wins. What comes out is in the workdir's config.json.
+Each recipe begins with `reset`, which undoes how another file trains; what it trains, on what data and on which
+machine stays: the network with its options, the initial weights, the data set, its splits, sizes and normalisation,
+the kind of augmentation with its flips and padding, logging, checkpoints. Any key can still be overridden by hand, and
+wins. What comes out is in the workdir's config.json.
 """
+
+from configs import base
+
+# How to train. Of the group "training" the other keys say where, how often and how safely.
+HOW = {
+    "data": (
+        "alternating_flip", "rotation_degrees", "random_erasing", "randaugment_ops", "randaugment_magnitude", "mixup",
+        "cutmix",
+    ),
+    "training": (
+        "epochs", "steps", "loss", "label_smoothing", "accumulation_steps", "ema_decay", "freeze_batch_stats",
+        "batch_norm_scope",
+    ),
+    "optimizer": None,  # all keys
+    "schedule": None,
+}  # fmt: skip
+
+
+def reset(config):
+    """Sets all that `HOW` names to the values of configs/base.py."""
+    plain = base.get_config()
+    for group, names in HOW.items():
+        for name in names or plain[group]:
+            config[group][name] = plain[group][name]
 
 
 def crops(config):

@@ -19,29 +19,29 @@ square root (LAMB's rule). With another batch by hand scale optimizer.learning_r
 
 import math
 
-from configs.recipes import add_stochastic_depth, crops
+from configs.recipes import add_stochastic_depth, crops, reset
 
 
 def apply(config):
     data, training, optimizer, schedule = config.data, config.training, config.optimizer, config.schedule
+    reset(config)
     if crops(config):
         data.image_size, training.batch_size = 224, 2048
         data.eval_crop_fraction = 0.95
-    data.alternating_flip = False
-    data.rotation_degrees = data.random_erasing = 0.0  # RandAugment rotates
+    data.rotation_degrees = 0.0  # RandAugment rotates
     data.mixup, data.cutmix = 0.1, 1.0
     data.randaugment_ops = 0 if data.augmentation == "none" else 2
     data.randaugment_magnitude = 7.0
     config.evaluation.image_size = 0
     add_stochastic_depth(config, 0.05)
 
-    training.epochs, training.steps = 300.0, 0
-    training.loss, training.label_smoothing = "binary_cross_entropy", 0.0
+    training.epochs = 300.0
+    training.loss = "binary_cross_entropy"
     training.ema_decay = 0.9999
 
     optimizer.name, optimizer.b1, optimizer.b2, optimizer.eps = "lamb", 0.9, 0.999, 1e-6
     optimizer.learning_rate = 0.005 * math.sqrt(training.batch_size / 2048)
     optimizer.weight_decay, optimizer.decay_norm_and_bias, optimizer.clip_norm = 0.02, False, 1.0
-    schedule.name, schedule.end_learning_rate, schedule.decay_at_steps = "cosine", 1e-6, ()
-    schedule.warmup_epochs, schedule.warmup_steps, schedule.warmup_share = 5.0, 0, 0.0
+    schedule.name, schedule.end_learning_rate = "cosine", 1e-6
+    schedule.warmup_epochs = 5.0
     schedule.warmup_shape, schedule.warmup_learning_rate = "linear", 1e-4

@@ -4,12 +4,14 @@ import dataclasses
 import gzip
 import pathlib
 import struct
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
 
 import numpy as np
 
+from hga_flax.data.classes import named
 from hga_flax.errors import UserError, one_line
 
 IDX_SPLITS = {"train": "train", "t10k": "test"}  # what MNIST's files call them
@@ -38,30 +40,49 @@ class LabelledArrays:
 
 def _labelled(splits: dict[str, tuple[np.ndarray, np.ndarray]], names: tuple[str, ...], where: str) -> LabelledArrays:
     """Checks the arrays and gives them their shapes."""
-    checked = {}
-    for split, (images, labels) in splits.items():
-        labels = labels.reshape(len(labels), -1)
-        if images.ndim == 3:
-            images = images[..., None]
-        if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.dtype != np.uint8 or images.size == 0:
-            raise UserError(
-                f"{where}: the images of '{split}' are {images.dtype} {list(images.shape)}; "
-                "they must be uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3] with values 0 to 255"
-            )
-        if labels.shape != (len(images), 1) or labels.dtype.kind not in "iu" or labels.min() < 0:
-            raise UserError(
-                f"{where}: the labels of '{split}' are {labels.dtype} {list(labels.shape)}; "
-                f"they must be {len(images)} whole numbers from 0"
-            )
-        checked[split] = (images, labels[:, 0].astype(np.int64))
+    checked = {split: _checked(images, labels, f"{where}: ", split) for split, (images, labels) in splits.items()}
     if len({images.shape[1:] for images, _ in checked.values()}) != 1:
         raise UserError(f"{where}: the splits hold images of different shapes")
-    classes = 1 + max(int(labels.max()) for _, labels in checked.values())
+    there = sorted({int(label) for _, labels in checked.values() for label in np.unique(labels)})
+    classes = there[-1] + 1
+    if there[0] > 0 and len(names) < classes:
+        raise UserError(
+            f"{where}: the labels are {there[0]} to {there[-1]}, and none is 0: subtract {there[0]} from them, or name "
+            f"all {classes} classes from 0 on by --class-names"
+        )
     if names and len(names) < classes:
         raise UserError(f"{where}: {len(names)} class names, but labels up to {classes - 1}")
+    names = names or tuple(str(c) for c in range(classes))
     if len(set(names)) != len(names):
         raise UserError(f"{where}: two classes have the same name")
-    return LabelledArrays(checked, names or tuple(str(c) for c in range(classes)))
+    strange = [name for name in names if not name or not name.isprintable() or name != name.strip()]
+    if strange:
+        raise UserError(f"{where}: {strange[0]!r} cannot name a class; use printable characters, no blank at the ends")
+    for split, (_, labels) in checked.items():
+        present = set(np.unique(labels).tolist())
+        if split == "train" and (empty := [name for label, name in enumerate(names) if label not in present]):
+            print(f"warning: {where}: no image of '{split}' is of the class {named(empty)}", file=sys.stderr)
+    return LabelledArrays(checked, names)
+
+
+def _checked(images: np.ndarray, labels: np.ndarray, where: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the images `[N, H, W, C]` and the labels int64 `[N]` of a split."""
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim and not len(images):
+        raise UserError(f"{where}the split '{split}' holds no images; leave it out")
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.dtype != np.uint8 or images.size == 0:
+        raise UserError(
+            f"{where}the images of '{split}' are {images.dtype} {list(images.shape)}; "
+            "they must be uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3] with values 0 to 255"
+        )
+    whole = labels.dtype.kind in "iu" and labels.size == len(images) == (len(labels) if labels.ndim else 0)
+    if not whole or labels.min() < 0:
+        raise UserError(
+            f"{where}the labels of '{split}' are {labels.dtype} {list(labels.shape)}; "
+            f"they must be {len(images)} whole numbers from 0"
+        )
+    return images, labels.reshape(-1).astype(np.int64)
 
 
 def read_npz(file: pathlib.Path, class_names: tuple[str, ...] = ()) -> LabelledArrays:
@@ -71,7 +92,13 @@ def read_npz(file: pathlib.Path, class_names: tuple[str, ...] = ()) -> LabelledA
         UserError: the file cannot be read or holds something else.
     """
     try:
-        with np.load(file, allow_pickle=False) as loaded:
+        loaded = np.load(file, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise UserError(
+                f"{file} holds one array, {loaded.dtype} {list(loaded.shape)}, and no labels; save both in one file: "
+                "numpy.savez('FILE.npz', images=..., labels=...)"
+            )
+        with loaded:
             arrays = {name: loaded[name] for name in loaded.files}
     except (OSError, ValueError, EOFError, AttributeError, KeyError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(f"{file} cannot be read as .npz: {one_line(error)}") from None
@@ -85,8 +112,16 @@ def read_npz(file: pathlib.Path, class_names: tuple[str, ...] = ()) -> LabelledA
             f"{file}: found no x_train and y_train, no train_images and train_labels, no images and labels; "
             f"it holds: {', '.join(arrays) or 'nothing'}"
         )
-    names = class_names or tuple(str(name) for name in arrays.get("class_names", ()))
+    names = class_names or _texts(arrays.get("class_names", np.array(())), str(file))
     return _labelled(splits, names, str(file))
+
+
+def _texts(names: np.ndarray, where: str) -> tuple[str, ...]:
+    """Returns an array's entries as texts; NumPy keeps names as bytes, too."""
+    try:
+        return tuple(n.decode() if isinstance(n, bytes) else str(n) for n in names.ravel().tolist())
+    except UnicodeDecodeError:
+        raise UserError(f"{where}: class_names holds bytes that are not UTF-8") from None
 
 
 def read_idx_file(file: pathlib.Path) -> np.ndarray:

@@ -8,7 +8,8 @@ import numpy as np
 
 from hga_flax.errors import UserError
 
-TOO_MANY = -2  # in a batch's "bad": the loader gave up looking for a good image
+# In a batch's "bad", where the loader gave up looking for a good image; "index" is then that of the first bad one.
+TOO_MANY, NONE_GOOD = -2, -3
 
 
 class BadImage(UserError, ValueError):
@@ -67,12 +68,18 @@ class BadImages:
                 self.log(f"skipped {explain(index)}")
                 if len(found) > self._limit:
                     raise self._too_many(split)
-            if (bad == TOO_MANY).any():
-                raise self._too_many(split)
+            if (bad <= TOO_MANY).any():
+                for index in np.unique(batch["index"][bad <= TOO_MANY]).tolist():
+                    if index not in found:
+                        self.log(f"skipped {explain(index)}")
+                raise self._too_many(split) if (bad == TOO_MANY).any() else self._none_good(split)
             yield batch
+
+    def _none_good(self, split: str) -> UserError:
+        return UserError(f"no image of the split '{split}' can be decoded; some of them are named above")
 
     def _too_many(self, split: str) -> UserError:
         return UserError(
             f"more than data.max_bad_images={self._limit} images of the split '{split}' cannot be decoded; "
-            "mend or remove the files named above, or raise the limit"
+            "mend or remove them (those that this process has met are named above), or raise the limit"
         )

@@ -11,9 +11,8 @@ import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
 
-def example_keys(seed: int, epoch: jax.Array, index: jax.Array) -> jax.Array:
-    """Returns one random key per example from int32 `epoch` `[B]` and `index` `[B]`."""
-    root = jax.random.key(seed)
+def example_keys(root: jax.Array, epoch: jax.Array, index: jax.Array) -> jax.Array:
+    """Returns one random key per example from a stream's key and int32 `epoch` `[B]` and `index` `[B]`."""
     fold = lambda e, i: jax.random.fold_in(jax.random.fold_in(root, e), i)
     return jax.vmap(fold)(epoch, index)
 
@@ -57,7 +56,7 @@ def augment(
     return jax.vmap(one)(keys, images)
 
 
-def alternating_flip(images: jax.Array, seed: int, epoch: jax.Array, index: jax.Array) -> jax.Array:
+def alternating_flip(images: jax.Array, root: jax.Array, epoch: jax.Array, index: jax.Array) -> jax.Array:
     """Mirrors each of `[B, H, W, C]` in every second epoch; whether in the even or the odd ones is drawn for each.
 
     Two epochs then hold every image both ways, which a random flip in each does for half of them (Jordan, 94 % on
@@ -65,11 +64,11 @@ def alternating_flip(images: jax.Array, seed: int, epoch: jax.Array, index: jax.
 
     Args:
         images: float images.
-        seed: with `index` the source of each image's draw.
+        root: the key of a stream, with `index` the source of each image's draw.
         epoch: int32 `[B]`.
         index: int32 `[B]`, of the examples.
     """
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, _FLIP))(example_keys(seed, jnp.zeros_like(epoch), index))
+    keys = example_keys(root, jnp.zeros_like(epoch), index)
     mirrored = jax.vmap(jax.random.bernoulli)(keys) ^ (epoch % 2 == 1)
     return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
 
@@ -80,8 +79,6 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
     return (images - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 
-# Streams of an example's key, apart from those that `augment` splits off.
-_ERASING, _MIXING, _FLIP = 1001, 1002, 1003
 ERASED_AREA = (0.02, 1 / 3)
 ERASED_ASPECT = (0.3, 1 / 0.3)
 
@@ -98,7 +95,7 @@ def random_erasing(key: jax.Array, image: jax.Array, probability: float) -> jax.
     Its area is 2 to 33 % of the image's, its aspect 0.3 to 3.3, what would stick out is cut off.
     """
     height, width, _ = image.shape
-    apply, area_key, aspect_key, place, noise = jax.random.split(jax.random.fold_in(key, _ERASING), 5)
+    apply, area_key, aspect_key, place, noise = jax.random.split(key, 5)
     area = jax.random.uniform(area_key, minval=ERASED_AREA[0], maxval=ERASED_AREA[1]) * height * width
     low, high = jnp.log(jnp.asarray(ERASED_ASPECT))
     aspect = jnp.exp(jax.random.uniform(aspect_key, minval=low, maxval=high))
@@ -142,7 +139,7 @@ def mix(
     neighbour = lambda x: x.reshape(-1, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)
 
     def one(key: jax.Array, image: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
-        choice, up, cut, place = jax.random.split(jax.random.fold_in(key, _MIXING), 4)
+        choice, up, cut, place = jax.random.split(key, 4)
         if mixup:
             share = jax.random.beta(up, mixup, mixup)
             added = share * image + (1 - share) * other

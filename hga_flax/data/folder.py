@@ -1,21 +1,22 @@
-"""A folder of images, `{train,val}/<class>/*.{jpg,jpeg,png,webp}`, as a source."""
+"""A folder of images, `{train,val}/<class>/`, as a source; classes may have folders inside."""
 
 import os
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from hga_flax.data.classes import difference, named
+from hga_flax.data.image_files import SUFFIXES, Endings, ending, ignored_line, images_below, is_image, is_litter
 from hga_flax.errors import UserError, nearest, one_line
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 ALIASES = {"validation": "val", "val": "validation"}
+TRAIN = "train"
+USUAL_SPLITS = (TRAIN, "val", "validation", "test")
 
 
 def _split_folder(root: pathlib.Path, split: str, key: str = "") -> pathlib.Path:
-    if not os.path.isdir(root):
-        raise UserError(f"data.dir={root}: no such folder")
-    there = _folders(root)
+    there = splits(root)
     for name in (split, ALIASES.get(split, split)):
         if name in there:  # so that no name leads out of the folder
             return root / name
@@ -35,48 +36,93 @@ def _listed(names: list[str]) -> str:
 def class_names(root: pathlib.Path) -> tuple[str, ...]:
     """Returns the names of the classes, in the order of their labels: the folders of `train`, sorted.
 
+    A folder without `train` has those of all its splits.
+
     Raises:
         UserError: there are none.
     """
-    folder = _split_folder(root, "train")
-    names = tuple(_folders(folder))
+    there = splits(root)
+    if TRAIN in there:
+        names = _folders(root / TRAIN)
+    else:
+        usual = [split for split in there if split in USUAL_SPLITS] or there
+        names = sorted({name for split in usual for name in _folders(root / split)})
     if not names:
-        raise UserError(f"{folder} holds no folders; make one for each class")
+        raise UserError(_no_classes(root, there))
     strange = [name for name in names if not name.isprintable() or name != name.strip()]
     if strange:  # a packed data set keeps one name a line
-        raise UserError(f"{folder}: {strange[0]!r} cannot name a class; use printable characters, no blank at the ends")
-    return names
+        raise UserError(
+            f"{root / TRAIN}: {strange[0]!r} cannot name a class; use printable characters, no blank at the ends"
+        )
+    return tuple(names)
+
+
+def _no_classes(root: pathlib.Path, there: list[str]) -> str:
+    flat = [name for name in there if name not in USUAL_SPLITS and next(images_below(root / name), None)]
+    if flat:
+        return (
+            f"the folder {root} has no split 'train': {named(flat)} hold images themselves, as classes do; move them "
+            f"into {root / TRAIN}, and some of their images into {root / 'val'}"
+        )
+    if TRAIN in there:
+        return f"{root / TRAIN} holds no folders; make one for each class"
+    return f"the folder {root} has no split 'train'; it has: {_listed(there)}"
 
 
 def splits(root: pathlib.Path) -> list[str]:
-    """Returns the splits that a folder has, as they are called in it."""
+    """Returns the folders of a folder, which may be splits, as they are called in it.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not os.path.isdir(root):
+        where = "" if root.is_absolute() else f", seen from {pathlib.Path.cwd()}"
+        raise UserError(f"data.dir={root}: no such folder{where}")
     return _folders(root)
+
+
+def packable_splits(root: pathlib.Path) -> list[str]:
+    """Returns the splits to pack; a folder beside them that is none is named on stderr.
+
+    `train` is one, `val`, `validation` and `test` where they hold images in folders, others where they do in the
+    folder of a class.
+    """
+    names, packed = set(class_names(root)), []
+    for split in splits(root):
+        inside = [name for name in _folders(root / split) if split in USUAL_SPLITS or name in names]
+        if split == TRAIN or any(next(images_below(root / split / name), None) for name in inside):
+            packed.append(split)
+        else:
+            print(f"ignored the folder {root / split}: it holds no images in folders of classes", file=sys.stderr)
+    return packed
 
 
 class FolderSource:
     """The images of one split, by class and then by name, as bytes.
 
+    Files that are no images are counted by their endings, in one line on stderr.
+
     Args:
         root: holds a folder for each split.
         split: "train", or "val" and "validation", which mean the same where only one is there.
         key: what messages call the split.
+        classes: names by label of the classes that a run was trained on; None: those of the folder.
 
     Raises:
-        UserError: no such split, no images in it, or a class that `train` does not have.
+        UserError: no such split, no images in it, a class that `train` does not have, or other classes than `classes`.
     """
 
-    def __init__(self, root: pathlib.Path, split: str, key: str = "split"):
-        folder, names = _split_folder(root, split, key), class_names(root)
-        unknown = [n for n in _folders(folder) if n not in names]
-        if unknown:
-            raise UserError(f"{folder} has the class '{unknown[0]}', which {root / 'train'} has not")
-        self._root, self._files, self._labels = root, [], []
+    def __init__(self, root: pathlib.Path, split: str, key: str = "split", classes: Sequence[str] | None = None):
+        folder = _split_folder(root, split, key)
+        names = _checked_names(root, folder, classes)
+        self._root, self._files, self._labels, ignored = root, [], [], Endings()
         for label, name in enumerate(names):
-            files = _images(folder / name)
-            if not files and folder.name == "train":
+            files = list(images_below(folder / name, ignored)) if (folder / name).is_dir() else []
+            if not files and folder.name == TRAIN:
                 print(f"warning: the class '{name}' has no images in {folder}", file=sys.stderr)
-            self._files += [str(file.relative_to(root)) for file in files]
+            self._files += [os.path.relpath(file, root) for file in files]
             self._labels += [label] * len(files)
+        _say_ignored(folder, ignored)
         if not self._files:
             raise UserError(f"{folder} holds no images ({', '.join(SUFFIXES)}) in its folders")
 
@@ -97,6 +143,44 @@ class FolderSource:
             yield name, self[index]
 
 
+def _checked_names(root: pathlib.Path, folder: pathlib.Path, classes: Sequence[str] | None) -> tuple[str, ...]:
+    """Returns the classes by label, after comparing them with the folders of a split."""
+    own, here = TRAIN in splits(root), _folders(folder)
+    if classes is None or (own and tuple(classes) == class_names(root)):
+        names = class_names(root)
+        unknown = [name for name in here if name not in set(names)]
+        if unknown:
+            raise UserError(f"{folder} has the class '{unknown[0]}', which {root / TRAIN} has not")
+        return names
+    # A run's names decide. Those of this split must be among them, and each must have its folder here or in train.
+    known = [name for name in classes if (folder / name).is_dir() or (root / TRAIN / name).is_dir()]
+    there = sorted({*here, *known})
+    if other := difference(sorted(classes), there, str(folder)):
+        hint = "; make an empty folder for a class without images" if set(there) < set(classes) else ""
+        raise UserError(f"{other}{hint}")
+    more = [name for name in _folders(root / TRAIN) if name not in set(classes)] if own else []
+    if more:
+        print(f"warning: {root / TRAIN} has classes that the run does not know: {named(more)}", file=sys.stderr)
+    return tuple(classes)
+
+
+def _say_ignored(folder: pathlib.Path, ignored: Endings) -> None:
+    """Names on stderr what is not read in a split: other files, and images that lie in no class."""
+    loose = 0
+    for path in _entries(folder):
+        if path.is_dir() or is_litter(path.name, folder=False):
+            continue
+        if is_image(path.name):
+            loose += 1
+        else:
+            ignored[ending(path.name)] += 1
+    if line := ignored_line(ignored, str(folder)):
+        print(line, file=sys.stderr)
+    if loose:
+        lie = "image that lies" if loose == 1 else "images that lie"
+        print(f"ignored {loose:,} {lie} in {folder} itself, in the folder of no class", file=sys.stderr)
+
+
 def _entries(folder: pathlib.Path) -> list[pathlib.Path]:
     """Returns what lies in a folder and is not hidden, sorted."""
     try:
@@ -106,8 +190,4 @@ def _entries(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _folders(folder: pathlib.Path) -> list[str]:
-    return [p.name for p in _entries(folder) if p.is_dir()]
-
-
-def _images(folder: pathlib.Path) -> list[pathlib.Path]:
-    return [p for p in _entries(folder) if p.suffix.lower() in SUFFIXES] if folder.is_dir() else []
+    return [p.name for p in _entries(folder) if not is_litter(p.name, folder=True) and p.is_dir()]

@@ -11,6 +11,7 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -21,10 +22,11 @@ import grain
 import numpy as np
 from absl import flags
 
-from hga_flax.data.bad_images import TOO_MANY, BadImage, BadImages
+from hga_flax.data.bad_images import NONE_GOOD, TOO_MANY, BadImage, BadImages
 from hga_flax.data.host_augmentation import host_transform
 from hga_flax.data.memory import MemorySource, in_memory
 from hga_flax.data.sources import DatasetInfo, Source, SyntheticSource, dataset_info, open_source
+from hga_flax.data.streams import ORDER, host_seed
 
 # (image, index of the example, epoch, where the result may be written or None) -> uint8 [H, W, C]
 Transform = Callable[[Any, int, int, np.ndarray | None], np.ndarray]
@@ -43,18 +45,26 @@ class Shard:
 class _TrainExamples:
     """This process's rows of the endless global order, as a random-access source for Grain.
 
-    Global position g is the g-th example of all epochs, each epoch shuffled anew; batch k holds the
+    Global position g is the g-th example of all epochs, each in an order of its own; batch k holds the
     positions k * B .. (k + 1) * B - 1 and process p of P its p-th contiguous part. So neither P nor
     the place where a run was cut changes what any batch holds.
     """
 
     def __init__(
-        self, source: Source, transform: Transform, data: Any, seed: int, batch_size: int, shard: Shard, start: int
+        self,
+        source: Source,
+        transform: Transform,
+        blank: np.ndarray,
+        max_bad: int,
+        seed: int,
+        batch_size: int,
+        shard: Shard,
+        start: int,
     ):
         self._source, self._transform, self._shard, self._start = source, transform, shard, start
         self._batch, self._local = batch_size, batch_size // shard.processes
-        self._order = grain.MapDataset.range(len(source)).shuffle(seed=seed).repeat()
-        self._max_bad, self._size = data.max_bad_images, data.image_size
+        self._blank, self._max_bad, self._seed = blank, max_bad, seed
+        self._orders: dict[int, grain.MapDataset] = {}  # of the epochs that were met; each computes what it is asked
 
     def __len__(self) -> int:
         return 2**31  # more than any run reads; Grain needs a number
@@ -65,19 +75,33 @@ class _TrainExamples:
     def read(self, row: int, out: np.ndarray | None = None) -> dict[str, Any]:
         """Returns the example of a row; `out` takes its image where that saves a copy."""
         batch, offset = divmod(row, self._local)
-        first = self._start + batch * self._batch + self._shard.process * self._local + offset
-        bad = -1
-        for position in range(first, first + self._max_bad + 2):
-            epoch, index = position // len(self._source), int(self._order[position])
+        position = self._start + batch * self._batch + self._shard.process * self._local + offset
+        bad: list[int] = []
+        while True:
+            epoch, index = self._place(position)
             try:
                 record = self._source[index]
                 image = self._transform(record["image"], index, epoch, out)
+                # Of the bad ones the first is reported here, the others at their own places.
+                first = bad[0] if bad else -1
+                return _example(image, record["label"], first, index=np.int32(index), epoch=np.int32(epoch))
             except BadImage:
-                bad = index if position == first else bad  # the others are reported at their own places
-                continue
-            return _example(image, record["label"], bad, index=np.int32(index), epoch=np.int32(epoch))
-        blank = np.zeros((self._size, self._size, 1), np.uint8)
-        return _example(blank, 0, TOO_MANY, index=np.int32(0), epoch=np.int32(0))
+                if index not in bad:
+                    bad.append(index)
+            if len(bad) > self._max_bad or len(bad) == len(self._source):
+                why = TOO_MANY if len(bad) > self._max_bad else NONE_GOOD
+                return _example(self._blank, 0, why, index=np.int32(bad[0]), epoch=np.int32(epoch))
+            position += 1
+
+    def _place(self, position: int) -> tuple[int, int]:
+        """Returns the epoch and the index of the example at a position of the global order."""
+        epoch, place = divmod(position, len(self._source))
+        order = self._orders.get(epoch)
+        if order is None:
+            # Not Grain's own repeat: it adds the epoch to the seed, so that the orders of one seed are its neighbour's.
+            seed = host_seed(self._seed, ORDER, epoch)
+            order = self._orders[epoch] = grain.MapDataset.range(len(self._source)).shuffle(seed=seed)
+        return epoch, int(order[place])
 
 
 class _EvalExamples:
@@ -245,12 +269,23 @@ class Dataset:
         data = self.data
         if split not in self._opened:
             key = {data.eval_split: "data.eval_split", data.train_split: "data.train_split"}.get(split, "--split")
-            self._opened[split] = (
-                SyntheticSource(data.fake_examples, data.image_size, self.info)
-                if data.fake
-                else open_source(self.info.name, split, data.dir, key)
-            )
+            if data.fake:
+                self._opened[split] = SyntheticSource(data.fake_examples, data.image_size, self.info)
+            else:
+                self._opened[split] = open_source(self.info.name, split, data.dir, key, self.info)
+                before, now = self.info.num_examples.get(split), len(self._opened[split])
+                if before not in (None, now):
+                    print(
+                        f"warning: the split '{split}' has {now:,} examples, and had {before:,} when the run began: "
+                        "its errors cannot be compared with the run's own",
+                        file=sys.stderr,
+                    )
         return self._opened[split]
+
+    def described(self) -> DatasetInfo:
+        """Returns `info` with the number of examples of the training's and the evaluation's split."""
+        splits = (self.data.train_split, self.data.eval_split)
+        return dataclasses.replace(self.info, num_examples={split: len(self.open(split)) for split in splits})
 
     def source(self, split: str, train: bool = True) -> Source:
         """Opens a split for training or for evaluation; a small one is read into memory, at the size of its use."""
@@ -278,27 +313,34 @@ class Dataset:
         Yields:
             `image` uint8 `[b, H, W, C]`, `label`, `index` and `epoch` int32 `[b]`.
         """
+        blank = np.zeros(self._image_shape(True), np.uint8)
         examples = lambda source, transform: _TrainExamples(
-            source, transform, self.data, self.seed, batch_size, shard, start
+            source, transform, blank, self.data.max_bad_images, self.seed, batch_size, shard, start
         )
-        return self._batches(source, True, examples, batch_size // shard.processes)
+        return self._batches(source, self.data.train_split, True, examples, batch_size // shard.processes)
 
-    def eval_batches(self, source: Source, batch_size: int, shard: Shard) -> Iterator[Batch]:
+    def eval_batches(self, source: Source, batch_size: int, shard: Shard, split: str | None = None) -> Iterator[Batch]:
         """Yields this process's part of an evaluation; every process gets equally many batches.
+
+        Args:
+            source: as `source(split, train=False)` returns it.
+            batch_size: of the global batch; a multiple of the number of processes.
+            shard: this process's place.
+            split: that `source` is, under which its bad images are booked; None: `data.eval_split`.
 
         Yields:
             `image` uint8 `[b, H, W, C]`, `label` int32 `[b]`, `mask` bool `[b]`, false for what does not count.
         """
         blank = np.zeros(self._image_shape(False), np.uint8)
         examples = lambda source, transform: _EvalExamples(source, transform, blank, batch_size, shard)
-        return self._batches(source, False, examples, batch_size // shard.processes)
+        split = split or self.data.eval_split
+        return self._batches(source, split, False, examples, batch_size // shard.processes)
 
-    def _batches(self, source: Source, train: bool, examples: Callable, batch_size: int) -> Iterator[Batch]:
+    def _batches(self, source: Source, split: str, train: bool, examples: Callable, batch_size: int) -> Iterator[Batch]:
         data, shape = self.data, self._image_shape(train)
         transform = host_transform(data, self.info.channels, train, self.seed, shape[0])
         memory = isinstance(source, MemorySource)
         batches = _batches(examples(source, transform), batch_size, shape, data.num_threads, data.num_workers, memory)
-        split = data.train_split if train else data.eval_split
         return self.bad_images.watch(batches, split, lambda index: _explain(source, transform, index))
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from hga_flax.data.arrays import LabelledArrays, read_idx, read_npz
 from hga_flax.data.bad_images import BadImage
-from hga_flax.data.folder import FolderSource, class_names, splits
+from hga_flax.data.folder import FolderSource, class_names, packable_splits
 from hga_flax.data.remote import copies_of, find_set, upload
 from hga_flax.data.sources import data_directory
 from hga_flax.errors import UserError, called, expand, nearest, one_line
@@ -100,7 +100,7 @@ def _prepare_local(
         if kind == "folder":
             if names:
                 raise UserError("prepare folder: the folders name the classes; --class-names is for arrays and idx")
-            sources = {split: FolderSource(path, split) for split in splits(path)}
+            sources = {split: FolderSource(path, split) for split in packable_splits(path)}
             bad: dict[str, str] = {}
             examples = {split: functools.partial(_checked, source, bad) for split, source in sources.items()}
             shape = (None, None, 3)

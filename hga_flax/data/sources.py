@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from hga_flax.data.classes import difference
 from hga_flax.data.folder import FolderSource, class_names
 from hga_flax.data.remote import local_directory
 from hga_flax.errors import UserError, expand, nearest, one_line
@@ -36,12 +37,21 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """What the rest of the code must know of a data set."""
+    """What the rest of the code must know of a data set.
+
+    Attributes:
+        name: `data.name`.
+        num_classes: that labels may name.
+        channels: of the images, 1 or 3.
+        class_names: by label; empty where they have none.
+        num_examples: of the splits that a run was made with, for one that is read back from its folder.
+    """
 
     name: str
     num_classes: int
     channels: int
     class_names: tuple[str, ...]
+    num_examples: dict[str, int] = dataclasses.field(default_factory=dict, compare=False)
 
 
 class SyntheticSource:
@@ -154,14 +164,32 @@ def dataset_info(name: str, directory: str = "") -> DatasetInfo:
     """
     if name == FOLDER:
         return DatasetInfo(name, len(names := class_names(folder_root(directory))), 3, names)
-    directory = _here(name, directory)
-    features = _builder(name, directory).info.features
+    return _info_of(_builder(name, _here(name, directory)), name)
+
+
+def _info_of(builder: Any, name: str) -> DatasetInfo:
+    """Returns what is known of the data set of a TFDS builder."""
+    features = builder.info.features
     if not {"image", "label"} <= set(features) or not hasattr(features["label"], "num_classes"):
         raise UserError(f"data.name: '{name}' is not an image classification data set (no 'image' and 'label')")
     names, shape = tuple(features["label"].names or ()), features["image"].shape
     if not shape or shape[-1] not in CHANNELS:
         raise UserError(f"data.name: the images of '{name}' are {shape}; only 1 (grey) or 3 (RGB) channels are read")
     return DatasetInfo(name, int(features["label"].num_classes), int(shape[-1]), names)
+
+
+def other_data(run: DatasetInfo, there: DatasetInfo, where: str) -> str | None:
+    """Returns in one sentence how data differ from those that a run was made with; None where they do not.
+
+    The number of classes, their names by label and the channels are compared.
+    """
+    if other := difference(run.class_names, there.class_names, where):
+        return other
+    for what in ("num_classes", "channels"):
+        if getattr(run, what) != getattr(there, what):
+            name = what.removeprefix("num_")
+            return f"{where} has {getattr(there, what):,} {name}, the run {getattr(run, what):,}"
+    return None
 
 
 def folder_root(directory: str) -> pathlib.Path:
@@ -176,7 +204,9 @@ def folder_root(directory: str) -> pathlib.Path:
     return expand(directory, "data.dir")
 
 
-def open_source(name: str, split: str, directory: str = "", key: str = "split") -> Source:
+def open_source(
+    name: str, split: str, directory: str = "", key: str = "split", like: DatasetInfo | None = None
+) -> Source:
     """Opens a split of a prepared data set, images as encoded bytes.
 
     Args:
@@ -184,12 +214,13 @@ def open_source(name: str, split: str, directory: str = "", key: str = "split") 
         split: in TFDS's notation, for example "train", "train[:90%]".
         directory: TFDS's data directory, "" for its default.
         key: what messages call the split: the key that named it.
+        like: what a run knows of its data set; its class names decide.
 
     Raises:
-        UserError: the data set or the split does not exist here, or it is empty.
+        UserError: the data set or the split does not exist here, it is empty, or its classes are not those of `like`.
     """
     if name == FOLDER:
-        return FolderSource(folder_root(directory), split, key)
+        return FolderSource(folder_root(directory), split, key, like.class_names if like else None)
     directory = _here(name, directory)
     tfds = _tfds()
     builder = _builder(name, directory)
@@ -201,6 +232,8 @@ def open_source(name: str, split: str, directory: str = "", key: str = "split") 
             f"{name} --data-dir={data_directory(directory)}, name another data.dir, or try data.fake=true"
         )
     _check_split(builder.info.splits, name, split, key)
+    if like is not None and (other := other_data(like, _info_of(builder, name), str(builder.data_dir))):
+        raise UserError(other)
     try:
         return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     except OSError as error:

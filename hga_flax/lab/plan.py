@@ -96,6 +96,5 @@ def counted_seconds(row: Row) -> float:
     flops = float(step.lower(prepared.state, abstract_batch(experiment)).cost_analysis()["flops"])
     seconds, plan = step_seconds(experiment, flops), prepared.plan
     evaluated = len(experiment.dataset.open(row.config.data.eval_split))
-    evaluations = -(-plan.total_steps // plan.eval_every)
     # A forward pass is a third of a training step.
-    return plan.total_steps * seconds + evaluations * evaluated / row.config.training.batch_size * seconds / 3
+    return plan.total_steps * seconds + plan.evaluations * evaluated / row.config.training.batch_size * seconds / 3

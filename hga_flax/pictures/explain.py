@@ -49,11 +49,15 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: an image, a run or a class cannot be used, or the picture cannot be written.
     """
+    from hga_flax.data.image_files import Endings, ignored_line
     from hga_flax.pictures.style import output_files, save, styled
     from hga_flax.training.prediction import find_images
 
     files = output_files(arguments.out)
-    images = list(find_images(arguments.images, sys.stdin))
+    ignored = Endings()
+    images = list(find_images(arguments.images, sys.stdin, ignored))
+    if line := ignored_line(ignored, "the folders"):
+        print(line, file=sys.stderr)
     if len(images) > MOST_IMAGES:
         raise UserError(f"{len(images)} images: a picture holds up to {MOST_IMAGES}")
     encoded, bad = read_images(images)

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from hga_flax.analysis.parts import model_parts, parts_table
-from hga_flax.data.sources import dataset_info
+from hga_flax.data.sources import DatasetInfo, dataset_info
 from hga_flax.errors import check_writable
 from hga_flax.storage import is_remote
 from hga_flax.training import workdir as files
@@ -77,6 +77,7 @@ def dry_run(config: ConfigDict, workdir: str | None = None, compile_step: bool =
         UserError: what training would raise before its first step.
     """
     check_source(config, workdir)
+    config = files.absolute_paths(config)
     configure_process(config)
     experiment = create_experiment(config, lambda: dataset_info(config.data.name, config.data.dir))
     prepared = prepare(experiment)
@@ -85,7 +86,7 @@ def dry_run(config: ConfigDict, workdir: str | None = None, compile_step: bool =
     new = not (workdir and checkpoint_steps(workdir))
     rows = describe(experiment, plan, state.params, new)
     if workdir is not None:
-        rows.append(("workdir", workdir_state(workdir, config, state)))
+        rows.append(("workdir", workdir_state(workdir, config, state, experiment.dataset.described())))
     console.table("dry run: nothing is trained or written", rows)
     if new and config.init["from"]:
         console.table("initial weights", fit_weights(config, state).rows())
@@ -98,13 +99,16 @@ def dry_run(config: ConfigDict, workdir: str | None = None, compile_step: bool =
     console.table("time", time_rows(experiment, plan, cost))
 
 
-def workdir_state(path: str, config: ConfigDict, state: TrainState | None = None) -> str:
+def workdir_state(
+    path: str, config: ConfigDict, state: TrainState | None = None, info: DatasetInfo | None = None
+) -> str:
     """Returns what training would find in a workdir.
 
     Args:
         path: the workdir.
         config: a whole configuration.
         state: of the run, abstract; compared with the newest checkpoint, if given (not with one in a bucket).
+        info: of the data as they are now; compared with the run's, if given.
 
     Raises:
         UserError: it cannot be written to, or belongs to another run or optimizer.
@@ -113,6 +117,7 @@ def workdir_state(path: str, config: ConfigDict, state: TrainState | None = None
     if not is_remote(path):
         check_writable(workdir, "--workdir", "choose another")
     changes = files.check_same_run(workdir, config)
+    changes += files.check_same_data(workdir, info) if info else []
     steps = checkpoint_steps(path)
     if not steps:
         return f"{path}: a new run"
@@ -289,7 +294,6 @@ def plan_rows(experiment: Experiment, plan: Plan, state: TrainState) -> list[tup
     """Returns what happens how often."""
     config = experiment.config
     evaluated = len(experiment.dataset.open(config.data.eval_split))
-    evaluations = math.ceil(plan.total_steps / plan.eval_every)
     every = config.checkpoint.every_steps
     large = f" of {config.evaluation.image_size} pixels" if config.evaluation.image_size else ""
     more = f" and every {every:,} steps" if every else ""
@@ -298,8 +302,9 @@ def plan_rows(experiment: Experiment, plan: Plan, state: TrainState) -> list[tup
         ("steps", f"{plan.total_steps:,} = {plan.total_steps / plan.steps_per_epoch:.4g} epochs"),
         (
             "evaluations",
-            f"{evaluations:,}, every {plan.eval_every:,} steps and at the end, each on {evaluated:,} images{large} in "
-            f"{math.ceil(evaluated / experiment.eval_batch_size):,} batches of {experiment.eval_batch_size:,}",
+            f"{plan.evaluations:,}, every {plan.eval_every:,.6g} steps and at the end, each on {evaluated:,} "
+            f"images{large} in {math.ceil(evaluated / experiment.eval_batch_size):,} batches of "
+            f"{experiment.eval_batch_size:,}",
         ),
         (
             "checkpoints",
@@ -333,11 +338,10 @@ def time_rows(experiment: Experiment, plan: Plan, cost: Cost) -> list[tuple[str,
     """Returns the time of a step and of the run: measured, or a lower bound."""
     batch = experiment.config.training.batch_size
     seconds = cost.measured or cost.estimate
-    evaluations = math.ceil(plan.total_steps / plan.eval_every)
     evaluated = len(experiment.dataset.open(experiment.config.data.eval_split))
     # A forward pass is a third of a training step, at the same size.
     larger = (experiment.eval_image_shape[0] / experiment.image_shape[0]) ** 2
-    whole = plan.total_steps * seconds + evaluations * evaluated / batch * larger * seconds / 3
+    whole = plan.total_steps * seconds + plan.evaluations * evaluated / batch * larger * seconds / 3
     speed = f"{seconds:.3g} s, {batch / seconds:,.0f} images/s"
     if cost.measured:
         step = f"about {speed} (measured here on zeros, without data loading)"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -35,17 +36,28 @@ class Plan:
         num_examples: in the training split.
         steps_per_epoch: not whole where the batch does not divide the split.
         total_steps: where training ends.
-        eval_every: steps between two evaluations.
+        eval_every: steps between two evaluations, at least 1; need not be whole either.
     """
 
     num_examples: int
     steps_per_epoch: float
     total_steps: int
-    eval_every: int
+    eval_every: float
 
     def evaluates_at(self, step: int) -> bool:
-        """True after every `eval_every` steps and at the end."""
-        return step % self.eval_every == 0 or step == self.total_steps
+        """True at the end, and at the step nearest to each multiple of `eval_every`, so that none drifts."""
+        nearest = round(step / self.eval_every)
+        return step == self.total_steps or step in (
+            round(k * self.eval_every) for k in (nearest - 1, nearest, nearest + 1) if k
+        )
+
+    @property
+    def evaluations(self) -> int:
+        """How many there are from the first step to the end."""
+        last = math.floor(self.total_steps / self.eval_every) + 1
+        while round(last * self.eval_every) >= self.total_steps:
+            last -= 1
+        return last + 1
 
 
 def make_plan(config: ConfigDict, num_examples: int) -> Plan:
@@ -68,7 +80,7 @@ def make_plan(config: ConfigDict, num_examples: int) -> Plan:
             f"training.{key}={config.training[key]}: {total:,} steps of {batch_size} are more examples than a process "
             f"can number, {MOST_EXAMPLES:,}"
         )
-    return Plan(num_examples, per_epoch, total, max(1, round(config.evaluation.every_epochs * per_epoch)))
+    return Plan(num_examples, per_epoch, total, max(1.0, config.evaluation.every_epochs * per_epoch))
 
 
 @dataclasses.dataclass(frozen=True)

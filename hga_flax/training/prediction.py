@@ -13,8 +13,8 @@ import numpy as np
 
 from hga_flax.data.bad_images import BadImage
 from hga_flax.data.device_augmentation import normalize
-from hga_flax.data.folder import SUFFIXES
 from hga_flax.data.host_augmentation import host_transform
+from hga_flax.data.image_files import SUFFIXES, Endings, images_below
 from hga_flax.data.pipeline import available_cores
 from hga_flax.training.mesh import replicate, to_devices
 from hga_flax.training.restore import Restored, restore_workdir
@@ -181,13 +181,14 @@ def _chunks(items: Iterator[Image], size: int) -> Iterator[list[Image]]:
         yield chunk
 
 
-def find_images(arguments: Iterable[str], listing: TextIO) -> Iterator[str]:
+def find_images(arguments: Iterable[str], listing: TextIO, ignored: Endings | None = None) -> Iterator[str]:
     """Yields the names of files that arguments mean, one after the other, without opening them.
 
     Args:
         arguments: files, patterns (`*`, `?`, `[...]`, and `**` for all folders below), folders (all images
             below, hidden ones apart, sorted), or "-" for a list of these, one a line.
         listing: where "-" reads its lines.
+        ignored: counts the files in folders that are no images by their endings (see `images_below`).
 
     Yields:
         File names. What means no file is yielded as it is: opening it will say what is wrong.
@@ -195,23 +196,15 @@ def find_images(arguments: Iterable[str], listing: TextIO) -> Iterator[str]:
     for argument in arguments:
         if argument == "-":
             yield from find_images(
-                (name for line in listing if (name := line.rstrip("\r\n")) not in ("", "-")), listing
+                (name for line in listing if (name := line.rstrip("\r\n")) not in ("", "-")), listing, ignored
             )
             continue
         path = os.path.expanduser(argument)
         matches = [path] if os.path.exists(path) else sorted(glob.iglob(path, recursive=True))
         found = False
         for match in matches:
-            for file in _images_below(match) if os.path.isdir(match) else [match]:
+            for file in images_below(match, ignored) if os.path.isdir(match) else [match]:
                 found = True
                 yield file
         if not found:
             yield path
-
-
-def _images_below(folder: str) -> Iterator[str]:
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
-                yield os.path.join(root, name)

@@ -166,7 +166,7 @@ def evaluate_workdir(
     params, batch_stats = restored.variables["params"], restored.variables["batch_stats"]
     split = split or experiment.config.data.eval_split
     batches = experiment.dataset.eval_batches(
-        experiment.dataset.source(split, train=False), experiment.eval_batch_size, experiment.shard
+        experiment.dataset.source(split, train=False), experiment.eval_batch_size, experiment.shard, split
     )
     meet("each has the data set")  # one may have to copy it from a bucket
     step = make_eval_step(experiment.model, experiment.config, experiment.mesh)

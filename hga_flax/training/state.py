@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from hga_flax.data.streams import DROPOUT, PARAMETERS, stream
 from hga_flax.errors import ConfigError, UserError, one_line
 from hga_flax.training.mesh import replicated
 from hga_flax.training.metrics import TrainMetrics
@@ -67,8 +68,7 @@ def make_init(
     """
 
     def init(key: jax.Array) -> TrainState:
-        params_key, dropout_key = jax.random.split(key)
-        keys = {"params": params_key, "dropout": dropout_key}
+        keys = {"params": stream(key, PARAMETERS), "dropout": stream(key, DROPOUT)}
         variables = model.init(keys, jnp.zeros((1, *image_shape), jnp.float32), train=False)
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         state: dict[str, Any] = dict(

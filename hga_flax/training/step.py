@@ -13,6 +13,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from clu import metrics as clu_metrics
 from jax import lax
@@ -27,6 +28,7 @@ from hga_flax.data.device_augmentation import (
     normalize,
     random_erasing,
 )
+from hga_flax.data.streams import AUGMENTATION, DROPOUT, ERASING, FLIP, MIXING, stream
 from hga_flax.models.norm import frozen_statistics
 from hga_flax.training.ema import update_ema
 from hga_flax.training.mesh import DATA_AXIS
@@ -47,26 +49,35 @@ class StepReport:
     gradient_norm: jax.Array
 
 
-def prepare_images(batch: Batch, config: ConfigDict, train: bool) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+def prepare_images(
+    batch: Batch, config: ConfigDict, root: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Augments (in training) and normalises the images of a batch.
+
+    Args:
+        batch: `image` uint8 `[B, H, W, C]`, `label`, and in training `index` and `epoch` int32 `[B]`.
+        config: of the run.
+        root: the key that all random streams of the run are made of; None in evaluation.
 
     Returns:
         float32 `[B, H, W, C]`, and where images are mixed the label of the other one and, float32
         `[B]`, the share of the own label; else the own label and None.
     """
     data, images, other, share = config.data, batch["image"], batch["label"], None
-    if train:
-        keys = example_keys(config.seed, batch["epoch"], batch["index"])
+    if root is not None:
+        keys = lambda name: example_keys(stream(root, name), batch["epoch"], batch["index"])
         if data.augmentation == "small":
             random_flip = data.flip and not data.alternating_flip
-            images = augment(images.astype("float32"), keys, data.crop_padding, random_flip, data.rotation_degrees)
+            images = augment(
+                images.astype("float32"), keys(AUGMENTATION), data.crop_padding, random_flip, data.rotation_degrees
+            )
             if data.alternating_flip:
-                images = alternating_flip(images, config.seed, batch["epoch"], batch["index"])
+                images = alternating_flip(images, stream(root, FLIP), batch["epoch"], batch["index"])
         if data.random_erasing:
             erase = lambda key, image: random_erasing(key, image, data.random_erasing)
-            images = jax.vmap(erase)(keys, images.astype("float32"))
+            images = jax.vmap(erase)(keys(ERASING), images.astype("float32"))
         if data.mixup or data.cutmix:
-            images, other, share = mix(images.astype("float32"), other, keys, data.mixup, data.cutmix)
+            images, other, share = mix(images.astype("float32"), other, keys(MIXING), data.mixup, data.cutmix)
     return normalize(images, data.mean, data.std), other, share
 
 
@@ -89,10 +100,19 @@ class Gradient(NamedTuple):
 
 
 def batch_gradient(
-    model: nn.Module, config: ConfigDict, params: Any, batch_stats: Any, batch: Batch, dropout: jax.Array
+    model: nn.Module,
+    config: ConfigDict,
+    params: Any,
+    batch_stats: Any,
+    batch: Batch,
+    root: jax.Array,
+    dropout: jax.Array,
 ) -> Gradient:
-    """Augments a batch and differentiates its mean loss over the devices; `dropout` is the key of this device."""
-    images, other, share = prepare_images(batch, config, train=True)
+    """Augments a batch and differentiates its mean loss over the devices.
+
+    `root` is the key of the run's random streams, `dropout` that of this device in this step.
+    """
+    images, other, share = prepare_images(batch, config, root)
 
     def target_loss(logits: jax.Array) -> jax.Array:
         criterion, smoothing = LOSSES[config.training.loss], config.training.label_smoothing
@@ -124,6 +144,7 @@ def accumulated_gradient(
     params: Any,
     batch_stats: Any,
     batch: Batch,
+    root: jax.Array,
     dropout: jax.Array,
     unroll: bool = False,
 ) -> Gradient:
@@ -137,14 +158,15 @@ def accumulated_gradient(
     """
     count = config.training.accumulation_steps
     if count == 1:
-        return batch_gradient(model, config, params, batch_stats, batch, dropout)
+        return batch_gradient(model, config, params, batch_stats, batch, root, dropout)
     parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
     # Each device sums gradients of its own, so that they cross the links once, and not for each part.
     params = jax.tree.map(lambda x: lax.pcast(x, DATA_AXIS, to="varying"), params)
 
     def add(sums: tuple[Any, Any, jax.Array], part: tuple[jax.Array, Batch]) -> tuple[Any, Any]:
         grads, batch_stats, loss = sums
-        new = batch_gradient(model, config, params, batch_stats, part[1], jax.random.fold_in(dropout, part[0]))
+        key = jax.random.fold_in(dropout, part[0])
+        new = batch_gradient(model, config, params, batch_stats, part[1], root, key)
         sums = jax.tree.map(jnp.add, grads, new.grads), new.batch_stats, loss + new.mean_loss
         return sums, (new.logits, new.loss)
 
@@ -175,13 +197,14 @@ def make_train_step(
 
     unroll = mesh.devices.flat[0].platform == "cpu"
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
-        # A stream of its own for each step and device; no random state is kept between steps.
-        dropout = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    def step(state: TrainState, batch: Batch, seed: jax.Array) -> tuple[TrainState, StepReport]:
+        root = jax.random.key(seed)
+        # A key of its own for each step and device; no random state is kept between steps.
+        dropout = jax.random.fold_in(stream(root, DROPOUT), state.step)
         dropout = jax.random.fold_in(dropout, lax.axis_index(DATA_AXIS))
         # The parameters are the same on all devices, so shard_map sums their gradient over the mesh.
         grads, batch_stats, mean_loss, logits, loss = accumulated_gradient(
-            model, config, state.params, state.batch_stats, batch, dropout, unroll
+            model, config, state.params, state.batch_stats, batch, root, dropout, unroll
         )
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -205,9 +228,40 @@ def make_train_step(
             after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, skipped)
         return after, StepReport(mean_loss, norm)
 
-    sharded = jax.shard_map(step, mesh=mesh, in_specs=(REPLICATED, SPLIT), out_specs=REPLICATED)
+    sharded = jax.shard_map(step, mesh=mesh, in_specs=(REPLICATED, SPLIT, REPLICATED), out_specs=REPLICATED)
     seeks = jax.config.jax_debug_nans or jax.config.jax_debug_infs
-    return _seek_nans(sharded) if seeks else jax.jit(sharded, donate_argnums=0)
+    program = _seek_nans(sharded) if seeks else jax.jit(sharded, donate_argnums=0)
+    return Seeded(program, config.seed)
+
+
+class Seeded:
+    """A program of (..., seed) with the run's seed filled in, as are its lowered and its compiled form.
+
+    The seed is an argument of the compiled program, so that the runs of a study share one.
+
+    Args:
+        program: what `jax.jit` returns, or what its `lower` and `compile` do.
+        seed: of the run.
+    """
+
+    def __init__(self, program: Any, seed: int):
+        self._program, self._seed = program, np.int32(seed)
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Calls the program."""
+        return self._program(*arguments, self._seed)
+
+    def lower(self, *arguments: Any) -> "Seeded":
+        """Lowers the program for these arguments, or for their shapes."""
+        return Seeded(self._program.lower(*arguments, self._seed), self._seed)
+
+    def compile(self, *arguments: Any, **options: Any) -> "Seeded":
+        """Compiles the lowered program."""
+        return Seeded(self._program.compile(*arguments, **options), self._seed)
+
+    def __getattr__(self, name: str) -> Any:
+        """Answers as the program does: cost_analysis, memory_analysis, as_text."""
+        return getattr(self._program, name)
 
 
 def compile_step(step: Callable, state: TrainState, batch: Batch) -> Callable:
@@ -228,11 +282,11 @@ def _seek_nans(step: Callable[[TrainState, Batch], tuple[TrainState, StepReport]
     """
     compiled = jax.jit(step)
 
-    def seek(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
-        after, report = compiled(state, batch)
+    def seek(state: TrainState, batch: Batch, seed: jax.Array) -> tuple[TrainState, StepReport]:
+        after, report = compiled(state, batch, seed)
         if not (jnp.isfinite(report.loss) & jnp.isfinite(report.gradient_norm)):
             with jax.disable_jit():
-                step(state, batch)
+                step(state, batch, seed)
         return after, report
 
     return seek
@@ -248,7 +302,7 @@ def make_eval_step(
 
     def step(params: Any, batch_stats: Any, sums: ClassificationMetrics, batch: Batch) -> ClassificationMetrics:
         variables = {"params": params, "batch_stats": batch_stats}
-        logits = model.apply(variables, prepare_images(batch, config, train=False)[0], train=False)
+        logits = model.apply(variables, prepare_images(batch, config, None)[0], train=False)
         loss = cross_entropy(logits, batch["label"])
         return sums.merge(batch_metrics(logits, batch["label"], loss, batch["mask"], DATA_AXIS))
 

@@ -61,6 +61,7 @@ def train(config: ConfigDict, workdir_path: str, profile_steps: int = 0) -> int:
     start_up.mark("imports")
     validate(config)
     check_source(config, workdir_path)
+    config = files.absolute_paths(config)
     if is_remote(workdir_path):
         Remote(workdir_path, "--workdir").files()  # whether it can be read, before a data set is copied
     with Preemption(config.training.grace_seconds) as preemption, contextlib.ExitStack() as opened:
@@ -86,10 +87,14 @@ def _train(
     meet("each has the data set")  # one may have to copy it from a bucket
     workdir, mirror = opened.enter_context(run_folder(workdir_path, experiment.shard.process))
     changes = files.check_same_run(workdir, config)
+    info = experiment.dataset.described()
+    other_sizes = files.check_same_data(workdir, info)
     source = experiment.dataset.source(config.data.train_split)
     eval_source = experiment.dataset.source(config.data.eval_split, train=False)
 
     warn = lambda text: console.line(text, "yellow")
+    for text in other_sizes:
+        warn(f"warning: {text}")
     if mirror:
         mirror.begin(warn)
     checkpoints = Checkpoints(workdir, config.checkpoint.keep, warn=warn, changes=changes, mirror=mirror)
@@ -125,7 +130,7 @@ def _train(
         else:
             if experiment.shard.process == 0:
                 files.write_config(workdir, config)
-                files.write_dataset(workdir, experiment.dataset.info)
+                files.write_dataset(workdir, info)
                 overview = parameter_overview.get_parameter_overview(
                     {"params": state.params, "batch_stats": state.batch_stats}
                 )

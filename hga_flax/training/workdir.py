@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from hga_flax.config import differences, from_json, to_json
-from hga_flax.data.sources import DatasetInfo
+from hga_flax.data.sources import FOLDER, DatasetInfo, other_data
 from hga_flax.errors import UserError, expand, one_line
 from hga_flax.validation import complete
 
@@ -77,6 +77,20 @@ def check_same_run(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
     return changed
 
 
+def absolute_paths(config: ConfigDict) -> ConfigDict:
+    """Returns a copy whose `data.dir` and `training.compilation_cache` mean the same seen from any folder.
+
+    Addresses of buckets, paths from `~` and empty ones are left as they are.
+    """
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        for group, name in (("data", "dir"), ("training", "compilation_cache")):
+            path = config[group][name]
+            if path and "://" not in path and not path.startswith("~"):
+                config[group][name] = os.path.abspath(path)
+    return config
+
+
 def read_config(workdir: pathlib.Path) -> ConfigDict:
     """Returns the configuration that a workdir was last trained with.
 
@@ -99,8 +113,34 @@ def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
 
 
 def write_dataset(workdir: pathlib.Path, info: DatasetInfo) -> None:
-    """Writes dataset.json."""
-    write_text(workdir / "dataset.json", json.dumps(dataclasses.asdict(info)) + "\n")
+    """Writes dataset.json, unless it is there: the labels of a run mean what they meant when it began."""
+    if not (workdir / "dataset.json").exists():
+        write_text(workdir / "dataset.json", json.dumps(dataclasses.asdict(info)) + "\n")
+
+
+def check_same_data(workdir: pathlib.Path, info: DatasetInfo) -> list[str]:
+    """Compares data with those that a workdir was begun with.
+
+    Args:
+        workdir: of the run.
+        info: of the data as they are now, with the sizes of the splits in use.
+
+    Returns:
+        A sentence for each split that has another size now; the training split's is compared with the checkpoint's.
+
+    Raises:
+        UserError: the classes are others, or in another order.
+    """
+    if not (workdir / "dataset.json").exists():
+        return []
+    run = read_dataset(workdir)
+    if other := other_data(run, info, "the data set" if info.name != FOLDER else "the folder"):
+        raise UserError(f"--workdir={workdir}: {other}; bring back the classes, or choose another --workdir")
+    return [
+        f"the split '{split}' has {now:,} examples, and had {run.num_examples[split]:,} when the run began"
+        for split, now in info.num_examples.items()
+        if run.num_examples.get(split, now) != now
+    ]
 
 
 def read_dataset(workdir: pathlib.Path) -> DatasetInfo:
@@ -112,11 +152,11 @@ def read_dataset(workdir: pathlib.Path) -> DatasetInfo:
     try:
         fields = json.loads((workdir / "dataset.json").read_text())
         info = DatasetInfo(**{**fields, "class_names": tuple(fields["class_names"])})
-        numbers = (info.num_classes, info.channels)
+        numbers = (info.num_classes, info.channels, *info.num_examples.values())
         if not isinstance(info.name, str) or any(type(n) is not int or not 0 < n < 2**31 for n in numbers):
             raise ValueError("it is not the description of a data set")
         return info
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{workdir / 'dataset.json'} cannot be read: {one_line(error)}") from None
 
 

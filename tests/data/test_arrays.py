@@ -58,6 +58,18 @@ def test_npz_by_the_names_in_use(names, tmp_path):
         ({"images": IMAGES, "labels": LABELS - 1.0}, "whole numbers"),
         ({"images": IMAGES, "labels": LABELS, "class_names": np.array(["a", "b"])}, "2 class names"),
         ({"images": IMAGES, "labels": LABELS, "class_names": np.array(["a", "b", "a"])}, "same name"),
+        ({"images": IMAGES, "labels": LABELS, "class_names": np.array(["a", " ", "c"])}, "' ' cannot name a class"),
+        ({"images": IMAGES, "labels": LABELS, "class_names": np.array([b"\xff", b"a", b"b"])}, "not UTF-8"),
+        ({"images": IMAGES, "labels": LABELS + 1}, r"the labels are 1 to 3, and none is 0: subtract 1 from them"),
+        ({"images": IMAGES, "labels": LABELS + 1, "class_names": np.array(list("abc"))}, "none is 0: subtract 1"),
+        ({"images": IMAGES[:0], "labels": LABELS[:0]}, "the split 'train' holds no images; leave it out"),
+        ({"images": IMAGES, "labels": np.array(3)}, "5 whole numbers"),
+        ({"images": IMAGES, "labels": LABELS[:0]}, "5 whole numbers"),
+        ({"images": IMAGES, "labels": np.eye(3, dtype=np.uint8)[LABELS]}, "5 whole numbers"),
+        (
+            {"images": IMAGES, "labels": LABELS, "x_test": IMAGES[:0], "y_test": LABELS[:0]},
+            "the split 'test' holds no images; leave it out",
+        ),
         ({"images": IMAGES, "labels": LABELS, "x_test": IMAGES[:, :2], "y_test": LABELS}, "different shapes"),
     ],
 )
@@ -65,6 +77,31 @@ def test_arrays_that_do_not_fit_are_refused(arrays, message, tmp_path):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(UserError, match=message):
         read_npz(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("names", [np.array([b"ant", b"bee", b"cat"]), np.array(["ant", "bee", "cat"])])
+def test_names_may_be_bytes(names, tmp_path):
+    np.savez(tmp_path / "a.npz", images=IMAGES, labels=LABELS, class_names=names)
+    assert read_npz(tmp_path / "a.npz").class_names == ("ant", "bee", "cat")
+
+
+def test_a_class_without_images_is_said(tmp_path, capsys):
+    np.savez(tmp_path / "a.npz", images=IMAGES, labels=LABELS + 1)
+    assert read_npz(tmp_path / "a.npz", ("none", "a", "b", "c")).splits["train"][1].tolist() == [1, 3, 2, 3, 1]
+    np.savez(tmp_path / "b.npz", images=IMAGES, labels=LABELS * 2)
+    assert len(read_npz(tmp_path / "b.npz").class_names) == 5
+    said = "warning: {}: no image of 'train' is of the class {}"
+    assert capsys.readouterr().err.splitlines() == [
+        said.format(tmp_path / "a.npz", "'none'"), said.format(tmp_path / "b.npz", "'1', '3'"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["images.npy", "images.npz"])
+def test_a_lone_array_needs_its_labels(name, tmp_path):
+    with open(tmp_path / name, "wb") as file:
+        np.save(file, IMAGES)
+    with pytest.raises(UserError, match=r"holds one array, uint8 \[5, 4, 3\], and no labels; save both in one file"):
+        read_npz(tmp_path / name)
 
 
 def test_what_is_no_npz_is_refused(tmp_path):

@@ -97,6 +97,27 @@ def test_more_than_the_limit_end_the_run_with_one_line(bad):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("cache_mb", [0, 100])
+def test_a_split_of_which_no_image_can_be_decoded_is_said_to_be_so(cache_mb):
+    dataset = make_dataset(limit=100, cache_mb=cache_mb)
+    with pytest.raises(UserError, match=r"^no image of the split 'train' can be decoded; some .* named above$"):
+        rows(dataset, set(range(12)))
+    assert dataset.lines and all("the file is empty or cannot be read" in line for line in dataset.lines)
+
+
+def test_the_images_that_the_loader_gave_up_at_are_named():
+    dataset = make_dataset(limit=2)
+    with pytest.raises(UserError, match=r"more than data\.max_bad_images=2 .* are named above"):
+        rows(dataset, set(range(12)))
+    assert dataset.lines
+
+
+def test_bad_images_are_booked_under_the_split_that_they_are_in():
+    dataset = make_dataset()
+    list(dataset.eval_batches(Bytes({2, 9}), 8, Shard(), "train"))
+    assert (dataset.bad_images.found("train"), dataset.bad_images.found("validation")) == ([2, 9], [])
+
+
 def test_as_many_as_the_limit_do_not():
     assert len(rows(make_dataset(limit=2), {1, 4})) == 36
 

@@ -12,7 +12,7 @@ IMAGES = np.random.RandomState(0).uniform(0, 255, (6, 9, 7, 2)).astype(np.float3
 
 def keys(seed=0, epoch=0, index=range(6)):
     index = jnp.asarray(list(index), jnp.int32)
-    return device.example_keys(seed, jnp.full_like(index, epoch), index)
+    return device.example_keys(jax.random.key(seed), jnp.full_like(index, epoch), index)
 
 
 def test_keys_differ_by_seed_epoch_and_index_and_by_nothing_else():
@@ -49,7 +49,7 @@ def test_flip_mirrors_half():
 def mirrored(epoch, seed=0, index=range(200)):
     many = jnp.broadcast_to(IMAGES[0], (len(index), 9, 7, 2))
     index = jnp.asarray(list(index), jnp.int32)
-    out = np.asarray(device.alternating_flip(many, seed, jnp.full_like(index, epoch), index))
+    out = np.asarray(device.alternating_flip(many, jax.random.key(seed), jnp.full_like(index, epoch), index))
     is_mirror, is_same = (out == IMAGES[0][:, ::-1]).all(axis=(1, 2, 3)), (out == IMAGES[0]).all(axis=(1, 2, 3))
     assert (is_mirror ^ is_same).all()
     return is_mirror

@@ -1,10 +1,11 @@
 import pathlib
+import shutil
 
 import cv2
 import numpy as np
 import pytest
 
-from hga_flax.data.folder import FolderSource
+from hga_flax.data.folder import FolderSource, class_names, packable_splits
 from hga_flax.data.sources import dataset_info, open_source
 from hga_flax.errors import UserError
 
@@ -96,3 +97,81 @@ def test_a_folder_that_cannot_be_read_is_one_line(root, monkeypatch):
     monkeypatch.setattr(pathlib.Path, "iterdir", refuse)
     with pytest.raises(UserError, match=r"data\.dir: cannot read .*: Permission denied"):
         FolderSource(root, "train")
+
+
+def add(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes((root / "train/ant/0.JPG").read_bytes())
+
+
+def test_images_of_every_kind_and_in_sub_folders_are_read_and_the_rest_is_counted_once(root, capsys):
+    add(root, *(f"train/ant/{name}" for name in ("x.bmp", "y.tif", "z.jfif", "sub/a.jpg", "sub/deep/b.gif")))
+    add(root, "train/ant/sub/raw.cr2", "train/ant/sub/raw2.cr2", "train/loose.png", "train/labels.csv")
+    source = FolderSource(root, "train")
+    names = [source[i]["file_name"].removeprefix("train/ant/") for i in range(len(source)) if not source[i]["label"]]
+    assert names == ["0.JPG", "1.webp", "x.bmp", "y.tif", "z.jfif", "sub/a.jpg", "sub/deep/b.gif"]
+    assert capsys.readouterr().err.splitlines() == [
+        f"ignored 5 files that are no images in {root}/train: 2 .cr2, 2 .txt, 1 .csv",
+        f"ignored 1 image that lies in {root}/train itself, in the folder of no class",
+    ]
+
+
+@pytest.mark.parametrize("litter", ["__MACOSX", "@eaDir", ".ipynb_checkpoints", "$RECYCLE.BIN", "lost+found"])
+def test_what_systems_leave_behind_is_no_class_and_no_split(litter, root):
+    add(root, f"train/{litter}/0.jpg", f"val/{litter}/0.jpg", f"{litter}/ant/0.jpg")
+    assert dataset_info("folder", str(root)).class_names == ("ant", "cat")
+    assert len(FolderSource(root, "train")) == 4 and len(FolderSource(root, "val")) == 1
+    assert packable_splits(root) == ["train", "val"]
+
+
+def test_a_folder_beside_the_splits_is_left_out_of_a_packed_set_and_named(root, capsys):
+    add(root, "raw/0.jpg", "docs/figures/0.jpg", "extra/cat/0.jpg", "test/unlabelled.jpg")
+    assert packable_splits(root) == ["extra", "train", "val"]
+    assert [line.split(": ")[0] for line in capsys.readouterr().err.splitlines()] == [
+        f"ignored the folder {root / name}" for name in ("docs", "raw", "test")
+    ]
+
+
+def test_a_folder_without_train_serves_what_it_has(root):
+    (root / "train").rename(root / "test")
+    shutil.rmtree(root / "val")
+    assert class_names(root) == ("ant", "cat") and packable_splits(root) == ["test"]
+    assert len(FolderSource(root, "test")) == 4
+    assert [r["label"] for r in FolderSource(root, "test", classes=("ant", "cat"))][:4] == [0, 0, 1, 1]
+    with pytest.raises(UserError, match=r"^data\.train_split='train': .* no split 'train'; it has: test$"):
+        FolderSource(root, "train", "data.train_split")
+
+
+def test_class_folders_that_lie_in_no_split_are_said_to(root):
+    with pytest.raises(UserError, match=r"no split 'train': 'ant', 'cat' hold images themselves, as classes do; move"):
+        class_names(root / "train")
+
+
+def test_the_classes_of_a_run_decide_the_labels(root, capsys):
+    assert FolderSource(root, "val", classes=("ant", "cat"))[0]["label"] == 1
+    add(root, "train/aaa new/0.jpg")  # evaluation goes on, with the labels of the run
+    assert FolderSource(root, "val", classes=("ant", "cat"))[0]["label"] == 1
+    assert "train has classes that the run does not know: 'aaa new'" in capsys.readouterr().err
+    assert FolderSource(root, "val", classes=("cat", "ant"))[0]["label"] == 0  # as it was saved, whatever the order
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda root: add(root, "train/new/0.jpg", "val/new/0.jpg"), "val has 3 classes, the run 2: it adds 'new'"),
+        (
+            lambda root: [(root / split / "ant").rename(root / split / "zebra") for split in ("train", "val")],
+            "val has 2 classes, the run 2: it adds 'zebra' and it lacks 'ant'",
+        ),
+        (
+            lambda root: [shutil.rmtree(root / split / "ant") for split in ("train", "val")],
+            "val has 1 class, the run 2: it lacks 'ant'; make an empty folder for a class without images",
+        ),
+    ],
+)
+def test_a_folder_with_other_classes_than_the_run_is_refused_by_name(change, message, root):
+    change(root)
+    with pytest.raises(UserError) as caught:
+        FolderSource(root, "val", classes=("ant", "cat"))
+    assert str(caught.value) == f"{root}/{message}"

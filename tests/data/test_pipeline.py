@@ -147,6 +147,16 @@ def test_the_seed_changes_the_order():
     assert (take(make_dataset(seed=4), 1)[0]["index"] != take(make_dataset(), 1)[0]["index"]).any()
 
 
+def test_no_two_seeds_share_the_order_of_any_epoch():
+    """Grain's own repeat adds the epoch to the seed: seed 1 in epoch 0 had the order of seed 0 in epoch 1."""
+    orders = {}
+    for seed in range(4):
+        index = np.concatenate([b["index"] for b in take(make_dataset(20, seed=seed), 25)])  # five epochs
+        orders |= {(seed, epoch): tuple(index[20 * epoch : 20 * epoch + 20].tolist()) for epoch in range(5)}
+    assert len(set(orders.values())) == len(orders) == 20
+    assert all(sorted(order) == list(range(20)) for order in orders.values())
+
+
 @pytest.mark.parametrize(
     ("examples", "batch_size", "processes"), [(22, 4, 1), (22, 8, 4), (5, 8, 2), (8, 8, 8), (1, 8, 4)]
 )

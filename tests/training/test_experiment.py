@@ -13,12 +13,28 @@ INFO = DatasetInfo("digits", 10, 1, ())
 
 def test_the_plan_turns_epochs_into_steps():
     plan = e.make_plan(tiny.config(training__steps=0, training__epochs=3.0), 40)
-    assert (plan.steps_per_epoch, plan.total_steps, plan.eval_every) == (2.5, 8, 2)
-    assert [s for s in range(1, 9) if plan.evaluates_at(s)] == [2, 4, 6, 8]
+    assert (plan.steps_per_epoch, plan.total_steps, plan.eval_every) == (2.5, 8, 2.5)
+    assert [s for s in range(1, 9) if plan.evaluates_at(s)] == [2, 5, 8]
+    assert plan.evaluations == 3
     plan = e.make_plan(tiny.config(training__steps=7, evaluation__every_epochs=2.0), 40)
     assert [s for s in range(1, 8) if plan.evaluates_at(s)] == [5, 7]
     with pytest.raises(UserError, match="only 10 examples"):
         e.make_plan(tiny.config(), 10)
+
+
+@pytest.mark.parametrize("every", [0.25, 0.5, 1.0, 3.0, 7.3])
+@pytest.mark.parametrize(("examples", "batch", "epochs"), [(1_281_167, 1024, 100), (1_281_167, 256, 90), (50, 16, 40)])
+def test_evaluations_do_not_drift_from_the_epochs(examples, batch, epochs, every):
+    c = tiny.config(
+        training__steps=0, training__epochs=float(epochs), training__batch_size=batch, evaluation__every_epochs=every
+    )
+    plan = e.make_plan(c, examples)
+    steps = [s for s in range(1, plan.total_steps + 1) if plan.evaluates_at(s)]
+    multiples = [round(k * every * examples / batch) for k in range(1, int(epochs / every) + 1)]
+    assert steps == sorted({*(max(1, s) for s in multiples), plan.total_steps})
+    assert plan.evaluations == len(steps)
+    if epochs % every == 0 and every * examples / batch >= 1:
+        assert len(steps) == epochs / every  # the last multiple is the end; not one beside it
 
 
 def test_the_parts_follow_from_the_configuration():

@@ -1,0 +1,38 @@
+"""The random streams of a run, derived from its seed by name, so that no two share a draw.
+
+A name is hashed, and the hash folded into the seed: on the device into JAX's key, as kauldron's `rngs` do
+(https://github.com/google-research/kauldron), on the host into a number. Adding or removing a stream, or drawing
+more from one, changes no other; and neighbouring seeds, epochs or steps have nothing in common, as they would by
+adding (seed 0 in epoch 1 and seed 1 in epoch 0).
+"""
+
+import hashlib
+from typing import Any
+
+PARAMETERS = "parameters"  # of the initial network
+DROPOUT = "dropout"  # and stochastic depth
+AUGMENTATION = "augmentation"  # of single images, on the device
+FLIP = "flip"  # where it alternates between epochs
+ERASING = "erasing"
+MIXING = "mixing"  # of pairs: mixup and CutMix
+ORDER = "order"  # of the examples, in each epoch
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def stream(key: Any, name: str) -> Any:
+    """Returns the key of a stream, from the key that all of a run are made of.
+
+    Example:
+        stream(jax.random.key(seed), DROPOUT)
+    """
+    import jax  # kept out of the module: the loader's worker processes do without
+
+    return jax.random.fold_in(key, _hash(name))
+
+
+def host_seed(seed: int, name: str, *numbers: int) -> int:
+    """Returns a seed for the host, 0 to 2**32 - 1: a hash of the run's seed, a stream's name and more numbers."""
+    return _hash("/".join(map(str, (name, seed, *numbers))))
