@@ -5,18 +5,23 @@ through it, go on with those that were interrupted, and leave alone what is made
 """
 
 import argparse
+import dataclasses
 import os
-import pathlib
 import shlex
 import signal
 import subprocess
 import sys
 import time
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from hga_flax.errors import Interrupted, UserError
+from hga_flax.errors import Interrupted, UserError, drop_unread_output
+
+if TYPE_CHECKING:
+    from hga_flax.lab.study import Study
 
 MOST_WORKERS = 256
+HARDWARE = ("threads", "devices")  # flags of the same names as the keys of a study file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=int, default=1, metavar="N", help="processes here, which share the cores or GPUs (default: 1)"
     )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="of XLA for each run on CPUs; changes the results (default: the file's)",
+    )
+    parser.add_argument("--devices", type=int, metavar="N", help="GPUs of each run; changes the results, too")
     parser.add_argument(
         "--minutes", type=float, metavar="M", help="begin no run that would end later (default: the file's budget)"
     )
@@ -59,14 +71,21 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--workers={arguments.workers}: from 1 to {MOST_WORKERS}")
     if arguments.minutes is not None and not arguments.minutes > 0:
         raise UserError(f"--minutes={arguments.minutes:g}: must be above 0")
-    if arguments.part:
-        take_part(arguments.part)
-    from hga_flax.lab import worker
-    from hga_flax.lab.study import check_same_rows, load_study
+    from hga_flax.lab import hardware, worker
+    from hga_flax.lab.study import MOST_PARTS, check_same_rows, load_study
 
+    asked = {name: value for name in HARDWARE if (value := getattr(arguments, name)) is not None}
+    for name, value in asked.items():
+        if not 1 <= value <= MOST_PARTS:
+            raise UserError(f"--{name}={value}: from 1 to {MOST_PARTS}")
     study = load_study(
         arguments.file, arguments.dir, check=not arguments.part, scale=arguments.scale, overrides=arguments.overrides
     )
+    study = dataclasses.replace(study, **asked)
+    study = hardware.settle(study, (lambda line: None) if arguments.part else say)
+    index, number = map(int, (arguments.part or "0/1").split("/"))
+    if arguments.part or arguments.workers == 1 or arguments.dry_run:  # before JAX looks at the machine
+        hardware.arrange(study, (index, number))
     minutes = study.budget_minutes if arguments.minutes is None else arguments.minutes
     if arguments.part:
         return int(bool(worker.work(study, say, minutes, parent=os.getppid())))
@@ -79,6 +98,8 @@ def run(arguments: argparse.Namespace) -> int:
         jax.config.update("jax_platforms", "cpu")
     check_rows(study)
     print_plan(study, arguments.workers, estimate=arguments.dry_run)
+    if hint := more_workers(study, arguments.workers):
+        say(hint)
     if arguments.dry_run:
         return 0
     if arguments.retry:
@@ -90,29 +111,22 @@ def run(arguments: argparse.Namespace) -> int:
 
 def say(line: str) -> None:
     """Prints a line at once, so that those of several workers do not mix."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # the runs go on, whoever reads this
+        drop_unread_output()
 
 
-def gpus() -> list[str]:
-    """Returns the NVIDIA GPUs that a process started here would see, as CUDA_VISIBLE_DEVICES names them."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name for name in visible.split(",") if name]
-    return [str(i) for i, _ in enumerate(sorted(pathlib.Path("/dev").glob("nvidia[0-9]*")))]
+def more_workers(study: "Study", workers: int) -> str | None:
+    """Returns the advice to start more workers, where so many leave cores or GPUs idle; None where they do not."""
+    from hga_flax.data.pipeline import available_cores
+    from hga_flax.lab.hardware import gpus
 
-
-def take_part(part: str) -> None:
-    """Restricts this process to the I-th of N parts of the machine, before JAX looks at it."""
-    index, number = map(int, part.split("/"))
-    if devices := gpus():
-        own = devices[index::number] or [devices[index % len(devices)]]
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(own)
-        if number > len(devices):  # several share one: none may take all of its memory
-            os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, cores[index::number] or [cores[index % len(cores)]])
+    visible = len(gpus())
+    fitting = visible // study.devices if visible else available_cores() // study.threads
+    what = "GPUs" if visible else "cores"
+    return f"--workers={fitting} would use all {what} of this machine" if 1 <= workers < fitting else None
 
 
 def start_workers(arguments: argparse.Namespace) -> int:
@@ -126,6 +140,7 @@ def start_workers(arguments: argparse.Namespace) -> int:
     """
     command = [sys.executable, "-m", "hga_flax", "study", arguments.file, *study_flags(arguments)]
     command += [f"--minutes={arguments.minutes}"] if arguments.minutes else []
+    command += [f"--{name}={value}" for name in HARDWARE if (value := getattr(arguments, name))]
     workers: list[subprocess.Popen] = []
     heard: list[int] = []
 
@@ -142,14 +157,25 @@ def start_workers(arguments: argparse.Namespace) -> int:
             # In a session of its own: a terminal's Ctrl-C comes once, from here.
             part = f"--part={index}/{arguments.workers}"
             workers.append(subprocess.Popen([*command, part], start_new_session=True))
-        while any(worker.poll() is None for worker in workers):
+        running = list(workers)
+        while running:
             time.sleep(0.2)
+            ended = [worker for worker in running if worker.poll() is not None]
+            running = [worker for worker in running if worker not in ended]
+            for worker in ended:
+                if worker.returncode < 0 and not heard:
+                    say(_killed(worker, len(running)))
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
     if heard:
         raise Interrupted(f"stopped by {signal.Signals(heard[0]).name}; the same command goes on", 128 + heard[0])
-    for worker in workers:
-        if worker.returncode < 0:
-            say(f"a worker was killed by {signal.Signals(-worker.returncode).name}; the same command goes on")
     return int(any(worker.returncode for worker in workers))
+
+
+def _killed(worker: subprocess.Popen, left: int) -> str:
+    name = signal.Signals(-worker.returncode).name
+    why = " (is there memory enough?)" if name == "SIGKILL" else ""
+    what = "take its run over" if left else "the same command goes on"
+    others = {0: "none is left; ", 1: "the other one will "}.get(left, f"the other {left} will ")
+    return f"warning: a worker (process {worker.pid}) was killed by {name}{why}; {others}{what}"

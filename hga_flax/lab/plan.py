@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from hga_flax.data.sources import dataset_info
 from hga_flax.errors import UserError
+from hga_flax.lab.hardware import count
 from hga_flax.lab.runs import Run, all_runs
 from hga_flax.lab.study import Row, Study
 from hga_flax.training.console import Console, duration
@@ -50,6 +51,7 @@ def print_plan(study: Study, workers: int, estimate: bool) -> None:
             ("recipe", " ".join([study.config, *_short(study.overrides)])),
             ("folder", str(study.directory)),
             ("seeds", seeds),
+            ("each run", _hardware(study)),
             ("runs", f"{len(runs)}: {sum(map(len, made.values()))} made, {sum(left.values())} to make"
                      + (f", {n} failed (--retry makes them again)" if (n := sum(map(len, failed.values()))) else "")),
         ],
@@ -73,6 +75,13 @@ def print_plan(study: Study, workers: int, estimate: bool) -> None:
         f"to make: about {duration(whole)} for one worker{shared} (estimate; where it is from operations, start and "
         f"compilation are not counted){budget}"
     )
+
+
+def _hardware(study: Study) -> str:
+    if not study.threads:
+        return "what this process has"
+    devices = count(study.devices, "device") if study.devices else "all devices"
+    return f"{devices}; {count(study.threads, 'thread')} of XLA where it is a CPU"
 
 
 def _short(overrides: Sequence[str]) -> list[str]:

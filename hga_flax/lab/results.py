@@ -1,6 +1,7 @@
 """What came out of a study, gathered from its folder or from a report that was saved, and compared."""
 
 import pathlib
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +12,10 @@ from hga_flax.lab import comparison
 from hga_flax.lab.runs import command, read_json, record
 from hga_flax.lab.study import check_same_rows, load_study
 from hga_flax.training.workdir import read_dataset
+from hga_flax.validation import complete
 
 METRICS = {"top1_error": "top-1 error, %", "top5_error": "top-5 error, %", "loss": "loss, nats"}
-RUN_KEYS = ("seed", "top1_error", "top5_error", "loss", "step", "seconds", "device", "jax")
+RUN_KEYS = ("seed", "top1_error", "top5_error", "loss", "step", "seconds", "device", "devices", "threads", "jax")
 STEP_TIMES = "{study}.step_times.json"  # of rows that were timed in turns: not those of two studies together
 
 
@@ -48,7 +50,7 @@ def load(
     loaded = load_study(study, directory, check=False, scale=scale, overrides=overrides)
     check_same_rows(loaded)
     if not loaded.directory.is_dir():
-        raise UserError(f"{loaded.directory}: no runs yet; python -m hga_flax study {study} makes them")
+        raise UserError(f"{loaded.directory}: no runs yet; python -m hga_flax study {shlex.quote(study)} makes them")
     return _gather(loaded.name, record(loaded), loaded.directory)
 
 
@@ -86,7 +88,7 @@ def _gather(name: str, described: dict[str, Any], folder: pathlib.Path) -> dict[
         runs = [
             {key: result.get(key) for key in RUN_KEYS}
             | {"seed": seed, "workdir": str(workdirs[seed])}
-            | {"command": command(described["config"], facts["overrides"], seed, workdirs[seed])}
+            | {"command": command(described["config"], facts["overrides"], seed, workdirs[seed], result.get("threads"))}
             for seed, result in results.items()
             if result is not None
         ]
@@ -112,7 +114,7 @@ def _size(folder: pathlib.Path, workdirs: Any) -> dict[str, Any]:
     from hga_flax.analysis.complexity import complexity
 
     try:
-        config = from_json((folder / "row.json").read_text())
+        config = complete(from_json((folder / "row.json").read_text()))
         begun = next((workdir for workdir in workdirs if (workdir / "dataset.json").exists()), None)
         info: DatasetInfo = read_dataset(begun) if begun else dataset_info(config.data.name, config.data.dir)
     except (OSError, UserError):
@@ -143,6 +145,9 @@ def analyse(results: dict[str, Any], metric: str = "top1_error", baseline: str |
         raise UserError(f"--baseline={baseline}: there is no such row{nearest(baseline, names)}; there are: "
                         + ", ".join(names))  # fmt: skip
     values = {row["row"]: {r["seed"]: r[metric] for r in row["runs"] if r.get(metric) is not None} for row in rows}
+    if any(row["runs"] for row in rows) and not any(values.values()):
+        why = "; of five classes or fewer there is no top-5 error" if metric == "top5_error" else ""
+        raise UserError(f"--metric={metric}: no run has it{why}")
     against = {row["row"]: row["baseline"] if baseline is None else baseline for row in rows}
     against = {name: other if other != name else None for name, other in against.items()}
     compared = {name: comparison.compare(values[name], values[other]) for name, other in against.items() if other}

@@ -4,6 +4,7 @@ DIR/NAME.json               the study, for the report       DIR/claims/         
 DIR/ROW/row.json            the row's configuration         DIR/ROW/seed_N/       an ordinary workdir, and
 DIR/ROW/seed_N/result.json  the last evaluation             DIR/ROW/seed_N/log.txt  what training printed
 DIR/ROW/seed_N/failure.json why it could not be made, in that file's place
+DIR/hardware.json           what each run is made on, see hardware.py
 """
 
 import dataclasses
@@ -47,7 +48,7 @@ class Run:
     @property
     def command(self) -> str:
         """The command that makes the same run by itself."""
-        return command(self.study.config, self.row.overrides, self.seed, self.workdir)
+        return command(self.study.config, self.row.overrides, self.seed, self.workdir, self.study.threads)
 
     def result(self) -> dict[str, Any] | None:
         """Returns the last evaluation and what is known of the run, or None before its end."""
@@ -63,10 +64,10 @@ class Run:
         return any((self.workdir / name).exists() for name in ("result.json", "failure.json"))
 
 
-def command(config: str, overrides: Sequence[str], seed: int, workdir: pathlib.Path) -> str:
-    """Returns the command of one run."""
+def command(config: str, overrides: Sequence[str], seed: int, workdir: pathlib.Path, threads: int | None = None) -> str:
+    """Returns the command of one run; NPROC sets the number of XLA's threads, see hardware.py."""
     parts = [f"--config={config}", *overrides, f"--config.seed={seed}", f"--workdir={workdir}"]
-    return "python train.py " + shlex.join(parts)
+    return (f"NPROC={threads} " if threads else "") + "python train.py " + shlex.join(parts)
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any] | None:

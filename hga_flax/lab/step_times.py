@@ -10,6 +10,7 @@ from hga_flax.config import from_json
 from hga_flax.errors import UserError
 from hga_flax.lab.results import STEP_TIMES
 from hga_flax.lab.runs import write_text
+from hga_flax.validation import complete
 
 ROUNDS = 11
 
@@ -51,7 +52,7 @@ def _turn(folder: pathlib.Path) -> Callable[[int], None]:
     from hga_flax.training.state import create_state
     from hga_flax.training.step import make_train_step
 
-    config = from_json((folder / "row.json").read_text())
+    config = complete(from_json((folder / "row.json").read_text()))
     configure_process(config)
     experiment = create_experiment(config, lambda: dataset_info(config.data.name, config.data.dir))
     prepared = prepare(experiment)

@@ -14,6 +14,8 @@ A Python file whose `get_study()` returns a dictionary, or a TOML file, with the
     scales          optional: {name: overrides of all rows}, the same study in several sizes; `--scale=NAME` chooses,
                     the first is the default, and each has runs and a report of its own, NAME_SCALE
     budget_minutes  optional: a worker begins no run that it does not expect to finish within so many minutes
+    threads         optional: of XLA's pool on CPUs, for each run; their number changes the results (default 1)
+    devices         optional: GPUs (or simulated CPU devices) of each run; their number changes the results (default 1)
 """
 
 import dataclasses
@@ -22,17 +24,19 @@ import json
 import pathlib
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from hga_flax.config import configure, differences, from_json, get_key, load_config, to_json, validate
+from hga_flax.config import configure, differences, from_json, to_json, validate
 from hga_flax.errors import ConfigError, UserError, expand, nearest, one_line
+from hga_flax.validation import complete
 
 REQUIRED = ("config", "rows", "baseline", "seeds")
-OPTIONAL = ("overrides", "about", "name", "directory", "scales", "budget_minutes")
+OPTIONAL = ("overrides", "about", "name", "directory", "scales", "budget_minutes", "threads", "devices")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+MOST_PARTS = 1024  # threads or devices of a run
 CLAIMS = "claims"  # the folder beside those of the rows
 # Where and how fast it runs, not what: a run may be continued or joined with others of it.
 MACHINE_KEYS = (
@@ -68,7 +72,10 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Study:
-    """A study as its file says; see the module's text for the fields."""
+    """A study as its file says; see the module's text for the fields.
+
+    `threads` and `devices` are 0 where the file says nothing, until `hardware.settle` decides.
+    """
 
     name: str
     file: str
@@ -79,11 +86,14 @@ class Study:
     overrides: tuple[str, ...] = ()
     about: str = ""
     budget_minutes: float = 0.0
+    threads: int = 0
+    devices: int = 0
 
 
 def load_study(
     file: str,
     directory: str | None = None,
+    *,
     check: bool = True,
     scale: str | None = None,
     overrides: Sequence[str] = (),
@@ -122,6 +132,8 @@ def load_study(
         overrides=common,
         about=" ".join(values.get("about", "").split()),
         budget_minutes=float(values.get("budget_minutes", 0.0)),
+        threads=values.get("threads", 0),
+        devices=values.get("devices", 0),
     )
 
 
@@ -159,6 +171,10 @@ def _check_keys(file: str, values: Any) -> None:
     minutes = values.get("budget_minutes", 0.0)
     if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not 0 <= minutes < float("inf"):
         raise UserError(f"{file}: budget_minutes={minutes!r} must be a number of minutes, 0 for no end")
+    for key in ("threads", "devices"):
+        value = values.get(key, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_PARTS:
+            raise UserError(f"{file}: {key}={value!r} must be a whole number from 1 to {MOST_PARTS}")
 
 
 def _seeds(file: str, seeds: Any) -> tuple[int, ...]:
@@ -252,17 +268,12 @@ def identity(config: ConfigDict) -> str:
     return json.dumps(values, sort_keys=True)
 
 
-def changes(old: ConfigDict, new: ConfigDict, default: Callable[[], ConfigDict]) -> list[str]:
-    """Returns the keys that make two configurations different runs, as "key: old -> new".
-
-    A key that `old` lacks came later, with a default that changes nothing: it differs where `new` has another.
-    """
+def changes(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """Returns the keys that make two configurations different runs, as "key: old -> new"."""
     changed = []
     for change in differences(old, new):
-        key, _, values = change.partition(": ")
+        key = change.partition(": ")[0]
         if key == "seed" or key in MACHINE_KEYS:
-            continue
-        if values.startswith("(absent) -> ") and get_key(new, key) == get_key(default(), key):
             continue
         changed.append(change)
     return changed
@@ -279,11 +290,10 @@ def check_same_rows(study: Study) -> None:
         if not begun.exists():
             continue
         try:
-            old = from_json(begun.read_text())
+            old = complete(from_json(begun.read_text()))
         except (OSError, ValueError, UserError) as error:
             raise UserError(f"{begun} cannot be read: {one_line(error)}") from None
-        base = pathlib.Path(study.config).parent / "base.py"
-        if changed := changes(old, row.config, lambda base=base: load_config(str(base))):
+        if changed := changes(old, row.config):
             raise UserError(
                 f"{study.directory}: row '{row.name}' was begun with another configuration ({'; '.join(changed)}); "
                 "name another directory, or give the row another name"

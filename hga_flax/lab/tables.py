@@ -81,10 +81,24 @@ def notes(results: dict[str, Any]) -> list[str]:
     if missing := sum(len(row["missing"]) for row in rows):
         lines.append(f"UNFINISHED: {missing} of {len(rows) * len(results['seeds'])} runs are not made yet.")
     lines += [f"Failed: {row['row']} seed {f['seed']}: {f['error']}" for row in rows for f in row["failed"]]
-    devices = Counter(run["device"] for row in rows for run in row["runs"])
+    # Older versions called cores what is the number of threads; both are the same.
+    names = {}
+    devices = Counter(
+        names.setdefault(made.replace("CPU core", "CPU thread"), made)
+        for row in rows
+        for run in row["runs"]
+        for made in [_made_on(run)]
+    )
+    if len(devices) > 1:
+        lines.append("MIXED: the runs were not all made on the same hardware, which alone changes the results.")
     if devices:
         lines.append("Made on: " + ", ".join(f"{device} ({count} runs)" for device, count in devices.items()) + ".")
     return lines
+
+
+def _made_on(run: dict[str, Any]) -> str:
+    device, number = str(run["device"]), run.get("devices") or 1
+    return device if number == 1 else f"{number} x {device}"
 
 
 def run_lines(results: dict[str, Any]) -> list[str]:

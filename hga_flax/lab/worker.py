@@ -5,6 +5,7 @@ imported and compiled is imported and compiled once.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -19,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 from hga_flax.errors import Interrupted, UserError, one_line
+from hga_flax.lab.hardware import Hardware, count, hold
 from hga_flax.lab.runs import Run, all_runs, last_evaluation, open_directory, write_text
 from hga_flax.lab.study import Study
 from hga_flax.locks import Claim, Claims
@@ -42,11 +44,13 @@ def work(study: Study, say: Callable[[str], None], budget_minutes: float = 0.0, 
         How many of the study's runs failed.
 
     Raises:
-        UserError: the study's folder cannot be used.
+        UserError: the study's folder cannot be used, or its runs were made on other hardware.
         Interrupted: a signal ended the worker in good order; the run in flight goes on from its last step.
     """
     began = time.monotonic()
     claims = Claims(open_directory(study))
+    hardware = hold(study)
+    study = dataclasses.replace(study, threads=hardware.threads or 0)
     runs = all_runs(study)
     with _Stop() as stop:
         while pending := [run for run in runs if not run.is_over]:
@@ -67,7 +71,7 @@ def work(study: Study, say: Callable[[str], None], budget_minutes: float = 0.0, 
             run, claim = taken
             try:
                 if not run.is_over:  # another worker has ended it since
-                    stop.signal = _make(run, claim, claims, runs, say, parent) or stop.signal
+                    stop.signal = _make(run, claim, claims, runs, say, parent, hardware) or stop.signal
             finally:
                 claims.release(claim)
     return sum(run.failure() is not None for run in runs)
@@ -115,6 +119,7 @@ def _make(
     runs: list[Run],
     say: Callable[[str], None],
     parent: int | None,
+    hardware: Hardware,
 ) -> int:
     """Trains, and writes result.json or failure.json; returns the signal that came after the last step, or 0."""
     title, begun = f"{run.row.name} seed {run.seed}", run.workdir.exists()
@@ -124,7 +129,7 @@ def _make(
     try:
         with claims.beating(claim, lambda: _check(claim, parent)):
             signum = _train(run)
-            end = last_evaluation(run.workdir) | _facts(run, claim, time.monotonic() - start)
+            end = last_evaluation(run.workdir) | _facts(hardware, claim, time.monotonic() - start)
             if claim.is_lost:
                 _leave()
             write_text(run.workdir / "result.json", json.dumps(end, indent=2) + "\n")
@@ -156,7 +161,7 @@ def _train(run: Run) -> int:
         jax.clear_caches()  # the next run is another network; a long study would keep them all
 
 
-def _facts(run: Run, claim: Claim, seconds: float) -> dict[str, Any]:
+def _facts(hardware: Hardware, claim: Claim, seconds: float) -> dict[str, Any]:
     """What is known of a run beside its evaluation; `seconds` are of its last session."""
     import jax
 
@@ -165,16 +170,12 @@ def _facts(run: Run, claim: Claim, seconds: float) -> dict[str, Any]:
         "seconds": seconds,
         "sessions": claim.number + 1,
         "machine": platform.node(),
-        "device": device.device_kind if device.platform != "cpu" else _cores(),
-        "devices": jax.device_count(),
+        "device": device.device_kind if hardware.threads is None else count(hardware.threads, "CPU thread"),
+        "devices": hardware.devices,
+        "threads": hardware.threads,
         "jax": jax.__version__,
         "hga_flax": __version__,
     }
-
-
-def _cores() -> str:
-    number = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return f"{number} CPU core{'s' if number > 1 else ''}"
 
 
 def _check(claim: Claim, parent: int | None) -> None:

@@ -11,8 +11,9 @@ import time
 import pytest
 
 from hga_flax.__main__ import main
+from hga_flax.data import pipeline
 from hga_flax.errors import UserError
-from hga_flax.lab import command, plan, worker
+from hga_flax.lab import command, hardware, plan, worker
 from hga_flax.lab.runs import all_runs
 from hga_flax.lab.study import load_study
 from tests.commands import ROOT, environment
@@ -24,6 +25,8 @@ SCALES = {"small": [], "large": ["model.options=features=8"]}
 @pytest.fixture(autouse=True)
 def at_the_root(monkeypatch):
     monkeypatch.chdir(ROOT)
+    for name in hardware.POOL_VARIABLES:  # which the command sets, and the test's end resets
+        monkeypatch.setenv(name, "2")
 
 
 def test_bad_arguments_are_one_line(tmp_path):
@@ -75,7 +78,7 @@ def test_workers_and_the_report_are_given_the_scale_and_the_overrides(tmp_path, 
     started = []
     monkeypatch.setattr(command.subprocess, "Popen", lambda line, **_: started.append(line) or Finished())
     command.start_workers(argparse.Namespace(file=file, scale="large", dir="there", minutes=None, workers=2,
-                                             overrides=flags[2:]))  # fmt: skip
+                                             overrides=flags[2:], threads=None, devices=None))  # fmt: skip
     assert all(line[4:8] == [file, "--scale=large", "--dir=there", flags[2]] for line in started) and len(started) == 2
 
 
@@ -88,30 +91,29 @@ class Finished:
         return 0
 
 
-def test_workers_share_the_cores(monkeypatch):
-    given = []
-    monkeypatch.setattr(command, "gpus", lambda: [])
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 5}, raising=False)
-    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: given.append(cores), raising=False)
-    for part in ("0/2", "1/2", "5/6"):
-        command.take_part(part)
-    assert given == [[0, 2], [1, 5], [1]]
+def test_a_killed_worker_is_said_when_it_happens(tmp_path, monkeypatch, capsys):
+    said = []
+    monkeypatch.setattr(command, "say", lambda line: said.append((line, time.monotonic())))
+    popen, ends = subprocess.Popen, iter(("import os; os.kill(os.getpid(), 9)", "import time; time.sleep(2)"))
+    monkeypatch.setattr(subprocess, "Popen", lambda line, **how: popen([sys.executable, "-c", next(ends)], **how))
+    arguments = argparse.Namespace(
+        file="x.py", dir=None, minutes=None, workers=2, threads=None, devices=None, scale=None, overrides=[]
+    )
+    assert command.start_workers(arguments) == 1
+    ((line, when),) = said
+    assert "killed by SIGKILL" in line and "the other one will take its run over" in line
+    assert time.monotonic() - when > 0.5  # long before the end
 
 
-def test_workers_share_the_gpus(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,7")
-    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
-    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: None, raising=False)
-    assert command.gpus() == ["2", "3", "7"]
-    for part, own in (("0/2", "2,7"), ("1/2", "3")):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,7")
-        command.take_part(part)
-        assert os.environ["CUDA_VISIBLE_DEVICES"] == own
-    assert "XLA_PYTHON_CLIENT_PREALLOCATE" not in os.environ
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,7")
-    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    command.take_part("4/5")
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+def test_more_workers_are_advised_where_cores_are_idle(monkeypatch):
+    monkeypatch.setattr(hardware, "gpus", lambda: [])
+    monkeypatch.setattr(pipeline, "available_cores", lambda: 8)
+    study = argparse.Namespace(threads=2, devices=0)
+    assert command.more_workers(study, 1) == "--workers=4 would use all cores of this machine"
+    assert command.more_workers(study, 4) is None and command.more_workers(study, 9) is None
+    monkeypatch.setattr(hardware, "gpus", lambda: ["0", "1"])
+    study = argparse.Namespace(threads=1, devices=1)
+    assert command.more_workers(study, 1) == "--workers=2 would use all GPUs of this machine"
 
 
 def made_steps(run):
@@ -157,10 +159,8 @@ def test_killed_and_stopped_it_goes_on_and_ends_as_undisturbed_runs_do(tmp_path)
     assert runs[0].result()["sessions"] >= 2
     whole = tmp_path / "whole"
     command_line = [sys.executable, *runs[0].command.split()[1:-1], f"--workdir={whole}"]
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, sorted(cores)[::2])  # as a worker has: on more, XLA adds up in another order
-    try:
-        subprocess.run(command_line, cwd=ROOT, env=environment(), check=True, stdout=subprocess.DEVNULL)
-    finally:
-        os.sched_setaffinity(0, cores)
+    threads = {"NPROC": "1"}  # as the printed command says
+    assert runs[0].command.startswith("python train.py")  # this study is not settled: nothing is known of threads
+    assert (runs[0].workdir / "command.txt").read_text().startswith("NPROC=1 python train.py")
+    subprocess.run(command_line, cwd=ROOT, env=environment() | threads, check=True, stdout=subprocess.DEVNULL)
     assert compare(runs[0].workdir, whole) == []

@@ -1,5 +1,6 @@
 """Study files: what is refused in one line, what makes a run the same, and the shipped ones."""
 
+import json
 import pathlib
 
 import pytest
@@ -8,7 +9,10 @@ from hga_flax.analysis.paper_data import TABLES
 from hga_flax.analysis.results import network_key
 from hga_flax.config import load_config, parse_options, to_json
 from hga_flax.errors import UserError
+from hga_flax.lab import results, step_times
+from hga_flax.lab.runs import write_text
 from hga_flax.lab.study import changes, check_same_rows, identity, load_study, with_seed
+from hga_flax.validation import LATER, check_keys, complete
 from tests.commands import ROOT
 from tests.lab.made_up import ROWS, TINY, write_study
 
@@ -115,14 +119,42 @@ def test_what_makes_a_run_the_same():
     other.optimizer.momentum = 0.8
     assert identity(with_seed(config, 3)) == identity(slower) == identity(config) != identity(other)
     assert with_seed(config, 3).seed == 3 and config.seed != 3
-    default = lambda: load_config("configs/base.py")
-    assert changes(config, slower, default) == []
-    assert changes(config, other, default) == ["optimizer.momentum: 0.9 -> 0.8"]
+    assert changes(config, slower) == []
+    assert changes(config, other) == ["optimizer.momentum: 0.9 -> 0.8"]
     with later.unlocked():
         del later.optimizer.clip_norm  # as if the key had come after the run
-    assert changes(later, config, default) == []
+    assert changes(complete(later), config) == []
     other.optimizer.clip_norm = 1.0
-    assert "optimizer.clip_norm: (absent) -> 1.0" in changes(later, other, default)
+    assert "optimizer.clip_norm: 0.0 -> 1.0" in changes(later, other)
+
+
+def without_later_keys(config):
+    """The configuration as the first version would have written it."""
+    old = config.to_dict()
+    for key in LATER:
+        group, name = key.split(".")
+        del old[group][name]
+    return old
+
+
+def test_a_study_older_than_many_keys_goes_on_and_is_reported(tmp_path, monkeypatch):
+    (tmp_path / "recipe.py").write_text((ROOT / "configs" / "digits.py").read_text())  # no base.py lies beside it
+    study = load_study(write_study(tmp_path, config=str(tmp_path / "recipe.py")), str(tmp_path / "runs"), check=False)
+    for row in study.rows.values():
+        write_text(study.directory / row.name / "row.json", json.dumps(without_later_keys(row.config)))
+    check_same_rows(study)
+    assert all(row["params"] for row in results.load(study.file, str(study.directory))["rows"])
+    checked = []
+
+    def create(config, info):
+        check_keys(config)
+        checked.append(config)
+        raise UserError("enough")
+
+    monkeypatch.setattr("hga_flax.training.experiment.create_experiment", create)
+    with pytest.raises(UserError, match=r"^enough$"):  # and not "data.mixup is missing"
+        step_times.measure(results.load(study.file, str(study.directory)), print)
+    assert checked
 
 
 def test_a_study_that_changed_under_its_folder_is_noticed(tmp_path):

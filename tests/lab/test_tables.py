@@ -77,3 +77,17 @@ def test_loss_has_more_digits_and_probabilities_few():
     text = tables.render(analyse(gathered(), "loss"), "terminal")
     assert "0.3967 ± 0.0153" in text and "loss is" in text
     assert [tables.probability(p) for p in (0.0001, 0.0123, 0.456)] == ["< 0.001", "0.012", "0.46"]
+
+
+def test_runs_of_other_hardware_are_said_to_be_so():
+    told = analyse(gathered())
+    for name in ("1 CPU core", "1 CPU thread"):  # older versions' name of the same
+        told["rows"][0]["runs"][0]["device"] = name
+        text = tables.render(told, "terminal")
+        assert "MIXED: the runs were not all made on the same hardware" in text and "2 CPU cores (5 runs)" in text
+    for row in told["rows"]:
+        for run in row["runs"]:
+            run["device"] = "1 CPU core" if run["seed"] else "1 CPU thread"
+    assert "MIXED" not in tables.render(told, "terminal")
+    told["rows"][0]["runs"][1]["devices"] = 4
+    assert "MIXED" in tables.render(told, "terminal") and "4 x 1 CPU core (1 runs)" in tables.render(told, "terminal")

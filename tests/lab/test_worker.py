@@ -130,7 +130,7 @@ def test_what_is_made_is_left_alone(study, monkeypatch):
     assert worker.work(study, said.append) == 0 and len(made) == 8
     assert all_runs(study)[7].name == "se.seed_2" and all_runs(study)[7].result()["top1_error"] == 1.0
     result = all_runs(study)[3].result()
-    assert result["top1_error"] == 11.0 and result["jax"] and "CPU core" in result["device"]
+    assert result["top1_error"] == 11.0 and result["jax"] and "CPU thread" in result["device"]
     assert said[-1].startswith("hga seed 2") and "9 of 9 runs" in said[-1]
 
 

@@ -1,0 +1,197 @@
+"""What hardware each run of a study has: the same for all of them, whoever makes them.
+
+XLA adds up in an order that depends on the number of its threads, so a run on two threads and the same run on one
+end with other weights. On CPUs the size of XLA's thread pool is what counts, not the cores that the process may use:
+XLA takes it from the variables PJRT_NPROC and NPROC where they are set, else from the affinity mask (jax 0.10.2 and
+0.12; `tests/lab/test_hardware.py` compares the bits). On accelerators it is the number of devices, over which the
+batch is split.
+
+The first worker writes DIR/hardware.json, which binds all later ones, on whatever machine.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from hga_flax.errors import UserError, one_line
+from hga_flax.lab.runs import all_runs, read_json
+from hga_flax.lab.study import Study
+
+FILE = "hardware.json"
+THREADS = 1  # of a run on CPUs, where nobody says more: several workers use several cores better than several threads
+POOL_VARIABLES = ("PJRT_NPROC", "NPROC")  # XLA reads the first that is set
+CORES = re.compile(r"(\d+) CPU (?:core|thread)s?")  # as results name them, those of older versions "cores"
+GPU_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+
+
+@dataclasses.dataclass(frozen=True)
+class Hardware:
+    """What a run is made on.
+
+    Attributes:
+        platform: "cpu", "gpu" or "tpu".
+        devices: over which its batch is split.
+        threads: of XLA's pool, None where the platform is no CPU.
+    """
+
+    platform: str
+    devices: int
+    threads: int | None
+
+    def __str__(self) -> str:
+        pool = "" if self.threads is None else f" with {count(self.threads, 'thread')}"
+        return f"{count(self.devices, f'{self.platform.upper()} device')}{pool}"
+
+
+def count(number: int, noun: str) -> str:
+    """Returns "1 thread" or "2 threads"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def gpus() -> list[str]:
+    """Returns the NVIDIA GPUs that a process started here would see, as CUDA_VISIBLE_DEVICES names them."""
+    if os.environ.get("JAX_PLATFORMS", "").startswith("cpu") or not any(map(importlib.util.find_spec, GPU_PLUGINS)):
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name]
+    return [str(i) for i, _ in enumerate(sorted(pathlib.Path("/dev").glob("nvidia[0-9]*")))]
+
+
+def settle(study: Study, say: Callable[[str], None]) -> Study:
+    """Decides what each run gets: what the folder's runs have, else what the study says, else the default.
+
+    Args:
+        study: its `threads` and `devices` are 0 where it says nothing.
+        say: called with each line to show.
+
+    Returns:
+        The study with both set; `devices` stays 0 where all that there are will be used.
+
+    Raises:
+        UserError: the folder's runs have other hardware than the study asks for.
+    """
+    kept = read_json(study.directory / FILE) or {}
+    threads = kept.get("threads") or _earlier_threads(study, say)
+    for name, here, there in (("threads", study.threads, threads), ("devices", study.devices, kept.get("devices"))):
+        if here and there and here != there:
+            raise UserError(
+                f"{study.directory}: each run here has {count(there, name[:-1])}, and {name}={here} is asked for; with "
+                f"another number the results differ: leave {name} at {there}, or name another directory"
+            )
+    devices = study.devices or kept.get("devices") or (1 if gpus() else 0)
+    return dataclasses.replace(study, threads=threads or study.threads or THREADS, devices=devices)
+
+
+def _earlier_threads(study: Study, say: Callable[[str], None]) -> int | None:
+    """Returns the number that the runs of a folder without a hardware.json were made with, as their results say."""
+    runs = [run for run in all_runs(study) if run.workdir.exists()]
+    results = [result for run in runs if (result := run.result())]
+    found = Counter(int(m[1]) for r in results if (m := CORES.fullmatch(str(r.get("device", "")))))
+    if len(found) > 1:
+        numbers = ", ".join(f"{n} with {count(threads, 'thread')}" for threads, n in sorted(found.items()))
+        say(f"warning: the runs in {study.directory} do not compare: {numbers}; --dir=DIR makes them anew elsewhere")
+    begun = sum(not run.is_over for run in runs)
+    threads = found.most_common(1)[0][0] if found else None
+    if begun:
+        say(
+            f"warning: {count(begun, 'run')} in {study.directory} began with a number of threads that nobody wrote "
+            f"down, and will go on with {threads or study.threads or THREADS}: remove what is unfinished to be sure"
+        )
+    return threads
+
+
+def arrange(study: Study, part: tuple[int, int] = (0, 1)) -> None:
+    """Gives this process the hardware of one run, before JAX looks at the machine.
+
+    Args:
+        study: settled.
+        part: (index, number) of this worker among those of this machine, which share its cores and GPUs.
+
+    Raises:
+        UserError: the machine has fewer devices than a run needs.
+    """
+    index, number = part
+    for name in POOL_VARIABLES:
+        os.environ[name] = str(study.threads)
+    if visible := gpus():
+        _take_gpus(visible, study, index, number)
+    elif study.devices > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        import jax
+
+        jax.config.update("jax_num_cpu_devices", study.devices)
+    if number > 1 and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[index::number] or [cores[index % len(cores)]])
+
+
+def _take_gpus(visible: list[str], study: Study, index: int, number: int) -> None:
+    if study.devices > len(visible):
+        raise UserError(
+            f"{study.file}: each run has {count(study.devices, 'device')}, and this machine has {len(visible)}"
+        )
+    own = [visible[(index * study.devices + i) % len(visible)] for i in range(study.devices)]
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(own)
+    if number * study.devices > len(visible):  # several share one: none may take all of its memory
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+
+def present() -> Hardware:
+    """Returns what a run in this process has."""
+    import jax
+
+    from hga_flax.data.pipeline import available_cores
+
+    platform = jax.devices()[0].platform
+    platform = "gpu" if platform in ("cuda", "rocm") else platform
+    said = next((os.environ[name] for name in POOL_VARIABLES if os.environ.get(name, "").isdecimal()), None)
+    threads = int(said or available_cores()) if platform == "cpu" else None
+    return Hardware(platform, jax.device_count(), threads)
+
+
+def hold(study: Study) -> Hardware:
+    """Writes down what the runs of a study's folder have, or makes sure that this process has the same.
+
+    Raises:
+        UserError: it has other hardware, or the file cannot be written.
+    """
+    here = present()
+    wanted = dataclasses.replace(here, devices=study.devices or here.devices)
+    if here != wanted:
+        raise UserError(f"{study.file}: each run has {wanted}, and this process has {here}")
+    kept = _keep(study.directory / FILE, dataclasses.asdict(here))
+    there = Hardware(*(kept.get(field.name) for field in dataclasses.fields(Hardware)))
+    if here != there:
+        raise UserError(
+            f"{study.directory}: each run here has {there}, and this process has {here}; on other hardware the "
+            "results differ: name another directory"
+        )
+    return here
+
+
+def _keep(file: pathlib.Path, values: dict[str, Any]) -> dict[str, Any]:
+    """Writes a file unless there is one, whoever else does so at the same time; returns what it holds."""
+    scratch = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+    text = json.dumps(values) + "\n"
+    try:
+        scratch.write_text(text)
+        try:
+            os.link(scratch, file)  # unlike a rename it replaces nothing
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            with contextlib.suppress(FileExistsError), file.open("x") as stream:
+                stream.write(text)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror or one_line(error)}") from None
+    finally:
+        scratch.unlink(missing_ok=True)
+    return read_json(file) or values
