@@ -41,7 +41,7 @@ def random_rotation(key: jax.Array, image: jax.Array, degrees: float) -> jax.Arr
 
 
 def augment(
-    images: jax.Array, keys: jax.Array, crop_padding: int = 0, flip: bool = False, rotation_degrees: float = 0.0
+    images: jax.Array, keys: jax.Array, crop_padding: int = 0, *, flip: bool = False, rotation_degrees: float = 0.0
 ) -> jax.Array:
     """Augments float images `[B, H, W, C]` with one key each; returns the same shape."""
 

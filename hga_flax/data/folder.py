@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -23,7 +24,7 @@ def _split_folder(root: pathlib.Path, split: str, key: str = "") -> pathlib.Path
     if "[" in split or "+" in split:
         raise UserError(
             f"{key}='{split}': a folder of images has whole splits only ({_listed(there)}); "
-            f"python -m hga_flax prepare folder {root} makes a data set that can be cut"
+            f"python -m hga_flax prepare folder {shlex.quote(str(root))} makes a data set that can be cut"
         )
     named = f"{key}='{split}': " if key else ""
     raise UserError(f"{named}the folder {root} has no split '{split}'{nearest(split, there)}; it has: {_listed(there)}")

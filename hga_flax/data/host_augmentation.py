@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from hga_flax.data import MAX_PIXELS
 from hga_flax.data.bad_images import BadImage
+from hga_flax.data.image_heads import claimed_size
 from hga_flax.data.jpeg import UPRIGHT, decode_top, read_head
 from hga_flax.data.randaugment import Operations, apply_colours, draw_operations
 from hga_flax.errors import one_line
@@ -33,7 +35,8 @@ ASPECT = (3 / 4, 4 / 3)
 LOG_ASPECT = (math.log(ASPECT[0]), math.log(ASPECT[1]))
 CROP_TRIES = 10
 NOTHING = Operations(None, ())  # of RandAugment
-MAX_PIXELS = 2**26  # that a JPEG's head may claim; OpenCV has a limit of its own
+MOST_ENLARGED = 2**22  # pixels of a whole enlarged image; of a larger one only what is cut out is made
+WEIGHTS = 2048  # OpenCV's fixed point: 11 bits
 
 
 def decode(image: bytes | np.ndarray, channels: int, reduction: int = 1) -> np.ndarray:
@@ -48,20 +51,30 @@ def decode(image: bytes | np.ndarray, channels: int, reduction: int = 1) -> np.n
         reduction: 1, 2, 4 or 8: decode to height and width divided by this (JPEG does so much faster).
 
     Raises:
-        BadImage: the bytes are no image that OpenCV reads, or not a whole one.
+        BadImage: the bytes are no image that OpenCV reads, not a whole one, or one that claims too many pixels.
     """
     if isinstance(image, np.ndarray):
         return image
     if not image:
         raise BadImage("the file is empty or cannot be read")
+    size = claimed_size(image)
+    if size and math.prod(size) > MAX_PIXELS:
+        raise BadImage(_too_large(size))
     check_whole(image)
     try:
         pixels = cv2.imdecode(np.frombuffer(image, np.uint8), DECODE_FLAGS[channels] | REDUCTION_FLAGS[reduction])
     except cv2.error as error:
+        if "CV_IO_MAX_IMAGE" in error.err:
+            raise BadImage(_too_large()) from None
         raise BadImage(f"the image of {len(image)} bytes cannot be decoded ({one_line(error.err)})") from None
     if pixels is None:
         raise BadImage(f"the image of {len(image)} bytes cannot be decoded")
     return pixels[:, :, None] if channels == 1 else pixels
+
+
+def _too_large(size: tuple[int, int] | None = None) -> str:
+    claims = f"{size[1]:,} x {size[0]:,} pixels" if size else "a size"
+    return f"it claims {claims}, above the limit of {MAX_PIXELS:,} pixels: make it smaller"
 
 
 def check_whole(image: bytes) -> None:
@@ -85,13 +98,51 @@ def central_crop(image: np.ndarray, size: int, fraction: float) -> np.ndarray:
 
     Shrinking is antialiased bilinear, as Pillow's and torchvision's, to a fraction of a grey level.
     """
-    height, width = image.shape[:2]
-    scale = round(size / fraction) / min(height, width)
-    image = resize(image, max(size, round(height * scale)), max(size, round(width * scale)))
+    scale = round(size / fraction) / min(image.shape[:2])
+    height, width = (max(size, round(side * scale)) for side in image.shape[:2])
+    top, left = (height - size) // 2, (width - size) // 2
+    if scale > 1 and height * width > MOST_ENLARGED:  # a strip of 3000x1 pixels would take 600 MB
+        return enlarged_part(image, (height, width), (top, left), size)
+    image = resize(image, height, width)
     if scale < 1:
         image = cv2.sepFilter2D(image, -1, TAPS, TAPS, borderType=cv2.BORDER_REPLICATE).reshape(image.shape)
-    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
     return image[top : top + size, left : left + size]
+
+
+def enlarged_part(image: np.ndarray, shape: tuple[int, int], corner: tuple[int, int], size: int) -> np.ndarray:
+    """Returns what `resize` would make of a part of the enlarged image, pixel for pixel, without the rest.
+
+    Args:
+        image: uint8 `[h, w, C]`.
+        shape: (height, width) of the whole enlarged image.
+        corner: (top, left) of the part.
+        size: height and width of the part.
+
+    Returns:
+        uint8 `[size, size, C]`.
+    """
+
+    def neighbours(axis: int) -> tuple[np.ndarray, ...]:
+        """Of each line of the part: the two lines of the image that it lies between, and their weights."""
+        number, step = image.shape[axis], 1 / (shape[axis] / image.shape[axis])
+        place = ((np.arange(corner[axis], corner[axis] + size) + 0.5) * step - 0.5).astype(np.float32)
+        first = np.floor(place).astype(np.int32)
+        share = place - first.astype(np.float32)
+        if axis == 1:  # beyond the border OpenCV gives its columns all of the weight, and its rows not
+            share[(first < 0) | (first >= number - 1)] = 0
+            first = first.clip(0, number - 1)
+        weights = [np.rint(part * np.float32(WEIGHTS)).astype(np.int32) for part in (1 - share, share)]
+        return first.clip(0, number - 1), (first + 1).clip(0, number - 1), *weights
+
+    above, below, above_weight, below_weight = neighbours(0)
+    left, right, left_weight, right_weight = neighbours(1)
+
+    def across(rows: np.ndarray) -> np.ndarray:
+        pixels = lambda columns: image[rows[:, None], columns].astype(np.int32)
+        return pixels(left) * left_weight[:, None] + pixels(right) * right_weight[:, None]
+
+    down = lambda rows, weight: (weight[:, None, None] * (across(rows) >> 4)) >> 16
+    return ((down(above, above_weight) + down(below, below_weight) + 2) >> 2).astype(np.uint8)
 
 
 def random_crop_box(draws: random.Random, height: int, width: int) -> tuple[float, float, float, float]:
@@ -188,9 +239,11 @@ def decode_for_crop(
     if head is None:
         pixels = decode(image, channels)
         return pixels, draw(*pixels.shape[:2]), 1
+    if math.prod(head.size) > MAX_PIXELS:
+        raise BadImage(_too_large(head.size))
     crop = draw(*head.size)
     reduction = max(n for n in REDUCTION_FLAGS if n == 1 or min(crop.height, crop.width) >= n * size)
-    if channels == 3 and head.from_top and head.orientation == UPRIGHT and math.prod(head.size) <= MAX_PIXELS:
+    if channels == 3 and head.from_top and head.orientation == UPRIGHT:
         check_whole(image)
         try:
             return decode_top(image, head, math.ceil(crop.bottom) + 1, reduction), crop, reduction
@@ -249,7 +302,7 @@ def random_warp(image: np.ndarray, size: int, flip: bool, rotation_degrees: floa
     return warp(image, size, draw_crop(*image.shape[:2], flip, rotation_degrees, key))
 
 
-def host_transform(data: Any, channels: int, train: bool, seed: int, size: int = 0) -> Any:
+def host_transform(data: Any, channels: int, *, train: bool, seed: int, size: int = 0) -> Any:
     """Returns `transform(image, index, epoch, out=None) -> uint8 [size, size, channels]` for a `config.data`.
 
     `data.augmentation` "imagenet" crops here; "small" and "none" resize the whole image ("small"

@@ -81,6 +81,7 @@ def pack(
     shape: tuple[int | None, int | None, int],
     data_dir: pathlib.Path,
     version: str = VERSION,
+    *,
     file_names: bool = False,
 ) -> pathlib.Path:
     """Writes a data set; it appears under its name complete, in one move.

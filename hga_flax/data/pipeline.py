@@ -287,14 +287,14 @@ class Dataset:
         splits = (self.data.train_split, self.data.eval_split)
         return dataclasses.replace(self.info, num_examples={split: len(self.open(split)) for split in splits})
 
-    def source(self, split: str, train: bool = True) -> Source:
+    def source(self, split: str, *, train: bool = True) -> Source:
         """Opens a split for training or for evaluation; a small one is read into memory, at the size of its use."""
         data, source = self.data, self.open(split)
         if data.augmentation == "imagenet" or data.num_workers:
             return source
         # All that is the same in every epoch: the size.
         shape = self._image_shape(train)
-        transform = host_transform(data, self.info.channels, False, self.seed, shape[0])
+        transform = host_transform(data, self.info.channels, train=False, seed=self.seed, size=shape[0])
         return in_memory(source, transform, shape, data.cache_mb)
 
     def _image_shape(self, train: bool) -> tuple[int, int, int]:
@@ -338,7 +338,7 @@ class Dataset:
 
     def _batches(self, source: Source, split: str, train: bool, examples: Callable, batch_size: int) -> Iterator[Batch]:
         data, shape = self.data, self._image_shape(train)
-        transform = host_transform(data, self.info.channels, train, self.seed, shape[0])
+        transform = host_transform(data, self.info.channels, train=train, seed=self.seed, size=shape[0])
         memory = isinstance(source, MemorySource)
         batches = _batches(examples(source, transform), batch_size, shape, data.num_threads, data.num_workers, memory)
         return self.bad_images.watch(batches, split, lambda index: _explain(source, transform, index))

@@ -13,6 +13,7 @@ import functools
 import importlib.util
 import os
 import pathlib
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -190,11 +191,11 @@ def check_imagenet_tars(data_dir: pathlib.Path, folder: pathlib.Path, named: boo
     missing = [name for name in IMAGENET if not (folder / name).is_file()]
     if missing:
         sizes = " and ".join(f"{name} ({size:,} bytes)" for name, size in IMAGENET.items())
-        flag = f" --manual-dir={folder}" if named else ""
+        flags = [f"--data-dir={data_dir}", *([f"--manual-dir={folder}"] if named else [])]
         raise UserError(
             f"imagenet2012 is made of {sizes}, which image-net.org gives to registered users; missing in {folder}: "
             f"{', '.join(missing)}. Put them there, then: "
-            f"python -m hga_flax prepare imagenet2012 --data-dir={data_dir}{flag}"
+            f"python -m hga_flax prepare imagenet2012 {shlex.join(flags)}"
         )
     for name, size in IMAGENET.items():
         there = (folder / name).stat().st_size

@@ -4,11 +4,15 @@ A source is a random-access sequence of `{"image": bytes | uint8 [H, W, C], "lab
 "file_name" where files have names, so that the order of training is a pure function of (seed, epoch, index).
 """
 
+import atexit
 import dataclasses
+import functools
 import json
 import os
 import pathlib
 import re
+import shlex
+import tempfile
 from typing import Any, Protocol
 
 import numpy as np
@@ -93,6 +97,14 @@ def _here(name: str, directory: str) -> str:
     return local_directory(directory, name) if TFDS_NAME.fullmatch(name) else directory
 
 
+@functools.cache
+def _scratch() -> pathlib.Path:
+    """Returns a folder that lives as long as this process."""
+    folder = tempfile.TemporaryDirectory(prefix="hga_flax-")
+    atexit.register(folder.cleanup)
+    return pathlib.Path(folder.name)
+
+
 def _builder(name: str, directory: str) -> Any:
     """Returns the TFDS builder of a data set, prepared or not."""
     if not TFDS_NAME.fullmatch(name):
@@ -103,7 +115,13 @@ def _builder(name: str, directory: str) -> Any:
         if name == "digits":
             from hga_flax.data.digits import prepare_digits
 
-            return tfds.builder_from_directory(str(prepare_digits(data_directory(directory))))
+            try:
+                prepared = prepare_digits(data_directory(directory))
+            except OSError:
+                if directory:
+                    raise
+                prepared = prepare_digits(_scratch())  # no home folder, or one that cannot be written to
+            return tfds.builder_from_directory(str(prepared))
         return tfds.builder(name, data_dir=str(data_directory(directory)), file_format="array_record")
     except tfds.core.DatasetNotFoundError:
         packed = packed_datasets(data_directory(directory))
@@ -124,7 +142,7 @@ def _builder(name: str, directory: str) -> Any:
 def _another_format(name: str, directory: str) -> UserError:
     return UserError(
         f"{name} in {data_directory(directory)} is not in array_record format; prepare it again: "
-        f"python -m hga_flax prepare {name} --data-dir=ANOTHER"
+        f"python -m hga_flax prepare {shlex.quote(name)} --data-dir=ANOTHER"
     )
 
 
@@ -227,9 +245,10 @@ def open_source(
     if not builder.info.splits:
         if directory and not data_directory(directory).is_dir():
             raise UserError(f"data.dir={directory}: no such folder")
+        command = shlex.join([name, f"--data-dir={data_directory(directory)}"])
         raise UserError(
             f"data.name: {name} is not prepared in {data_directory(directory)}; run python -m hga_flax prepare "
-            f"{name} --data-dir={data_directory(directory)}, name another data.dir, or try data.fake=true"
+            f"{command}, name another data.dir, or try data.fake=true"
         )
     _check_split(builder.info.splits, name, split, key)
     if like is not None and (other := other_data(like, _info_of(builder, name), str(builder.data_dir))):

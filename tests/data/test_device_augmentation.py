@@ -84,8 +84,8 @@ def test_augment_does_what_is_asked_and_nothing_else():
 
 
 def test_the_rest_of_the_batch_changes_nothing():
-    whole = device.augment(jnp.asarray(IMAGES), keys(), 2, True, 10.0)
-    part = device.augment(jnp.asarray(IMAGES[2:4]), keys(index=[2, 3]), 2, True, 10.0)
+    whole = device.augment(jnp.asarray(IMAGES), keys(), 2, flip=True, rotation_degrees=10.0)
+    part = device.augment(jnp.asarray(IMAGES[2:4]), keys(index=[2, 3]), 2, flip=True, rotation_degrees=10.0)
     np.testing.assert_allclose(whole[2:4], part, rtol=1e-6)
 
 

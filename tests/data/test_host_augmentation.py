@@ -74,18 +74,18 @@ def test_the_randomness_is_a_function_of_seed_epoch_and_index():
     data = base.get_config().data
     with data.unlocked():
         data.image_size = 16
-    transform = host.host_transform(data, 3, True, seed=5)
-    np.testing.assert_array_equal(transform(RAMP, 3, 1), host.host_transform(data, 3, True, seed=5)(RAMP, 3, 1))
+    transform = host.host_transform(data, 3, train=True, seed=5)
+    np.testing.assert_array_equal(transform(RAMP, 3, 1), host.host_transform(data, 3, train=True, seed=5)(RAMP, 3, 1))
     for other in [(RAMP, 4, 1), (RAMP, 3, 2)]:
         assert (transform(RAMP, 3, 1) != transform(*other)).any()
-    assert (transform(RAMP, 3, 1) != host.host_transform(data, 3, True, seed=6)(RAMP, 3, 1)).any()
+    assert (transform(RAMP, 3, 1) != host.host_transform(data, 3, train=True, seed=6)(RAMP, 3, 1)).any()
 
 
 def test_small_images_are_only_resized():
     data = base.get_config().data
     with data.unlocked():
         data.image_size, data.augmentation = 30, "small"
-    out = host.host_transform(data, 3, True, seed=0)(RAMP[:, :60], 0, 0)
+    out = host.host_transform(data, 3, train=True, seed=0)(RAMP[:, :60], 0, 0)
     np.testing.assert_array_equal(out, cv2.resize(RAMP[:, :60], (30, 30), interpolation=cv2.INTER_AREA))
 
 
@@ -181,3 +181,16 @@ def test_what_is_decoded_of_a_jpeg_makes_no_difference(name, jpeg):
         fewer += image.shape[0] < whole.shape[0]
         np.testing.assert_array_equal(host.warp(image, 224, crop, reduction), host.warp(whole, 224, crop))
     assert reduction == 1 and (fewer > 0) == (name != "progressive")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_part_is_enlarged_as_the_whole_was(channels, monkeypatch):
+    draws = np.random.RandomState(channels)
+    for _ in range(150):
+        height, width = int(draws.randint(1, 40)), int(draws.randint(1, 400))
+        image = draws.randint(0, 256, (height, width, channels), np.uint8)
+        image = image if draws.rand() < 0.5 else image.transpose(1, 0, 2).copy()
+        monkeypatch.setattr(host, "MOST_ENLARGED", 2**40)
+        whole = host.central_crop(image, 224, 0.875)
+        monkeypatch.setattr(host, "MOST_ENLARGED", 0)
+        np.testing.assert_array_equal(host.central_crop(image, 224, 0.875), whole)

@@ -189,7 +189,7 @@ def test_evaluation_may_have_images_of_another_size(augmentation, cache_mb):
     source = dataset.source("train", train=False)
     batches = list(dataset.eval_batches(source, 8, ALONE))
     assert [b["image"].shape for b in batches] == [(8, 12, 12, 3)] * 3 and sum(b["mask"].sum() for b in batches) == 22
-    transform = host_transform(plain.data, 3, False, 0, 12)
+    transform = host_transform(plain.data, 3, train=False, seed=0, size=12)
     np.testing.assert_array_equal(batches[0]["image"][3], transform(plain.open("train")[3]["image"], 3, 0))
     assert isinstance(source, MemorySource) == (augmentation == "small" and cache_mb > 0)
 

@@ -107,7 +107,7 @@ def transform(train=True, seed=5, channels=3, **overrides):
         data.image_size, data.randaugment_ops = 32, 2
         for key, value in overrides.items():
             data[key] = value
-    return host.host_transform(data, channels, train, seed)
+    return host.host_transform(data, channels, train=train, seed=seed)
 
 
 @pytest.mark.parametrize("augmentation", ["imagenet", "small"])
