@@ -53,13 +53,15 @@ def main() -> None:
         ("checkpoint", f"step {result['step']} of {arguments.workdir}{average}"),
         ("split", f"{result['split']}, {result['num_examples']:,} images"),
         ("top-1 error", f"{result['top1_error']:.2f} %"),
-        ("top-5 error", f"{result['top5_error']:.2f} %"),
+        *([("top-5 error", f"{result['top5_error']:.2f} %")] if "top5_error" in result else []),
         ("loss", f"{result['loss']:.4f}"),
     ]
     Console().table("evaluation", rows)
     if arguments.json:
         print(
-            json.dumps(result | finite_or_none({name: result[name] for name in ("loss", "top1_error", "top5_error")}))
+            json.dumps(
+                result | finite_or_none({name: result[name] for name in result if name == "loss" or "_error" in name})
+            )
         )
 
 

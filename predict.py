@@ -6,7 +6,6 @@ python predict.py --workdir=DIR IMAGE... [--top=5] [--json|--csv] [--checkpoint=
 import csv
 import io
 import json
-import os
 import sys
 from collections.abc import Callable
 
@@ -70,16 +69,9 @@ def main() -> int:
     files = find_images(arguments.images, sys.stdin, ignored)
     sys.stdout.reconfigure(errors="surrogateescape")  # a file's name need not be text
     form = as_json if arguments.json else as_csv if arguments.csv else as_text
-    try:
-        if arguments.csv:
-            print(",".join(CSV_HEADER))
-        count, bad = label(
-            predictor, files, total, lambda file, row: form(file, likeliest(predictor, row, arguments.top))
-        )
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read the lines has seen enough, as `head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    if arguments.csv:
+        print(",".join(CSV_HEADER))
+    count, bad = label(predictor, files, total, lambda file, row: form(file, likeliest(predictor, row, arguments.top)))
     if line := ignored_line(ignored, "the folders"):
         print(line, file=sys.stderr)
     if not count:

@@ -25,9 +25,9 @@ class Import(argparse.Action):
             sys.path.remove(os.getcwd())
 
 
-def import_flags() -> str:
+def import_flags() -> list[str]:
     """Returns the `--import` flags that this command was given, as another command on the same run needs them."""
-    return "".join(f" --import={module}" for module in _imported)
+    return [f"--import={module}" for module in _imported]
 
 
 def add_import_flag(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ import keyword
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from absl import flags
@@ -15,8 +16,9 @@ from ml_collections import ConfigDict, config_flags
 
 from hga_flax.command_line import add_config_flags, split_overrides
 from hga_flax.errors import ConfigError, UserError, nearest, one_line
-from hga_flax.validation import RULES, check_given, check_keys, check_together, config_keys, get_key
+from hga_flax.validation import ENTRIES, KINDS, RULES, check_given, check_keys, check_together, config_keys, get_key
 
+MOST_DIGITS = 100  # of a whole number; no key may hold as many
 OVERRIDE_ERRORS = (flags.Error, TypeError, ValueError, SyntaxError)  # what reading a value may raise
 
 
@@ -136,8 +138,10 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
             try:
                 _read(config, [argument])
             except OVERRIDE_ERRORS:
-                kind = type(get_key(config, _key(argument))).__name__
-                raise ConfigError(f"{argument}: the value must be of type {kind}") from None
+                kind = type(get_key(config, _key(argument)))
+                rule = RULES.get(_key(argument))
+                right = ENTRIES.get(_key(argument)) if rule and rule.many else KINDS.get(kind)
+                raise ConfigError(f"{argument}: must be {right or f'of type {kind.__name__}'}") from None
         raise ConfigError(one_line(error)) from None
 
 
@@ -149,17 +153,35 @@ def _read(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
 
 
 def _spelled(argument: str) -> str:
-    """Returns an override as ml_collections reads it: `init["from"]`, for `from` is a Python keyword; quoted texts."""
+    """Returns an override as ml_collections reads it.
+
+    `from` is a Python keyword: `init["from"]`; texts are quoted; 1e3 and 1_000 are whole numbers; an empty list is ().
+    """
     key, (name, equals, value) = _key(argument), argument.partition("=")
     *groups, last = name.split(".")
     name = f"{'.'.join(groups)}['{last}']" if keyword.iskeyword(last) else name
     rule = RULES.get(key)
+    if equals and rule and rule.many and not value.strip(" ()[]"):
+        return f"{name}=()"
+    if equals and rule and rule.kind is int:
+        entries = [_whole(entry) for entry in value.strip(" ()[]").rstrip(",").split(",")] if rule.many else []
+        value = f"({','.join(entries)},)" if entries else _whole(value)
     if equals and rule and rule.many and rule.kind is str:
         try:
             ast.literal_eval(value)
         except OVERRIDE_ERRORS:  # as a person types it: stem*,stage1*
             value = repr(tuple(part.strip() for part in value.split(",") if part.strip()))
     return f"{name}{equals}{value}"
+
+
+def _whole(text: str) -> str:
+    """Returns a number that is whole, however it is written, by its digits: 1e3 as 1000; another text as it is."""
+    try:
+        number = Decimal(text.strip())  # which reads 1_000, too, and is exact
+    except InvalidOperation:
+        return text
+    whole = number.is_finite() and number.adjusted() < MOST_DIGITS and number == number.to_integral_value()
+    return str(int(number)) if whole else text
 
 
 def parse_options(text: str, key: str) -> dict[str, Any]:

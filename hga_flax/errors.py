@@ -1,14 +1,17 @@
 """One kind of error for everything a user can mend, and the wrapper that prints it."""
 
 import argparse
+import contextlib
 import difflib
 import logging
 import os
 import pathlib
+import select
 import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
+BROKEN_PIPE = 141  # the exit code where a reader went away: 128 + SIGPIPE
 _aliases: dict[str, str] = {}
 
 
@@ -45,7 +48,7 @@ class Interrupted(Exception):
     `alone` says that of several processes this one stops by itself, and the others must learn of it.
     """
 
-    def __init__(self, message: str, code: int, alone: bool = False):
+    def __init__(self, message: str, code: int, *, alone: bool = False):
         super().__init__(message)
         self.code, self.alone = code, alone
 
@@ -105,18 +108,75 @@ def run_main(main: Callable[[], int | None]) -> None:
     """Runs a command's `main` and exits: 0, 1 for a `UserError` (one line), 130 for Ctrl-C, 143 for SIGTERM,
     129 for SIGHUP.
 
-    Any other exception is a bug of ours and keeps its traceback.
+    A reader of standard output that goes away, as `head` does, ends the command without a word, with 141 as it ends
+    other programs. Any other exception is a bug of ours and keeps its traceback.
     """
     for name in ("asyncio", "gcsfs", "s3fs"):  # which print the traceback of what is raised, or of each try
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    code = _run(main)
     try:
-        sys.exit(main() or 0)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = code or BROKEN_PIPE
+    drop_unread_output()  # Python writes what is left at its exit, and would say what went wrong there
+    sys.exit(code)
+
+
+def _run(main: Callable[[], int | None]) -> int | str | None:
+    try:
+        return main() or 0
     except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(1)
+        return _said(f"error: {one_line(error)}", 1)
     except Interrupted as stopped:
-        print(one_line(stopped), file=sys.stderr)
-        sys.exit(stopped.code)
+        return _said(one_line(stopped), stopped.code)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+        return _said("interrupted; the same command goes on from the last checkpoint", 130)
+    except SystemExit as stopped:  # argparse, after --help
+        return stopped.code
+    except BrokenPipeError:
+        if not drop_unread_output():  # another pipe or connection
+            raise
+        return BROKEN_PIPE
+    except (RuntimeError, AssertionError) as error:
+        if line := _platform_error(error):
+            return _said(f"error: {line}", 1)
+        raise
+
+
+def _said(line: str, code: int) -> int:
+    with contextlib.suppress(BrokenPipeError):
+        print(line, file=sys.stderr, flush=True)
+    return code
+
+
+def drop_unread_output() -> bool:
+    """Sends standard output and error, where nobody reads them any more, to nowhere; returns whether one was such."""
+    gone = False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            poll = select.poll()
+            poll.register(stream.fileno(), select.POLLERR)
+            if any(event & select.POLLERR for _, event in poll.poll(0)):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream.fileno())
+                os.close(nowhere)
+                gone = True
+        except (OSError, ValueError, AttributeError):  # no file, closed, or a system without poll
+            continue
+    return gone
+
+
+def _platform_error(error: Exception) -> str | None:
+    """Returns a line for an error of JAX that comes from the devices that it was told to use, None for another."""
+    asked = os.environ.get("JAX_PLATFORMS")
+    if not asked or "jax" not in sys.modules:
+        return None
+    try:
+        sys.modules["jax"].devices()  # which JAX says anew as often as it is asked
+    except Exception as reason:  # also an AssertionError without a word, where the plugin for GPUs is not installed
+        said = one_line(reason).partition(" (set JAX_PLATFORMS")[0] or "JAX finds no such device"
+        return (
+            f"JAX_PLATFORMS={asked}: {said[:300]}; unset it or set it to cpu; GPUs and TPUs need a JAX that is "
+            "installed for them (docs/scaling.md)"
+        )
+    return None

@@ -246,6 +246,7 @@ def claimed(
     taken: Callable[[str], UserError],
     say: Callable[[str], None],
     lost: Callable[[], None],
+    *,
     waits: bool = True,
     stale_seconds: float = STALE_SECONDS,
 ) -> Iterator[None]:

@@ -223,7 +223,7 @@ class Remote:
         _all(remove, names)
 
     @contextlib.contextmanager
-    def _reaching(self, what: str, missing: bool = False) -> Iterator[None]:
+    def _reaching(self, what: str, *, missing: bool = False) -> Iterator[None]:
         """Turns whatever the libraries raise into one line."""
         try:
             yield

@@ -44,7 +44,7 @@ def _whole(low: int, high: int = WHOLE) -> Rule:
     return Rule(int, low, high)
 
 
-def _number(low: float, high: float = math.inf, above: bool = False) -> Rule:
+def _number(low: float, high: float = math.inf, *, above: bool = False) -> Rule:
     return Rule(float, low, high, above)
 
 
@@ -137,9 +137,19 @@ ENTRIES = {
     "schedule.decay_at_steps": "positive whole numbers",
 }
 
-# Keys that are younger than some workdirs, whose runs went by these values.
+# Keys that are younger than some runs, which went by these values; each new key of configs/base.py goes here too.
 LATER = {
     "data.alternating_flip": False,
+    "data.num_workers": 0,
+    "data.cache_mb": 1024,
+    "data.max_bad_images": 100,
+    "data.mixup": 0.0,
+    "data.cutmix": 0.0,
+    "data.random_erasing": 0.0,
+    "training.lost_process_seconds": 100.0,
+    "training.grace_seconds": 25.0,
+    "training.skip_nonfinite": 0,
+    "optimizer.clip_norm": 0.0,
     "data.randaugment_ops": 0,
     "data.randaugment_magnitude": 9.0,
     "training.loss": "cross_entropy",
@@ -237,7 +247,7 @@ def get_key(config: ConfigDict, key: str) -> Any:
 
 
 def complete(config: ConfigDict) -> ConfigDict:
-    """Adds the keys that are younger than a workdir's configuration, with the values that it went by."""
+    """Adds the keys that are younger than a run's configuration, with the values that it went by; returns it."""
     with config.unlocked():
         for key, value in LATER.items():
             group, _, name = key.partition(".")

@@ -30,9 +30,9 @@ def test_a_module_of_the_users_is_imported_first(script, tmp_path, monkeypatch):
 
 def test_other_commands_are_printed_with_what_was_imported(monkeypatch, tmp_path):
     monkeypatch.setattr("hga_flax.command_line._imported", [])
-    assert import_flags() == ""
+    assert import_flags() == []
     monkeypatch.chdir(tmp_path)
     parser = ArgumentParser()
     add_import_flag(parser)
     parser.parse_args(["--import=json", "--import=csv"])
-    assert import_flags() == " --import=json --import=csv"
+    assert import_flags() == ["--import=json", "--import=csv"]

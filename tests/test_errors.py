@@ -83,3 +83,58 @@ def test_help_answers_without_loading_jax(script):
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "--workdir" in result.stdout
     assert " jax\n" not in result.stderr
+
+
+PRINTS = """
+import sys, time
+from hga_flax.errors import UserError, run_main
+def main():
+    for i in range(100):
+        print(i, flush=True)
+        time.sleep(0.01)
+run_main(main)
+"""
+
+
+@pytest.mark.parametrize("script", [PRINTS, PRINTS.replace(", flush=True", "")])
+def test_a_reader_that_goes_away_ends_a_command_without_a_word(script):
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 141
+
+
+def test_another_pipe_that_breaks_is_a_bug_as_any_other():
+    def main():
+        raise BrokenPipeError("a worker process")
+
+    with pytest.raises(BrokenPipeError):
+        run_main(main)
+
+
+DEVICES = """
+from hga_flax.errors import run_main
+def main():
+    import jax
+    jax.numpy.zeros(3) + 1
+run_main(main)
+"""
+
+
+@pytest.mark.parametrize("platforms", ["cuda", "tpu", "cdua"])
+def test_devices_that_are_not_there_are_one_line(platforms):
+    environment = os.environ | {"JAX_PLATFORMS": platforms}
+    done = subprocess.run([sys.executable, "-c", DEVICES], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith(f"error: JAX_PLATFORMS={platforms}: ") and done.stderr.count("\n") == 1
+
+
+def test_other_errors_keep_their_traceback_whatever_the_platform(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    with pytest.raises(ZeroDivisionError):
+        run_main(lambda: 1 // 0)
+
+    def main():
+        raise RuntimeError("ours")
+
+    with pytest.raises(RuntimeError, match=r"^ours$"):
+        run_main(main)

@@ -41,9 +41,9 @@ def test_batch_size_and_devices_change_nothing(workdir):
     [
         (["--checkpoint=7"], "choose best, latest or one of the steps 2"),
         (["--checkpoint=newest"], "choose best, latest or one of the steps 2"),
-        (["--batch-size=0"], "--batch-size=0: must be at least 1"),
+        (["--batch-size=0"], "batch_size=0: must be at least 1"),
         (["--batch-size=x"], "invalid int value"),
-        (["--weights=ema"], "--weights=ema: this run keeps no average"),
+        (["--weights=ema"], "weights=ema: this run keeps no average"),
         (["--workdir=/nowhere"], "no run here"),
     ],
 )

@@ -124,6 +124,12 @@ def test_a_configuration_of_before_a_key_is_completed_with_what_its_run_went_by(
     v.check_keys(v.complete(whole))
 
 
+def test_each_key_that_runs_may_lack_has_what_they_went_by():
+    """The first version's keys apart, which every run has."""
+    first = {key for key in v.RULES if key not in v.LATER}
+    assert len(first) == 46, f"a new key of configs/base.py belongs into LATER, too: {sorted(first)}"
+
+
 def test_a_list_is_as_good_as_a_tuple():
     v.check_keys(changed(data__mean=[0.5], schedule__decay_at_steps=[3, 4]))
 

@@ -33,12 +33,15 @@ def bench_attention(
         UserError: an unknown attention.
     """
     from hga_flax.attention import attention_names
+    from hga_flax.attention.registry import check_attention
 
     known = [*attention_names(), "hga-conv"]
     names = known if names is None else list(names)
     for name in names:
-        if name not in known:
-            raise UserError(f"--attentions: unknown attention '{name}'; known: {', '.join(known)}")
+        try:
+            check_attention(name, ["hga-conv"])
+        except ValueError as error:
+            raise UserError(f"--attentions: {error}") from None
     # The first is what the others are compared with.
     names = sorted(names, key=lambda name: name != "se")
     rows = []

@@ -70,7 +70,7 @@ def _mark(index: int) -> str:
     return "abcdefghijklmnopqrstuvwxyz"[index]
 
 
-def _number(key: str, decimals: int = 2, scale: float = 1, signed: bool = False) -> Callable[[dict[str, Any]], str]:
+def _number(key: str, decimals: int = 2, scale: float = 1, *, signed: bool = False) -> Callable[[dict[str, Any]], str]:
     def text(row: dict[str, Any]) -> str:
         value = row[key]
         return "" if value is None else f"{value / scale:{'+' if signed else ''}.{decimals}f}"

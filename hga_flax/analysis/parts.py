@@ -32,7 +32,7 @@ class Part:
     attention_macs: int
 
 
-def part_of(module: str, blocks: bool = False) -> str:
+def part_of(module: str, *, blocks: bool = False) -> str:
     """Returns the part that a module at the top of a network belongs to: "stage1_block2" -> "stage1".
 
     With `blocks` what is numbered within a stage stays apart: "stage1_block2", but "stem_conv" -> "stem".
@@ -41,7 +41,7 @@ def part_of(module: str, blocks: bool = False) -> str:
     return module if blocks and inner[-1:].isdecimal() else part
 
 
-def model_parts(model: nn.Module, image_shape: Sequence[int], blocks: bool = False) -> list[Part]:
+def model_parts(model: nn.Module, image_shape: Sequence[int], *, blocks: bool = False) -> list[Part]:
     """Returns the parts of a network in the order in which they are called; those never called come last.
 
     Args:
@@ -61,7 +61,7 @@ def model_parts(model: nn.Module, image_shape: Sequence[int], blocks: bool = Fal
     def watch(call: Any, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         result = call(*args, **kwargs)
         if len(context.module.path) == 1 and context.method_name == "__call__":
-            outputs[part_of(context.module.path[0], blocks)] = tuple(result.shape[1:])
+            outputs[part_of(context.module.path[0], blocks=blocks)] = tuple(result.shape[1:])
         return result
 
     with nn.intercept_methods(watch):
@@ -71,10 +71,10 @@ def model_parts(model: nn.Module, image_shape: Sequence[int], blocks: bool = Fal
     sizes: dict[str, list[int]] = {name: [0, 0, 0, 0] for name in outputs}
     for path, leaf in jax.tree.leaves_with_path(variables["params"]):
         names = [entry.key for entry in path]
-        _add(sizes, part_of(names[0], blocks), leaf.size, "attention" in names, 0)
+        _add(sizes, part_of(names[0], blocks=blocks), leaf.size, "attention" in names, 0)
     for scope, counts in scopes.items():
         if len(scope) > 1:  # above it is the network's own arithmetic, which has no such products
-            _add(sizes, part_of(scope[1], blocks), counts.conv_fc_macs, "attention" in scope, 2)
+            _add(sizes, part_of(scope[1], blocks=blocks), counts.conv_fc_macs, "attention" in scope, 2)
     return [Part(name, outputs.get(name, ()), *size) for name, size in sizes.items()]
 
 

@@ -18,7 +18,8 @@ import json
 import pathlib
 from typing import Any
 
-from hga_flax.attention import attention_names, attention_options
+from hga_flax.attention import attention_options
+from hga_flax.attention.registry import check_attention
 from hga_flax.errors import UserError
 
 DEFAULT_FILE = pathlib.Path("results/paper.json")
@@ -84,12 +85,14 @@ def _checked(row: dict[str, Any], where: str) -> Key:
     for name in ("model", "attention", "dataset", "command"):
         if not isinstance(row[name], str) or not row[name].strip():
             raise UserError(f"{where}: '{name}' must be a text that is not empty")
-    if row["attention"] not in attention_names():
-        raise UserError(f"{where}: unknown attention '{row['attention']}'; known: {', '.join(attention_names())}")
     for name in ("top1_error", "top5_error"):
         value = row.get(name, 0.0)
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 100:
             raise UserError(f"{where}: '{name}' is {value!r}, not a percentage")
+    try:
+        check_attention(row["attention"])
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
     options = row.get("attention_options", {})
     if not isinstance(options, dict):
         raise UserError(f"{where}: 'attention_options' must be an object")

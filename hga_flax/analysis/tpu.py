@@ -9,6 +9,7 @@ chip's memory the compiler may look for hours for what to compute twice, so that
 """
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -16,7 +17,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -106,7 +107,8 @@ def topology_mesh(name: str) -> Any:
 
     jax.config.update("jax_platforms", "cpu")
     try:
-        devices = topologies.get_topology_desc(name, platform="tpu").devices
+        with _without_chatter():
+            devices = topologies.get_topology_desc(name, platform="tpu").devices
     except Exception as error:  # what libtpu raises is no narrower
         raise UserError(
             f"--topology={name}: {one_line(error)[:200]}; write GENERATION:SHAPE, such as v5e:4x4, v5p:2x2x1, v6e:2x4"
@@ -114,6 +116,20 @@ def topology_mesh(name: str) -> Any:
     if limits(devices[0]) is None:
         raise UserError(f"--topology={name}: nothing is known of the '{devices[0].device_kind}'; try v5e, v5p or v6e")
     return Mesh(np.asarray(devices), (DATA_AXIS,))
+
+
+@contextlib.contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Within it standard error is dropped: libtpu logs there, from C++, what its exception then says again."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def compile_step(config: Any, topology: str, mesh: Any, batch: int) -> dict[str, Any] | None:
@@ -168,7 +184,7 @@ def training_step(config: Any, mesh: Any) -> tuple[Any, Any, Any]:
     from hga_flax.training.step import make_train_step
 
     configure_process(config)
-    experiment = create_experiment(config, lambda: dataset_info(config.data.name, config.data.dir), mesh)
+    experiment = create_experiment(config, lambda: dataset_info(config.data.name, config.data.dir), mesh=mesh)
     size = config.training.batch_size
     optimizer = experiment.optimizer(experiment.schedule(make_plan(config, max(EXAMPLES, size))))
     state = abstract_state(experiment.init(optimizer), mesh)

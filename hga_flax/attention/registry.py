@@ -69,6 +69,13 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
+def check_attention(name: str, more: Iterable[str] = ()) -> None:
+    """Raises a ValueError, with the known names, for a name that is neither registered nor one of `more`."""
+    known = [*_REGISTRY, *more]
+    if name not in known:
+        raise ValueError(f"unknown attention '{name}'{_nearest(name, known)}; known: {', '.join(known)}")
+
+
 def attention_options(name: str) -> dict[str, Any]:
     """Returns the options of an attention with their defaults, its preset applied.
 
@@ -77,8 +84,7 @@ def attention_options(name: str) -> dict[str, Any]:
     Raises:
         ValueError: no attention has this name.
     """
-    if name not in _REGISTRY:
-        raise ValueError(f"unknown attention '{name}'{_nearest(name, _REGISTRY)}; known: {', '.join(_REGISTRY)}")
+    check_attention(name)
     module, preset = _REGISTRY[name]
     hidden = _COMMON | {"channels", "parent"} | set(getattr(module, "given_by_block", ()))
     options = {f.name: f.default for f in dataclasses.fields(module) if f.name not in hidden}

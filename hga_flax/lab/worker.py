@@ -25,6 +25,7 @@ from hga_flax.lab.runs import Run, all_runs, last_evaluation, open_directory, wr
 from hga_flax.lab.study import Study
 from hga_flax.locks import Claim, Claims
 from hga_flax.training.console import duration
+from hga_flax.training.experiment import configure_process
 from hga_flax.training.preemption import handled_signals, survive_hangup
 from hga_flax.version import __version__
 
@@ -49,6 +50,7 @@ def work(study: Study, say: Callable[[str], None], budget_minutes: float = 0.0, 
     """
     began = time.monotonic()
     claims = Claims(open_directory(study))
+    configure_process(next(iter(study.rows.values())).config)  # before a device is touched
     hardware = hold(study)
     study = dataclasses.replace(study, threads=hardware.threads or 0)
     runs = all_runs(study)

@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
         config = validate(configure(arguments.config, arguments.overrides))
         info = dataset_info(config.data.name, config.data.dir)
     image_shape = (config.data.image_size, config.data.image_size, info.channels)
-    parts = model_parts(build_model(config, info.num_classes), image_shape, arguments.blocks)
+    parts = model_parts(build_model(config, info.num_classes), image_shape, blocks=arguments.blocks)
     title = (
         f"{config.model.name}, attention {config.model.attention}, images {'x'.join(map(str, image_shape))}, "
         f"{info.num_classes} classes"

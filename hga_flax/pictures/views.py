@@ -74,7 +74,7 @@ def preprocess(encoded: Sequence[tuple[str, bytes]], config: Any, channels: int)
     Raises:
         UserError: the bytes are no image; the message gives its name.
     """
-    transform = host_transform(config.data, channels, False, config.seed, config.evaluation.image_size)
+    transform = host_transform(config.data, channels, train=False, seed=config.seed, size=config.evaluation.image_size)
     images = []
     for name, image in encoded:
         try:

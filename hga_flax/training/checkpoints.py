@@ -57,6 +57,7 @@ class Checkpoints:
         self,
         workdir: pathlib.Path,
         keep: int = 3,
+        *,
         read_only: bool = False,
         warn: Warn = print,
         changes: Sequence[str] = (),

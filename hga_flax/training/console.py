@@ -6,7 +6,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
-from hga_flax.errors import called
+from hga_flax.errors import called, drop_unread_output
 
 PLAIN_WIDTH = 200
 
@@ -18,15 +18,36 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+class _Rich(RichConsole):
+    goes_on = False
+
+    def _check_buffer(self) -> None:  # which writes what was printed
+        try:
+            super()._check_buffer()
+        except OSError:  # a terminal that is gone, a full disk
+            if not self.goes_on:
+                raise
+            self.quiet = True
+
+    def on_broken_pipe(self) -> None:
+        if not self.goes_on:
+            raise BrokenPipeError  # which ends the command, see errors.run_main
+        drop_unread_output()
+        self.quiet = True
+
+
 class Console:
     """Prints lines and, between `__enter__` and `__exit__`, a live progress bar (on terminals only).
 
     Args:
         active: False prints nothing (processes other than the first).
+        goes_on: where nobody reads what is printed any more (`| head -1`), or it cannot be written, print nothing
+            from there on; else that ends the command.
     """
 
-    def __init__(self, active: bool = True):
-        self._rich = RichConsole(quiet=not active, highlight=False, soft_wrap=True)
+    def __init__(self, *, active: bool = True, goes_on: bool = False):
+        self._rich = _Rich(quiet=not active, highlight=False, soft_wrap=True)
+        self._rich.goes_on = goes_on
         if not self._rich.is_terminal:
             self._rich.width = max(self._rich.width, PLAIN_WIDTH)  # a log file has no edge to fold paths at
         self._progress: Progress | None = None

@@ -227,7 +227,7 @@ def meet(name: str) -> None:
             ) from None
 
 
-def together(config: ConfigDict, work: Callable[[], Any], train: bool = True) -> Any:
+def together(config: ConfigDict, work: Callable[[], Any], *, train: bool = True) -> Any:
     """Returns what `work` returns; where several processes do it together they watch each other.
 
     Args:
@@ -245,7 +245,7 @@ def together(config: ConfigDict, work: Callable[[], Any], train: bool = True) ->
     from hga_flax.training.experiment import configure_process
     from hga_flax.training.watch import Watch
 
-    configure_process(config, train)  # before the first device is touched
+    configure_process(config, train=train)  # before the first device is touched
     process, processes, disconnect = jax.process_index(), jax.process_count(), jax.distributed.shutdown
     with Watch(process, processes, config.training.lost_process_seconds, disconnect=disconnect):
         return work()

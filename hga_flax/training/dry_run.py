@@ -65,7 +65,7 @@ class Cost:
     measured: float | None
 
 
-def dry_run(config: ConfigDict, workdir: str | None = None, compile_step: bool = False) -> None:
+def dry_run(config: ConfigDict, workdir: str | None = None, *, compile_step: bool = False) -> None:
     """Prints the model, the schedule, the plan, the memory and the time of a run; writes nothing.
 
     Args:
@@ -84,7 +84,7 @@ def dry_run(config: ConfigDict, workdir: str | None = None, compile_step: bool =
     plan, state = prepared.plan, prepared.state
     console = Console(active=experiment.shard.process == 0)
     new = not (workdir and checkpoint_steps(workdir))
-    rows = describe(experiment, plan, state.params, new)
+    rows = describe(experiment, plan, state.params, new=new)
     if workdir is not None:
         rows.append(("workdir", workdir_state(workdir, config, state, experiment.dataset.described())))
     console.table("dry run: nothing is trained or written", rows)

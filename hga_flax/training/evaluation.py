@@ -37,7 +37,8 @@ def evaluate(
         stop: asked after each batch; above 0 the evaluation is given up.
 
     Returns:
-        `loss` (nats), `top1_error` and `top5_error` (percent) and `num_examples`, or None if it was given up.
+        `loss` (nats), `top1_error` and, of more than five classes, `top5_error` (percent) and `num_examples`, or None
+        if it was given up.
     """
     sums = replicate(ClassificationMetrics.empty(), mesh)
     for batch in to_devices(batches, mesh):

@@ -1,9 +1,11 @@
 """A configuration turned into the parts of a run: devices, data, network, optimizer."""
 
 import dataclasses
+import functools
 import logging
 import math
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -125,7 +127,7 @@ def configure_jax(config: ConfigDict, cache: str) -> None:
     jax.config.update("jax_compilation_cache_dir", str(expand(cache, CACHE_KEY)) if cache else None)
 
 
-def configure_process(config: ConfigDict, train: bool = True) -> None:
+def configure_process(config: ConfigDict, *, train: bool = True) -> None:
     """Checks what needs no device and sets what is the whole process's, for commands alone; see `configure_jax`.
 
     The library leaves flags, caches and loggers as its caller has them.
@@ -135,10 +137,10 @@ def configure_process(config: ConfigDict, train: bool = True) -> None:
     """
     # What goes wrong is raised, and said once; Orbax would print its traceback beside that.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    configure_jax(config, check(config, train))
+    configure_jax(config, check(config, train=train))
 
 
-def check(config: ConfigDict, train: bool = True) -> str:
+def check(config: ConfigDict, *, train: bool = True) -> str:
     """Checks what needs no device; see `create_experiment`.
 
     Returns:
@@ -151,19 +153,25 @@ def check(config: ConfigDict, train: bool = True) -> str:
         validate(config)
     else:
         check_keys(config)
+    return _writable_cache(config.training.compilation_cache, warn=train)
+
+
+def _writable_cache(folder: str, *, warn: bool) -> str:
+    """Returns the folder of compiled steps, "" where it cannot be written to: no reason not to train."""
+    if not folder or "://" in folder:
+        return str(expand(folder, CACHE_KEY)) if folder and warn else ""
     try:
-        _check_cache(config)
-    except UserError:
-        if train:
-            raise
+        check_writable(expand(folder, CACHE_KEY), CACHE_KEY, "the steps compiled here are not kept")
+    except UserError as error:
+        if warn:
+            _warn_once(f"warning: {error}")
         return ""
-    return config.training.compilation_cache
+    return folder
 
 
-def _check_cache(config: ConfigDict) -> None:
-    if config.training.compilation_cache:
-        folder = expand(config.training.compilation_cache, CACHE_KEY)
-        check_writable(folder, CACHE_KEY, 'name another folder, or "" to keep no compiled steps')
+@functools.cache
+def _warn_once(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _check_training_batch(config: ConfigDict, mesh: Mesh) -> None:
@@ -198,6 +206,7 @@ def _check_training_batch(config: ConfigDict, mesh: Mesh) -> None:
 def create_experiment(
     config: ConfigDict,
     info: DatasetInfo | Callable[[], DatasetInfo],
+    *,
     train: bool = True,
     mesh: Mesh | None = None,
 ) -> Experiment:
@@ -213,7 +222,7 @@ def create_experiment(
     Raises:
         UserError: the configuration cannot be run here.
     """
-    check(config, train)
+    check(config, train=train)
     mesh = mesh or create_mesh()
     if train:
         _check_training_batch(config, mesh)
@@ -275,7 +284,7 @@ def parameters_by_part(params: Any) -> dict[str, int]:
     return parts
 
 
-def describe(experiment: Experiment, plan: Plan, params: Any, new: bool = True) -> list[tuple[str, str]]:
+def describe(experiment: Experiment, plan: Plan, params: Any, *, new: bool = True) -> list[tuple[str, str]]:
     """Returns what a run prints about itself at its start: (name, value) rows.
 
     Args:
@@ -312,7 +321,10 @@ def describe(experiment: Experiment, plan: Plan, params: Any, new: bool = True) 
     ]
     fake = " (synthetic)" if config.data.fake else ""
     warmup = warmup_steps(config, plan.steps_per_epoch, plan.total_steps)
+    late = [step for step in config.schedule.decay_at_steps if step >= plan.total_steps]
     cut = f", all within the warm-up of {warmup:,} steps" if warmup >= plan.total_steps else ""
+    if late:
+        cut += f", before the decay{'s' if len(late) > 1 else ''} at {' and '.join(f'{step:,}' for step in late)}"
     rows += [
         ("data", f"{config.data.name}{fake}, {plan.num_examples:,} examples to train on"),
         ("plan", f"{plan.total_steps:,} steps of {batch} = {plan.total_steps / plan.steps_per_epoch:.4g} epochs" + cut),

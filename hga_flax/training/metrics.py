@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -10,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from clu import metrics
 from jax import lax
+
+TOP = 5  # of "top-5 error", which says nothing of so many classes or fewer
 
 
 @flax.struct.dataclass
@@ -73,24 +76,38 @@ def batch_metrics(
     local = ClassificationMetrics.single_from_model_output(
         loss=loss,
         top1_error=top_k_errors(logits, labels, 1),
-        top5_error=top_k_errors(logits, labels, 5),
+        top5_error=top_k_errors(logits, labels, TOP),
         mask=jnp.ones_like(labels, bool) if mask is None else mask,
     )
+    if logits.shape[-1] <= TOP:  # the right class is always among them: nothing is counted, and `read` leaves it out
+        local = local.replace(top5_error=jax.tree.map(lambda leaf: 0 * leaf, local.top5_error))
     return lax.psum(local, axis_name)
 
 
 def read(collection: ClassificationMetrics | TrainMetrics) -> dict[str, float]:
-    """Waits for the device and returns the averages by name, errors in percent.
+    """Waits for the device and returns the averages by name, errors in percent; no top-5 error of so few classes.
 
     Divides in float64: 31 of 100 are 31 %, not 31.000000238.
     """
     sums = {f.name: getattr(collection, f.name) for f in dataclasses.fields(collection)}
     averages = {name: value for name, value in sums.items() if isinstance(value, metrics.Average)}
+    if collection.loss.count and not collection.top5_error.count:
+        del averages["top5_error"]
     with np.errstate(invalid="ignore"):  # of nothing: NaN
         return {
             name: float(np.float64(value.total) * (100 if name.endswith("_error") else 1) / np.float64(value.count))
             for name, value in averages.items()
         }
+
+
+def best_of(num_classes: int) -> list[str]:
+    """Returns the names of an evaluation's metrics of which TensorBoard shows the best."""
+    return ["top1_error", *(["top5_error"] if num_classes > TOP else []), "loss"]
+
+
+def top5_text(values: Mapping[str, float | None], before: str) -> str:
+    """Returns "`before` 1.23 %" of the top-5 error, "" where there is none."""
+    return f"{before} {values['top5_error']:.2f} %" if "top5_error" in values else ""
 
 
 def finite_or_none(values: dict[str, float]) -> dict[str, float | None]:

@@ -45,7 +45,9 @@ class Predictor:
         self.class_names = info.class_names or tuple(map(str, range(info.num_classes)))
         self.batch_size = experiment.eval_batch_size
         self._channels = info.channels
-        self._transform = host_transform(config.data, info.channels, False, config.seed, config.evaluation.image_size)
+        self._transform = host_transform(
+            config.data, info.channels, train=False, seed=config.seed, size=config.evaluation.image_size
+        )
         self.image_shape = self.load(np.zeros((8, 8, info.channels), np.uint8)).shape
         self._threads = max(1, min(config.data.num_threads, available_cores()))
 

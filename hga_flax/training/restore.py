@@ -72,7 +72,7 @@ def restore_workdir(
     Raises:
         UserError: no run, no such checkpoint, no such weights, or it cannot be read.
     """
-    workdir = find(path)
+    workdir = find(path, "workdir")
     config = files.read_config(workdir)
     try:
         check_keys(config)
@@ -83,7 +83,7 @@ def restore_workdir(
             config.data.dir = data_dir
         devices = create_mesh().devices.size
         if batch_size is not None and batch_size < 1:
-            raise ConfigError(f"--batch-size={batch_size}: must be at least 1")
+            raise ConfigError(f"batch_size={batch_size}: must be at least 1")
         size = batch_size or config.evaluation.batch_size or config.training.batch_size
         # A run may be evaluated on fewer or more devices than it was trained on.
         config.evaluation.batch_size = -(-size // devices) * devices
@@ -93,7 +93,7 @@ def restore_workdir(
     like = abstract_state(init, experiment.mesh)
     like.variables(weights)  # are there such?
     if not (workdir / "checkpoints").is_dir():
-        raise UserError(f"--workdir={path}: no checkpoint here yet")
+        raise UserError(f"{path}: no checkpoint here yet")
     checkpoints = Checkpoints(workdir, read_only=True, warn=_warn)
     try:
         step, state, _ = _restore(checkpoints, checkpoint, path, like)
@@ -111,7 +111,7 @@ def _restore(checkpoints: Checkpoints, checkpoint: str, path: str, like: TrainSt
     if checkpoint == "latest":
         restored = checkpoints.restore_latest(like)
         if restored is None:
-            raise UserError(f"--workdir={path}: no checkpoint here yet")
+            raise UserError(f"{path}: no checkpoint here yet")
         return restored
     step = choose_step(checkpoints, checkpoint, path)
     if checkpoint == "best" and (restored := checkpoints.restore_best(like)):
@@ -131,14 +131,14 @@ def choose_step(checkpoints: Checkpoints, checkpoint: str, path: str, given: str
     Raises:
         UserError: there is no such checkpoint.
     """
-    given = given or f"--checkpoint={checkpoint}"
+    given = given or f"checkpoint={checkpoint}"
     steps = checkpoints.steps()
     if not steps:
-        raise UserError(f"--workdir={path}: no checkpoint here yet")
+        raise UserError(f"{path}: no checkpoint here yet")
     if checkpoint == "best":
         best = checkpoints.best_step()
         if best is None:
-            raise UserError(f"{given}: none of the checkpoints of {path} was evaluated; use --checkpoint=latest")
+            raise UserError(f"{given}: none of the checkpoints of {path} was evaluated; use 'latest'")
         return best
     if checkpoint == "latest":
         return steps[-1]
@@ -158,8 +158,8 @@ def evaluate_workdir(
     """Evaluates a checkpoint; see `restore_workdir` for the arguments.
 
     Returns:
-        `top1_error` and `top5_error` (percent), `loss` (nats), `num_examples`, `step`, `split` and
-        `weights` ("ema" or "raw").
+        `top1_error` and, of more than five classes, `top5_error` (percent), `loss` (nats), `num_examples`,
+        `step`, `split` and `weights` ("ema" or "raw").
     """
     restored = restore_workdir(path, checkpoint, data_dir, batch_size, weights)
     experiment, state = restored.experiment, restored.state

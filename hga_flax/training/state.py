@@ -43,7 +43,7 @@ class TrainState:
             UserError: "ema" of a run that keeps none.
         """
         if weights == "ema" and self.ema is None:
-            raise UserError("--weights=ema: this run keeps no average (training.ema_decay=0); use --weights=raw")
+            raise UserError("weights=ema: this run keeps no average (training.ema_decay=0); use raw")
         raw = weights == "raw" or self.ema is None
         return {"params": self.params, "batch_stats": self.batch_stats} if raw else self.ema
 
@@ -56,7 +56,7 @@ class AveragedState(TrainState):
 
 
 def make_init(
-    model: nn.Module, optimizer: optax.GradientTransformation, image_shape: tuple[int, int, int], ema: bool = False
+    model: nn.Module, optimizer: optax.GradientTransformation, image_shape: tuple[int, int, int], *, ema: bool = False
 ) -> Callable[[jax.Array], TrainState]:
     """Returns `init(key) -> TrainState`, to be traced by `abstract_state` or compiled by `create_state`.
 

@@ -67,9 +67,12 @@ def prepare_images(
     if root is not None:
         keys = lambda name: example_keys(stream(root, name), batch["epoch"], batch["index"])
         if data.augmentation == "small":
-            random_flip = data.flip and not data.alternating_flip
             images = augment(
-                images.astype("float32"), keys(AUGMENTATION), data.crop_padding, random_flip, data.rotation_degrees
+                images.astype("float32"),
+                keys(AUGMENTATION),
+                data.crop_padding,
+                flip=data.flip and not data.alternating_flip,
+                rotation_degrees=data.rotation_degrees,
             )
             if data.alternating_flip:
                 images = alternating_flip(images, stream(root, FLIP), batch["epoch"], batch["index"])
@@ -146,6 +149,7 @@ def accumulated_gradient(
     batch: Batch,
     root: jax.Array,
     dropout: jax.Array,
+    *,
     unroll: bool = False,
 ) -> Gradient:
     """The same from `training.accumulation_steps` parts of this device's batch, one after the other.
@@ -204,7 +208,7 @@ def make_train_step(
         dropout = jax.random.fold_in(dropout, lax.axis_index(DATA_AXIS))
         # The parameters are the same on all devices, so shard_map sums their gradient over the mesh.
         grads, batch_stats, mean_loss, logits, loss = accumulated_gradient(
-            model, config, state.params, state.batch_stats, batch, root, dropout, unroll
+            model, config, state.params, state.batch_stats, batch, root, dropout, unroll=unroll
         )
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

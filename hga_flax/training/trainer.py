@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import pathlib
+import shlex
 import signal
 from typing import Any
 
@@ -29,7 +30,7 @@ from hga_flax.training.evaluation import evaluate, no_images
 from hga_flax.training.experiment import Experiment, Plan, configure_process, create_experiment, describe, prepare
 from hga_flax.training.initial_weights import check_source, fit_weights, start_from
 from hga_flax.training.mesh import replicate, to_devices
-from hga_flax.training.metrics import TrainMetrics, all_finite, finite_or_none, read
+from hga_flax.training.metrics import TrainMetrics, all_finite, best_of, finite_or_none, read, top5_text
 from hga_flax.training.mirror import run_folder
 from hga_flax.training.preemption import Agreement, Preemption, exit_code
 from hga_flax.training.profiler import Profiler
@@ -79,7 +80,7 @@ def _train(
 ) -> None:
     configure_process(config)
     experiment = create_experiment(config, lambda: dataset_info(config.data.name, config.data.dir))
-    console = Console(active=experiment.shard.process == 0)
+    console = Console(active=experiment.shard.process == 0, goes_on=True)
     bad_images = experiment.dataset.bad_images
     if experiment.shard.process == 0:
         bad_images.log = lambda text: console.line(text, "yellow")
@@ -202,14 +203,14 @@ class Loop:
         self._clock = Clock(plan.total_steps, self._batch_size, self._progress.elapsed_seconds)
         due = self._progress.evaluation_due
         active = experiment.shard.process == 0
-        self._writer = MetricWriter(self._workdir, step, active, again="eval" if due else None)
+        self._writer = MetricWriter(self._workdir, step, active=active, again="eval" if due else None)
 
         seen = self._progress.examples_seen
         host = experiment.dataset.train_batches(source, self._batch_size, experiment.shard, seen)
         batches = to_devices(host, experiment.mesh)
         try:
             if step == 0:
-                self._writer.config(config, ["eval/top1_error", "eval/top5_error", "eval/loss"])
+                self._writer.config(config, [f"eval/{name}" for name in best_of(experiment.dataset.info.num_classes)])
             with self._console.start_progress(step, plan.total_steps):
                 if due:
                     self._evaluate_and_save(step, state, evaluates=True)
@@ -339,8 +340,9 @@ class Loop:
         self._console.line(
             f"step {step:>6}/{self._plan.total_steps}  evaluation{' (ema)' if decay else ''} on "
             f"{metrics['num_examples']:,}  "
-            f"loss {metrics['loss']:.4f}  top-1 error {metrics['top1_error']:6.2f} %  "
-            f"top-5 error {metrics['top5_error']:6.2f} %" + ("  (best so far)" if improved else ""),
+            f"loss {metrics['loss']:.4f}  top-1 error {metrics['top1_error']:6.2f} %"
+            + (f"  top-5 error {metrics['top5_error']:6.2f} %" if "top5_error" in metrics else "")
+            + ("  (best so far)" if improved else ""),
             style="bold",
         )
         return finite_or_none(metrics)
@@ -364,16 +366,15 @@ class Loop:
         last = self._checkpoints.metrics(steps[-1]) if steps else None
         rows = []
         if last is not None:
-            rows.append(
-                ("last", f"top-1 error {last['top1_error']:.2f} %, top-5 {last['top5_error']:.2f} % (step {steps[-1]})")
-            )
+            top5 = top5_text(last, ", top-5")
+            rows.append(("last", f"top-1 error {last['top1_error']:.2f} %{top5} (step {steps[-1]})"))
         if best is not None:
             rows.append(("best", f"top-1 error {best['top1_error']:.2f} % (step {int(best['step'])})"))
         rows += [
             ("time", duration(progress.elapsed_seconds)),
             ("checkpoints", f"{workdir / 'checkpoints'} (steps {', '.join(map(str, steps))})"),
-            ("evaluate", f"python evaluate.py --workdir={workdir}{import_flags()}"),
-            ("curves", f"tensorboard --logdir={workdir}"),
+            ("evaluate", f"python evaluate.py {shlex.join([f'--workdir={workdir}', *import_flags()])}"),
+            ("curves", f"tensorboard {shlex.join([f'--logdir={workdir}'])}"),
         ]
         self._console.table("finished", rows)
 

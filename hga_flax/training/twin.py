@@ -77,7 +77,7 @@ class Twin:
         there: the bucket's files when it was last asked.
     """
 
-    def __init__(self, address: str, key: str, trains: bool = False):
+    def __init__(self, address: str, key: str, *, trains: bool = False):
         self.remote, self._trains = Remote(address, key), trains
         self.folder, self._claim = _take(self.remote, trains)
         self.there: dict[str, Fact] = {}
@@ -87,7 +87,7 @@ class Twin:
         """Leaves the twin to the next process."""
         self._claim.close()
 
-    def pull(self, light: bool = False) -> None:
+    def pull(self, *, light: bool = False) -> None:
         """Makes the twin what the bucket holds.
 
         Args:
@@ -98,7 +98,7 @@ class Twin:
         """
         for _ in range(TRIES):
             with contextlib.suppress(FileNotFoundError):  # the run goes on, and has removed an old checkpoint
-                return self._pull(light)
+                return self._pull(light=light)
         raise UserError(f"{self.remote.key}={self.remote.address}: it changes while it is read; try again")
 
     def _pull(self, light: bool) -> None:
@@ -269,7 +269,7 @@ def _drop_empty(folder: pathlib.Path) -> None:
 _read: dict[tuple[pathlib.Path, str], Twin] = {}  # of this process, by cache and address
 
 
-def find(path: str, key: str = "--workdir", light: bool = False) -> pathlib.Path:
+def find(path: str, key: str = "--workdir", *, light: bool = False) -> pathlib.Path:
     """Returns the folder in which a run can be read: a path's own, or of an address the twin, brought up to date.
 
     Args:
@@ -285,7 +285,7 @@ def find(path: str, key: str = "--workdir", light: bool = False) -> pathlib.Path
     place = cache_folder(), path
     if place not in _read:
         _read[place] = Twin(path, key)
-    _read[place].pull(light)
+    _read[place].pull(light=light)
     return _read[place].folder
 
 

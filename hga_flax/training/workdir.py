@@ -102,7 +102,7 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
         return complete(from_json(file.read_text()))
     except (FileNotFoundError, NotADirectoryError):
         why = "it is a file, not a folder" if workdir.is_file() else "there is no config.json"
-        raise UserError(f"--workdir={workdir}: no run here ({why})") from None
+        raise UserError(f"{workdir}: no run here ({why})") from None
     except (OSError, ValueError, UserError) as error:  # ValueError: no text at all
         raise UserError(f"{file} cannot be read: {one_line(error)}") from None
 

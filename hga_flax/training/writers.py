@@ -33,7 +33,7 @@ class MetricWriter:
         UserError: of each method: a file cannot be written.
     """
 
-    def __init__(self, workdir: pathlib.Path, step: int, active: bool = True, again: str | None = None):
+    def __init__(self, workdir: pathlib.Path, step: int, *, active: bool = True, again: str | None = None):
         self._active = active
         if not active:
             return

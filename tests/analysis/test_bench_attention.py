@@ -41,5 +41,5 @@ def test_every_registered_attention_is_timed(monkeypatch):
 
 
 def test_unknown_attentions_are_refused():
-    with pytest.raises(UserError, match="unknown attention 'hgaa'; known: none, hga"):
+    with pytest.raises(UserError, match=r"unknown attention 'hgaa'; did you mean 'hga'\?; known: none, hga"):
         main(["bench", "attention", "--attentions=hgaa"])

@@ -8,7 +8,7 @@ from hga_flax.models import create_model
 
 def parts(model="cifar_resnet8", attention="hga", size=8, blocks=False, **options):
     network = create_model(model, attention=attention, num_classes=10, **options)
-    return network, model_parts(network, (size, size, 1), blocks)
+    return network, model_parts(network, (size, size, 1), blocks=blocks)
 
 
 def test_the_parts_hold_every_parameter_and_their_maps():
@@ -50,7 +50,8 @@ def test_blocks_have_rows_of_their_own():
     _, blocks = parts("cifar_resnet14", features=4, blocks=True)
     assert [part.name for part in blocks[:4]] == ["stem", "stage1_block1", "stage1_block2", "stage2_block1"]
     assert total(blocks) == total(stages)
-    assert [part_of(name, True) for name in ("stem_conv", "transition1_norm", "inception4a", "block1_layer2")] == [
+    names = ("stem_conv", "transition1_norm", "inception4a", "block1_layer2")
+    assert [part_of(name, blocks=True) for name in names] == [
         "stem", "transition1", "inception4a", "block1_layer2",
     ]  # fmt: skip
 

@@ -58,7 +58,7 @@ BAD_RESULTS = {
     "lacks 'command'": {key: value for key, value in RUN.items() if key != "command"},
     "'top_1'": RUN | {"top_1": 1.0},
     "not a percentage": RUN | {"top1_error": "21.37"},
-    "unknown attention 'hag'": RUN | {"attention": "hag"},
+    "unknown attention 'hag'; did you mean 'hga'": RUN | {"attention": "hag"},
     "no option 'kernel'": RUN | {"attention_options": {"kernel": [7]}},
     "no such network": RUN | {"model": "resnet18"},
     "must be a text": RUN | {"command": " "},

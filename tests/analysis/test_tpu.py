@@ -13,7 +13,7 @@ from hga_flax.__main__ import main
 from hga_flax.analysis import tpu
 from hga_flax.analysis.compiled import Cost, cost
 from hga_flax.analysis.devices import limits
-from hga_flax.errors import UserError, expand
+from hga_flax.errors import ConfigError, UserError, expand
 from tests.training import tiny
 
 V5E = types.SimpleNamespace(device_kind="TPU v5 lite")
@@ -128,6 +128,29 @@ def test_a_step_compiles_for_a_pod_and_scales_weakly(capsys):
     assert many["bytes_accessed"] == pytest.approx(few["bytes_accessed"], rel=0.01)
     assert 0 < few["peak_memory_bytes"] < few["memory_capacity_bytes"] == 16 * 2**30
     assert few["images_per_s"] == pytest.approx(8 / few["roofline_s"])
+
+
+def test_the_chips_of_the_topology_are_checked_and_not_those_that_are_here():
+    c = tiny.config(training__batch_size=6, data__mixup=0.2)  # 8 devices are here
+    with pytest.raises(ConfigError, match="each of the 2 devices needs an even number of images"):
+        tpu.training_step(c, tiny.mesh(2))
+    c = tiny.config(training__batch_size=4, data__mixup=0.2)
+    step, state, batch = tpu.training_step(c, tiny.mesh(2))
+    assert step.trace(state, batch)
+
+
+def test_what_libtpu_logs_before_it_refuses_is_not_shown(monkeypatch, capfd):
+    def refuse(name, platform):
+        for _ in range(6):
+            os.write(2, b"I0000 tpu_topology.cc:123] chatter\n")
+        raise RuntimeError("INVALID_ARGUMENT: no such topology")
+
+    monkeypatch.setattr(tpu.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", refuse)
+    with pytest.raises(UserError, match="--topology=v5e:9x9: INVALID_ARGUMENT"):
+        tpu.topology_mesh("v5e:9x9")
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "after\n"
 
 
 @pytest.mark.slow

@@ -35,7 +35,9 @@ def initial(**overrides):
 def abstract(**overrides):
     c = tiny.config(**overrides)
     optimizer = create_optimizer(c, optax.constant_schedule(0.1))
-    return abstract_state(make_init(build_model(c, 10), optimizer, (8, 8, 1), c.training.ema_decay > 0), tiny.mesh())
+    return abstract_state(
+        make_init(build_model(c, 10), optimizer, (8, 8, 1), ema=c.training.ema_decay > 0), tiny.mesh()
+    )
 
 
 def state(value=0.0, **overrides):

@@ -1,5 +1,9 @@
 import io
+import os
+import subprocess
+import sys
 
+import pytest
 from rich.console import Console as RichConsole
 
 from hga_flax.training.console import Console, duration
@@ -44,3 +48,35 @@ def test_other_processes_print_nothing(capsys):
     console.line("x")
     console.table("t", [("a", "b")])
     assert capsys.readouterr().out == ""
+
+
+GOES_ON = """
+import sys
+from hga_flax.errors import run_main
+from hga_flax.training.console import Console
+def main():
+    console = Console(goes_on=sys.argv[1] == "True")
+    for i in range(200):
+        console.line(f"line {i} " + 1000 * "x")
+    console.table("title", [("a", "b")])
+    print("to the end", file=open(sys.argv[2], "w"))
+run_main(main)
+"""
+
+
+@pytest.mark.parametrize(("goes_on", "code"), [(True, 0), (False, 141)])
+def test_training_goes_on_when_nobody_reads_any_more(tmp_path, goes_on, code):
+    end = tmp_path / "end"
+    command = [sys.executable, "-c", GOES_ON, str(goes_on), str(end)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == code and end.exists() == goes_on
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_training_goes_on_when_its_lines_cannot_be_written(tmp_path):
+    end = tmp_path / "end"
+    with open("/dev/full", "w") as full:
+        subprocess.run([sys.executable, "-c", GOES_ON, "True", str(end)], stdout=full, check=False)
+    assert end.exists()

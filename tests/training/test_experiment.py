@@ -62,8 +62,6 @@ def test_the_parts_follow_from_the_configuration():
             {"training__accumulation_steps": 2, "training__batch_norm_scope": "device"},
             "one image in each of the 2 parts of .*training.batch_size=32",
         ),
-        ({"training__compilation_cache": "/dev/null/xla"}, '/dev/null is not a folder; name another folder, or ""'),
-        ({"training__compilation_cache": "~nobody_here/xla"}, "the home folder is not known"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_data_is_opened(overrides, message):
@@ -120,6 +118,13 @@ def test_a_run_that_ends_within_its_warm_up_says_so():
     assert plan == "6 steps of 16 = 2 epochs, all within the warm-up of 400 steps"
 
 
+def test_a_run_that_ends_before_a_decay_says_so():
+    c = tiny.config(schedule__name="step", schedule__decay_at_steps=(3, 6, 32000), schedule__warmup_steps=400)
+    experiment = e.create_experiment(c, INFO)
+    plan = dict(e.describe(experiment, e.make_plan(experiment.config, 48), {}))["plan"]
+    assert plan.endswith("2 epochs, all within the warm-up of 400 steps, before the decays at 6 and 32,000")
+
+
 def test_everything_is_checked_before_an_image_is_read(monkeypatch):
     monkeypatch.setattr(SyntheticSource, "__getitem__", None)
     prepared = e.prepare(e.create_experiment(tiny.config(), INFO))
@@ -158,5 +163,19 @@ def test_an_evaluation_asks_for_less_than_a_training(tmp_path):
         assert jax.config.jax_compilation_cache_dir is None  # one that cannot be written to is done without
     finally:
         jax.config.update("jax_compilation_cache_dir", cache)
-    with pytest.raises(UserError, match=r"^training\.compilation_cache"):
+    with pytest.raises(UserError, match=r"^training\.batch_size=1: "):
         e.create_experiment(c, INFO)
+
+
+@pytest.mark.parametrize("folder", ["/dev/null/xla", "~nobody_here/xla"])
+def test_a_cache_that_cannot_be_written_is_no_reason_not_to_train(folder, capfd):
+    cache = jax.config.jax_compilation_cache_dir
+    e._warn_once.cache_clear()
+    try:
+        for _ in range(2):
+            assert e.create_experiment(tiny.config(training__compilation_cache=folder), INFO)
+            assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", cache)
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith(f"warning: training.compilation_cache={folder}")

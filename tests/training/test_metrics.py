@@ -1,17 +1,21 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+from jax.sharding import PartitionSpec
 
 from hga_flax.training.metrics import (
     ClassificationMetrics,
     all_finite,
+    batch_metrics,
     binary_cross_entropy,
     cross_entropy,
     finite_or_none,
     read,
     top_k_errors,
 )
+from tests.training import tiny
 
 LOGITS = np.random.RandomState(0).standard_normal((40, 12))
 LABELS = np.random.RandomState(1).randint(0, 12, 40)
@@ -77,3 +81,14 @@ def test_what_is_not_finite():
     assert finite_or_none({"a": 1.0, "b": float("nan"), "c": float("inf")}) == {"a": 1.0, "b": None, "c": None}
     assert all_finite({"a": jnp.ones(2), "b": jnp.zeros(())})
     assert not all_finite({"a": jnp.asarray([1.0, jnp.inf])})
+
+
+@pytest.mark.parametrize("classes", [2, 5, 6])
+def test_of_five_classes_or_fewer_there_is_no_top_5_error(classes):
+    logits, labels = jnp.asarray(LOGITS[:, :classes]), jnp.asarray(LABELS % classes)
+    on = tiny.mesh(2)
+    step = lambda logits, labels: batch_metrics(logits, labels, cross_entropy(logits, labels), None, "data")
+    split = PartitionSpec("data")
+    sums = jax.shard_map(step, mesh=on, in_specs=(split, split), out_specs=PartitionSpec())(logits, labels)
+    assert set(read(sums)) == {"loss", "top1_error"} | ({"top5_error"} if classes > 5 else set())
+    assert read(sums.merge(sums)) == read(sums)

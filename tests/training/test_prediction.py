@@ -1,11 +1,13 @@
 import io
 import os
+import re
 
 import cv2
 import jax
 import numpy as np
 import pytest
 
+from hga_flax.config import to_json
 from hga_flax.data.bad_images import BadImage
 from hga_flax.errors import UserError
 from hga_flax.training.prediction import Predictor, find_images
@@ -144,3 +146,17 @@ def tree(tmp_path, monkeypatch):
 def test_what_arguments_mean(tree, arguments, found):
     listing = io.StringIO("d*p\n\n-\nb.png\r\n")
     assert [name.replace(os.sep, "/") for name in find_images(arguments, listing)] == found
+
+
+def test_errors_speak_to_who_writes_python(tmp_path):
+    (tmp_path / "config.json").write_text(to_json(tiny.config()))
+    (tmp_path / "dataset.json").write_text('{"name": "digits", "num_classes": 10, "channels": 1, "class_names": []}')
+    for call, message in (
+        (lambda: Predictor.from_workdir(str(tmp_path / "nope")), "nope: no run here (there is no config.json)"),
+        (lambda: Predictor.from_workdir(str(tmp_path), batch_size=0), "batch_size=0: must be at least 1"),
+        (lambda: Predictor.from_workdir(str(tmp_path), weights="ema"), "weights=ema: this run keeps no average"),
+        (lambda: Predictor.from_workdir(str(tmp_path)), f"{tmp_path}: no checkpoint here yet"),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)) as caught:
+            call()
+        assert "--" not in str(caught.value)

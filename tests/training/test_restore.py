@@ -120,7 +120,7 @@ def test_a_workdir_without_checkpoints(workdir, tmp_path):
 def test_the_weights_of_a_run_without_an_average(workdir):
     restored = restore_workdir(str(workdir), "latest")
     assert restored.weights == "raw" and restored.variables["params"] is restored.state.params
-    with pytest.raises(UserError, match=r"^--weights=ema: this run keeps no average \(training\.ema_decay=0\)"):
+    with pytest.raises(UserError, match=r"^weights=ema: this run keeps no average \(training\.ema_decay=0\)"):
         restore_workdir(str(workdir), "latest", weights="ema")
 
 

@@ -65,7 +65,7 @@ def test_bad_arguments_are_one_line(tmp_path):
     for arguments, message in [
         (["--kills=0"], "--kills=0: must be at least 1"),
         ([f"--workdir={tmp_path}"], "wants a new or an empty folder"),
-        (["--config.training.steps=x"], "must be of type int"),
+        (["--config.training.steps=x"], "must be a whole number"),
     ]:
         with pytest.raises(UserError, match=message):
             main(["soak", config, *arguments])

@@ -4,8 +4,10 @@ import itertools
 import json
 import os
 import pathlib
+import shlex
 import signal
 import socket
+import types
 
 import jax
 import numpy as np
@@ -15,6 +17,7 @@ from tensorboardX import record_writer
 from hga_flax.data.pipeline import Dataset
 from hga_flax.errors import Interrupted, UserError
 from hga_flax.training import checkpoints as checkpoints_module
+from hga_flax.training import trainer
 from hga_flax.training.checkpoints import Checkpoints
 from hga_flax.training.clock import TIMINGS
 from hga_flax.training.progress import Progress
@@ -360,3 +363,20 @@ def test_auxiliary_heads_are_trained(tmp_path):
     for name in heads:
         changes = jax.tree.map(lambda a, b: np.abs(a - b).max(), before[name], after.params[name])
         assert min(jax.tree.leaves(changes)) > 1e-6  # more than weight decay does
+
+
+def test_the_printed_commands_work_with_blanks_in_the_path_and_few_classes_have_no_top_5(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hga_flax.command_line._imported", ["my_attention"])
+    loop = trainer.Loop.__new__(trainer.Loop)
+    loop._workdir, loop._progress, loop._console = tmp_path / "a run", Progress(), trainer.Console(goes_on=True)
+    metrics = {"top1_error": 12.5, "loss": 1.0}
+    loop._checkpoints = types.SimpleNamespace(steps=lambda: [4], metrics=lambda step: metrics)
+    loop.summary()
+    lines = {line.split()[0]: line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines()[1:]}
+    folder = str(tmp_path / "a run")
+    assert shlex.split(lines["evaluate"]) == ["python", "evaluate.py", f"--workdir={folder}", "--import=my_attention"]
+    assert shlex.split(lines["curves"]) == ["tensorboard", f"--logdir={folder}"]
+    assert lines["last"] == "top-1 error 12.50 % (step 4)"
+    metrics["top5_error"] = 2.5
+    loop.summary()
+    assert "top-1 error 12.50 %, top-5 2.50 % (step 4)" in capsys.readouterr().out

@@ -40,7 +40,7 @@ def remote(bucket):
 
 
 def opened(remote, trains=True):
-    twin = Twin(remote.address, "--workdir", trains)
+    twin = Twin(remote.address, "--workdir", trains=trains)
     twin.pull()
     return twin
 
