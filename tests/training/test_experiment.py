@@ -1,3 +1,4 @@
+import logging
 import os
 
 import jax
@@ -157,12 +158,15 @@ def test_what_only_the_data_or_the_network_shows_is_refused_before_compilation(o
 
 def test_an_evaluation_asks_for_less_than_a_training(tmp_path):
     c = tiny.config(training__batch_size=1, training__compilation_cache="/dev/null/xla", evaluation__batch_size=8)
-    cache = jax.config.jax_compilation_cache_dir
+    cache, level = jax.config.jax_compilation_cache_dir, logging.getLogger("absl").level
+    assert e.create_experiment(c, INFO, train=False).eval_batch_size == 8
+    assert jax.config.jax_compilation_cache_dir == cache  # which commands set, and not the library
     try:
-        assert e.create_experiment(c, INFO, train=False).eval_batch_size == 8
+        e.configure_process(c, train=False)
         assert jax.config.jax_compilation_cache_dir is None  # one that cannot be written to is done without
     finally:
         jax.config.update("jax_compilation_cache_dir", cache)
+        logging.getLogger("absl").setLevel(level)
     with pytest.raises(UserError, match=r"^training\.batch_size=1: "):
         e.create_experiment(c, INFO)
 
@@ -173,7 +177,7 @@ def test_a_cache_that_cannot_be_written_is_no_reason_not_to_train(folder, capfd)
     e._warn_once.cache_clear()
     try:
         for _ in range(2):
-            assert e.create_experiment(tiny.config(training__compilation_cache=folder), INFO)
+            e.configure_process(tiny.config(training__compilation_cache=folder))
             assert jax.config.jax_compilation_cache_dir is None
     finally:
         jax.config.update("jax_compilation_cache_dir", cache)

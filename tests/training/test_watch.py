@@ -63,7 +63,7 @@ def test_all_end_in_any_order_and_none_is_missed(order):
 @pytest.mark.parametrize("stopped", [0, 1, 2])
 def test_a_signal_to_one_process_before_its_first_step_ends_all(stopped):
     """Later all agree on a step to stop at; before, the others would wait for this one in vain."""
-    run = Run(3)
+    run = Run(3, timeout=60.0)
     run.enter()
     run.exit(stopped, error=Interrupted("stopped by SIGTERM; nothing new to save", 143, alone=True))
     for process in {0, 1, 2} - {stopped}:
