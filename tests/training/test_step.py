@@ -104,6 +104,20 @@ def test_mixing_and_erasing_do_not_depend_on_the_devices():
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
+def test_an_alternating_flip_shows_each_image_both_ways_in_two_epochs():
+    c = tiny.config(data__alternating_flip=True, data__crop_padding=0, data__rotation_degrees=0.0)
+    batch = {name: jnp.asarray(value) for name, value in tiny.batch().items()}
+    seen = [
+        np.asarray(prepare_images(batch | {"epoch": jnp.full(16, epoch, jnp.int32)}, c, jax.random.key(0))[0])
+        for epoch in range(3)
+    ]
+    np.testing.assert_array_equal(seen[1], seen[0][:, :, ::-1])
+    np.testing.assert_array_equal(seen[2], seen[0])
+    plain = np.asarray(prepare_images(batch, c, None)[0])
+    mirrored = (seen[0] != plain).any(axis=(1, 2, 3))
+    assert 0 < mirrored.sum() < 16
+
+
 @pytest.mark.slow
 def test_the_loss_of_mixed_images_is_that_of_soft_labels():
     c = tiny.config(**MIXED)
