@@ -70,7 +70,7 @@ class Checkpoints:
         self._writing: int | None = None
         # Each process has a twin of its own: the first writes, and each reads for itself.
         self._apart, self._mirror = jax.process_count() > 1 and is_twin(self._workdir), mirror
-        self._reader = self._checkpointer(ocp.CompositeCheckpointHandler(**_handlers()))
+        self._reader = self._checkpointer(ocp.CompositeCheckpointHandler(handler_registry=_handlers()))
         self._evaluations: dict[int, dict[str, Any] | None] = {}
         if self._apart:
             meet("all have the checkpoints")
@@ -123,7 +123,7 @@ class Checkpoints:
             enable_async_checkpointing=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
-        return ocp.CheckpointManager(self._directory, options=options, item_handlers=_handlers())
+        return ocp.CheckpointManager(self._directory, options=options, handler_registry=_handlers())
 
     def _seal(self) -> None:
         """Called by Orbax on the first process, when all items are complete and the folder has not yet its name."""
@@ -383,5 +383,8 @@ class Checkpoints:
         return None
 
 
-def _handlers() -> dict[str, Any]:
-    return {"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
+def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
+    """How each item of a checkpoint is written and read."""
+    return ocp.handlers.create_default_handler_registry(
+        state=ocp.StandardCheckpointHandler(), run=ocp.JsonCheckpointHandler()
+    )
