@@ -113,11 +113,6 @@ def block_diagonal(kernel: jax.Array, groups: int) -> jax.Array:
 
 def _varying_like(kernel: jax.Array, x: jax.Array) -> jax.Array:
     """Marks the kernel as one device's own where x is, so that its gradients are summed grouped, not with the zeros."""
-
-    def varying(array: jax.Array) -> frozenset[str]:
-        # Versions of JAX differ in the name. Without it nothing is wrong, only more is summed.
-        kind = jax.typeof(array)
-        return getattr(getattr(kind, "mat", kind), "varying", None) or getattr(kind, "vma", frozenset())
-
-    axes = varying(x) - varying(kernel)
+    # No default for an attribute that JAX renames: without the mark nothing fails, but the zeros are summed too.
+    axes = jax.typeof(x).manual_axis_type.varying - jax.typeof(kernel).manual_axis_type.varying
     return lax.pcast(kernel, tuple(axes), to="varying") if axes else kernel
