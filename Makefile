@@ -1,56 +1,93 @@
-PYTHON ?= python3
-VENV := .venv
+# PYTHON=python3.13 chooses the Python; without it the environment that is there stays, or python3 makes one.
+VENV ?= .venv
 BIN := $(VENV)/bin
+ifdef PYTHON
+override PYTHON := $(or $(shell .ci/find_python $(PYTHON)),$(PYTHON))
+else
+PYTHON := $(shell $(BIN)/python -c '' 2>/dev/null && echo $(BIN)/python || echo python3)
+endif
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+INSTALLED := $(VENV)/installed-$(VERSION)
+LOWEST := .venv-lowest
 DEMO := runs/digits
 # Tests run in as many processes as there are cores, at most 8; those of a file stay together.
 PARALLEL := -n auto --maxprocesses=8 --dist=loadfile
+# make test-slow SHARD=k/N takes the k-th of N parts.
+SHARD := 1/1
+# What a change of versions breaks first: arrays and their types, checkpoints, a whole run, the file formats.
+SHORT := tests/models/test_convolution.py tests/models/test_norm.py tests/attention/test_hga.py tests/test_goldens.py \
+	tests/data/test_digits.py tests/data/test_sources.py tests/training/test_checkpoints.py tests/training/test_step.py \
+	tests/training/test_optimizer.py tests/training/test_writers.py tests/export/test_to_onnx.py tests/test_versions.py \
+	tests/test_evaluate.py tests/test_config.py tests/test_init.py
 
-.PHONY: help demo study test test-all docs lint format clean
+.PHONY: help demo study test test-slow test-all test-lowest docs lint format clean
 
 help:
-	@echo "make demo      train HGA on handwritten digits, evaluate it, say where to look"
-	@echo "make study     compare three attentions on handwritten digits, 3 seeds each; go on where it stopped"
-	@echo "make test      the test suite"
-	@echo "make test-all  the test suite with the slow tests"
-	@echo "make docs      the documentation as a web site, site/index.html; broken links are errors"
-	@echo "make lint      check the style;  make format  mend it"
-	@echo "make clean     remove the environment and the caches (not your runs)"
+	@echo "make demo         train HGA on handwritten digits, evaluate it, say where to look"
+	@echo "make study        compare three attentions on handwritten digits, 3 seeds each; go on where it stopped"
+	@echo "make test         the test suite"
+	@echo "make test-slow    the slow tests; SHARD=k/N for the k-th of N parts"
+	@echo "make test-all     the test suite with the slow tests"
+	@echo "make test-lowest  a short set of tests on Python 3.11 with the lowest versions of requirements.txt"
+	@echo "make docs         the documentation as a web site, site/index.html; broken links are errors"
+	@echo "make lint         check the style;  make format  mend it"
+	@echo "make clean        remove the environments and the caches (not your runs)"
+	@echo "PYTHON=python3.13 chooses the Python of the environment; one made by another version is made anew"
 
-# The environment. An interrupted installation leaves no stamp and is taken up again.
-$(VENV)/installed: requirements.txt
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 ...")'
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+# The environment. An interrupted installation leaves no stamp and is taken up again. The stamp has the version in
+# its name, so that an environment made by another Python is noticed.
+$(INSTALLED): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.13 ...")'
+	@$(BIN)/python -c 'import pip, sys; sys.exit("%d.%d" % sys.version_info[:2] != "$(VERSION)")' 2>/dev/null \
+		|| { echo "making $(VENV) with Python $(VERSION) ..."; $(PYTHON) -m venv --clear $(VENV); }
 	@echo "installing requirements.txt into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-demo: $(VENV)/installed
+demo: $(INSTALLED)
 	@$(BIN)/python train.py --config=configs/digits.py --workdir=$(DEMO)
 	@$(BIN)/python evaluate.py --workdir=$(DEMO) --checkpoint=latest
 	@echo "see the curves: $(BIN)/tensorboard --logdir=$(DEMO)    train afresh: rm -r $(DEMO) && make demo"
 
 # The digits are prepared by the first of the two; a minute or three in all. Killed, it goes on where it stopped.
-study: $(VENV)/installed
+study: $(INSTALLED)
 	@$(BIN)/python -m hga_flax study studies/smoke.py --workers=2
 	@$(BIN)/python -m hga_flax report studies/smoke.py --save=runs/studies/smoke/report
 
-test: $(VENV)/installed lint
+test: $(INSTALLED) lint
 	@$(BIN)/python -m pytest $(PARALLEL)
 
 # TensorFlow prepares ImageNet in one test, Pillow is the reference of another, the rest are buckets on this machine.
-test-all: $(VENV)/installed lint
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check tensorflow pillow \
+$(INSTALLED)-slow: $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "tensorflow; python_version < '3.14'" pillow \
 		"gcsfs>=2026.9,<2027" "s3fs>=2026.9,<2027" "moto[server]>=5.2,<6" gcp-storage-emulator
+	@touch $@
+
+test-slow: $(INSTALLED)-slow
+	@$(BIN)/python -m pytest $(PARALLEL) -m slow --shard=$(SHARD)
+
+test-all: $(INSTALLED)-slow lint
 	@$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow"
 
-docs: $(VENV)/installed
+$(LOWEST)/installed: requirements.txt
+	@test -n "$$(.ci/find_python python3.11)" || { echo "error: Python 3.11 is needed for the lowest versions"; exit 1; }
+	@$$(.ci/find_python python3.11) -m venv --clear $(LOWEST)
+	@echo "installing the lowest versions of requirements.txt into $(LOWEST) ..."
+	@sed -E 's/#.*//; s/>=([^,]+),<[^ ]+/==\1/' requirements.txt > $(LOWEST)/requirements.txt
+	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -r $(LOWEST)/requirements.txt
+	@touch $@
+
+test-lowest: $(LOWEST)/installed
+	@$(LOWEST)/bin/python -m pytest $(PARALLEL) $(SHORT)
+
+docs: $(INSTALLED)
 	@$(BIN)/zensical build --clean --strict
 
-lint: $(VENV)/installed
+lint: $(INSTALLED)
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .
 
-format: $(VENV)/installed
+format: $(INSTALLED)
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
 
 clean:
-	@rm -rf $(VENV) .cache .pytest_cache .ruff_cache site
+	@rm -rf $(VENV) $(LOWEST) .cache .pytest_cache .ruff_cache site

@@ -5,6 +5,8 @@ import pathlib
 
 import pytest
 
+from tests.shards import pytest_addoption, pytest_collection_modifyitems  # noqa: F401 - pytest finds them here
+
 CACHE = pathlib.Path(__file__).parent.parent / ".cache"
 # The fast tests of what runs on a device pass on others too: benchmarks/gpu/run.py names it.
 os.environ["JAX_PLATFORMS"] = os.environ.get("HGA_TEST_PLATFORM") or "cpu"

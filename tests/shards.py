@@ -1,0 +1,45 @@
+"""`pytest --shard=k/N`: the k-th of N parts of the tests that are selected.
+
+The parts are even in the seconds of slow_seconds.json (rough CPU seconds of one case of a test;
+a test that it does not name takes DEFAULT) and follow from the names of the tests alone, so that every machine cuts
+them alike: together they are all the tests, each once.
+"""
+
+import json
+import pathlib
+
+import pytest
+
+SECONDS = json.loads(pathlib.Path(__file__).with_name("slow_seconds.json").read_text())
+DEFAULT = 30
+
+
+def pytest_addoption(parser):
+    parser.addoption("--shard", default="1/1", metavar="k/N", help="run the k-th of N parts of the selected tests")
+
+
+@pytest.hookimpl(trylast=True)  # after pytest has deselected what -m and -k say
+def pytest_collection_modifyitems(config, items):
+    try:
+        k, n = map(int, config.getoption("--shard").split("/"))
+    except ValueError:
+        k, n = 0, 0
+    if not 1 <= k <= n:
+        raise pytest.UsageError(f"--shard={config.getoption('--shard')}: k/N with k from 1 to N, such as 2/8")
+    taken = set(shards([item.nodeid for item in items], n)[k - 1])
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in taken])
+    items[:] = [item for item in items if item.nodeid in taken]
+
+
+def seconds(nodeid):
+    return SECONDS.get(nodeid.partition("[")[0], DEFAULT)
+
+
+def shards(nodeids, n):
+    """Cuts the tests into `n` lists: the longest first, each into the list that has the least to do so far."""
+    parts, loads = [[] for _ in range(n)], [0.0] * n
+    for nodeid in sorted(nodeids, key=lambda nodeid: (-seconds(nodeid), nodeid)):
+        least = loads.index(min(loads))
+        parts[least].append(nodeid)
+        loads[least] += seconds(nodeid)
+    return parts
