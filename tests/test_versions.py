@@ -12,13 +12,13 @@ import sys
 import tomllib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint.experimental.v1 as orbax_v1
 import pytest
 
 from hga_flax.training.checkpoints import Checkpoints
 from tests.commands import ROOT, environment
-from tests.training import tiny
 
 OTHER = os.environ.get("HGA_FLAX_OTHER_PYTHON")
 NETWORK = ("--config.model.name=cifar_resnet8", "--config.model.options=features=4", "--config.data.image_size=8")
@@ -34,15 +34,19 @@ def bits(workdir, step):
 
 
 def test_orbaxs_next_interface_reads_a_checkpoint_of_ours(tmp_path):
-    state = tiny.build(tiny.config(), tiny.mesh())[1]
+    values = np.random.RandomState(0).standard_normal((3, 3, 4, 8)).astype(np.float32)
+    state = {
+        "params": {"stem": {"kernel": jnp.asarray(values)}},
+        "batch_stats": {"norm": {"mean": jnp.arange(8.0)}},
+        "opt_state": (jnp.asarray(values / 3, jnp.bfloat16), {"count": jnp.int32(7)}),
+        "step": jnp.int32(3),
+    }
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(3, state, {"examples_seen": 48}, None)
     checkpoints.close()
-    folder = tmp_path / "checkpoints" / "3"
-    abstract = jax.eval_shape(lambda: state)
-    restored = orbax_v1.load(folder, abstract, checkpointable_name="state")
-    assert jax.tree.structure(restored) == jax.tree.structure(state)
-    for ours, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(restored), strict=True):
+    read = orbax_v1.load(tmp_path / "checkpoints" / "3", checkpointable_name="state")
+    assert sorted(read) == sorted(state)
+    for ours, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(read), strict=True):
         assert ours.dtype == theirs.dtype
         np.testing.assert_array_equal(ours, theirs)
 
@@ -79,7 +83,7 @@ def test_the_versions_of_python_are_the_same_everywhere():
     for page in ("README.md", "docs/index.md", "docs/design.md"):
         assert "Python 3.11 to 3.14" in (ROOT / page).read_text(), page
     workflow = (ROOT / ".github/workflows/test.yml").read_text()
-    assert re.findall(r'"(3\.\d+)"', workflow) == [named[0], named[-1]]
+    assert sorted(re.findall(r'"(3\.\d+)"', workflow)) == [named[0], named[-1]]
     assert f"python{named[-1]}" in (ROOT / ".ci/run").read_text()
 
 
