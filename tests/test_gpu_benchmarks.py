@@ -59,7 +59,7 @@ def test_the_wheels_are_those_of_the_projects_requirements():
 
 @pytest.mark.slow
 def test_the_rehearsal_on_a_cpu(tmp_path):
-    rehearse = [sys.executable, "-m", "benchmarks.gpu.run", f"--out={tmp_path}", "--tiny", "--minutes=15"]
+    rehearse = [sys.executable, "-m", "benchmarks.gpu.run", f"--out={tmp_path}", "--tiny", "--minutes=60"]
     options = {"cwd": ROOT, "env": environment(), "capture_output": True, "text": True}
     first = subprocess.run(rehearse, **options)
     assert first.returncode == 0, first.stdout + first.stderr
