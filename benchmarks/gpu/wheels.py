@@ -35,14 +35,16 @@ SOURCE = ("promise", "tensorflow-metadata")  # published without a wheel at time
 PLATFORMS = ("manylinux2014_x86_64", *(f"manylinux_2_{n}_x86_64" for n in (17, 24, 26, 27, 28, 31, 34, 35)))
 
 
-def commands(python: str, out: pathlib.Path) -> dict[str, list[str]]:
-    """Returns pip's command for each package."""
+def commands(python: str, out: pathlib.Path) -> list[list[str]]:
+    """Returns pip's commands: one fetches wheels for the other machine, one builds the rest."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     foreign = ["--only-binary=:all:", f"--python-version={python}", "--implementation=cp"]
     foreign += [f"--platform={platform}" for platform in PLATFORMS]
-    fetch = lambda name: [*pip, "download", "--quiet", "--no-deps", f"--dest={out}", *foreign, name]
-    build = lambda name: [*pip, "wheel", "--quiet", "--no-deps", f"--wheel-dir={out}", name]
-    return {name: build(name) if name in SOURCE else fetch(name) for name in NEEDED}
+    fetched = [name for name in NEEDED if name not in SOURCE]
+    return [
+        [*pip, "download", "--no-deps", f"--dest={out}", *foreign, *fetched],
+        [*pip, "wheel", "--no-deps", f"--wheel-dir={out}", *SOURCE],
+    ]
 
 
 def main() -> int:
@@ -53,10 +55,9 @@ def main() -> int:
     arguments = parser.parse_args()
     out = pathlib.Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
-    for name, command in commands(arguments.python, out).items():
-        print(name, flush=True)
+    for command in commands(arguments.python, out):
         if subprocess.run(command, check=False).returncode:
-            print(f"error: pip found no wheel of {name} for Python {arguments.python} on Linux", file=sys.stderr)
+            print("error: pip could not collect them; its lines above say why", file=sys.stderr)
             return 1
     size = sum(wheel.stat().st_size for wheel in out.glob("*.whl")) / 2**20
     print(f"{len(list(out.glob('*.whl')))} wheels, {size:.1f} MiB, in {out}")
