@@ -49,8 +49,9 @@ RUNS = {
         "optimizer__learning_rate": 0.003, "optimizer__weight_decay": 0.05,
     },
 }  # fmt: skip
-# Of dropout each device draws its own, so that a run with it is one of a number of devices.
-ONE_DEVICE = {"cifar_preact_resnet8-eca-adamw"}
+# Devices draw dropout of their own, and the parts of an accumulated batch, each normalised by itself, hold other images
+# on another number of devices.
+ONE_DEVICE = {"resnet50-se-lamb", "cifar_preact_resnet8-eca-adamw"}
 
 
 def losses(name: str, devices: int = 1) -> list[float]:
