@@ -30,6 +30,9 @@ NEEDED = (
     "simplejpeg>=1.9,<2",
     "tensorboardX>=2.6.5,<3",
     "pytest>=9,<10",
+    "portpicker",  # of Grain
+    "termcolor",  # of TFDS
+    "googleapis-common-protos",  # of tensorflow-metadata
 )
 SOURCE = ("promise", "tensorflow-metadata")  # published without a wheel at times: built here, they are pure Python
 PLATFORMS = ("manylinux2014_x86_64", *(f"manylinux_2_{n}_x86_64" for n in (17, 24, 26, 27, 28, 31, 34, 35)))
