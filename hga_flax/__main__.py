@@ -17,7 +17,11 @@ COMMANDS = {
     "plot": ("hga_flax.pictures.plot", "draw the loss and error curves of runs, the paper's values as lines"),
     "explain": ("hga_flax.pictures.explain", "draw what a trained network looks at: Grad-CAM, gates and their cells"),
     "summary": ("hga_flax.pictures.summary", "a network part by part: shapes, parameters, operations, attention"),
-    "export": ("hga_flax.export.command", "write a run's network as a file to serve: StableHLO or ONNX"),
+    "networks": ("hga_flax.analysis.networks", "every network's size and cost, plain and with an attention"),
+    "export": (
+        "hga_flax.export.command",
+        "write a run's network as a file: StableHLO, ONNX, or weights for PyTorch",
+    ),
     "study": ("hga_flax.lab.command", "run what a study lacks: rows x seeds, with any number of workers"),
     "report": ("hga_flax.lab.report", "what a study shows: means, paired differences, their uncertainty, plots"),
     "prepare": ("hga_flax.data.prepare", "write a data set as array_record files"),

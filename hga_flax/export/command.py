@@ -4,6 +4,7 @@ The file takes raw images, uint8 `[batch, height, width, channels]` of any batch
 "logits" and "probabilities", float32 `[batch, classes]`: normalisation and softmax are in it, decoding
 and cropping are not (their sizes are in the metadata). It computes in float32 whatever the run did.
 ONNX keeps the metadata in the file, as JSON values; StableHLO has none, they lie beside it in PATH.json.
+`--format=safetensors` writes the weights alone, for PyTorch, see `weights.py`.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from hga_flax.command_line import add_import_flag, add_weights_flag
 from hga_flax.data.bad_images import BadImage
 from hga_flax.data.device_augmentation import normalize
 from hga_flax.errors import UserError, expand, one_line
+from hga_flax.export import weights
 from hga_flax.export.fold import fold
 from hga_flax.export.to_stablehlo import load, to_stablehlo
 from hga_flax.training.console import Console
@@ -37,7 +39,7 @@ Network = Callable[[Any], dict[str, Any]]  # images -> logits and probabilities
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument("--workdir", required=True, metavar="DIR", help="the folder that train.py was given")
-    parser.add_argument("--format", required=True, choices=("stablehlo", "onnx"), help="of the file")
+    parser.add_argument("--format", required=True, choices=("stablehlo", "onnx", "safetensors"), help="of the file")
     parser.add_argument("--out", required=True, metavar="PATH", help="the file; an older one is replaced")
     parser.add_argument("--checkpoint", default="best", metavar="best|latest|STEP", help="which one (default: best)")
     add_weights_flag(parser)
@@ -57,10 +59,14 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--out={arguments.out}: {'is a folder' if out.is_dir() else 'the folder does not exist'}")
     if arguments.format == "onnx":
         _check_onnx()
+    if arguments.format == "safetensors" and out.suffix != weights.SUFFIX:
+        raise UserError(f"--out={arguments.out}: the name must end in {weights.SUFFIX}, by which its readers know it")
     configure_for(arguments.workdir)
     predictor = Predictor.from_workdir(
         arguments.workdir, arguments.checkpoint, arguments.data_dir, weights=arguments.weights
     )
+    if arguments.format == "safetensors":
+        return _export_weights(predictor, arguments, out)
     network, facts = inference_network(predictor), metadata(predictor)
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *predictor.image_shape), jnp.uint8)
@@ -98,6 +104,23 @@ def run(arguments: argparse.Namespace) -> None:
         ("checked", f"logits on {CHECKED} {kind} differ by {difference:.1e} of the largest"),
     ]
     Console().table("export", rows)
+
+
+def _export_weights(predictor: Predictor, arguments: argparse.Namespace, out: pathlib.Path) -> None:
+    facts = metadata(predictor)
+    facts["normalisation"]["in_the_graph"] = False
+    with _cleared(scratch := out.with_name(f".{out.stem}.new{out.suffix}")):
+        try:
+            found = weights.write_weights(predictor, scratch, facts)
+            scratch.replace(out)
+        except OSError as error:
+            raise UserError(f"--out={out} cannot be written: {error.strerror or one_line(error)}") from None
+    rows = [
+        ("network", f"step {predictor.restored.step} of {arguments.workdir}"),
+        ("file", f"{out}, {out.stat().st_size / 1e6:.1f} MB"),
+        ("input", "images as in the metadata: normalised by mean and std, channels first"),
+    ]
+    Console().table("export", rows + found)
 
 
 def inference_network(predictor: Predictor) -> Network:

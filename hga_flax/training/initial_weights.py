@@ -24,8 +24,9 @@ from ml_collections import ConfigDict
 from hga_flax.attention.identity_start import SHARE
 from hga_flax.errors import UserError, called, expand
 from hga_flax.models.file_kinds import WEIGHTS, weights_layout
+from hga_flax.models.peers import no_peer
 from hga_flax.models.torch_files import check_weights_file, open_weights
-from hga_flax.models.torch_weights import find_peer, peers_of, renamed
+from hga_flax.models.torch_weights import find_peer, renamed
 from hga_flax.storage import Remote, fetch_file, is_remote
 from hga_flax.training import workdir as files
 from hga_flax.training.checkpoints import Checkpoints
@@ -37,7 +38,7 @@ from hga_flax.training.twin import find
 Path = tuple[str, ...]  # ("params", "stem_conv", "kernel")
 KEY = "init.from"
 HEAD = "classifier"  # the name of every network's last layer, and of its auxiliary heads' last ones
-OPTIONAL_THERE = re.compile(r"(^|\.)(se|fc|classifier|aux\d?)\.")  # in the names of PyTorch's libraries
+OPTIONAL_THERE = re.compile(r"(^|\.)(se|fc|classifier|aux\d?|attention)\.")  # in the names of PyTorch's libraries
 WANTED = "name a run's folder (DIR, DIR@latest, DIR@STEP) or a file of weights (.pth, .safetensors, ...)"
 SHOWN = 4  # names on the terminal
 
@@ -202,15 +203,12 @@ def read_weights(given: str, network: str, places: Mapping[Path, Any], key: str 
     path, part = _locate(given, key)
     if path.is_dir():
         return _read_run(given, path, part or "best", key)
-    try:
-        peers_of(network)
-    except ValueError as error:
-        check_weights_file(path)
-        raise UserError(f"{key}={given}: {error}") from None
     with open_weights(path) as contents:
         peer, choice, size = find_peer(network, contents, places, part)
         described = contents.describe()
         tensors = choice.arrays()
+    if choice.score[1] * 4 < size and peer is None:
+        raise UserError(f"{key}={given}: {no_peer(network)}")
     if choice.score[1] * 4 < size:  # by chance, or a few layers alike
         raise UserError(
             f"{key}={given}: these are not the weights of {network}: {choice.score[1]} of its {size} arrays are there "
@@ -219,7 +217,7 @@ def read_weights(given: str, network: str, places: Mapping[Path, Any], key: str 
     arrays, others = renamed(peer, tensors, places)
     label = f", its {choice.label}" if choice.label else ""
     return Source(
-        f"{given}{label}, read as torchvision's or timm's {peer}",
+        f"{given}{label}, read as " + (f"torchvision's or timm's {peer}" if peer else f"ours of {network}"),
         arrays,
         tuple(others),
         remedy=f"the file has {described}; set config.model to the network that they belong to",

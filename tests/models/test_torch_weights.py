@@ -10,12 +10,12 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from hga_flax.errors import UserError
+from hga_flax.models.peers import PEERS, peer_name
 from hga_flax.models.torch_weights import (
-    PEERS,
     _converted,
     _torch_shape,
-    peer_name,
     torch_model,
+    torch_tensors,
     variables_from_torch,
 )
 
@@ -159,6 +159,16 @@ def test_timms_vgg_is_torchvisions_with_convolutions_for_a_head():
         *(jax.tree.leaves(variables_from_torch("vgg11_bn", t, model)) for t in (tensors, timms)), strict=True
     ):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "seresnet50", "skresnext50_32x4d", "googlenet"])
+def test_what_is_written_has_the_peers_names_and_shapes(name):
+    tensors = zeros(name)
+    model = torch_model(name, tensors)
+    abstract = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))
+    variables = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), abstract)
+    written = torch_tensors(name, variables)
+    assert {key: list(tensor.shape) for key, tensor in written.items()} == shapes()[name]
 
 
 def test_unknown_networks_are_refused():
