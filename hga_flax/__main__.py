@@ -13,7 +13,11 @@ COMMANDS = {
     "paper": ("hga_flax.analysis.paper", "the paper's tables and equations beside ours"),
     "bench": ("hga_flax.analysis.bench", "measure how fast the loader, the attentions or whole training steps are"),
     "soak": ("hga_flax.training.soak", "train under SIGKILL and compare with an undisturbed run, bit for bit"),
-    "tpu": ("hga_flax.analysis.tpu", "compile the training step for TPUs, without one"),
+    "compile": (
+        "hga_flax.analysis.compile",
+        "compile the training step for GPUs or TPUs, without one",
+    ),
+    "tpu": ("hga_flax.analysis.compile", "the same as compile, by its former name"),
     "plot": ("hga_flax.pictures.plot", "draw the loss and error curves of runs, the paper's values as lines"),
     "explain": ("hga_flax.pictures.explain", "draw what a trained network looks at: Grad-CAM, gates and their cells"),
     "summary": ("hga_flax.pictures.summary", "a network part by part: shapes, parameters, operations, attention"),

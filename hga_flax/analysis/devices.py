@@ -13,26 +13,28 @@ class Device:
         flops: multiplications and additions a second, dense, bfloat16 with float32 sums.
         memory_bytes: of its main memory.
         memory_bandwidth: bytes a second between it and the chip.
-        link_bandwidth: bytes a second that it can send to its neighbours (TPUs: ICI, one direction), or 0.
+        link_bandwidth: bytes a second that it can send to its neighbours, one direction (TPUs: ICI; GPUs of one host:
+            NVLink, or PCI Express where there is none).
     """
 
     flops: float
     memory_bytes: float
     memory_bandwidth: float
-    link_bandwidth: float = 0.0
+    link_bandwidth: float
 
 
 # By `device_kind`. TPUs: cloud.google.com/tpu/docs (v5e, v5p, v6e), where the links' figure counts both directions.
-# GPUs: NVIDIA's data sheets of A100 80GB SXM, H100 SXM, H200 SXM, L4 and T4 (float16), without sparsity.
+# GPUs: NVIDIA's data sheets of A100 80GB SXM, H100 SXM, H200 SXM, L4 and T4 (float16), without sparsity; there, too,
+# the links' figures count both directions.
 DEVICES = {
     "TPU v5 lite": Device(197e12, 16 * 2**30, 819e9, 200e9),
     "TPU v5": Device(459e12, 95 * 2**30, 2765e9, 600e9),
     "TPU v6 lite": Device(918e12, 32 * 2**30, 1638e9, 400e9),
-    "NVIDIA A100-SXM4-80GB": Device(312e12, 80e9, 2039e9),
-    "NVIDIA H100 80GB HBM3": Device(989e12, 80e9, 3350e9),
-    "NVIDIA H200": Device(989e12, 141e9, 4800e9),
-    "NVIDIA L4": Device(121e12, 24e9, 300e9),
-    "Tesla T4": Device(65e12, 16e9, 300e9),
+    "NVIDIA A100-SXM4-80GB": Device(312e12, 80e9, 2039e9, 300e9),
+    "NVIDIA H100 80GB HBM3": Device(989e12, 80e9, 3350e9, 450e9),
+    "NVIDIA H200": Device(989e12, 141e9, 4800e9, 450e9),
+    "NVIDIA L4": Device(121e12, 24e9, 300e9, 32e9),
+    "Tesla T4": Device(65e12, 16e9, 300e9, 16e9),
 }
 
 

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 
 class Source(NamedTuple):
@@ -30,16 +29,16 @@ class Source(NamedTuple):
     center: jax.Array
     share: jax.Array | None = None
 
-    def project(self, weight: jax.Array, dtype: DTypeLike) -> jax.Array:
-        """Returns y @ weight, `[B, H, W, F]`, from `inner`, which is narrower than y.
+    def project(self, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns folded `[D, F]` and offset `[F]`, of which y @ weight = inner @ folded + offset.
 
-        What flows back into y is then elementwise: a gradient dz @ weight.T there would have to be
-        written out before the norm's backward sums.
+        The inner map is narrower than y, and what flows back into y is then elementwise: a gradient
+        dz @ weight.T there would have to be written out before the norm's backward sums.
         """
         # The products of weights are small: they can afford full precision where it is not the default.
-        folded = jnp.dot(self.kernel * self.scale, weight, precision="highest")
-        offset = jnp.dot(self.offset - self.center * self.scale, weight, precision="highest")
-        return self.inner.astype(dtype) @ folded.astype(dtype) + offset.astype(dtype)
+        both = jnp.concatenate([self.kernel * self.scale, (self.offset - self.center * self.scale)[None]])
+        both = jnp.dot(both, weight, precision="highest")
+        return both[:-1], both[-1]
 
     def gated(self, gate: jax.Array) -> jax.Array:
         """Returns y * gate, of the dtype of `raw`; the gate is `[B, C]`, at least float32.

@@ -10,8 +10,8 @@ parameters (Eq. 12). Everything up to the EE's ReLU is linear, so MFE and HAP to
 available without their convolutions, exactly (`shift_pool.py`).
 """
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,9 +19,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from hga_flax.attention.common import Source, at_least_float32
+from hga_flax.attention.operator import apply_operator, excitation_operator
+from hga_flax.attention.platforms import by_platform, on_gpus
 from hga_flax.attention.shift_pool import cell_edges, pooled_convolutions, stack_kernels
 
 FORMS = ("auto", "conv", "shift")
+MOST_HIDDEN = 32  # units of an EE that is one operator on GPUs; it costs as many passes of the operator's size
 ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu, "tanh": nn.tanh}
 
 
@@ -153,36 +156,70 @@ class ExcitationExploration(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, cells: jax.Array) -> jax.Array:
+    def __call__(
+        self, cells: jax.Array | jax.ShapeDtypeStruct, first: Callable[[jax.Array], jax.Array] | None = None
+    ) -> jax.Array:
+        """`[B, S, cells, C]` -> `[B, C]`.
+
+        Args:
+            cells: of each scale.
+            first: applies the first FC, from its weights to `[B, hidden]`; of the cells only the shape then counts.
+        """
         if self.excitation not in ("shared", "concat"):
             raise ValueError(f"excitation={self.excitation!r} is not 'shared' or 'concat'")
         if self.reduction < 1:
             raise ValueError(f"reduction={self.reduction} is not positive")
         hidden = max(1, self.channels // self.reduction)
-        batch, scales, count, channels = cells.shape
+        _, scales, count, channels = cells.shape
         shape = (count, channels, hidden) if self.excitation == "shared" else (scales, count, channels, hidden)
         suppress = self.param(
             "suppress", nn.initializers.he_normal(in_axis=tuple(range(len(shape) - 1)), out_axis=-1), shape
         )
         excite = self.param("excite", nn.initializers.lecun_normal(), (hidden, self.channels))
-        # A shared FC meets every scale, as Eq. 10 counts it; shift pooling hands over their sum (one scale).
-        flat = cells.reshape(batch, scales if self.excitation == "shared" else 1, -1).astype(self.dtype)
-        e = nn.relu((flat @ suppress.reshape(-1, hidden).astype(self.dtype)).sum(axis=1))
+        e = nn.relu(_first_fc(cells, suppress, self.dtype) if first is None else first(suppress))
         return e @ excite.astype(self.dtype)
 
 
+def _first_fc(cells: jax.Array, suppress: jax.Array, dtype: Any) -> jax.Array:
+    """`[B, S, cells, C]` -> `[B, hidden]` by the weights of an `ExcitationExploration`, `[(S,) cells, C, hidden]`."""
+    batch, scales = cells.shape[:2]
+    # A shared FC meets every scale, as Eq. 10 counts it; shift pooling hands over their sum (one scale).
+    flat = cells.reshape(batch, scales if suppress.ndim == 3 else 1, -1).astype(dtype)
+    return (flat @ suppress.reshape(-1, suppress.shape[-1]).astype(dtype)).sum(axis=1)
+
+
+class Narrowed(NamedTuple):
+    """A map z = x @ weight + offset that is not yet computed.
+
+    Attributes:
+        x: `[B, H, W, D]`.
+        weight: `[D, C]`, or None: z is x.
+        offset: `[C]`, or None: zero.
+    """
+
+    x: jax.Array
+    weight: jax.Array | None = None
+    offset: jax.Array | None = None
+
+    def map(self, dtype: Any) -> jax.Array:
+        """Returns z, `[B, H, W, C]`."""
+        if self.weight is None:
+            return self.x
+        z = self.x.astype(dtype) @ self.weight.astype(dtype)
+        return z if self.offset is None else z + self.offset.astype(dtype)
+
+
 class Reduction(nn.Module):
-    """The FC that narrows a map at every position, no bias: `[B, H, W, C]` -> `[B, H, W, features]`."""
+    """The FC that narrows a map at every position, no bias: of `[B, H, W, C]` to `[B, H, W, features]`."""
 
     features: int
-    dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, source: Source | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, source: Source | None = None) -> Narrowed:
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
         if source is not None and source.inner.shape[-1] < x.shape[-1]:
-            return source.project(kernel, self.dtype)
-        return x.astype(self.dtype) @ kernel.astype(self.dtype)
+            return Narrowed(source.inner, *source.project(kernel))
+        return Narrowed(x, kernel)
 
 
 class HGA(nn.Module):
@@ -254,17 +291,28 @@ class HGA(nn.Module):
             return x
         reduced = self.reduced_channels is not None and self.channels > self.reduced_channels
         dense = lambda features, name: nn.Dense(features, use_bias=False, dtype=self.dtype, name=name)
-        z = Reduction(self.reduced_channels, self.dtype, name="reduce")(x, source) if reduced else x
-        cells = self._cells(z, train)
-        self.sow("intermediates", "cells", cells)
+        narrow = Reduction(self.reduced_channels, name="reduce")(x, source) if reduced else Narrowed(x)
+        width = self.reduced_channels if reduced else self.channels
+        mfe = self._mfe(width) if self.mfe else None
+        first = None
+        if train and mfe is not None and self._folds(mfe, width):
+            scales = 1 if self.excitation == "shared" else len(self.kernels)
+            cells = jax.ShapeDtypeStruct((len(x), scales, sum(j * j for j in self._bins()), width), jnp.float32)
+            first = lambda suppress: self._hidden(narrow, mfe.weights, suppress)
+            if self.is_mutable_collection("intermediates"):
+                self.sow("intermediates", "cells", self._cells(narrow.map(self.dtype), mfe, train))
+        else:
+            cells = self._cells(narrow.map(self.dtype), mfe, train)
+            self.sow("intermediates", "cells", cells)
         if self.ee:
-            e = ExcitationExploration(z.shape[-1], self.reduction, self.excitation, self.dtype, name="ee")(cells)
+            ee = ExcitationExploration(width, self.reduction, self.excitation, self.dtype, name="ee")
+            e = ee(cells, first)
         else:
             scales = len(self.kernels) if self.mfe else 1
             e = cells.sum(axis=1).mean(axis=1) / scales
         self.sow("intermediates", "excitation", e)
         if reduced and self.restore == "features":
-            return dense(self.channels, "restore")(self._gated(z, e)).astype(x.dtype)
+            return dense(self.channels, "restore")(self._gated(narrow.map(self.dtype), e)).astype(x.dtype)
         if reduced:
             e = dense(self.channels, "restore")(e)
             if self.restore_norm:
@@ -274,23 +322,58 @@ class HGA(nn.Module):
                 e = norm(e, use_running_average=not train)
         return self._gated(x, e, source)
 
-    def _cells(self, z: jax.Array, train: bool) -> jax.Array:
-        """MFE and HAP, in the form asked for: `[B, H, W, C]` -> `[B, S, cells, C]` (S = 1 if summed)."""
-        channels = z.shape[-1]
-        bins = tuple(self.bins) if self.hap else (1,)
-        pool = HierarchicalGlobalAveragePooling(bins, name="hap")
-        if not self.mfe:
-            return pool(z)[:, None]
+    def _bins(self) -> tuple[int, ...]:
+        return tuple(self.bins) if self.hap else (1,)
+
+    def _mfe(self, channels: int) -> MultiScaleFeatureExploitation:
         if self.groups is None and channels % self.group_size:
             raise ValueError(f"group_size={self.group_size} does not divide the {channels} channels")
         groups = self.groups if self.groups is not None else channels // self.group_size
-        mfe = MultiScaleFeatureExploitation(
+        return MultiScaleFeatureExploitation(
             channels, self.kernels, groups, self.mfe_norm, self.mfe_act, self.dtype, self.axis_name, name="mfe"
         )
+
+    def _folds(self, mfe: MultiScaleFeatureExploitation, channels: int) -> bool:
+        """True where all up to the EE's ReLU may be one operator: it is linear, and the hidden layer narrow."""
+        asked = self.form == "shift" or self.form == "auto"
+        return asked and mfe.is_linear(train=True) and self.ee and channels // self.reduction <= MOST_HIDDEN
+
+    def _hidden(self, narrow: Narrowed, kernels: Sequence[jax.Array], suppress: jax.Array) -> jax.Array:
+        """Returns the EE's hidden layer before its ReLU, `[B, hidden]`, in the form of the platform, in training."""
+        bins, dtype = self._bins(), self.dtype
+        stacked = stack_kernels(kernels)
+        if suppress.ndim == 3:  # shared by the scales, whose kernels then add up to one
+            stacked = stacked.sum(axis=0, keepdims=True)
+        given = [part for part in narrow if part is not None]
+
+        def by_cells(stacked: jax.Array, suppress: jax.Array, *given: jax.Array) -> jax.Array:
+            z = Narrowed(*given).map(dtype).astype(dtype)
+            return _first_fc(pooled_convolutions(z, stacked, bins), suppress, dtype)
+
+        def by_operator(stacked: jax.Array, suppress: jax.Array, *given: jax.Array) -> jax.Array:
+            x, weight, offset = Narrowed(*given)
+            weights = suppress if suppress.ndim == 4 else suppress[None]
+            operator = excitation_operator(stacked, weights, *x.shape[1:3], bins)
+            hidden = jnp.zeros((), operator.dtype)
+            if offset is not None:
+                hidden = offset @ operator.sum(axis=(2, 3))
+            if weight is None:
+                operator = operator.transpose(1, 2, 3, 0)
+            else:
+                operator = jnp.einsum("crhw,dc->rhwd", operator, weight, precision="highest")
+            return (apply_operator(x.astype(dtype), operator.astype(dtype)) + hidden).astype(dtype)
+
+        return by_platform(by_cells, stacked, suppress, *given, **on_gpus(by_operator))
+
+    def _cells(self, z: jax.Array, mfe: MultiScaleFeatureExploitation | None, train: bool) -> jax.Array:
+        """MFE and HAP, in the form asked for: `[B, H, W, C]` -> `[B, S, cells, C]` (S = 1 if summed)."""
+        pool = HierarchicalGlobalAveragePooling(self._bins(), name="hap")
+        if mfe is None:
+            return pool(z)[:, None]
         if self.form == "shift" or (self.form == "auto" and mfe.is_linear(train)):
-            return mfe.pooled(z, bins, train, merge=self.excitation == "shared" or not self.ee)
+            return mfe.pooled(z, self._bins(), train, merge=self.excitation == "shared" or not self.ee)
         cells = pool(mfe(z, train))
-        return cells.reshape(*cells.shape[:2], -1, channels).swapaxes(1, 2)
+        return cells.reshape(*cells.shape[:2], -1, z.shape[-1]).swapaxes(1, 2)
 
     def _gated(self, x: jax.Array, e: jax.Array, source: Source | None = None) -> jax.Array:
         gate = nn.sigmoid(at_least_float32(e))

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from hga_flax.attention import AttentionFactory, replaces_convolution
 from hga_flax.attention.common import global_mean
 from hga_flax.models.convolution import convolution
+from hga_flax.models.residual import relu_of_sum
 from hga_flax.models.resnet import (
     PAD1,
     ModuleDef,
@@ -94,7 +95,9 @@ class SmallBlock(nn.Module):
         if changes:
             x = self._shortcut(x, out, strides)
         y = survival_drop(y, self.stochastic_depth, train)
-        return x + y if self.preact else nn.relu(x + y)
+        if self.preact:
+            return x + y
+        return relu_of_sum(x, y) if train else nn.relu(x + y)
 
     def _shortcut(self, x: jax.Array, out: int, strides: tuple[int, int]) -> jax.Array:
         if self.shortcut == "A":

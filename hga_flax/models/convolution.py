@@ -10,17 +10,17 @@ On CPUs, too, the gradient of a 1x1 convolution's kernel is to XLA another convo
 transposes whole maps; a product of matrices needs none of that. benchmarks/NOTES.md has the measurements.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from hga_flax.attention.platforms import by_platform
+
 DENSE_WIDTH = 1024  # channels up to which the dense form is taken on TPUs
 CPU_DENSE_WIDTH = 256  # and on CPUs
-
-Form = Callable[[jax.Array, jax.Array], jax.Array]  # (map, kernel) -> map
 
 
 def convolution(
@@ -74,33 +74,13 @@ def convolution(
     if max(*(options.get("lhs_dilation") or (1,)), *(options.get("rhs_dilation") or (1,))) > 1:
         return plain(x, kernel)
     if groups == 1 and kernel.shape[:2] == (1, 1) and (isinstance(padding, str) or not any(map(any, padding))):
-        return _of_platform(x, kernel, plain, cpu=product)
+        return by_platform(plain, x, kernel, cpu=product)
     if groups in (1, x.shape[-1]):
         return plain(x, kernel)
     forms = {"cpu": dense if x.shape[-1] <= CPU_DENSE_WIDTH else taps}
     if x.shape[-1] <= DENSE_WIDTH:
         forms["tpu"] = dense
-    return _of_platform(x, kernel, plain, **forms)
-
-
-def _of_platform(x: jax.Array, kernel: jax.Array, default: Form, **forms: Form) -> jax.Array:
-    """Computes one of several forms of a convolution, which the program's platform chooses where it is compiled."""
-
-    @jax.custom_vjp
-    def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return lax.platform_dependent(x, kernel, default=default, **forms)
-
-    def forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        return convolve(x, kernel), (x, kernel)
-
-    def backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # Each form's own gradient: of a choice between two, JAX would keep what either needs.
-        of = lambda form: lambda x, kernel, gradient: jax.vjp(form, x, kernel)[1](gradient)
-        gradients = {platform: of(form) for platform, form in forms.items()}
-        return lax.platform_dependent(*saved, gradient, default=of(default), **gradients)
-
-    convolve.defvjp(forward, backward)
-    return convolve(x, _varying_like(kernel, x))
+    return by_platform(plain, x, kernel, **forms)
 
 
 def block_diagonal(kernel: jax.Array, groups: int) -> jax.Array:
@@ -109,10 +89,3 @@ def block_diagonal(kernel: jax.Array, groups: int) -> jax.Array:
     of_input, of_output = jnp.arange(groups * inputs) // inputs, jnp.arange(outputs) // (outputs // groups)
     tiled = jnp.tile(kernel, (1, 1, groups, 1))
     return jnp.where(of_input[:, None] == of_output, tiled, jnp.zeros((), kernel.dtype))
-
-
-def _varying_like(kernel: jax.Array, x: jax.Array) -> jax.Array:
-    """Marks the kernel as one device's own where x is, so that its gradients are summed grouped, not with the zeros."""
-    # No default for an attribute that JAX renames: without the mark nothing fails, but the zeros are summed too.
-    axes = jax.typeof(x).manual_axis_type.varying - jax.typeof(kernel).manual_axis_type.varying
-    return lax.pcast(kernel, tuple(axes), to="varying") if axes else kernel

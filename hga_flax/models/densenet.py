@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from hga_flax.attention import AttentionFactory
 from hga_flax.attention.common import global_mean
 from hga_flax.models.convolution import convolution
+from hga_flax.models.max_pooling import max_pool
 from hga_flax.models.resnet import PAD1, ModuleDef, check_rate, kernel_init, no_attention
 
 
@@ -96,7 +97,7 @@ class DenseNet(nn.Module):
         attention = partial(self.attention, dtype=self.dtype, axis_name=self.axis_name)
         x = conv(self.features, (7, 7), (2, 2), padding=((3, 3), (3, 3)), name="stem_conv")(x.astype(self.dtype))
         x = nn.relu(norm(name="stem_norm")(x))
-        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=PAD1)
+        x = (max_pool if train else nn.max_pool)(x, (3, 3), strides=(2, 2), padding=PAD1)
         for block, layers in enumerate(self.block_sizes, start=1):
             for layer in range(1, layers + 1):
                 x = DenseLayer(

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from hga_flax.attention import AttentionFactory, HierarchicalGlobalAveragePooling
 from hga_flax.attention.common import at_least_float32, global_mean
 from hga_flax.models.convolution import convolution
+from hga_flax.models.max_pooling import max_pool
 from hga_flax.models.resnet import PAD1, ModuleDef, check_rate, kernel_init, no_attention
 
 # Inception blocks: 1x1; 3x3 behind a 1x1; "5x5" behind a 1x1; 1x1 behind the pooling (the paper's Table 1).
@@ -35,7 +36,7 @@ POOL_AFTER = {"3b": 3, "4e": 2}  # size of the max pooling, stride 2, that follo
 AUXILIARY_AFTER = {"4a": "auxiliary1", "4d": "auxiliary2"}
 
 
-def max_pool_ceil(x: jax.Array, size: int) -> jax.Array:
+def max_pool_ceil(x: jax.Array, size: int, train: bool = False) -> jax.Array:
     """Max pooling with stride 2 that keeps a last partial window.
 
     `[B, H, W, C]` -> `[B, ceil((H - size) / 2) + 1, ..., C]`; a map smaller than the window gives one position.
@@ -44,7 +45,7 @@ def max_pool_ceil(x: jax.Array, size: int) -> jax.Array:
     for length in x.shape[1:3]:
         windows = max(1, -((length - size) // -2) + 1)
         padding.append((0, max(0, (windows - 1) * 2 + size - length)))
-    return nn.max_pool(x, (size, size), strides=(2, 2), padding=padding)
+    return (max_pool if train else nn.max_pool)(x, (size, size), strides=(2, 2), padding=padding)
 
 
 class ConvNorm(nn.Module):
@@ -80,11 +81,12 @@ class Inception(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         one, reduce3, three, reduce5, five, project = self.widths
+        pooled = (max_pool if train else nn.max_pool)(x, (3, 3), strides=(1, 1), padding=PAD1)
         branches = [
             self.unit(one, 1, name="branch1")(x),
             self.unit(three, 3, name="branch2")(self.unit(reduce3, 1, name="branch2_reduce")(x)),
             self.unit(five, self.size5, name="branch3")(self.unit(reduce5, 1, name="branch3_reduce")(x)),
-            self.unit(project, 1, name="branch4")(nn.max_pool(x, (3, 3), strides=(1, 1), padding=PAD1)),
+            self.unit(project, 1, name="branch4")(pooled),
         ]
         y = jnp.concatenate(branches, axis=-1)
         return self.attention(y.shape[-1], name="attention")(y, train)
@@ -162,10 +164,10 @@ class GoogLeNet(nn.Module):
         if self.transform_input:
             x = x * (jnp.array([0.229, 0.224, 0.225]) / 0.5) + (jnp.array([0.485, 0.456, 0.406]) - 0.5) / 0.5
         x = unit(64 // self.width_divisor, 7, stride=2, name="stem1")(x.astype(self.dtype))
-        x = max_pool_ceil(x, 3)
+        x = max_pool_ceil(x, 3, train)
         x = unit(64 // self.width_divisor, 1, name="stem2")(x)
         x = unit(192 // self.width_divisor, 3, name="stem3")(x)
-        x = max_pool_ceil(x, 3)
+        x = max_pool_ceil(x, 3, train)
         for block, widths in BLOCKS.items():
             widths = tuple(width // self.width_divisor for width in widths)
             size5 = 5 if self.true_5x5 else 3
@@ -176,7 +178,7 @@ class GoogLeNet(nn.Module):
                 if not self.is_initializing():  # `init` keeps whatever is sown
                     self.sow("aux_logits", f"{name}_logits", logits)  # `name` itself is the head
             if block in POOL_AFTER:
-                x = max_pool_ceil(x, POOL_AFTER[block])
+                x = max_pool_ceil(x, POOL_AFTER[block], train)
         x = global_mean(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.num_classes, name="classifier")(x)

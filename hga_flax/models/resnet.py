@@ -17,9 +17,12 @@ import jax.numpy as jnp
 
 from hga_flax.attention import AttentionFactory, Source, create_attention, replaces_convolution, uses_source
 from hga_flax.attention.common import global_mean
+from hga_flax.attention.operator import with_gradient_apart
 from hga_flax.models.convolution import convolution
+from hga_flax.models.max_pooling import max_pool
 from hga_flax.models.norm import BatchNorm
 from hga_flax.models.pooling import average_pool
+from hga_flax.models.residual import relu_of_sum
 
 ModuleDef = Any  # a module class with its fields partly given
 
@@ -64,7 +67,7 @@ def block_width(features: int, width_per_group: int, cardinality: int) -> int:
 
 def with_source(conv: nn.Conv, norm: BatchNorm, x: jax.Array) -> tuple[jax.Array, Source]:
     """Returns norm(conv(x)) and what it is made of, for a 1x1 convolution without bias and stride."""
-    raw = conv(x)
+    raw = conv(with_gradient_apart(x))
     y, affine = norm(raw, return_affine=True)
     return y, Source(x, conv.variables["params"]["kernel"][0, 0], raw, *affine)
 
@@ -107,7 +110,8 @@ def join(block: nn.Module, x: jax.Array, y: jax.Array, train: bool) -> jax.Array
             x, strides = average_pool(x, 2, block.stride, ceil=True, count_margin=False), (1, 1)
         x = block.conv(y.shape[-1], (1, 1), strides, name="downsample_conv")(x)
         x = block.norm(name="downsample_norm")(x)
-    return nn.relu(x + survival_drop(y, block.stochastic_depth, train))
+    y = survival_drop(y, block.stochastic_depth, train)
+    return relu_of_sum(x, y) if train else nn.relu(x + y)
 
 
 class Bottleneck(nn.Module):
@@ -256,7 +260,7 @@ class ResidualNetwork(nn.Module):
         else:
             x = conv(self.features, (7, 7), (2, 2), padding=((3, 3), (3, 3)), name="stem_conv")(x)
             x = nn.relu(norm(name="stem_norm")(x))
-        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=PAD1)
+        x = (max_pool if train else nn.max_pool)(x, (3, 3), strides=(2, 2), padding=PAD1)
         for stage, blocks in enumerate(self.stage_sizes):
             for block in range(blocks):
                 x = self.block(

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from hga_flax.attention import AttentionFactory
 from hga_flax.models.convolution import convolution
+from hga_flax.models.max_pooling import max_pool
 from hga_flax.models.norm import BatchNorm
 from hga_flax.models.pooling import adaptive_average_pool
 from hga_flax.models.resnet import PAD1, ModuleDef, check_rate, kernel_init, no_attention
@@ -46,7 +47,7 @@ class Stage(nn.Module):
             x = self.conv(self.features, (3, 3), padding=PAD1, name=f"conv{i}")(x)
             x = nn.relu(self.norm(name=f"norm{i}")(x) if self.norm else x)
         x = self.attention(self.features, name="attention")(x, train)
-        return nn.max_pool(x, (2, 2), strides=(2, 2))
+        return (max_pool if train else nn.max_pool)(x, (2, 2), strides=(2, 2))
 
 
 class VGG(nn.Module):

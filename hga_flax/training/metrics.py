@@ -38,7 +38,7 @@ class TrainMetrics(metrics.Collection):
 def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
     """Returns the cross-entropy of each example: `[B, classes]`, int `[B]` -> float32 `[B]`."""
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
-    picked = jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
+    picked = _picked(log_p, labels)
     return -(1 - label_smoothing) * picked - label_smoothing * log_p.mean(axis=-1)
 
 
@@ -49,10 +49,20 @@ def binary_cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: 
     over all classes.
     """
     logits = logits.astype(jnp.float32)
-    picked = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
+    picked = _picked(logits, labels)
     classes = logits.shape[-1]
     targeted = (1 - label_smoothing) * picked / classes + label_smoothing / classes * logits.mean(axis=-1)
     return jax.nn.softplus(logits).mean(axis=-1) - targeted
+
+
+def _picked(values: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns each row's value of its label: `[B, classes]`, int `[B]` -> `[B]`; NaN where there is no such class.
+
+    By a mask: the gradient of a gather is a scatter, which on GPUs comes with a sort where it must be deterministic.
+    """
+    classes = jnp.arange(values.shape[-1])
+    picked = jnp.where(labels[:, None] == classes, values, 0).sum(axis=-1)
+    return jnp.where((labels >= 0) & (labels < len(classes)), picked, jnp.nan)
 
 
 LOSSES = {"cross_entropy": cross_entropy, "binary_cross_entropy": binary_cross_entropy}

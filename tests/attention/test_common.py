@@ -52,7 +52,8 @@ def test_a_source_projects_and_gates_as_its_map_does_with_the_same_gradients():
 
         def by_source(parts, weight, gate):
             source = Source(raw=parts["inner"] @ parts["kernel"], **parts)
-            return source.project(weight, jnp.float64), source.gated(gate)
+            folded, offset = source.project(weight)
+            return source.inner @ folded + offset, source.gated(gate)
 
         def result(function):
             loss = lambda *arguments: sum(jnp.sin(y).sum() for y in function(*arguments))
@@ -63,8 +64,8 @@ def test_a_source_projects_and_gates_as_its_map_does_with_the_same_gradients():
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
-def test_a_source_computes_in_the_dtype_asked_for_and_gates_in_that_of_the_map():
+def test_a_source_folds_weights_in_their_dtype_and_gates_in_that_of_the_map():
     c = lambda *shape: jnp.ones(shape, jnp.bfloat16)
     source = Source(c(1, 2, 2, 3), jnp.ones((3, 4)), c(1, 2, 2, 4), jnp.ones(4), jnp.ones(4), jnp.zeros(4))
-    assert source.project(jnp.ones((4, 2)), jnp.bfloat16).dtype == jnp.bfloat16
+    assert [part.dtype for part in source.project(jnp.ones((4, 2)))] == [jnp.float32, jnp.float32]
     assert source.gated(jnp.ones((1, 4))).dtype == jnp.bfloat16

@@ -1,19 +1,15 @@
 import importlib.util
 import json
-import math
-import os
 import re
-import time
 import types
 
 import jax
 import pytest
 
 from hga_flax.__main__ import main
-from hga_flax.analysis import tpu
+from hga_flax.analysis import compile as module
 from hga_flax.analysis.compiled import Cost, cost
-from hga_flax.analysis.devices import limits
-from hga_flax.errors import ConfigError, UserError, expand
+from hga_flax.errors import ConfigError, UserError
 from tests.training import tiny
 
 V5E = types.SimpleNamespace(device_kind="TPU v5 lite")
@@ -26,7 +22,7 @@ needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, re
 
 def test_the_step_that_is_compiled_is_the_trainings_over_all_devices():
     c, mesh = tiny.config(), tiny.mesh(2)
-    step, state, batch = tpu.training_step(c, mesh)
+    step, state, batch = module.training_step(c, mesh)
     result = cost(step.trace(state, batch).lower().compile())
     assert set(result.collectives) == {"all-reduce"}
     assert result.flops > 0 and result.bytes_accessed > 0 and result.peak_memory_bytes > 0
@@ -39,7 +35,7 @@ def test_the_step_that_is_compiled_is_the_trainings_over_all_devices():
 def test_the_roofline_is_the_slowest_of_three():
     def bound(flops, moved, exchanged):
         measured = Cost(flops, moved, 0, {"all-reduce": {"count": 1, "bytes": exchanged}})
-        return tpu.roofline(measured, V5E, 64, 8)
+        return module.roofline(measured, V5E, 64, 8)
 
     assert bound(197e12, 0, 0)["roofline_s"] == pytest.approx(1) and bound(197e12, 0, 0)["bound"] == "compute"
     assert bound(197e12, 1638e9, 0)["images_per_s"] == pytest.approx(32)
@@ -47,57 +43,32 @@ def test_the_roofline_is_the_slowest_of_three():
     assert links["bound"] == "links" and links["roofline_s"] == pytest.approx(2 * 7 / 8)
 
 
-@pytest.mark.parametrize("start", [1, 64, 5000])
-@pytest.mark.parametrize("largest", [0, 1, 5, 40, 127, 128])
-def test_the_sweep_finds_the_largest_batch_in_few_compilations(start, largest):
-    capacity, tried = 16_000, []
-
-    def fits(batch):
-        assert batch % 32 == 0 and batch not in tried
-        tried.append(batch)
-        memory = 1000 + batch / 32 * 15_000 / (largest + 0.7) * (1 + 0.02 * (len(tried) % 2))  # not quite even
-        return int(memory) if batch <= 32 * largest else None
-
-    assert tpu.largest_fitting(fits, capacity, start, 32, 4096) == 32 * largest
-    assert len(tried) <= 9
-
-
 ROW = {
     "topology": "v5e:2x4", "chips": 8, "batch_per_chip": 128, "flops": 3e12, "bytes_accessed": 55e9,
     "peak_memory_bytes": 5 * 2**30, "collectives": {"all-reduce": {"count": 99, "bytes": 57_000_000}},
-    "compile_s": 90.0,
+    "compile_s": 90.0, "model": "resnet50", "attention": "hga", "kernels": 1234, "small_kernels": 56,
+    "custom_calls": {"__cudnn$convForward": 53},
 }  # fmt: skip
 
 
 def test_what_a_person_reads():
     measured = Cost(*(ROW[key] for key in ("flops", "bytes_accessed", "peak_memory_bytes", "collectives")))
-    row = ROW | tpu.roofline(measured, V5E, 128, 8)
-    text = tpu.table(row)
+    row = ROW | module.roofline(measured, V5E, 128, 8)
+    text = module.table(row)
     assert "5.00 of 16 GiB (31%)" in text and "all-reduce 99 x, 57.0 MB" in text
-    assert "bound by memory" in text and "1,906 images/s a chip" in text
-    rows = [
-        row | {"fits": True, "largest": True},
-        {"batch_per_chip": 256, "fits": False, "given_up": True},
-        {"batch_per_chip": 512, "fits": False, "given_up": False},
-    ]
-    assert re.search(
-        r"128 .* the largest that fits\n\s+256 not compiled in time\n\s+512 does not fit", tpu.sweep_table(rows)
-    )
+    assert "bound by memory" in text and "1,906 images/s a device" in text
+    assert "1,234, of them 56 under 1 MB" in text and "__cudnn$convForward 53 x" in text and "does not fit" not in text
+    assert "does not fit" in module.table(row | {"peak_memory_bytes": 17 * 2**30})
 
 
-def test_what_takes_too_long_is_given_up():
-    assert tpu.within(60, math.hypot, 3, 4) == (True, 5)
-    assert tpu.within(0.5, time.sleep, 60) == (False, None)
-    with pytest.raises(UserError, match="ended with code 3"):
-        tpu.within(60, os._exit, 3)
-    with pytest.raises(UserError, match=r"home folder|file system"):
-        tpu.within(60, expand, "~nobody-of-this-name/x", "--workdir")
-
-
-def test_without_the_compiler_one_line_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(tpu.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install"):
-        main(["tpu", "--config=configs/digits.py"])
+def test_attentions_side_by_side_and_the_heaviest_kernels():
+    measured = Cost(*(ROW[key] for key in ("flops", "bytes_accessed", "peak_memory_bytes", "collectives")))
+    plain = ROW | module.roofline(measured, V5E, 128, 8) | {"attention": "none", "bytes_accessed": 50e9}
+    kernel = {"bytes": 5_500_000_000, "kind": "fusion", "operation": "jit(step)/add", "source": "a.py:7", "name": "f"}
+    hga = plain | {"attention": "hga", "bytes_accessed": 55e9, "top": [kernel]}
+    text = module.comparison([plain, hga])
+    assert re.search(r"none +50\.00 +1\.000 ", text) and re.search(r"hga +55\.00 +1\.100 ", text)
+    assert re.search(r"5,500\.0 MB +10\.0%  fusion +a\.py:7  jit\(step\)/add", module.top_kernels(hga))
 
 
 @pytest.mark.parametrize(
@@ -107,12 +78,19 @@ def test_without_the_compiler_one_line_says_what_to_install(monkeypatch):
         (["--compile-limit=0"], "--compile-limit=0: must be positive"),
         (["--compile-limit=inf"], "--compile-limit=inf: must be positive"),
         (["--config.model.attention=hgaa"], "unknown attention 'hgaa'"),
+        (["--top=0"], "--top=0: must be positive"),
+        (["--compare=none,se", "--sweep"], "--compare and --sweep: choose one"),
+        (["--top=3", "--sweep"], "--top and --sweep: choose one"),
+        (["--compare=none,sse"], "unknown attention 'sse'"),
+        (["--compare="], "unknown attention ''"),
+        (["--topology=b100"], "--topology=b100: no such accelerator; known are h100"),
         (["--config.training.accumulation_steps=2"], "would be counted once; set it to 1, and --batch to"),
     ],
 )
-def test_bad_input_is_refused_before_anything_is_compiled(arguments, message):
+@pytest.mark.parametrize("name", ["compile", "tpu"])
+def test_bad_input_is_refused_before_anything_is_compiled(name, arguments, message):
     with pytest.raises(UserError, match=message):
-        main(["tpu", "--config=configs/digits.py", *arguments])
+        main([name, "--config=configs/digits.py", *arguments])
 
 
 @pytest.mark.slow
@@ -120,7 +98,7 @@ def test_bad_input_is_refused_before_anything_is_compiled(arguments, message):
 def test_a_step_compiles_for_a_pod_and_scales_weakly(capsys):
     rows = []
     for topology in ("v5e:2x4", "v5e:4x4"):
-        main(["tpu", *TINY, f"--topology={topology}", "--batch=8", "--json"])
+        main(["compile", *TINY, f"--topology={topology}", "--batch=8", "--json"])
         rows.append(json.loads(capsys.readouterr().out))
     few, many = rows
     assert (few["chips"], many["chips"], many["batch_per_chip"]) == (8, 16, 8)
@@ -133,36 +111,7 @@ def test_a_step_compiles_for_a_pod_and_scales_weakly(capsys):
 def test_the_chips_of_the_topology_are_checked_and_not_those_that_are_here():
     c = tiny.config(training__batch_size=6, data__mixup=0.2)  # 8 devices are here
     with pytest.raises(ConfigError, match="each of the 2 devices needs an even number of images"):
-        tpu.training_step(c, tiny.mesh(2))
+        module.training_step(c, tiny.mesh(2))
     c = tiny.config(training__batch_size=4, data__mixup=0.2)
-    step, state, batch = tpu.training_step(c, tiny.mesh(2))
+    step, state, batch = module.training_step(c, tiny.mesh(2))
     assert step.trace(state, batch)
-
-
-def test_what_libtpu_logs_before_it_refuses_is_not_shown(monkeypatch, capfd):
-    def refuse(name, platform):
-        for _ in range(6):
-            os.write(2, b"I0000 tpu_topology.cc:123] chatter\n")
-        raise RuntimeError("INVALID_ARGUMENT: no such topology")
-
-    monkeypatch.setattr(tpu.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", refuse)
-    with pytest.raises(UserError, match="--topology=v5e:9x9: INVALID_ARGUMENT"):
-        tpu.topology_mesh("v5e:9x9")
-    os.write(2, b"after\n")
-    assert capfd.readouterr().err == "after\n"
-
-
-@pytest.mark.slow
-@needs_libtpu
-@pytest.mark.parametrize("topology", ["v5e:3x7", "v9", "v4:2x2x1"])
-def test_a_topology_that_is_none_is_refused(topology):
-    with pytest.raises(UserError, match=f"--topology={topology}"):
-        tpu.topology_mesh(topology)
-
-
-@pytest.mark.slow
-@needs_libtpu
-def test_chips_have_published_limits():
-    for topology in ("v5e:2x4", "v5p:2x2x1", "v6e:2x4"):
-        assert limits(tpu.topology_mesh(topology).devices.flat[0]) is not None

@@ -1,0 +1,279 @@
+"""Counts what an optimised program moves, kernel by kernel, from its text (XLA's HLO).
+
+XLA's own analysis of the costs says nothing for GPUs. Here every operation of the program that runs on its own is a
+kernel; it reads each of its operands once and writes its results, each counted whole. What this leaves out:
+
+* caches: a value that stays in one is counted as if it came from the main memory, and so is one that is read twice;
+* where a fused operation takes no more than slices of an operand the slices count, and where it overwrites part of
+  one in place the part; a gather or a convolution that strides over its operand counts it whole;
+* convolutions and products that a library computes count without the library's workspace, which is chosen on the GPU;
+* a loop's body counts as often as the compiler knows that it runs, else once; of the branches of a condition the one
+  with the most bytes counts.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from functools import cached_property
+
+_BITS = {"pred": 8, "bf16": 16} | {f"{kind}{bits}": bits for kind in "suf" for bits in (2, 4, 8, 16, 32, 64)}
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?(\S+) \(.*\) -> .* \{$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?(\S+) = (.*)$")
+_NAME = re.compile(r"%([\w.\-]+)")
+# What takes no time of its own: names, views, the second halves of what runs beside other things.
+_FREE = {
+    "add-dependency", "after-all", "bitcast", "constant", "domain", "get-tuple-element", "opt-barrier", "parameter",
+    "partition-id", "replica-id", "tuple",
+}  # fmt: skip
+_SLICES = {"slice", "dynamic-slice", "gather"}
+_CALLED = {"call": "to_apply", "async-start": "calls"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a program.
+
+    Attributes:
+        name: in the program.
+        type: of its result, as the text has it.
+        op: the operation.
+        arguments: what stands in its parentheses.
+        attributes: what follows them.
+        root: True where its result is that of the computation.
+    """
+
+    name: str
+    type: str
+    op: str
+    arguments: str
+    attributes: str
+    root: bool
+
+    @cached_property
+    def operands(self) -> list[str]:
+        """Names of the operands."""
+        return _NAME.findall(self.arguments)
+
+    def attribute(self, name: str) -> str:
+        """The text of an attribute `name=...` up to the next comma, space or brace, or ""."""
+        found = re.search(rf"\b{name}=%?([^\s,{{}}]+)", self.attributes)
+        return found[1] if found else ""
+
+    def quoted(self, name: str) -> str:
+        """The text of an attribute in quotation marks, or ""."""
+        found = re.search(rf'\b{name}="([^"]*)"', self.attributes)
+        return found[1] if found else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """What runs on its own.
+
+    Attributes:
+        name: in the program.
+        kind: the operation, or what a custom call calls.
+        calls: True where it is a custom call.
+        read: bytes.
+        written: bytes.
+        flops: of its products and convolutions, a multiplication and an addition each.
+        times: how often it runs in one run of the program.
+        operation: the path of JAX's operation in the traced function.
+        source: "file:line" of the innermost line that `Program.source` takes, or "".
+    """
+
+    name: str
+    kind: str
+    calls: bool
+    read: int
+    written: int
+    flops: int
+    times: int
+    operation: str
+    source: str
+
+    @property
+    def bytes(self) -> int:
+        """Bytes read and written by one run of the program."""
+        return self.times * (self.read + self.written)
+
+
+def array_bytes(dtype: str, dimensions: str) -> int:
+    """Returns the bytes of an array such as ("bf16", "8,128")."""
+    bits = _BITS.get(dtype) or int(re.sub(r"^f(\d+).*|.*", r"\1", dtype) or 0)  # f8e4m3fn and its like
+    return math.prod(int(n) for n in dimensions.split(",") if n) * bits // 8
+
+
+def type_bytes(text: str) -> int:
+    """Returns the bytes of all arrays of a type, which may be a tuple."""
+    return sum(array_bytes(*array) for array in _ARRAY.findall(text))
+
+
+def _shape(text: str) -> list[int]:
+    """The dimensions of the first array of a type."""
+    return [int(n) for n in _ARRAY.search(text)[2].split(",") if n]
+
+
+class Program:
+    """An optimised program, read from `compiled.as_text()`.
+
+    Attributes:
+        computations: the instructions of each by its name.
+        entry: name of the one that runs.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.computations: dict[str, list[Instruction]] = {}
+        self.entry, current = "", None
+        for line in text.splitlines():
+            if opened := _COMPUTATION.match(line):
+                current = self.computations[opened[2]] = []
+                self.entry = opened[2] if opened[1] else self.entry
+            elif line.startswith("}"):
+                current = None
+            elif current is not None and (match := _INSTRUCTION.match(line)):
+                current.append(_instruction(match))
+        self._tables = {name: dict(_table(text, name)) for name in ("FileNames", "FileLocations", "StackFrames")}
+
+    def kernels(self) -> list[Kernel]:
+        """Returns what runs on its own, in order."""
+        return list(self._kernels(self.entry, 1))
+
+    def source(self, instruction: Instruction, inside: str = "hga_flax") -> str:
+        """Returns "file:line" of the innermost line in a folder `inside`, or of the innermost at all, or ""."""
+        if plain := instruction.quoted("source_file"):
+            return f"{plain}:{instruction.attribute('source_line')}"
+        frame, lines = int(instruction.attribute("stack_frame_id") or 0), []
+        while frame and frame in self._tables["StackFrames"] and len(lines) < 200:
+            entry = self._tables["StackFrames"][frame]
+            location = self._tables["FileLocations"].get(entry.get("file_location_id"), {})
+            lines.append(f"{self._tables['FileNames'].get(location.get('file_name_id'), '')}:{location.get('line')}")
+            frame = entry.get("parent_frame_id", 1) - 1  # counted from 1, for 0 is none
+        ours = [line for line in lines if f"/{inside}/" in line]
+        return (ours or lines or [""])[0]
+
+    def _kernels(self, computation: str, times: int) -> Iterator[Kernel]:
+        by_name = {instruction.name: instruction for instruction in self.computations[computation]}
+        for instruction in by_name.values():
+            op = instruction.op
+            if op in _FREE or op.endswith(("-done", "-update")):
+                continue
+            if op == "while":
+                trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.attributes)
+                yield from self._kernels(instruction.attribute("body"), times * int(trips[1] if trips else 1))
+            elif op == "conditional":
+                text = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
+                names = _NAME.findall(text[1]) if text else [
+                    instruction.attribute(f"{which}_computation") for which in ("true", "false")
+                ]  # fmt: skip
+                branches = [list(self._kernels(name, times)) for name in names]
+                yield from max(branches, key=lambda kernels: sum(kernel.bytes for kernel in kernels))
+            elif op in _CALLED:
+                yield from self._kernels(instruction.attribute(_CALLED[op]), times)
+            else:
+                yield self._kernel(instruction, by_name, times)
+
+    def _kernel(self, instruction: Instruction, by_name: dict[str, Instruction], times: int) -> Kernel:
+        body = self.computations.get(instruction.attribute("calls"), [])
+        written = type_bytes(instruction.type)
+        if instruction.op.endswith("-start"):  # (what goes in, what comes out, handles), or what comes out alone
+            arrays = [array_bytes(*array) for array in _ARRAY.findall(instruction.type)]
+            written = sum(arrays[1:2] if instruction.op.startswith(("all-gather", "collective-permute")) else arrays)
+        operands: dict[str, int] = {}
+        for number, name in enumerate(instruction.operands):
+            whole = type_bytes(by_name[name].type) if name in by_name else 0
+            operands.setdefault(name, min(whole, _taken(body, number, whole)))
+        for update in _updates(body or [instruction], by_name if not body else {i.name: i for i in body}):
+            written = min(written, update)
+        return Kernel(
+            instruction.name,
+            instruction.quoted("custom_call_target") or instruction.op,
+            instruction.op == "custom-call",
+            sum(operands.values()),
+            written,
+            sum(self._flops(part, body or list(by_name.values())) for part in body or [instruction]),
+            times,
+            instruction.quoted("op_name"),
+            self.source(instruction),
+        )
+
+    def _flops(self, instruction: Instruction, around: list[Instruction]) -> int:
+        types = {other.name: other.type for other in around}
+        if instruction.op == "dot" or instruction.quoted("custom_call_target").startswith("__cublas$"):
+            contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
+            if contracted is None:  # a library's call keeps them in its settings
+                contracted = re.search(r'"lhs_contracting_dimensions":\["?([\d",]*)\]', instruction.attributes)
+            left = _shape(types[instruction.operands[0]])
+            axes = [int(n) for n in contracted[1].replace('"', "").split(",") if n] if contracted else []
+            return 2 * math.prod(_shape(instruction.type)) * math.prod(left[axis] for axis in axes)
+        labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
+        if labels is None:
+            return 0
+        target, shape = instruction.quoted("custom_call_target"), lambda n: _shape(types[instruction.operands[n]])
+        result = _shape(instruction.type)
+        kernel, outputs = (
+            shape(1),
+            result,
+        )  # [taps, inputs of a group, outputs] and the map whose every element it makes
+        if target.endswith("BackwardFilter"):
+            kernel, outputs = result, shape(1)
+        elif target.endswith("BackwardInput"):
+            outputs = shape(0)
+        return 2 * math.prod(kernel) // kernel[labels[2].index("o")] * math.prod(outputs)
+
+
+def _instruction(match: re.Match) -> Instruction:
+    kind, rest = _split(match[3])
+    op, rest = rest.split("(", 1)
+    depth = 1
+    for end, character in enumerate(rest):
+        depth += (character == "(") - (character == ")")
+        if not depth:
+            return Instruction(match[2], kind, op, rest[:end], rest[end + 1 :], bool(match[1]))
+    return Instruction(match[2], kind, op, rest, "", bool(match[1]))
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Divides "TYPE op(...)", whose type may be a tuple of tuples."""
+    depth = 0
+    for end, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if not depth and character == " ":
+            return text[:end], text[end + 1 :]
+    return text, "("
+
+
+def _taken(body: list[Instruction], number: int, whole: int) -> int:
+    """Bytes that a fused computation takes of an operand: the slices, where it uses nothing else of it."""
+    parameter = next((i.name for i in body if i.op == "parameter" and i.arguments.strip() == str(number)), None)
+    users = [i for i in body if parameter in i.operands]
+    if not users:
+        return whole
+    taken = 0
+    for user in users:
+        if user.op in _SLICES and user.operands[0] == parameter:
+            taken += type_bytes(user.type)
+        elif user.op == "dynamic-update-slice" and user.root and user.operands.index(parameter) == 0:
+            continue
+        else:
+            return whole
+    return taken
+
+
+def _updates(body: list[Instruction], types: dict[str, Instruction]) -> Iterator[int]:
+    """Bytes of what a computation writes into an operand in place, where that is its result."""
+    for instruction in body:
+        if instruction.op == "dynamic-update-slice" and (instruction.root or len(body) == 1):
+            yield type_bytes(types[instruction.operands[1]].type) if instruction.operands[1] in types else 0
+
+
+def _table(text: str, name: str) -> Iterator[tuple[int, dict[str, int] | str]]:
+    """The rows of one of the tables of sources that precede a program."""
+    block = re.search(rf"^{name}\n((?:\d+ .*\n)*)", text, re.MULTILINE)
+    for line in block[1].splitlines() if block else ():
+        number, row = line.split(" ", 1)
+        fields = (
+            {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", row)} if row[0] == "{" else row.strip('"')
+        )
+        yield int(number), fields

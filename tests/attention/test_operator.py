@@ -1,0 +1,141 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hga_flax.attention import HGA, platforms
+from hga_flax.attention.common import Source
+from hga_flax.attention.operator import apply_operator, excitation_operator, with_gradient_apart
+from hga_flax.attention.shift_pool import pooled_convolutions, stack_kernels
+
+CASES = {
+    "paper": ((7, 5), (1, 2, 4), (1, 3, 5, 7), 1, 1),
+    "groups of two": ((8, 12), (1, 2, 4), (3, 5), 2, 1),
+    "every scale with weights of its own": ((9, 4), (2, 1), (1, 5), 1, 2),
+    "a map smaller than the kernel": ((2, 1), (3, 6), (9, 1), 4, 2),
+}
+
+
+@pytest.fixture
+def as_on_gpus(monkeypatch):
+    """Takes the GPUs' form here."""
+    monkeypatch.setattr(platforms.lax, "platform_dependent", lambda *arrays, default, cuda, rocm: cuda(*arrays))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_operator_is_pooling_and_the_first_fc_in_float64_with_the_same_gradients(case):
+    (height, width), bins, sizes, group_size, scales = CASES[case]
+    channels, hidden, batch = 8, 3, 4
+    draw = np.random.RandomState(0).standard_normal
+    with jax.enable_x64(True):
+        kernels = stack_kernels([jnp.asarray(draw((k, k, group_size, channels))) for k in sizes])
+        kernels = kernels if scales > 1 else kernels.sum(axis=0, keepdims=True)
+        suppress = jnp.asarray(draw((scales, sum(j * j for j in bins), channels, hidden)))
+        x, weights = jnp.asarray(draw((batch, height, width, channels))), jnp.asarray(draw((batch, hidden)))
+
+        def by_cells(x, kernels, suppress):
+            return jnp.einsum("bsnc,sncr->br", pooled_convolutions(x, kernels, bins), suppress)
+
+        def by_operator(x, kernels, suppress):
+            operator = excitation_operator(kernels, suppress, height, width, bins)
+            assert operator.shape == (channels, hidden, height, width)
+            return apply_operator(x, operator.transpose(1, 2, 3, 0))
+
+        loss = lambda function: lambda *arguments: (jnp.sin(function(*arguments)) * weights).sum()
+        results = [
+            jax.jit(jax.value_and_grad(loss(function), argnums=(0, 1, 2)))(x, kernels, suppress)
+            for function in (by_cells, by_operator)
+        ]
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10 * np.abs(a).max())
+
+
+@pytest.mark.parametrize("sourced", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"excitation": "concat"}, {"group_size": 2, "kernels": (3, 7)}, {"hap": False}, {"reduced_channels": None}],
+    ids=str,
+)
+def test_on_gpus_a_whole_hga_has_the_plain_ones_values_and_gradients_in_float64(options, sourced, monkeypatch):
+    """Beside the plain form, with the map alone and with what it is made of."""
+    channels, inner = 24, 6
+    draw = np.random.RandomState(0).standard_normal
+    module = HGA(channels, dtype=jnp.float64, **{"reduced_channels": 8, **options})
+    with jax.enable_x64(True):
+        parts = {"inner": (3, 7, 6, inner), "kernel": (inner, channels), "scale": (channels,), "offset": (channels,)}
+        parts = {name: jnp.asarray(draw(shape)) for name, shape in parts.items()} | {"center": jnp.zeros(channels)}
+        shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((3, 7, 6, channels))))
+        params = jax.tree.map(lambda s: jnp.asarray(draw(s.shape)) / max(1, s.size // s.shape[-1]) ** 0.5, shapes)
+
+        def loss(params, parts):
+            raw = parts["inner"] @ parts["kernel"]
+            y = (raw - parts["center"]) * parts["scale"] + parts["offset"]
+            source = Source(raw=raw, **parts) if sourced else None
+            return jnp.sin(module.apply(params, y, True, source)).sum()
+
+        results = []
+        for platform in ("default", "cuda"):
+            choose = lambda *arrays, platform=platform, **forms: forms[platform](*arrays)
+            monkeypatch.setattr(platforms.lax, "platform_dependent", choose)
+            results.append(jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, parts))
+            jax.clear_caches()
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9 * max(1e-3, np.abs(a).max()))
+
+
+def lowered(module, train, platform, shape=(2, 8, 8, 24)):
+    x = jnp.zeros(shape)
+    variables = jax.eval_shape(module.init, jax.random.key(0), x)
+
+    def function(variables, x):
+        return module.apply(variables, x, train, mutable=["batch_stats"] if train else False)
+
+    return jax.jit(function).trace(variables, x).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "train", "platform", "folds"),
+    [
+        ({}, True, "cuda", True),
+        ({}, True, "cpu", False),
+        ({}, True, "tpu", False),
+        ({}, False, "cuda", False),
+        ({"form": "shift"}, True, "cuda", True),
+        ({"form": "conv"}, True, "cuda", False),
+        ({"mfe_act": "relu"}, True, "cuda", False),
+        ({"mfe_norm": True}, True, "cuda", False),
+        ({"ee": False}, True, "cuda", False),
+        ({"mfe": False}, True, "cuda", False),
+        ({"reduction": 1, "reduced_channels": None}, True, "cuda", True),
+    ],
+    ids=str,
+)
+def test_where_it_is_one_operator(options, train, platform, folds):
+    """In training on GPUs, where all up to the ReLU is linear: the map then meets one barrier and one product."""
+    module = HGA(24, **{"reduced_channels": 8, **options})
+    assert ("optimization_barrier" in lowered(module, train, platform)) == folds
+
+
+def test_a_wide_hidden_layer_is_not_folded():
+    """The operator would be larger than the map."""
+    assert "optimization_barrier" not in lowered(HGA(136, reduced_channels=None), True, "cuda", (2, 4, 4, 136))
+    assert "optimization_barrier" in lowered(HGA(128, reduced_channels=None), True, "cuda", (2, 4, 4, 128))
+
+
+def test_what_is_sown_in_training_is_the_same(as_on_gpus):
+    module = HGA(24, reduced_channels=8)
+    x = jnp.asarray(np.random.RandomState(0).standard_normal((2, 6, 6, 24)), jnp.float32)
+    variables = module.init(jax.random.key(0), x)
+    plain, ours = (module.apply(variables, x, train, mutable=["intermediates"])[1]["intermediates"] for train in (0, 1))
+    for name in ("cells", "excitation", "gate"):
+        np.testing.assert_allclose(ours[name][0], plain[name][0], rtol=1e-4, atol=1e-6)
+
+
+def test_a_gradient_apart_is_the_gradient():
+    x = jnp.arange(6.0).reshape(2, 3)
+    np.testing.assert_array_equal(jax.grad(lambda x: (with_gradient_apart(x) ** 2).sum())(x), 2 * x)
+    lower = partial(jax.jit(jax.grad(lambda x: (with_gradient_apart(x) ** 2).sum())).trace(x).lower)
+    assert "optimization_barrier" in lower(lowering_platforms=("cuda",)).as_text()
+    assert "optimization_barrier" not in lower(lowering_platforms=("tpu",)).as_text()
