@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 
 class Source(NamedTuple):
@@ -50,6 +51,27 @@ class Source(NamedTuple):
         scale, offset = self.scale * gate, self.offset * gate
         y = (self.raw - self.center) * scale[:, None, None] + offset[:, None, None]
         return y.astype(self.raw.dtype)
+
+
+class Narrowed(NamedTuple):
+    """A map z = x @ weight + offset that is not yet computed.
+
+    Attributes:
+        x: `[B, H, W, D]`.
+        weight: `[D, C]`, or None: z is x.
+        offset: `[C]`, or None: zero.
+    """
+
+    x: jax.Array
+    weight: jax.Array | None = None
+    offset: jax.Array | None = None
+
+    def map(self, dtype: DTypeLike) -> jax.Array:
+        """Returns z, `[B, H, W, C]`."""
+        if self.weight is None:
+            return self.x
+        z = self.x.astype(dtype) @ self.weight.astype(dtype)
+        return z if self.offset is None else z + self.offset.astype(dtype)
 
 
 def hidden_channels(channels: int, ratio: int) -> int:

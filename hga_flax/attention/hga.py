@@ -11,14 +11,14 @@ available without their convolutions, exactly (`shift_pool.py`).
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hga_flax.attention.common import Source, at_least_float32
+from hga_flax.attention.common import Narrowed, Source, at_least_float32
 from hga_flax.attention.operator import apply_operator, excitation_operator
 from hga_flax.attention.platforms import by_platform, on_gpus
 from hga_flax.attention.shift_pool import cell_edges, pooled_convolutions, stack_kernels
@@ -186,27 +186,6 @@ def _first_fc(cells: jax.Array, suppress: jax.Array, dtype: Any) -> jax.Array:
     # A shared FC meets every scale, as Eq. 10 counts it; shift pooling hands over their sum (one scale).
     flat = cells.reshape(batch, scales if suppress.ndim == 3 else 1, -1).astype(dtype)
     return (flat @ suppress.reshape(-1, suppress.shape[-1]).astype(dtype)).sum(axis=1)
-
-
-class Narrowed(NamedTuple):
-    """A map z = x @ weight + offset that is not yet computed.
-
-    Attributes:
-        x: `[B, H, W, D]`.
-        weight: `[D, C]`, or None: z is x.
-        offset: `[C]`, or None: zero.
-    """
-
-    x: jax.Array
-    weight: jax.Array | None = None
-    offset: jax.Array | None = None
-
-    def map(self, dtype: Any) -> jax.Array:
-        """Returns z, `[B, H, W, C]`."""
-        if self.weight is None:
-            return self.x
-        z = self.x.astype(dtype) @ self.weight.astype(dtype)
-        return z if self.offset is None else z + self.offset.astype(dtype)
 
 
 class Reduction(nn.Module):

@@ -255,6 +255,10 @@ class Seeded:
         """Calls the program."""
         return self._program(*arguments, self._seed)
 
+    def trace(self, *arguments: Any) -> jax.stages.Traced:
+        """Traces the program, as it is, for these arguments, or for their shapes: to lower it for another platform."""
+        return self._program.trace(*arguments, self._seed)
+
     def lower(self, *arguments: Any) -> "Seeded":
         """Lowers the program for these arguments, or for their shapes."""
         return Seeded(self._program.lower(*arguments, self._seed), self._seed)

@@ -15,4 +15,4 @@ def test_units_are_right(kind):
     assert 10e12 < device.flops < 5e15
     assert 10e9 < device.memory_bytes < 1e12
     assert 200e9 < device.memory_bandwidth < 20e12
-    assert (100e9 < device.link_bandwidth < 2e12) == kind.startswith("TPU")
+    assert 10e9 < device.link_bandwidth < 2e12
