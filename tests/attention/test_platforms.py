@@ -5,7 +5,7 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from hga_flax.attention.platforms import by_platform, on_gpus
+from hga_flax.attention.platforms import _varying_alike, by_platform, on_gpus
 from tests.training import tiny
 
 
@@ -35,3 +35,19 @@ def test_over_devices_the_gradient_of_what_they_share_is_summed_once():
     sharded = jax.shard_map(gradient, mesh=tiny.mesh(4), in_specs=(split, whole), out_specs=whole)
     expected = jax.grad(lambda weight: jnp.sin(x @ weight).sum())(weight)
     np.testing.assert_allclose(jax.jit(sharded)(x, weight), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["replicated", "varying"])
+def test_inside_shard_map_arrays_vary_as_any_of_them_does(own):
+    seen = []
+
+    def look(x, kernel):
+        seen.extend(jax.typeof(array).manual_axis_type.varying for array in _varying_alike((kernel, x)))
+        return x
+
+    x, kernel = jnp.zeros((8, 3)), jnp.zeros((3, 2))
+    of_map = PartitionSpec("data") if own else PartitionSpec()
+    sharded = jax.shard_map(look, mesh=tiny.mesh(4), in_specs=(of_map, PartitionSpec()), out_specs=of_map)
+    jax.eval_shape(sharded, x, kernel)
+    assert seen == 2 * [{"data"} if own else frozenset()]
+    assert _varying_alike((kernel, x))[0] is kernel  # outside there is nothing to mark

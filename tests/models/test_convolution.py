@@ -115,19 +115,3 @@ def test_over_devices_the_gradient_is_summed_grouped(monkeypatch):
     np.testing.assert_allclose(compiled(*arguments), expected, rtol=1e-4, atol=1e-4)
     # Without the zeros that the dense form adds.
     assert collectives(compiled.as_text()) == {"all-reduce": {"count": 1, "bytes": 4 * KERNEL.size}}
-
-
-@pytest.mark.parametrize("own", [False, True], ids=["replicated", "varying"])
-def test_inside_shard_map_the_kernel_varies_as_the_map_does(own):
-    seen = []
-
-    def look(x, kernel):
-        seen.append(jax.typeof(module._varying_like(kernel, x)).manual_axis_type.varying)
-        return x
-
-    of_map = PartitionSpec("data") if own else PartitionSpec()
-    sharded = jax.shard_map(look, mesh=tiny.mesh(4), in_specs=(of_map, PartitionSpec()), out_specs=of_map)
-    jax.eval_shape(sharded, jnp.asarray(X), jnp.asarray(KERNEL))
-    assert seen == [{"data"} if own else frozenset()]
-    kernel = jnp.asarray(KERNEL)
-    assert module._varying_like(kernel, jnp.asarray(X)) is kernel  # outside there is nothing to mark
