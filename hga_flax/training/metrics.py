@@ -12,6 +12,8 @@ import numpy as np
 from clu import metrics
 from jax import lax
 
+from hga_flax.attention.platforms import by_platform, on_gpus
+
 TOP = 5  # of "top-5 error", which says nothing of so many classes or fewer
 
 
@@ -58,11 +60,18 @@ def binary_cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: 
 def _picked(values: jax.Array, labels: jax.Array) -> jax.Array:
     """Returns each row's value of its label: `[B, classes]`, int `[B]` -> `[B]`; NaN where there is no such class.
 
-    By a mask: the gradient of a gather is a scatter, which on GPUs comes with a sort where it must be deterministic.
+    The gradient of a gather is a scatter, which on GPUs comes with a sort where it must be deterministic: they mask.
     """
-    classes = jnp.arange(values.shape[-1])
-    picked = jnp.where(labels[:, None] == classes, values, 0).sum(axis=-1)
-    return jnp.where((labels >= 0) & (labels < len(classes)), picked, jnp.nan)
+
+    def by_index(values: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(values, labels[:, None], axis=-1)[:, 0]
+
+    def by_mask(values: jax.Array) -> jax.Array:
+        classes = values.shape[-1]
+        picked = jnp.where(labels[:, None] == jnp.arange(classes), values, 0).sum(axis=-1)
+        return jnp.where((labels >= 0) & (labels < classes), picked, jnp.nan)
+
+    return by_platform(by_index, values, **on_gpus(by_mask))
 
 
 LOSSES = {"cross_entropy": cross_entropy, "binary_cross_entropy": binary_cross_entropy}
