@@ -8,8 +8,12 @@ import pytest
 
 from hga_flax.__main__ import main
 from hga_flax.analysis import compile as module
+from hga_flax.analysis import topologies
 from hga_flax.analysis.compiled import Cost, cost
+from hga_flax.config import configure
 from hga_flax.errors import ConfigError, UserError
+from hga_flax.training import trainer
+from hga_flax.training.mesh import create_mesh
 from tests.training import tiny
 
 V5E = types.SimpleNamespace(device_kind="TPU v5 lite")
@@ -115,3 +119,62 @@ def test_the_chips_of_the_topology_are_checked_and_not_those_that_are_here():
     c = tiny.config(training__batch_size=4, data__mixup=0.2)
     step, state, batch = module.training_step(c, tiny.mesh(2))
     assert step.trace(state, batch)
+
+
+def test_the_program_is_that_of_train_py(tmp_path, monkeypatch):
+    """The step that a whole run compiles, and the one that `compile` compiles, are the same text."""
+    c, programs = tiny.config(training__steps=1, model__attention="se"), []
+
+    class Enough(Exception):
+        pass
+
+    def keep(step, state, batch):
+        programs.append(step.lower(state, batch).as_text())
+        raise Enough
+
+    monkeypatch.setattr(trainer, "compile_step", keep)
+    with pytest.raises(Enough):
+        trainer.train(c, str(tmp_path / "run"))
+    monkeypatch.setattr(module, "IMAGENET", 48)  # the data set's size, by which the schedule knows its end
+    step, state, batch = module.training_step(c, create_mesh())
+    (text,) = programs
+    assert step.trace(state, batch).lower().as_text() == text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not topologies.has_compiler("cuda"), reason="jax-cuda12-pjrt is not installed")
+@pytest.mark.parametrize(
+    "model",
+    [
+        "--config.model.name=resnet50", "--config.model.name=resnext50_32x4d", "--config.model.name=resnet18",
+        "--config.model.name=vgg11_bn", "--config.model.name=densenet121", "--config.model.name=googlenet",
+    ],
+)  # fmt: skip
+def test_a_step_for_a_gpu_holds_no_sort_and_no_scatter(model):
+    """Compiled, with training.deterministic, as every network that pools is by default."""
+    small = {"resnet50": "stage_sizes=(1,)", "resnext50_32x4d": "stage_sizes=(1,)", "resnet18": "stage_sizes=(1,)"}
+    small |= {"densenet121": "block_sizes=(1,)", "googlenet": "width_divisor=8", "vgg11_bn": "features=8"}
+    options = f"--config.model.options={small[model.rpartition('=')[2]]}"
+    config = configure(
+        "configs/digits.py", [*TINY[2:4], model, options, TINY[-1], "--config.model.attention=hga"], None
+    )
+    config = config.copy_and_resolve_references()
+    config.training.compilation_cache, config.training.batch_size, config.data.image_size = "", 16, 64
+    assert config.training.deterministic
+    mesh, platform = topologies.topology_mesh("h100")
+    step, state, batch = module.training_step(config, mesh)
+    compiled = step.trace(state, batch).lower(lowering_platforms=(platform,)).compile()
+    assert not re.search(r" (sort|scatter|select-and-scatter)\(", compiled.as_text())
+    assert cost(compiled).kernels > 50
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not topologies.has_compiler("cuda"), reason="jax-cuda12-pjrt is not installed")
+def test_attentions_are_compared_for_gpus_and_eight_of_them_gather_nothing(capsys):
+    main(["compile", *TINY, "--topology=h100:8", "--batch=8", "--compare=none,hga", "--top=2", "--json"])
+    plain, hga = json.loads(capsys.readouterr().out)
+    assert (plain["attention"], hga["attention"], hga["chips"]) == ("none", "hga", 8)
+    assert set(plain["collectives"]) == set(hga["collectives"]) == {"all-reduce"}
+    assert len(hga["top"]) == 2 and "/hga_flax/" in hga["top"][0]["source"]
+    assert hga["kernels"] > plain["kernels"] > plain["small_kernels"] > 0
+    assert hga["images_per_s"] == pytest.approx(8 / hga["roofline_s"])

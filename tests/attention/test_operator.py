@@ -1,14 +1,18 @@
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from sklearn.datasets import load_digits
 
 from hga_flax.attention import HGA, platforms
 from hga_flax.attention.common import Source
 from hga_flax.attention.operator import apply_operator, excitation_operator, with_gradient_apart
 from hga_flax.attention.shift_pool import pooled_convolutions, stack_kernels
+from tests.attention import naive
 
 CASES = {
     "paper": ((7, 5), (1, 2, 4), (1, 3, 5, 7), 1, 1),
@@ -139,3 +143,54 @@ def test_a_gradient_apart_is_the_gradient():
     lower = partial(jax.jit(jax.grad(lambda x: (with_gradient_apart(x) ** 2).sum())).trace(x).lower)
     assert "optimization_barrier" in lower(lowering_platforms=("cuda",)).as_text()
     assert "optimization_barrier" not in lower(lowering_platforms=("tpu",)).as_text()
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A small HGA's weights after some steps on the digits, and what its attention then sees."""
+    digits = load_digits()
+    x = jnp.asarray(digits.images[:256, :, :, None] / 16, jnp.float32)
+    labels = jnp.asarray(digits.target[:256])
+
+    class Small(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            y = nn.relu(nn.Conv(32, (3, 3), name="conv")(x))
+            return nn.Dense(10)(HGA(32, name="attention")(y, train).mean(axis=(1, 2)))
+
+    model, optimizer = Small(), optax.adam(1e-2)
+    params = jax.jit(lambda: model.init(jax.random.key(0), x, True))()
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state):
+        loss = lambda p: optax.softmax_cross_entropy_with_integer_labels(model.apply(p, x, True), labels).mean()
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(grads, state)
+        return optax.apply_updates(params, updates), state, value
+
+    losses = []
+    for _ in range(60):
+        params, state, loss = step(params, state)
+        losses.append(float(loss))
+    assert losses[-1] < losses[0] / 2
+    y = nn.relu(nn.Conv(32, (3, 3)).apply({"params": params["params"]["conv"]}, x))
+    return params["params"]["attention"], np.asarray(y, np.float64)
+
+
+def test_bfloat16_is_as_near_float64_on_trained_weights_as_the_pooling_of_cells_is(trained, monkeypatch):
+    weights, y = trained
+    y = np.asarray(jnp.asarray(y, jnp.bfloat16), np.float64)  # what a network in bfloat16 hands over
+    expected = naive.hga(y, jax.tree.map(lambda a: np.asarray(a, np.float64), weights))
+    gate = expected.sum(axis=(1, 2)) / y.sum(axis=(1, 2)).clip(1e-9)
+    errors = {}
+    for platform in ("default", "cuda"):
+        choose = lambda *arrays, platform=platform, **forms: forms[platform](*arrays)
+        monkeypatch.setattr(platforms.lax, "platform_dependent", choose)
+        module = HGA(32, dtype=jnp.bfloat16)
+        _, sown = module.apply({"params": weights}, jnp.asarray(y, jnp.bfloat16), True, mutable=["intermediates"])
+        ours = np.asarray(sown["intermediates"]["gate"][0], np.float64)
+        seen = y.sum(axis=(1, 2)) > 1e-3  # a channel that is zero everywhere shows no gate
+        errors[platform] = np.sqrt(np.mean((ours - gate)[seen] ** 2))
+    assert 1e-6 < errors["cuda"] < 5e-3
+    assert errors["cuda"] < 1.5 * errors["default"]
