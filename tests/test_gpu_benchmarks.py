@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tarfile
 import time
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from benchmarks.gpu import run as gpu
 from benchmarks.gpu import wheels
 from tests.commands import ROOT, environment
+from tests.lab import made_up
 
 
 def test_help():
@@ -43,12 +45,28 @@ def test_measured_times_stand_beside_their_predictions(tmp_path):
     assert gpu.json_rows(tmp_path / "step_resnet50.txt") == rows
     told = [{"model": "resnet50", "attention": "hga", "roofline_s": 0.033, "bytes_accessed": 1e11}]
     (tmp_path / "predictions.json").write_text(json.dumps({"rows": told}))
-    lines = gpu.summary(tmp_path, {"step_resnet50": {"status": "passed", "seconds": 9}}).splitlines()
+    lines = gpu.summary(tmp_path, {"step_resnet50": {"status": "passed", "seconds": 9}}, tmp_path).splitlines()
     assert lines[0].split() == ["step_resnet50", "passed", "9", "s"]
     assert lines[-1].split() == ["resnet50", "hga", "105.00", "1.050", "33.00", "100.00"]
     assert lines[-2].split() == ["resnet50", "none", "100.00", "1.000", "-"]
     (tmp_path / "cut.txt").write_text("compiling ...\n[\n  {")
     assert gpu.json_rows(tmp_path / "cut.txt") == gpu.json_rows(tmp_path / "absent.txt") == []
+
+
+def test_finished_runs_travel_and_unfinished_ones_do_not(tmp_path):
+    study, archive = tmp_path / "study", tmp_path / "study.tar.gz"
+    gpu.keep_study(study, archive)
+    assert not archive.exists()
+    made_up.write_result(study / "se" / "seed_0", 7.5)
+    (study / "se" / "row.json").write_text("{}")
+    (study / "hardware.json").write_text("{}")
+    for begun in ("seed_0", "seed_1"):
+        (study / "se" / begun / "checkpoints").mkdir(parents=True)
+        (study / "se" / begun / "metrics.jsonl").write_text("")
+    gpu.keep_study(study, archive)
+    with tarfile.open(archive) as tar:
+        names = set(tar.getnames())
+    assert names == {"hardware.json", "se/row.json", "se/seed_0/result.json", "se/seed_0/metrics.jsonl"}
 
 
 def test_the_wheels_are_those_of_the_projects_requirements():
@@ -61,17 +79,19 @@ def test_the_wheels_are_those_of_the_projects_requirements():
 
 @pytest.mark.slow
 def test_the_rehearsal_on_a_cpu(tmp_path):
-    rehearse = [sys.executable, "-m", "benchmarks.gpu.run", f"--out={tmp_path}", "--tiny", "--minutes=60"]
+    out, scratch = tmp_path / "out", tmp_path / "scratch"
+    rehearse = [sys.executable, "-m", "benchmarks.gpu.run", f"--out={out}", "--tiny", "--minutes=60"]
     options = {"cwd": ROOT, "env": environment(), "capture_output": True, "text": True}
-    first = subprocess.run(rehearse, **options)
+    first = subprocess.run([*rehearse, f"--scratch={scratch}"], **options)
     assert first.returncode == 0, first.stdout + first.stderr
-    state = json.loads((tmp_path / "state.json").read_text())
+    state = json.loads((out / "state.json").read_text())
     assert {name: about["status"] for name, about in state.items()} == dict.fromkeys(
         ("tests", "step_resnet50", "attention", "study"), "passed"
     )
     assert "runs of the study are made" in first.stdout and "measured ms" in first.stdout
-    made = len(list(tmp_path.glob("cifar10/*/seed_*/result.json")))
+    made = len(list(scratch.glob("cifar10/*/seed_*/result.json")))
     assert made >= 1
-    again = subprocess.run(rehearse, **options)
+    scratch = tmp_path / "another_machine"
+    again = subprocess.run([*rehearse, f"--scratch={scratch}"], **options)
     assert again.returncode == 0 and again.stdout.count("made before") == 3
-    assert len(list(tmp_path.glob("cifar10/*/seed_*/result.json"))) > made
+    assert len(list(scratch.glob("cifar10/*/seed_*/result.json"))) > made

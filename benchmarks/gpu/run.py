@@ -5,7 +5,9 @@
 The parts, most valuable first: the fast tests that touch the device, whole training steps of three networks in
 bfloat16 beside PyTorch's (timm under torch.compile), the attentions alone, and runs of the CIFAR-10 study as far as
 the time goes. A part that is over is not made again; one that was cut short begins anew in the next call, and the
-study goes on where it was. DIR/summary.txt holds what is known so far.
+study goes on where it was. DIR/summary.txt holds what is known so far; DIR stays small, as it may have to travel:
+images and workdirs lie in --scratch, and the finished runs' small files in DIR/study.tar.gz, from which a call on
+another machine takes them up.
 
 FOLDER holds CIFAR-10 as JPEG: {train,test}/CLASS/*.jpg, or train.tar.xz and test.tar.xz of them; without it there
 are no runs of the study. What `python -m hga_flax compile` says of the same steps is printed beside the measured
@@ -26,6 +28,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -45,6 +48,8 @@ TINY_STUDY = (
     "data.name=cifar10", "data.fake=true", "data.fake_examples=64", "data.image_size=16", "model.name=cifar_resnet8",
     "model.options=features=4", "training.batch_size=32", "training.epochs=2", "evaluation.batch_size=32",
 )  # fmt: skip
+KEPT = ("result.json", "failure.json", "metrics.jsonl", "command.txt", "config.json", "dataset.json")  # of a run
+OVER = ("passed", "failed", "too long")
 END_SECONDS = 25  # from a part's SIGTERM to its end: the study saves its runs
 
 
@@ -67,11 +72,11 @@ class Part:
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def parts(out: pathlib.Path, tiny: bool, data: pathlib.Path | None) -> list[Part]:
+def parts(study_folder: pathlib.Path, tiny: bool, data: pathlib.Path | None) -> list[Part]:
     """Returns what there is to do, most valuable first.
 
     Args:
-        out: where everything goes.
+        study_folder: where the study's runs go.
         tiny: the rehearsal.
         data: the prepared images, None where there are none.
     """
@@ -88,7 +93,7 @@ def parts(out: pathlib.Path, tiny: bool, data: pathlib.Path | None) -> list[Part
     alone = ["-m", "hga_flax", "bench", "attention", "--dtype=bfloat16"]
     alone += ["--attentions=none,se", "--batch=1", "--rounds=1"] if tiny else [f"--batch={BATCH}"]
     found.append(Part("attention", alone, most=120))
-    study = ["-m", "hga_flax", "study", "studies/cifar10_attention.py", "--scale=gpu", f"--dir={out / 'cifar10'}"]
+    study = ["-m", "hga_flax", "study", "studies/cifar10_attention.py", "--scale=gpu", f"--dir={study_folder}"]
     if tiny:
         study += [*(f"--config.{key}" for key in TINY_STUDY), "--minutes=0.05"]
     elif data:
@@ -99,8 +104,20 @@ def parts(out: pathlib.Path, tiny: bool, data: pathlib.Path | None) -> list[Part
     return [dataclasses.replace(part, most=1800) for part in found] if tiny else found
 
 
+def keep_study(folder: pathlib.Path, archive: pathlib.Path) -> None:
+    """Writes the small files of the study's finished runs into an archive."""
+    over = {file.parent for file in [*folder.glob("*/seed_*/result.json"), *folder.glob("*/seed_*/failure.json")]}
+    files = [run / name for run in sorted(over) for name in KEPT if (run / name).exists()]
+    files += sorted([*folder.glob("*.json"), *folder.glob("*/row.json")])
+    if not over:
+        return
+    with tarfile.open(archive, "w:gz") as tar:
+        for file in files:
+            tar.add(file, file.relative_to(folder))
+
+
 def prepare_images(images: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
-    """Unpacks and packs the images of the study, once; returns the folder of the data set."""
+    """Unpacks and packs the images of the study into `out`, once; returns the folder of the data set."""
     data = out / "data"
     if not (data / "cifar10_jpeg").is_dir():
         archives = sorted(images.glob("*.tar.xz"))
@@ -161,8 +178,8 @@ def json_rows(file: pathlib.Path) -> list[dict]:
         return []
 
 
-def summary(out: pathlib.Path, done: dict[str, dict]) -> str:
-    """Returns what is known so far: the parts, and the measured steps beside their predictions."""
+def summary(out: pathlib.Path, done: dict[str, dict], study: pathlib.Path) -> str:
+    """Returns what is known so far: the parts, the measured steps beside their predictions, and the runs in `study`."""
     lines = [f"{name:24} {about['status']:10} {about['seconds']:7.0f} s" for name, about in done.items()]
     predicted = {(row["model"], row["attention"]): row for row in read_json(out / "predictions.json").get("rows", [])}
     for model in MODELS:
@@ -179,10 +196,9 @@ def summary(out: pathlib.Path, done: dict[str, dict]) -> str:
             lines.append(
                 f"{row['model']:28} {row['attention']:10} {row['step_ms']:>12.2f} {row['ratio_to_first']:>9.3f} {limit}"
             )
-    study = out / "cifar10"
     results = sorted(study.glob("*/seed_*/result.json"))
     if results:
-        lines += ["", f"{len(results)} runs of the study are made; to go on elsewhere, copy {study}"]
+        lines += ["", f"{len(results)} runs of the study are made: {out / 'study.tar.gz'}"]
     return "\n".join(lines) + "\n"
 
 
@@ -206,6 +222,9 @@ def main() -> int:
     parser.add_argument("--out", required=True, metavar="DIR", help="where the output and the runs go; kept for later")
     parser.add_argument("--images", metavar="FOLDER", help="CIFAR-10 as JPEG, a folder or the archives of one")
     parser.add_argument("--minutes", type=float, default=8.0, metavar="M", help="of this call (default: 8)")
+    parser.add_argument(
+        "--scratch", metavar="DIR", help="for images and workdirs (default: in the folder of temporary files)"
+    )
     parser.add_argument("--tiny", action="store_true", help="the rehearsal, on a CPU")
     parser.add_argument("--predict", metavar="TOPOLOGY", help="compile the steps for h100, h200, ... instead, and stop")
     arguments = parser.parse_args()
@@ -214,12 +233,18 @@ def main() -> int:
     if arguments.predict:
         return predict(out, arguments.predict, arguments.tiny)
     left = lambda: 60 * arguments.minutes - END_SECONDS - (time.monotonic() - began)
-    data = prepare_images(pathlib.Path(arguments.images).absolute(), out) if arguments.images else None
+    scratch = pathlib.Path(arguments.scratch or pathlib.Path(tempfile.gettempdir()) / "hga_flax_gpu").absolute()
+    study, archive = scratch / "cifar10", out / "study.tar.gz"
+    study.mkdir(parents=True, exist_ok=True)
+    if archive.exists() and not list(study.iterdir()):
+        with tarfile.open(archive) as tar:
+            tar.extractall(study, filter="data")
+    data = prepare_images(pathlib.Path(arguments.images).absolute(), scratch) if arguments.images else None
     state = out / "state.json"
     done = read_json(state)
-    for part in parts(out, arguments.tiny, data):
+    for part in parts(study, arguments.tiny, data):
         # The study itself knows which of its runs are made.
-        if part.name != "study" and done.get(part.name, {}).get("status") in ("passed", "failed"):
+        if part.name != "study" and done.get(part.name, {}).get("status") in OVER:
             print(f"== {part.name}: made before", flush=True)
             continue
         if left() < (0 if arguments.tiny else part.least):
@@ -227,12 +252,14 @@ def main() -> int:
             continue
         print(f"== {part.name}: python {' '.join(part.command)}", flush=True)
         start = time.monotonic()
-        status = run_part(part, out, min(part.most, left()))
-        told = {None: "cut short", 0: "passed"}.get(status, "failed")
+        seconds = min(part.most, left())
+        status = run_part(part, out, seconds)
+        told = {None: "too long" if seconds == part.most else "cut short", 0: "passed"}.get(status, "failed")
         done[part.name] = {"status": told, "seconds": round(time.monotonic() - start, 1)}
         state.write_text(json.dumps(done, indent=1) + "\n")
-        (out / "summary.txt").write_text(summary(out, done))
-    print(summary(out, done), end="", flush=True)
+        keep_study(study, archive)
+        (out / "summary.txt").write_text(summary(out, done, study))
+    print(summary(out, done, study), end="", flush=True)
     return int(any(about["status"] == "failed" for about in done.values()))
 
 
