@@ -378,13 +378,13 @@ def test_a_commit_that_fails_in_the_background_leaves_no_step_that_is_not_there(
 
 def test_process_0_decides_whether_a_step_is_saved_again(tmp_path, monkeypatch):
     """It moves the folder while the others look: one that no longer finds it must come to the barrier all the same."""
-    came = []
+    came, said = [], []
     checkpoints = Checkpoints(tmp_path)
-    monkeypatch.setattr(module, "wait_for_all", came.append)
-    monkeypatch.setattr(module, "agree", lambda own: True)  # of process 0, whose folder is there
+    monkeypatch.setattr(module, "agree", lambda own: bool(said.append(own)) or True)  # of process 0, whose is there
+    monkeypatch.setattr(checkpoints, "_supersede", came.append)
     checkpoints.save(1, small(1), {}, None)
     checkpoints.close()
-    assert came == ["superseded"]
+    assert said == [False] and came == [1]
 
 
 def test_an_empty_workdir_has_nothing_to_restore(tmp_path):
