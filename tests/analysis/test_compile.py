@@ -176,5 +176,5 @@ def test_attentions_are_compared_for_gpus_and_eight_of_them_gather_nothing(capsy
     assert (plain["attention"], hga["attention"], hga["chips"]) == ("none", "hga", 8)
     assert set(plain["collectives"]) == set(hga["collectives"]) == {"all-reduce"}
     assert len(hga["top"]) == 2 and "/hga_flax/" in hga["top"][0]["source"]
-    assert hga["kernels"] > plain["kernels"] > plain["small_kernels"] > 0
+    assert hga["kernels"] > plain["kernels"] >= plain["small_kernels"] > 0
     assert hga["images_per_s"] == pytest.approx(8 / hga["roofline_s"])
