@@ -1,6 +1,7 @@
 """benchmarks/gpu: its rehearsal on a CPU, and what it does of itself."""
 
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -36,6 +37,24 @@ def test_a_part_is_cut_short_in_time_and_its_output_is_shown(tmp_path, capsys):
     assert gpu.run_part(slow, tmp_path, 2) is None and time.monotonic() - begun < 30
     assert "begun" in capsys.readouterr().out
     assert gpu.run_part(gpu.Part("bad", ["-c", "raise SystemExit(3)"], most=1), tmp_path, 20) == 3
+
+
+def test_a_part_does_not_outlive_its_command(tmp_path):
+    child = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(60)"
+    program = (
+        "import os, pathlib, signal, sys; from benchmarks.gpu import run as gpu; "
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); "
+        f"gpu.ROOT = pathlib.Path({str(tmp_path)!r}); "
+        f"gpu.run_part(gpu.Part('slow', ['-c', {child!r}], 60), gpu.ROOT, 60)"
+    )
+    command = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
+    pid = tmp_path / "pid"
+    while not (pid.exists() and pid.read_text()):
+        time.sleep(0.1)
+    command.terminate()
+    assert command.wait(60) == 143
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
 
 
 def test_measured_times_stand_beside_their_predictions(tmp_path):

@@ -20,6 +20,7 @@ minutes on a CPU.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -143,15 +144,23 @@ def run_part(part: Part, out: pathlib.Path, seconds: float) -> int | None:
         )
         shown, deadline = 0, time.monotonic() + seconds
         cut = None
-        while process.poll() is None:
-            time.sleep(0.2)
-            shown = _show(out / f"{part.name}.txt", shown)
-            now = time.monotonic()
-            if cut is None and now > deadline:
-                cut = now
-                process.send_signal(signal.SIGTERM)
-            if cut is not None and now > cut + END_SECONDS:
+        try:
+            while process.poll() is None:
+                time.sleep(0.2)
+                shown = _show(out / f"{part.name}.txt", shown)
+                now = time.monotonic()
+                if cut is None and now > deadline:
+                    cut = now
+                    process.send_signal(signal.SIGTERM)
+                if cut is not None and now > cut + END_SECONDS:
+                    os.killpg(process.pid, signal.SIGKILL)
+        except BaseException:  # Ctrl-C, or SIGTERM of this command: the part does not outlive it
+            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(END_SECONDS)
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+            raise
         _show(out / f"{part.name}.txt", shown)
     return None if cut else process.returncode
 
@@ -228,6 +237,7 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="the rehearsal, on a CPU")
     parser.add_argument("--predict", metavar="TOPOLOGY", help="compile the steps for h100, h200, ... instead, and stop")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     began, out = time.monotonic(), pathlib.Path(arguments.out).absolute()
     out.mkdir(parents=True, exist_ok=True)
     if arguments.predict:
