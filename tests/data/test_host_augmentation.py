@@ -117,7 +117,7 @@ def test_an_alternating_flip_mirrors_each_crop_in_every_second_epoch():
     ramp = np.broadcast_to(np.arange(0, 240, 4, dtype=np.uint8)[:, None], (40, 60, 1))  # brighter to the right
 
     def mirrored(epoch, index, seed=0):
-        pixels = host.host_transform(config, 1, True, seed)(ramp, index, epoch).astype(int)
+        pixels = host.host_transform(config, 1, train=True, seed=seed)(ramp, index, epoch).astype(int)
         return bool(pixels[:, -1].mean() < pixels[:, 0].mean())
 
     first = [mirrored(0, i) for i in range(60)]

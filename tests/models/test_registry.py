@@ -296,7 +296,7 @@ def gradient_step(model: nn.Module) -> tuple[float, float, float]:
     norm = optax.tree.norm(gradient)
     # A short step: over single positions of four images BatchNorm is steep (gradients of norm 1000).
     after, _ = compiled(jax.tree.map(lambda p, g: p - 2e-5 * g / norm, params, gradient))
-    attention = [g for path, g in jax.tree_util.tree_leaves_with_path(gradient) if "attention" in str(path)]
+    attention = [g for path, g in jax.tree_util.tree_leaves_with_path(gradient) if "'attention'" in str(path)]
     return float(before), float(after), float(optax.tree.norm(attention)) if attention else 0.0
 
 

@@ -48,7 +48,7 @@ def test_the_weights_of_a_new_run_are_checked(tmp_path, capsys):
     (tmp_path / "run").mkdir()
     with pytest.raises(UserError, match=r"^init\.from=.*run is not a run's folder"):
         d.dry_run(tiny.config(init__from=str(tmp_path / "run")))
-    assert f"of a new run from {tmp_path / 'run'}" in capsys.readouterr().out.replace("\n", "")
+    assert capsys.readouterr().out == ""  # before anything is built
     (tmp_path / "run" / "checkpoints" / "3").mkdir(parents=True)
     assert d.checkpoint_steps(str(tmp_path / "run")) == [3]  # one that goes on does not read them
 
@@ -74,7 +74,8 @@ def test_the_schedule_is_told_at_its_corners():
 
 
 def test_the_cost_fits_the_network_and_what_xla_says_where_it_is_asked(monkeypatch):
-    experiment, ready = prepared()
+    # Without HGA: at 8x8 its shifted cells are ten times the map, workspace that is not kept for the backward pass.
+    experiment, ready = prepared(model__attention="none")
     monkeypatch.setattr(d, "QUICK", 0)
     monkeypatch.setattr(d, "measured_speed", lambda *device: 1e10)
     bound = d.step_cost(experiment, ready, compile_step=False)
@@ -144,7 +145,9 @@ def test_the_newest_checkpoint_must_fit_the_run(tmp_path):
         return d.workdir_state(str(tmp_path), experiment.config, ready.state)
 
     assert told().endswith(": goes on from step 3")
-    with pytest.raises(UserError, match=r"another optimizer; changed since: optimizer\.name: sgd -> adamw; take that"):
+    with pytest.raises(
+        UserError, match=r"another optimizer or average; changed since: optimizer\.name: sgd -> adamw; take that"
+    ):
         told(optimizer__name="adamw")
     (tmp_path / "checkpoints" / "5").mkdir()
     assert "goes on from step 5, or from an older one: checkpoint" in told()

@@ -88,7 +88,7 @@ def test_a_checkpoint_that_is_not_there(workdir, checkpoint, message):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"mixup": 0.0,', "", r"config\.json cannot be used: data\.mixup is missing"),
+        ('"momentum": 0.9,', "", r"config\.json cannot be used: optimizer\.momentum is missing"),
         ('"seed": 0', '"seed": true', r"config\.json cannot be used: seed=True: must be a whole number"),
         ('"data": {', '"date": {', r"config\.json cannot be used: date\.\w+: there is no such key"),
         (

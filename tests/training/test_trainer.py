@@ -223,7 +223,7 @@ def test_the_command_of_a_diverged_run_finds_where_it_begins(tmp_path):
         jax.config.update("jax_debug_nans", False)
 
 
-SLOW_SITES = ("config.json", "dataset.json", "parameters.txt", "events.out", "checkpoints")
+SLOW_SITES = ("config.json", "parameters.txt", "events.out", "checkpoints")
 SITES = ("metrics.jsonl", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_SITES))
 
 
@@ -260,6 +260,15 @@ def test_a_disk_that_is_full_at_any_write_costs_no_completed_step(tmp_path, monk
     train(tiny.config(), str(tmp_path))  # with room again, it goes on
     assert [row["step"] for row in rows(tmp_path, "train")] == [2, 3, 4, 6]
     assert restore_workdir(str(tmp_path), "latest").step == 6
+
+
+def test_a_disk_that_is_full_at_the_first_start(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        fill_disk(patch, "dataset.json")  # which is written once
+        with pytest.raises(UserError, match=r"dataset\.json cannot be written.*No space left on device"):
+            train(plain(training__steps=2), str(tmp_path))
+    train(plain(training__steps=2), str(tmp_path))
+    assert restore_workdir(str(tmp_path), "latest").step == 2
 
 
 def test_a_longer_plan_continues_and_says_what_changed(tmp_path, capsys):
