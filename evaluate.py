@@ -1,33 +1,32 @@
-"""Evaluates a checkpoint of a run on a split of its data set.
+"""Evaluates a checkpoint of a run, or weights without a run, on a split of a data set.
 
 python evaluate.py --workdir=DIR [--checkpoint=best|latest|STEP] [--split=NAME] [--weights=ema|raw] [--json]
+python evaluate.py --weights=FILE --model=NAME [--attention=NAME] --config=FILE [--config.key=value ...] [--json]
 """
 
 import json
 
-from hga_flax.command_line import add_import_flag, add_weights_flag
-from hga_flax.errors import ArgumentParser, run_main
+from hga_flax.command_line import add_import_flag, add_weights_flags, names_weights, parse_with_weights
+from hga_flax.errors import ArgumentParser, UserError, run_main
 from hga_flax.training import distributed
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="the folder that train.py was given")
+    add_weights_flags(parser)
     parser.add_argument("--checkpoint", default="best", metavar="best|latest|STEP", help="which one (default: best)")
     parser.add_argument("--split", metavar="NAME", help="default: the run's data.eval_split")
-    add_weights_flag(parser)
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set lies now; default: the run's data.dir")
     parser.add_argument("--batch-size", type=int, metavar="N", help="images at once; default: the run's")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     add_import_flag(parser)
     distributed.add_flags(parser)
-    arguments = parser.parse_args()
+    arguments = parse_with_weights(parser)
+    if names_weights(arguments):
+        evaluate_weights(arguments)
+        return
 
-    import jax
-
-    from hga_flax.training.console import Console  # after the arguments: --help and mistakes answer at once
-    from hga_flax.training.metrics import finite_or_none
-    from hga_flax.training.restore import configure_for, evaluate_workdir
+    from hga_flax.training.restore import configure_for, evaluate_workdir  # after the arguments: --help answers at once
     from hga_flax.training.twin import find
     from hga_flax.training.workdir import read_config
 
@@ -46,18 +45,52 @@ def main() -> None:
         ),
         train=False,
     )
-    if jax.process_index():
-        return  # process 0 tells
     average = ", moving average of the weights" if result["weights"] == "ema" else ""
-    rows = [
-        ("checkpoint", f"step {result['step']} of {arguments.workdir}{average}"),
+    show([("checkpoint", f"step {result['step']} of {arguments.workdir}{average}")], result, arguments.json)
+
+
+def evaluate_weights(arguments) -> None:
+    """Evaluates `--weights=FILE` on the data set of `--config`."""
+    from hga_flax.config import load_config, override
+    from hga_flax.errors import expand
+    from hga_flax.storage import is_remote
+    from hga_flax.training.console import Console
+    from hga_flax.training.from_weights import describe_weights, restore_given
+    from hga_flax.training.restore import evaluate_restored
+
+    if not arguments.config and (is_remote(arguments.weights) or not expand(arguments.weights, "--weights").is_dir()):
+        raise UserError("--config=FILE is missing: it names the data set to evaluate on, such as configs/cifar10.py")
+    overrides = list(arguments.overrides)
+    if arguments.data_dir is not None:
+        overrides.append(f"--config.data.dir={arguments.data_dir}")
+    if arguments.split is not None:
+        overrides.append(f"--config.data.eval_split={arguments.split}")
+    if arguments.config:
+        distributed.start(arguments, override(load_config(arguments.config), overrides))
+    restored = restore_given(arguments, overrides, data=True, batch_size=arguments.batch_size)
+    config = restored.experiment.config
+    Console().table("weights", describe_weights(restored))
+    result = distributed.together(config, lambda: evaluate_restored(restored, arguments.split), train=False)
+    show([], result | {"weights": arguments.weights, "model": config.model.name}, arguments.json)
+
+
+def show(rows: list[tuple[str, str]], result: dict, as_json: bool) -> None:
+    """Prints a result, once for all processes."""
+    import jax
+
+    from hga_flax.training.console import Console
+    from hga_flax.training.metrics import finite_or_none
+
+    if jax.process_index():
+        return  # process 0 prints
+    rows += [
         ("split", f"{result['split']}, {result['num_examples']:,} images"),
         ("top-1 error", f"{result['top1_error']:.2f} %"),
         *([("top-5 error", f"{result['top5_error']:.2f} %")] if "top5_error" in result else []),
         ("loss", f"{result['loss']:.4f}"),
     ]
     Console().table("evaluation", rows)
-    if arguments.json:
+    if as_json:
         print(
             json.dumps(
                 result | finite_or_none({name: result[name] for name in result if name == "loss" or "_error" in name})

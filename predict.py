@@ -1,6 +1,7 @@
-"""Labels images with a checkpoint of a run.
+"""Labels images with a checkpoint of a run, or with weights without a run.
 
 python predict.py --workdir=DIR IMAGE... [--top=5] [--json|--csv] [--checkpoint=best|latest|STEP]
+python predict.py --weights=FILE --model=NAME IMAGE... [--top=5] [--json|--csv]
 """
 
 import csv
@@ -9,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable
 
-from hga_flax.command_line import add_import_flag, add_weights_flag
+from hga_flax.command_line import add_import_flag, add_weights_flags, names_weights, parse_with_weights
 from hga_flax.errors import ArgumentParser, UserError, run_main
 
 Prediction = tuple[str, int, float]  # name and index of a class, probability
@@ -37,7 +38,7 @@ def _csv_lines(rows: list[tuple]) -> str:
 
 def main() -> int:
     parser = ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="the folder that train.py was given")
+    add_weights_flags(parser)
     parser.add_argument(
         "images",
         nargs="+",
@@ -49,10 +50,9 @@ def main() -> int:
     form.add_argument("--json", action="store_true", help="print one JSON object a line")
     form.add_argument("--csv", action="store_true", help=f"print the columns {', '.join(CSV_HEADER)}")
     parser.add_argument("--checkpoint", default="best", metavar="best|latest|STEP", help="which one (default: best)")
-    add_weights_flag(parser)
     parser.add_argument("--batch-size", type=int, metavar="N", help="most images at once; default: the evaluation's")
     add_import_flag(parser)
-    arguments = parser.parse_args()
+    arguments = parse_with_weights(parser)
     if arguments.top < 1:
         raise UserError(f"--top={arguments.top}: must be at least 1")
 
@@ -60,10 +60,18 @@ def main() -> int:
     from hga_flax.training.prediction import Predictor, find_images  # after the arguments: --help answers at once
     from hga_flax.training.restore import configure_for
 
-    configure_for(arguments.workdir)
-    predictor = Predictor.from_workdir(
-        arguments.workdir, arguments.checkpoint, batch_size=arguments.batch_size, weights=arguments.weights
-    )
+    if names_weights(arguments):
+        from hga_flax.training.from_weights import describe_weights, restore_given
+
+        restored = restore_given(arguments, batch_size=arguments.batch_size)
+        for name, value in describe_weights(restored):  # beside the labels, which may go to a file
+            print(f"{name}: {value}", file=sys.stderr)
+        predictor = Predictor(restored)
+    else:
+        configure_for(arguments.workdir)
+        predictor = Predictor.from_workdir(
+            arguments.workdir, arguments.checkpoint, batch_size=arguments.batch_size, weights=arguments.weights
+        )
     ignored = Endings()
     total = None if "-" in arguments.images else sum(1 for _ in find_images(arguments.images, sys.stdin))
     files = find_images(arguments.images, sys.stdin, ignored)

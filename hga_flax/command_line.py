@@ -47,11 +47,68 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_weights_flag(parser: argparse.ArgumentParser) -> None:
-    """Adds `--weights`, the choice between a run's moving average and its last weights."""
+OF_RUN = ("ema", "raw")  # what --weights may say of a run
+
+
+def add_weights_flags(parser: argparse.ArgumentParser, *, many: bool = False) -> None:
+    """Adds what a network comes from: `--workdir`, or `--weights` with `--model`, `--attention` and `--config`.
+
+    Args:
+        parser: of the command.
+        many: `--workdir` may be given again.
+    """
+    again = {"action": "append"} if many else {}
+    more = "; again for each run" if many else ""
+    parser.add_argument("--workdir", metavar="DIR", help=f"the folder that train.py was given{more}", **again)
     parser.add_argument(
-        "--weights", choices=("ema", "raw"), help="default: the moving average where training.ema_decay kept one"
+        "--weights",
+        metavar="FILE|DIR|ema|raw",
+        help="instead of --workdir a file of torchvision's, timm's or a CIFAR program's weights, or a run's folder; "
+        "with --workdir which of a run's: ema (default where training.ema_decay kept an average) or raw",
     )
+    parser.add_argument("--model", metavar="NAME", help="of --weights=FILE: the network, such as resnet50")
+    parser.add_argument("--attention", metavar="NAME", help="of --weights=FILE: its attention (default: none)")
+    parser.add_argument(
+        "--config", metavar="FILE", help="of --weights: a file of configs/; its keys are flags too, and data.* wins"
+    )
+
+
+def parse_with_weights(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses a command line with the flags of `add_weights_flags` and `--config.key=value`, and checks them."""
+    own, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
+    parsed = parser.parse_args(own)
+    parsed.overrides = overrides
+    check_weights_flags(parsed)
+    return parsed
+
+
+def check_weights_flags(arguments: argparse.Namespace) -> None:
+    """Checks the flags of `add_weights_flags` together.
+
+    Raises:
+        UserError: not one of --workdir and --weights=FILE, or flags of the one with the other.
+    """
+    if names_weights(arguments):
+        if arguments.workdir:
+            raise UserError(
+                f"--weights={arguments.weights}: with --workdir choose ema or raw; a file or another run stands alone"
+            )
+        return
+    given = [flag for flag in ("model", "attention", "config") if getattr(arguments, flag, None)]
+    if not arguments.workdir:
+        if arguments.weights:
+            raise UserError(f"--weights={arguments.weights}: --workdir=DIR is missing: the run that has them")
+        raise UserError(
+            "--workdir=DIR is missing: the folder that train.py was given; or give --weights=FILE --model=NAME"
+        )
+    if given or arguments.overrides:
+        flag = f"--{given[0]}" if given else arguments.overrides[0]
+        raise UserError(f"{flag}: goes with --weights=FILE; --workdir has its network and configuration")
+
+
+def names_weights(arguments: argparse.Namespace) -> bool:
+    """Whether a network comes from `--weights` alone and not from a run's `--workdir`."""
+    return arguments.weights is not None and arguments.weights not in OF_RUN
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -2,6 +2,7 @@
 
     python -m tests.goldens hga FILE      both forms of the mechanism; last line: max relative error X
     python -m tests.goldens models FILE   networks against torchvision's and timm's; the same last line
+    python -m tests.goldens cifar FILE [IMAGES]   a public CIFAR checkpoint against PyTorch's logits; the same
 
 Exits with 1 where an error passes the tolerance, or a network's top class differs. The files'
 format: tests/golden/README.md.
@@ -18,6 +19,7 @@ import numpy as np
 
 from hga_flax.attention import HGA, HierarchicalGlobalAveragePooling, MultiScaleFeatureExploitation
 from hga_flax.errors import UserError, run_main
+from tests.goldens_cifar import CIFAR_TOLERANCE, check_cifar
 from tests.goldens_models import MODELS_TOLERANCE, check_models
 
 KERNELS = (1, 3, 5, 7)
@@ -118,12 +120,18 @@ def main() -> int:
     kinds = parser.add_subparsers(dest="kind", required=True)
     kinds.add_parser("hga", help="the mechanism, in both forms").add_argument("file")
     kinds.add_parser("models", help="networks with rule-made weights").add_argument("file")
+    cifar = kinds.add_parser("cifar", help="a public CIFAR checkpoint, which lies beside the file")
+    cifar.add_argument("file")
+    cifar.add_argument("images", nargs="?", help="folder or archive (default: ../cifar10_jpeg/test.tar.xz)")
     arguments = parser.parse_args()
     cases = load(arguments.file)
     agree = True
     try:
         if arguments.kind == "hga":
             worst, tolerance = check_hga(cases), HGA_TOLERANCE
+        elif arguments.kind == "cifar":
+            path = pathlib.Path(arguments.file)
+            worst, tolerance = check_cifar(cases, path, arguments.images, relative_error), CIFAR_TOLERANCE
         else:
             (worst, agree), tolerance = check_models(cases, relative_error), MODELS_TOLERANCE
     except KeyError as error:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hga_flax.command_line import add_import_flag, add_weights_flag
+from hga_flax.command_line import add_import_flag, add_weights_flags, check_weights_flags, names_weights
 from hga_flax.data.bad_images import BadImage
 from hga_flax.data.device_augmentation import normalize
 from hga_flax.errors import UserError, expand, one_line
@@ -27,6 +27,7 @@ from hga_flax.export import weights
 from hga_flax.export.fold import fold
 from hga_flax.export.to_stablehlo import load, to_stablehlo
 from hga_flax.training.console import Console
+from hga_flax.training.from_weights import describe_weights, restore_given
 from hga_flax.training.prediction import Predictor
 from hga_flax.training.restore import configure_for
 from hga_flax.version import __version__
@@ -38,11 +39,10 @@ Network = Callable[[Any], dict[str, Any]]  # images -> logits and probabilities
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="the folder that train.py was given")
+    add_weights_flags(parser)
     parser.add_argument("--format", required=True, choices=("stablehlo", "onnx", "safetensors"), help="of the file")
     parser.add_argument("--out", required=True, metavar="PATH", help="the file; an older one is replaced")
     parser.add_argument("--checkpoint", default="best", metavar="best|latest|STEP", help="which one (default: best)")
-    add_weights_flag(parser)
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set lies now; default: the run's data.dir")
     add_import_flag(parser)
 
@@ -54,6 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
         UserError: no such run, the file cannot be written, packages are missing, or it gives other results than the
             checkpoint; in each case a file that was there before is as it was.
     """
+    check_weights_flags(arguments)
     out = expand(arguments.out, "--out").absolute()
     if out.is_dir() or not out.parent.is_dir():
         raise UserError(f"--out={arguments.out}: {'is a folder' if out.is_dir() else 'the folder does not exist'}")
@@ -61,10 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
         _check_onnx()
     if arguments.format == "safetensors" and out.suffix != weights.SUFFIX:
         raise UserError(f"--out={arguments.out}: the name must end in {weights.SUFFIX}, by which its readers know it")
-    configure_for(arguments.workdir)
-    predictor = Predictor.from_workdir(
-        arguments.workdir, arguments.checkpoint, arguments.data_dir, weights=arguments.weights
-    )
+    predictor = _predictor(arguments)
     if arguments.format == "safetensors":
         return _export_weights(predictor, arguments, out)
     network, facts = inference_network(predictor), metadata(predictor)
@@ -96,7 +94,7 @@ def run(arguments: argparse.Namespace) -> None:
             raise UserError(f"--out={out} cannot be written: {error.strerror or one_line(error)}") from None
     height, width, channels = predictor.image_shape
     rows = [
-        ("network", f"step {predictor.restored.step} of {arguments.workdir}"),
+        *_origin(predictor, arguments.workdir),
         ("file", f"{out}, {out.stat().st_size / 1e6:.1f} MB"),
         *[("metadata", str(place)) for _, place in beside],
         ("input", f"images uint8 [batch, {height}, {width}, {channels}], 0 to 255"),
@@ -116,11 +114,26 @@ def _export_weights(predictor: Predictor, arguments: argparse.Namespace, out: pa
         except OSError as error:
             raise UserError(f"--out={out} cannot be written: {error.strerror or one_line(error)}") from None
     rows = [
-        ("network", f"step {predictor.restored.step} of {arguments.workdir}"),
+        *_origin(predictor, arguments.workdir),
         ("file", f"{out}, {out.stat().st_size / 1e6:.1f} MB"),
         ("input", "images as in the metadata: normalised by mean and std, channels first"),
     ]
     Console().table("export", rows + found)
+
+
+def _predictor(arguments: argparse.Namespace) -> Predictor:
+    if names_weights(arguments):
+        return Predictor(restore_given(arguments))
+    configure_for(arguments.workdir)
+    return Predictor.from_workdir(
+        arguments.workdir, arguments.checkpoint, arguments.data_dir, weights=arguments.weights
+    )
+
+
+def _origin(predictor: Predictor, workdir: str | None) -> list[tuple[str, str]]:
+    if workdir is None:
+        return describe_weights(predictor.restored)
+    return [("network", f"step {predictor.restored.step} of {workdir}")]
 
 
 def inference_network(predictor: Predictor) -> Network:

@@ -9,6 +9,7 @@ from typing import Any
 
 from hga_flax.errors import nearest
 from hga_flax.models import res2net, resnest, vgg
+from hga_flax.models.cifar_weights import cifar_rules, is_cifar
 
 # The peers' names -> our model and attention. Plain networks have the same names in both libraries.
 PEERS: dict[str, tuple[str, str]] = {
@@ -137,6 +138,8 @@ def _vgg(name: str) -> tuple:
 
 
 def _rules(name: str) -> tuple:
+    if is_cifar(name):
+        return cifar_rules(name)
     if name.startswith("sk"):
         return _SKNET
     if name.startswith("vgg"):
@@ -155,17 +158,22 @@ def peer_name(name: str | None, path: tuple[str, ...]) -> str:
     its block's: "layer1.0.attention.mfe.kernel_7". A network without a peer keeps ours throughout.
 
     Args:
-        name: one of `PEERS`, or None for a network that neither torchvision nor timm has.
+        name: one of `PEERS` or of `cifar_peers`, or None for a network that neither torchvision nor timm has.
         path: path in `params` or `batch_stats`, for example `("stage1_block1", "conv1", "kernel")`.
     """
     modules, leaf, ours = path[:-1], _LEAVES.get(path[-1], path[-1]), ()
-    if "attention" in modules and (name is None or PEERS[name][1] == "none"):
+    if "attention" in modules and attention_of(name) == "none":
         at = modules.index("attention")
         modules, ours = modules[:at], modules[at:]
     module = "/".join(modules)
     for pattern, replacement in _rules(name) if name else ():
         module = re.sub(pattern, replacement, module)
     return ".".join([*filter(None, module.split("/")), *ours, leaf])
+
+
+def attention_of(name: str | None) -> str:
+    """Returns the attention that a peer has: "none" for a plain one, for CIFAR's and for None."""
+    return PEERS[name][1] if name in PEERS else "none"
 
 
 def peers_of(model: str) -> list[str]:

@@ -16,7 +16,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hga_flax.errors import UserError, nearest
 from hga_flax.models import vgg
-from hga_flax.models.peers import ATTENTION_OPTIONS, PEERS, new_name, peer_name, peers_of
+from hga_flax.models.cifar_weights import BOTH_SIDES, cifar_peers, our_order
+from hga_flax.models.peers import ATTENTION_OPTIONS, PEERS, attention_of, new_name, peer_name, peers_of
 from hga_flax.models.registry import create_model
 from hga_flax.models.torch_contents import Choice, Contents
 
@@ -28,7 +29,7 @@ class Found(NamedTuple):
     """A network's tensors in a file.
 
     Attributes:
-        peer: the one of `PEERS` whose names they have, or None for our own, see `peer_name`.
+        peer: the one of `PEERS` or of `cifar_peers` whose names they have, or None for our own, see `peer_name`.
         choice: which they are.
         size: how many tensors the network has.
     """
@@ -54,7 +55,8 @@ def find_peer(model: str, contents: Contents, places: Mapping[tuple[str, ...], A
     names = [leaf.name for leaf in contents.leaves]
     attention = next((a for a, mark in marks.items() if any(mark in name for name in names)), "none")
     found = []
-    for peer in sorted(peers_of(model), key=lambda name: PEERS[name][1] != attention) or [None]:
+    peers = sorted(peers_of(model), key=lambda name: attention_of(name) != attention)
+    for peer in peers or [*cifar_peers(model), None]:
         shapes = {peer_name(peer, path[1:]): _torch_shape(path, place.shape) for path, place in places.items()}
         found.append(Found(peer, contents.choose(shapes, new_name, wanted), len(shapes)))
     return max(found, key=lambda found: found.choice.score)  # the first of equals
@@ -78,6 +80,8 @@ def renamed(
         key = peer_name(name, path[1:])
         if key in given:
             arrays[path] = _converted(path, _squeezed(name, path, given.pop(key)))
+    if name is not None and name.startswith(BOTH_SIDES) and not any("downsample_conv" in path for path in arrays):
+        arrays = our_order(arrays)
     return arrays, list(given)
 
 
@@ -95,7 +99,7 @@ def _squeezed(name: str | None, path: tuple[str, ...], tensor: np.ndarray) -> np
 
 def _is_timms(name: str | None, path: tuple[str, ...]) -> bool:
     """True for a variable of an attention that network `name` has there, SE or SK."""
-    return "attention" in path and name is not None and PEERS[name][1] != "none"
+    return "attention" in path and attention_of(name) != "none"
 
 
 def _torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hga_flax.command_line import add_import_flag
+from hga_flax.command_line import add_import_flag, add_weights_flags, check_weights_flags, names_weights
 from hga_flax.errors import UserError, expand, one_line
 
 if TYPE_CHECKING:
@@ -30,9 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "images", nargs="+", metavar="IMAGE", help=f"files, patterns or folders: up to {MOST_IMAGES} images"
     )
-    parser.add_argument(
-        "--workdir", action="append", required=True, metavar="DIR", help="the folder of a run; again for each run"
-    )
+    add_weights_flags(parser, many=True)
     parser.add_argument(
         "--out", default="explain.png", metavar="PATH", help="PATH.png, .svg or .pdf; no ending: PNG and SVG"
     )
@@ -53,6 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     from hga_flax.pictures.style import output_files, save, styled
     from hga_flax.training.prediction import find_images
 
+    check_weights_flags(arguments)
     files = output_files(arguments.out)
     ignored = Endings()
     images = list(find_images(arguments.images, sys.stdin, ignored))
@@ -63,10 +62,20 @@ def run(arguments: argparse.Namespace) -> None:
     encoded, bad = read_images(images)
     from hga_flax.pictures.explain_view import draw
     from hga_flax.pictures.gates import title
-    from hga_flax.pictures.views import explain, with_labels
+    from hga_flax.pictures.views import explain, explain_restored, with_labels
     from hga_flax.training.console import Console
 
-    views = [explain(path, arguments.checkpoint, encoded, arguments.wanted) for path in arguments.workdir]
+    if names_weights(arguments):
+        from hga_flax.training.from_weights import describe_weights, restore_given
+
+        restored = restore_given(arguments)
+        Console().table("weights", describe_weights(restored))
+        views = [explain_restored(restored, arguments.weights, encoded, arguments.wanted)]
+    else:
+        views = [
+            explain(path, arguments.checkpoint, encoded, arguments.wanted, arguments.weights)
+            for path in arguments.workdir
+        ]
     views = with_labels(views)
     names = short_names([path for path, _ in encoded])
     with styled():

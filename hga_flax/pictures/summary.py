@@ -1,6 +1,6 @@
 """`python -m hga_flax summary`: a network part by part.
 
-    summary --workdir=DIR | --config=FILE [--blocks] [--format=terminal|markdown|json] [--config.key=value]
+    summary --workdir=DIR | --config=FILE | --weights=FILE --model=NAME [--blocks] [--format=terminal|markdown|json] [--config.key=value]
 
 Shapes, parameters and multiply-accumulates of each stage or block, and what of them is the
 attention's. The network is traced, not run: nothing is computed and no memory is taken.
@@ -11,7 +11,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-from hga_flax.command_line import add_import_flag
+from hga_flax.command_line import add_import_flag, add_weights_flags, check_weights_flags, names_weights
 from hga_flax.errors import UserError
 
 FORMATS = ("terminal", "markdown", "json")
@@ -19,9 +19,7 @@ FORMATS = ("terminal", "markdown", "json")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--workdir", metavar="DIR", help="the folder that train.py was given")
-    which.add_argument("--config", metavar="FILE", help="a file of configs/; its keys are flags too")
+    add_weights_flags(parser)
     parser.add_argument("--blocks", action="store_true", help="a row for each block and not for each stage")
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="default: terminal")
     add_import_flag(parser)
@@ -33,6 +31,11 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: the workdir or the configuration cannot be used.
     """
+    if names_weights(arguments):
+        check_weights_flags(arguments)
+    elif (arguments.workdir is None) == (arguments.config is None):
+        what = "is required" if arguments.workdir is None else "and no two"
+        raise UserError(f"one of the arguments --workdir --config --weights {what}; see summary --help")
     if arguments.workdir is not None and arguments.overrides:
         raise UserError(f"{arguments.overrides[0]}: --workdir has its configuration; overrides go with --config=FILE")
     from hga_flax.analysis.parts import model_parts, parts_table
@@ -42,7 +45,12 @@ def run(arguments: argparse.Namespace) -> None:
     from hga_flax.training.twin import find
     from hga_flax.training.workdir import read_config, read_dataset
 
-    if arguments.workdir is not None:
+    if names_weights(arguments):
+        from hga_flax.training.from_weights import restore_given
+
+        experiment = restore_given(arguments).experiment
+        config, info = experiment.config, experiment.dataset.info
+    elif arguments.workdir is not None:
         workdir = find(arguments.workdir, light=True)
         config, info = read_config(workdir), read_dataset(workdir)
         validate(config)

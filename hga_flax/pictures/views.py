@@ -38,7 +38,9 @@ class View:
     blocks: list[BlockGates]
 
 
-def explain(path: str, checkpoint: str, encoded: Sequence[tuple[str, bytes]], wanted: str | None) -> View:
+def explain(
+    path: str, checkpoint: str, encoded: Sequence[tuple[str, bytes]], wanted: str | None, weights: str | None = None
+) -> View:
     """Restores a run and explains a class of each image.
 
     Args:
@@ -46,12 +48,17 @@ def explain(path: str, checkpoint: str, encoded: Sequence[tuple[str, bytes]], wa
         checkpoint: "best", "latest" or a step.
         encoded: (name, content) of each image's file.
         wanted: the class's name or index; None explains the predicted one.
+        weights: "ema" or "raw"; None for the average where the run keeps one.
 
     Raises:
         UserError: the run or an image cannot be used, or it has no such class.
     """
     configure_for(path)
-    restored = restore_workdir(path, checkpoint)
+    return explain_restored(restore_workdir(path, checkpoint, weights=weights), path, encoded, wanted)
+
+
+def explain_restored(restored: Restored, path: str, encoded: Sequence[tuple[str, bytes]], wanted: str | None) -> View:
+    """Explains a class of each image with a restored network; `path` is what it is called. See `explain`."""
     experiment, variables = restored.experiment, variables_of(restored)
     config, info = experiment.config, experiment.dataset.info
     chosen = None if wanted is None else find_class(wanted, info.class_names, info.num_classes, path)

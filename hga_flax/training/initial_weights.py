@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from hga_flax.attention.identity_start import SHARE
 from hga_flax.errors import UserError, called, expand
+from hga_flax.models.cifar_weights import is_cifar
 from hga_flax.models.file_kinds import WEIGHTS, weights_layout
 from hga_flax.models.peers import no_peer
 from hga_flax.models.torch_files import check_weights_file, open_weights
@@ -38,7 +39,7 @@ from hga_flax.training.twin import find
 Path = tuple[str, ...]  # ("params", "stem_conv", "kernel")
 KEY = "init.from"
 HEAD = "classifier"  # the name of every network's last layer, and of its auxiliary heads' last ones
-OPTIONAL_THERE = re.compile(r"(^|\.)(se|fc|classifier|aux\d?|attention)\.")  # in the names of PyTorch's libraries
+OPTIONAL_THERE = re.compile(r"(^|\.)(se|fc|linear|classifier|aux\d?|attention)\.")  # in others' names
 WANTED = "name a run's folder (DIR, DIR@latest, DIR@STEP) or a file of weights (.pth, .safetensors, ...)"
 SHOWN = 4  # names on the terminal
 
@@ -54,6 +55,8 @@ class Source:
         remedy: what would make a network that they fit.
         chosen: what was taken where the file has several that fit, and how to take another.
         key: how the user named the file.
+        peer: whose names it has, see `Found`; None for our own.
+        path: of such a file.
     """
 
     origin: str
@@ -62,6 +65,8 @@ class Source:
     remedy: str = "set config.model to the network that they belong to"
     chosen: str = ""
     key: str = KEY
+    peer: str | None = None
+    path: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +141,7 @@ def check_source(config: ConfigDict, workdir: str | None) -> None:
     given = config.init["from"]
     if not given or is_remote(given) or (workdir and (is_remote(workdir) or _has_begun(workdir))):
         return
-    path, _ = _locate(given, KEY)
+    path, _ = locate(given, KEY)
     if path.is_dir():
         _check_run(given, path, KEY)
     else:
@@ -200,16 +205,16 @@ def read_weights(given: str, network: str, places: Mapping[Path, Any], key: str 
     Raises:
         UserError: it is neither, cannot be read, or belongs to another network.
     """
-    path, part = _locate(given, key)
+    path, part = locate(given, key)
     if path.is_dir():
         return _read_run(given, path, part or "best", key)
     with open_weights(path) as contents:
         peer, choice, size = find_peer(network, contents, places, part)
         described = contents.describe()
         tensors = choice.arrays()
-    if choice.score[1] * 4 < size and peer is None:
+    if choice.score[1] * 4 <= size and peer is None:
         raise UserError(f"{key}={given}: {no_peer(network)}")
-    if choice.score[1] * 4 < size:  # by chance, or a few layers alike
+    if choice.score[1] * 4 <= size:  # by chance, or a few layers alike
         raise UserError(
             f"{key}={given}: these are not the weights of {network}: {choice.score[1]} of its {size} arrays are there "
             f"by name; the file has {described}"
@@ -217,16 +222,32 @@ def read_weights(given: str, network: str, places: Mapping[Path, Any], key: str 
     arrays, others = renamed(peer, tensors, places)
     label = f", its {choice.label}" if choice.label else ""
     return Source(
-        f"{given}{label}, read as " + (f"torchvision's or timm's {peer}" if peer else f"ours of {network}"),
+        f"{given}{label}, read as {_title(peer, network)}",
         arrays,
         tuple(others),
-        remedy=f"the file has {described}; set config.model to the network that they belong to",
+        remedy=f"the file has {described}; {_model_of(peer, arrays)}",
         chosen=choice.note(),
         key=key,
+        peer=peer,
+        path=str(path),
     )
 
 
-def _locate(given: str, key: str) -> tuple[pathlib.Path, str]:
+def _model_of(peer: str | None, arrays: Mapping[Path, np.ndarray]) -> str:
+    """Returns what to do about a network that does not fit."""
+    if is_cifar(peer) and not any("downsample_conv" in path for path in arrays):
+        return "its shortcuts have no parameters: set config.model.options to \"shortcut='A'\""
+    return "set config.model to the network that they belong to"
+
+
+def _title(peer: str | None, network: str) -> str:
+    """Returns what messages call the network whose names a file has."""
+    if peer is None:
+        return f"ours of {network}"
+    return peer if is_cifar(peer) else f"torchvision's or timm's {peer}"
+
+
+def locate(given: str, key: str) -> tuple[pathlib.Path, str]:
     """Returns where a run or a file of weights lies on this machine, and which part of it is meant, "" for any."""
     folder, at, part = given.rpartition("@")
     if is_remote(given):

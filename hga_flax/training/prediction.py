@@ -5,11 +5,12 @@ import glob
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, TextIO
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from hga_flax.data.bad_images import BadImage
 from hga_flax.data.device_augmentation import normalize
@@ -80,6 +81,37 @@ class Predictor:
             UserError: no run, no such checkpoint, or it cannot be read.
         """
         return cls(restore_workdir(path, checkpoint, data_dir, batch_size, weights))
+
+    @classmethod
+    def from_weights(
+        cls,
+        weights: str,
+        model: str = "",
+        attention: str = "",
+        config: str | ConfigDict | None = None,
+        overrides: Collection[str] = (),
+        batch_size: int | None = None,
+    ) -> "Predictor":
+        """Makes a network of a file of weights, without a run, with the preprocessing that goes with them.
+
+        Args:
+            weights: a file of torchvision's, timm's or a public CIFAR program's, or a run's folder.
+            model: the network, such as "resnet50".
+            attention: its attention.
+            config: a file or a configuration, where `model` is not enough.
+            overrides: "--config.data.mean=0.5,0.5,0.5" and others, which win over what is known of the weights.
+            batch_size: the most images at once.
+
+        Raises:
+            UserError: the weights cannot be read, or are not this network's.
+
+        Example:
+            >>> Predictor.from_weights("resnet50-0676ba61.pth", "resnet50").class_names[0]
+            'tench'
+        """
+        from hga_flax.training.from_weights import restore_weights
+
+        return cls(restore_weights(weights, model, attention, config, overrides, batch_size=batch_size))
 
     def predict(self, images: Image | Iterable[Image]) -> np.ndarray:
         """Returns the probabilities of the classes, float32 `[N, classes]`.

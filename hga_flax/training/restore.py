@@ -29,6 +29,8 @@ class Restored:
     state: TrainState
     step: int
     weights: str = "raw"
+    origin: str = ""  # of weights without a run, see from_weights.py
+    known: Any = None  # how their images are prepared, if that is known by name
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -161,7 +163,11 @@ def evaluate_workdir(
         `top1_error` and, of more than five classes, `top5_error` (percent), `loss` (nats), `num_examples`,
         `step`, `split` and `weights` ("ema" or "raw").
     """
-    restored = restore_workdir(path, checkpoint, data_dir, batch_size, weights)
+    return evaluate_restored(restore_workdir(path, checkpoint, data_dir, batch_size, weights), split)
+
+
+def evaluate_restored(restored: Restored, split: str | None = None) -> dict[str, Any]:
+    """Evaluates weights on a split, the evaluation's unless given; returns what `evaluate_workdir` returns."""
     experiment, state = restored.experiment, restored.state
     params, batch_stats = restored.variables["params"], restored.variables["batch_stats"]
     split = split or experiment.config.data.eval_split

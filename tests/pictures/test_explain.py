@@ -83,7 +83,7 @@ def test_names_show_as_many_folders_as_tell_them_apart():
         (["0.png", "--workdir=hga", "--checkpoint=7"], "checkpoint=7: choose best"),
         (["0.png", "--workdir=hga", "--out=e.gif"], "end it in .png"),
         ([".", "--workdir=hga"], "48 images: a picture holds up to 16"),
-        (["0.png"], "the following arguments are required: --workdir"),
+        (["0.png"], "--workdir=DIR is missing"),
     ],
 )
 def test_bad_input_is_one_line(runs, arguments, message, monkeypatch):

@@ -40,7 +40,7 @@ def test_a_configuration_on_the_terminal_and_as_markdown(workdir, capsys):
     ("arguments", "message"),
     [
         (["--workdir=/nowhere"], "no run here"),
-        ([], "one of the arguments --workdir --config is required"),
+        ([], "one of the arguments --workdir --config --weights is required"),
         (["--config=configs/absent.py"], "no such file"),
     ],
 )

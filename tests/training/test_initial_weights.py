@@ -190,7 +190,10 @@ def test_an_auxiliary_head_may_be_missing():
         ("notes.txt", "a text that begins 'Dear', not weights"),
         ("empty", "is not a run's folder .*: it is an empty folder"),
         ("hub", r"is not a run's folder .*name a file in it: model\.safetensors"),
-        ("weights.pth", "neither torchvision nor timm has a 'cifar_resnet8'"),
+        (
+            "weights.pth",
+            "these are not the weights of cifar_resnet8: 0 of its 0 arrays are there by name; the file has 10 tensors",
+        ),
         ("damaged.pth", "cannot read weights"),
     ],
 )

@@ -1,0 +1,76 @@
+"""Public weights of CIFAR's ResNets: the names of two families of files, and the order of their channels.
+
+https://github.com/akamaster/pytorch_resnet_cifar10 (`linear`; shortcuts without parameters, whose zero channels
+stand on both sides) and https://github.com/chenyaofo/pytorch-cifar-models (`fc`, `downsample`; also of other
+programs). The networks: He et al. 2016, section 4.2, https://arxiv.org/abs/1512.03385.
+"""
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+Path = tuple[str, ...]
+_MODEL = re.compile(r"cifar_resnet(\d+)")
+BOTH_SIDES = "pytorch_resnet_cifar10/"
+_OTHERS = "pytorch-cifar-models/cifar_"
+_BLOCK = (r"^stage(\d+)_block(\d+)", lambda match: f"layer{match[1]}.{int(match[2]) - 1}")
+
+
+def cifar_peers(model: str) -> list[str]:
+    """Returns the names of the networks of both families that are our `model`, none for another network."""
+    match = _MODEL.fullmatch(model)
+    return [f"{family}resnet{match[1]}" for family in (BOTH_SIDES, _OTHERS)] if match else []
+
+
+def is_cifar(peer: str | None) -> bool:
+    """Whether a peer is one of `cifar_peers`."""
+    return peer is not None and peer.startswith((BOTH_SIDES, _OTHERS))
+
+
+def cifar_rules(peer: str) -> tuple:
+    """Returns the substitutions that turn a module's path here into a peer's name, see torch_weights.py."""
+    head, shortcut = ("linear", "shortcut") if peer.startswith(BOTH_SIDES) else ("fc", "downsample")
+    return (
+        ("^stem_conv", "conv1"),
+        ("^stem_norm", "bn1"),
+        ("^classifier", head),
+        _BLOCK,
+        ("downsample_conv", f"{shortcut}.0"),
+        ("downsample_norm", f"{shortcut}.1"),
+        ("/norm", "/bn"),
+    )
+
+
+def our_order(arrays: Mapping[Path, np.ndarray]) -> dict[Path, np.ndarray]:
+    """Returns a network's arrays with the channels in the order that our option A gives them.
+
+    There a stage's first shortcut puts half of its zero channels before the others and half behind, here all
+    stand behind. What a stage's blocks add up has the order of its shortcut, so the last convolution of each
+    block gives its channels in that order, and what reads them takes them so. The channels within a block stay.
+
+    Args:
+        arrays: under our names and with our axes, of a network without parameters in its shortcuts.
+    """
+    if ("params", "stem_conv", "kernel") not in arrays:
+        return dict(arrays)  # another network, as will be said
+    width = arrays["params", "stem_conv", "kernel"].shape[-1]
+    orders = [np.arange(width)]  # of the stem, which is that of the first stage, and then of each stage
+    for stage in range(3):
+        before, half = orders[-1], width * 2**stage // 4
+        orders.append(
+            np.concatenate([before + half, np.arange(half), np.arange(3 * half, 4 * half)]) if stage else before
+        )
+    return {path: _reordered(path, array, orders) for path, array in arrays.items()}
+
+
+def _reordered(path: Path, array: np.ndarray, orders: list[np.ndarray]) -> np.ndarray:
+    if path[1] == "classifier":
+        return array[orders[3]] if path[2] == "kernel" else array
+    match = re.fullmatch(r"stage(\d)_block(\d+)", path[1])
+    if not match:
+        return array
+    stage = int(match[1])
+    if path[2] == "conv1":
+        return array[:, :, orders[stage if int(match[2]) > 1 else stage - 1]]
+    return array[..., orders[stage]] if path[2] in ("conv2", "norm2") else array
