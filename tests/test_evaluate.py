@@ -1,9 +1,16 @@
 import json
+import re
 
+import cv2
+import numpy as np
 import pytest
 
+from hga_flax.command_line import add_weights_flags, names_weights, parse_with_weights
+from hga_flax.errors import ArgumentParser, UserError
+from hga_flax.training.from_weights import CIFAR10
 from tests import commands
 from tests.test_train import SHORT, TINY
+from tests.training.test_from_weights import cifar_file
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +57,42 @@ def test_batch_size_and_devices_change_nothing(workdir):
 def test_bad_input_is_one_line_and_exit_code_1(workdir, arguments, message):
     result = evaluate(workdir, *arguments)
     assert result.returncode == 1 and result.stderr.count("\n") == 1 and message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--weights=w.pth"], "--config=FILE is missing"),
+        (["--weights=w.pth", "--workdir=x"], "with --workdir choose ema or raw"),
+        (["--weights=ema"], "--workdir=DIR is missing: the run that has them"),
+        ([], "--workdir=DIR is missing: the folder that train.py was given; or give --weights=FILE"),
+        (["--workdir=x", "--model=resnet50"], "--model: goes with --weights=FILE"),
+        (["--workdir=x", "--config.data.dir=y"], "--config.data.dir=y: goes with --weights=FILE"),
+    ],
+)
+def test_weights_and_runs_have_their_own_flags(arguments, message):
+    parser = ArgumentParser()
+    add_weights_flags(parser)
+    if "--config=FILE" in message:
+        assert names_weights(parse_with_weights(parser, arguments))
+        return
+    with pytest.raises(UserError, match=re.escape(message)):
+        parse_with_weights(parser, arguments)
+
+
+def test_a_public_checkpoint(tmp_path):
+    """By the command, on a folder that has no training split."""
+    (tmp_path / "images").mkdir()
+    for place, name in enumerate(CIFAR10):
+        (tmp_path / "images" / "val" / name).mkdir(parents=True)
+        pixels = np.full((32, 32, 3), 25 * place, np.uint8)
+        cv2.imwrite(str(tmp_path / "images" / "val" / name / "0.png"), pixels)
+    result = commands.run(
+        "evaluate.py", f"--weights={cifar_file(tmp_path)}", "--model=cifar_resnet8", "--config=configs/cifar10.py",
+        "--config.data.name=folder", f"--config.data.dir={tmp_path / 'images'}", "--config.data.eval_split=val",
+        "--config.data.mean=0.5,0.5,0.5", "--json",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    row = json.loads(result.stdout.splitlines()[-1])
+    assert (row["num_examples"], row["model"]) == (10, "cifar_resnet8")
+    assert "read as pytorch_resnet_cifar10/resnet8" in result.stdout and "0.5, 0.5, 0.5; 0.229" in result.stdout

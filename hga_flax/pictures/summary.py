@@ -1,6 +1,7 @@
 """`python -m hga_flax summary`: a network part by part.
 
-    summary --workdir=DIR | --config=FILE | --weights=FILE --model=NAME [--blocks] [--format=terminal|markdown|json] [--config.key=value]
+    summary --workdir=DIR | --config=FILE | --weights=FILE --model=NAME
+            [--blocks] [--format=terminal|markdown|json] [--config.key=value]
 
 Shapes, parameters and multiply-accumulates of each stage or block, and what of them is the
 attention's. The network is traced, not run: nothing is computed and no memory is taken.

@@ -112,6 +112,7 @@ def test_an_attention_of_the_file_is_not_left_out_in_silence(tmp_path):
         assert restored.experiment.config.model.attention == "se"
 
 
+@pytest.mark.slow
 def test_a_runs_folder(tmp_path):
     from hga_flax.training.restore import restore_workdir
     from hga_flax.training.trainer import train
