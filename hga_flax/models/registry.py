@@ -16,6 +16,7 @@ from hga_flax.errors import nearest
 from hga_flax.models import densenet, res2net, resnest, resnet, vgg
 from hga_flax.models.cifar_resnet import CifarResNet, blocks_per_stage, wide_depth
 from hga_flax.models.googlenet import GoogLeNet
+from hga_flax.models.stage_maps import StageMaps
 
 _NAMED: dict[str, Callable[..., nn.Module]] = {
     "resnet18": resnet.ResNet18,
@@ -99,6 +100,7 @@ def create_model(
     num_classes: int = 1000,
     dtype: Any = jnp.float32,
     axis_name: str | None = None,
+    features_only: bool = False,
     **options: Any,
 ) -> nn.Module:
     """Creates a network; `model.apply(variables, images, train=False)` gives logits.
@@ -112,6 +114,7 @@ def create_model(
         num_classes: size of the output.
         dtype: dtype of the computation; parameters and statistics stay float32.
         axis_name: mesh axis over which BatchNorm averages its batch statistics, or None.
+        features_only: the maps of the stages in the place of the logits, see `StageMaps`.
         **options: structural options of the network, see `model_options`.
 
     Raises:
@@ -135,4 +138,5 @@ def create_model(
             f"model '{name}' has no place for an attention that replaces a 3x3 convolution, as 'sk' does; "
             "the ResNets, ResNeXts, Wide ResNets and CIFAR nets have one"
         )
-    return builder(num_classes=num_classes, attention=attention, dtype=dtype, axis_name=axis_name, **options)
+    network = builder(num_classes=num_classes, attention=attention, dtype=dtype, axis_name=axis_name, **options)
+    return StageMaps(network) if features_only else network

@@ -1,0 +1,88 @@
+"""A network's maps, stage by stage, in the place of its logits: for detection, segmentation and other heads.
+
+As timm's `features_only` and `feature_info` (https://huggingface.co/docs/timm/feature_extraction): the output of each
+stage's last block, the finest first. DenseNets' and pre-activation networks' maps are those before the norm and
+ReLU that follow. The variables are the whole network's, head and all, so that any weights of it can be used.
+"""
+
+import dataclasses
+import re
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+_STAGE = re.compile(r"stage\d+|inception\d|block\d+")  # how the names of a stage's parts begin
+_SIZE = 256  # pixels, which every network here divides without a rest
+
+
+@dataclasses.dataclass(frozen=True)
+class StageInfo:
+    """What is known of a stage's map.
+
+    Attributes:
+        name: of the part whose output it is, as in the parameters: "stage2_block4".
+        channels: of the map.
+        stride: by which the image's height and width shrink to the map's.
+    """
+
+    name: str
+    channels: int
+    stride: int
+
+
+class StageMaps(nn.Module):
+    """The maps of a network's stages: `[B, H, W, C]` -> a tuple of `[B, H / stride, W / stride, channels]`.
+
+    Attributes:
+        network: the whole network, whose variables these are. Under `jax.jit` what follows the last map costs nothing.
+
+    Example:
+        >>> backbone = create_model("resnet50", attention="hga", features_only=True)
+        >>> [(info.channels, info.stride) for info in backbone.feature_info()]
+        [(256, 4), (512, 8), (1024, 16), (2048, 32)]
+        >>> variables = backbone.init(jax.random.key(0), images)
+        >>> maps = jax.jit(backbone.apply)(variables, images)
+    """
+
+    network: nn.Module
+
+    def setup(self) -> None:
+        nn.share_scope(self, self.network)
+
+    def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, ...]:
+        return tuple(y for _, y in self._maps(x, train))
+
+    def _maps(self, x: jax.Array, train: bool = False) -> list[tuple[str, jax.Array]]:
+        """Returns the name and the output of the last part of each stage."""
+        last: dict[str, tuple[str, jax.Array]] = {}
+
+        def keep(call: Any, arguments: tuple, options: dict[str, Any], context: Any) -> Any:
+            result, module = call(*arguments, **options), context.module
+            if module.parent is self.network and context.method_name == "__call__":
+                stage = _STAGE.match(module.name)
+                if stage:
+                    last[stage[0]] = module.name, result
+            return result
+
+        with nn.intercept_methods(keep):
+            self.network(x, train)
+        return list(last.values())
+
+    def feature_info(self, channels: int = 3) -> tuple[StageInfo, ...]:
+        """Returns what is known of each map, in their order, without computing anything.
+
+        Args:
+            channels: of the images.
+        """
+        module = self.clone(network=self.network.clone(axis_name=None))
+        names: list[str] = []
+
+        def shapes(key: jax.Array) -> list[jax.Array]:
+            maps, _ = module.init_with_output(key, jnp.zeros((1, _SIZE, _SIZE, channels)), method=StageMaps._maps)
+            names.extend(name for name, _ in maps)
+            return [y for _, y in maps]
+
+        maps = jax.eval_shape(shapes, jax.random.key(0))
+        return tuple(StageInfo(name, y.shape[-1], _SIZE // y.shape[1]) for name, y in zip(names, maps, strict=True))
