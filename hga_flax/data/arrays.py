@@ -18,6 +18,7 @@ IDX_SPLITS = {"train": "train", "t10k": "test"}  # what MNIST's files call them
 # How the arrays of a split are called in .npz files: Keras', MedMNIST's, and a lone split.
 NPZ_NAMES = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))
 NPZ_SPLITS = ("train", "val", "validation", "test")
+MOST_CLASSES = 1_000_000  # labels beyond are numbers of something else; each class takes a name and a logit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,11 @@ def _labelled(splits: dict[str, tuple[np.ndarray, np.ndarray]], names: tuple[str
         raise UserError(f"{where}: the splits hold images of different shapes")
     there = sorted({int(label) for _, labels in checked.values() for label in np.unique(labels)})
     classes = there[-1] + 1
+    if classes > MOST_CLASSES:
+        raise UserError(
+            f"{where}: the labels go up to {there[-1]:,}, which would make as many classes; number the {len(there):,} "
+            f"classes that are there from 0 to {len(there) - 1:,}"
+        )
     if there[0] > 0 and len(names) < classes:
         raise UserError(
             f"{where}: the labels are {there[0]} to {there[-1]}, and none is 0: subtract {there[0]} from them, or name "
@@ -78,8 +84,9 @@ def _checked(images: np.ndarray, labels: np.ndarray, where: str, split: str) -> 
         )
     whole = labels.dtype.kind in "iu" and labels.size == len(images) == (len(labels) if labels.ndim else 0)
     if not whole or labels.min() < 0:
+        least = f", the least {labels.min()}" if whole else ""
         raise UserError(
-            f"{where}the labels of '{split}' are {labels.dtype} {list(labels.shape)}; "
+            f"{where}the labels of '{split}' are {labels.dtype} {list(labels.shape)}{least}; "
             f"they must be {len(images)} whole numbers from 0"
         )
     return images, labels.reshape(-1).astype(np.int64)
@@ -100,13 +107,16 @@ def read_npz(file: pathlib.Path, class_names: tuple[str, ...] = ()) -> LabelledA
             )
         with loaded:
             arrays = {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError, AttributeError, KeyError, zlib.error, zipfile.BadZipFile) as error:
+    except ValueError as error:
+        reason = one_line(error)
+        if "Object arrays" in reason:  # NumPy advises to allow pickles, which would run what the file says
+            reason = "it holds Python objects; save arrays of numbers, and names as an array of texts (dtype str)"
+        elif "pickle" in reason:
+            reason = "it is not a NumPy archive"
+        raise UserError(f"{file} cannot be read as .npz: {reason}") from None
+    except (OSError, EOFError, AttributeError, KeyError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(f"{file} cannot be read as .npz: {one_line(error)}") from None
-    pairs = {split: [(x.format(split), y.format(split)) for x, y in NPZ_NAMES] for split in NPZ_SPLITS}
-    pairs["train"].append(("images", "labels"))
-    splits = {
-        split: (arrays[x], arrays[y]) for split, names in pairs.items() for x, y in names if x in arrays and y in arrays
-    }
+    splits = _pairs(arrays, file)
     if not splits:
         raise UserError(
             f"{file}: found no x_train and y_train, no train_images and train_labels, no images and labels; "
@@ -114,6 +124,27 @@ def read_npz(file: pathlib.Path, class_names: tuple[str, ...] = ()) -> LabelledA
         )
     names = class_names or _texts(arrays.get("class_names", np.array(())), str(file))
     return _labelled(splits, names, str(file))
+
+
+def _pairs(arrays: dict[str, np.ndarray], file: pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Returns the images and labels of each split; names on stderr the arrays that are neither."""
+    known = {split: [(x.format(split), y.format(split)) for x, y in NPZ_NAMES] for split in NPZ_SPLITS}
+    known["train"].append(("images", "labels"))
+    splits, used = {}, {"class_names"}
+    for split, pairs in known.items():
+        for pair in pairs:
+            there = [name for name in pair if name in arrays]
+            if len(there) == 1:
+                (missing,) = set(pair) - set(there)
+                raise UserError(f"{file} holds {there[0]} but no {missing}; add it, or leave {there[0]} out")
+            if there and split in splits:
+                raise UserError(f"{file} holds the split '{split}' twice; {pair[0]} is the second; leave one out")
+            if there:
+                splits[split] = arrays[pair[0]], arrays[pair[1]]
+            used |= set(there)
+    if splits and (others := [name for name in arrays if name not in used]):
+        print(f"ignored in {file}: {named(others)}", file=sys.stderr)
+    return splits
 
 
 def _texts(names: np.ndarray, where: str) -> tuple[str, ...]:

@@ -70,6 +70,12 @@ def test_npz_by_the_names_in_use(names, tmp_path):
             {"images": IMAGES, "labels": LABELS, "x_test": IMAGES[:0], "y_test": LABELS[:0]},
             "the split 'test' holds no images; leave it out",
         ),
+        ({"images": IMAGES, "labels": LABELS.astype(np.int64) * 10**9}, "labels go up to 2,000,000,000.* from 0 to 2$"),
+        ({"x_train": IMAGES, "x_test": IMAGES, "y_test": LABELS}, "holds x_train but no y_train"),
+        ({"images": IMAGES, "labels": LABELS, "y_val": LABELS}, "holds y_val but no x_val"),
+        ({"images": IMAGES, "labels": LABELS, "x_train": IMAGES, "y_train": LABELS}, "the split 'train' twice"),
+        ({"images": IMAGES, "labels": LABELS.astype(np.int64) - 1}, "int64 .5., the least -1; they must be 5 whole"),
+        ({"images": IMAGES, "labels": LABELS.astype(object)}, "it holds Python objects; save arrays of numbers"),
         ({"images": IMAGES, "labels": LABELS, "x_test": IMAGES[:, :2], "y_test": LABELS}, "different shapes"),
     ],
 )
@@ -77,6 +83,18 @@ def test_arrays_that_do_not_fit_are_refused(arrays, message, tmp_path):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(UserError, match=message):
         read_npz(tmp_path / "a.npz")
+
+
+def test_a_text_is_not_called_an_archive(tmp_path):
+    (tmp_path / "a.npz").write_text("hello")
+    with pytest.raises(UserError, match="it is not a NumPy archive"):
+        read_npz(tmp_path / "a.npz")
+
+
+def test_arrays_that_are_no_part_of_a_split_are_named(tmp_path, capsys):
+    np.savez(tmp_path / "a.npz", images=IMAGES, labels=LABELS, x_extra=IMAGES)
+    assert list(read_npz(tmp_path / "a.npz").splits) == ["train"]
+    assert capsys.readouterr().err == f"ignored in {tmp_path / 'a.npz'}: 'x_extra'\n"
 
 
 @pytest.mark.parametrize("names", [np.array([b"ant", b"bee", b"cat"]), np.array(["ant", "bee", "cat"])])
