@@ -18,6 +18,7 @@ COMMANDS = {
         "compile the training step for GPUs or TPUs, without one",
     ),
     "tpu": ("hga_flax.analysis.compile", "the same as compile, by its former name"),
+    "runs": ("hga_flax.pictures.runs", "list the runs in folders: network, attention, data, steps, best error, state"),
     "plot": ("hga_flax.pictures.plot", "draw the loss and error curves of runs, the paper's values as lines"),
     "explain": ("hga_flax.pictures.explain", "draw what a trained network looks at: Grad-CAM, gates and their cells"),
     "summary": ("hga_flax.pictures.summary", "a network part by part: shapes, parameters, operations, attention"),

@@ -203,6 +203,11 @@ class Claims:
             return owner if isinstance(owner, dict) else {}
         return {}
 
+    def is_held(self, name: str) -> bool:
+        """Whether a name has an owner that, as far as can be told at first sight, is not gone; changes nothing."""
+        numbers = self._numbers(name)
+        return bool(numbers) and not self._is_gone(self._folder / f"{name}.{max(numbers)}")
+
     def is_elsewhere(self, name: str) -> bool:
         """Whether the owner runs on another machine, so that only its silence tells that it is gone."""
         return self.owner(name).get("machine") != self._owner["machine"]

@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 
 from hga_flax.errors import UserError, one_line
 from hga_flax.training import workdir as files
-from hga_flax.training.twin import find
 
 EVALUATED = "cross_entropy"  # the loss that evaluation logs, whatever was trained
 
@@ -105,6 +104,8 @@ def read_run(path: str, label: str | None, epochs: bool) -> Run:
     Raises:
         UserError: it has no curves, or epochs are asked for and its data set is not here.
     """
+    from hga_flax.training.twin import find  # which loads JAX; who only reads files does without
+
     workdir = find(path, "WORKDIR", light=True)
     curves, damaged = read_curves(workdir / "metrics.jsonl")
     try:

@@ -22,6 +22,7 @@ from hga_flax.errors import ConfigError, UserError, check_writable, expand
 from hga_flax.training.mesh import DATA_AXIS, check_batch_size, create_mesh
 from hga_flax.training.optimizer import create_optimizer, create_schedule, warmup_steps
 from hga_flax.training.parameters import check_patterns, describe_groups
+from hga_flax.training.progress import planned_steps
 from hga_flax.training.state import TrainState, abstract_state, check_evaluation, check_training, make_init
 from hga_flax.validation import check_keys
 
@@ -75,7 +76,7 @@ def make_plan(config: ConfigDict, num_examples: int) -> Plan:
             f"training.batch_size={batch_size}: the training split has only {num_examples} examples{more}"
         )
     per_epoch = num_examples / batch_size
-    total = config.training.steps or max(1, round(config.training.epochs * per_epoch))
+    total = planned_steps(config, num_examples)
     if total * batch_size // jax.process_count() >= MOST_EXAMPLES:
         key = "steps" if config.training.steps else "epochs"
         raise ConfigError(

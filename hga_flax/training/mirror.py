@@ -20,12 +20,11 @@ from hga_flax.training import seal
 from hga_flax.training.distributed import meet
 from hga_flax.training.twin import CHECKPOINT, Here, Overtaken, Twin, find
 from hga_flax.training.watch import before_leaving, leave
-from hga_flax.training.workdir import open_workdir
+from hga_flax.training.workdir import CLAIM, open_workdir
 
 POLL_SECONDS = 1.0
 LOG_SECONDS = 30.0
 PAUSES = (5.0, 15.0)  # seconds before a checkpoint is tried again; the libraries themselves try for 7 to 50 s
-CLAIM = ".trained_by"  # in a local workdir; see locks.py
 NEWEST = "newest_checkpoint.json"
 
 

@@ -4,6 +4,8 @@ import dataclasses
 import pathlib
 from typing import Any
 
+from ml_collections import ConfigDict
+
 
 @dataclasses.dataclass
 class Progress:
@@ -32,6 +34,12 @@ class Progress:
         if progress.best and progress.best["top1_error"] is None:  # older versions booked an evaluation of no image
             progress.best = None
         return progress
+
+
+def planned_steps(config: ConfigDict, num_examples: int) -> int:
+    """Returns at which step the training of a run ends, for a training split of `num_examples`."""
+    training = config.training
+    return training.steps or max(1, round(training.epochs * (num_examples / training.batch_size)))
 
 
 def complete(workdir: pathlib.Path, step: int, total: int) -> str:

@@ -23,6 +23,7 @@ from hga_flax.validation import complete
 
 # Whatever these say, a checkpoint's arrays are those of one network, and of one beginning.
 MODEL_KEYS = ("model.name", "model.options", "model.attention", "model.attention_options", "data.name", "init.from")
+CLAIM = ".trained_by"  # says who trains in a folder of this machine; see locks.py
 
 
 def open_workdir(path: str) -> pathlib.Path:

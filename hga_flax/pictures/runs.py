@@ -1,0 +1,369 @@
+"""`python -m hga_flax runs DIR...`: the runs in folders, old and new ones in one table.
+
+    runs DIR... [--sort=folder|error|written] [--json]
+
+Only the small files of a workdir are read, so that fifty take a second: config.json, metrics.jsonl,
+newest_checkpoint.json, dataset.json and the JSON that a checkpoint keeps beside its arrays.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import json
+import math
+import os
+import pathlib
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from hga_flax.errors import UserError, called, expand, one_line
+
+FILES = ("config.json", "metrics.jsonl", "newest_checkpoint.json")  # a folder that has one of them is a run's
+OWN = {"checkpoints", "damaged", "superseded", "tensorboard"}  # folders of a run, in which no other run lies
+GROUPS = ("model", "data", "training")  # of the configuration; a config.json with none of them is another program's
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A run as it is listed.
+
+    Attributes:
+        workdir: its folder, as reached from the folder that was named.
+        network: its name; `network_options` what was changed about it.
+        attention: its name; `attention_options` what was changed about it.
+        data: the data set's name; `data_dir` its folder, if one was given.
+        fake: trained on synthetic images.
+        steps: the last one that was logged or saved.
+        planned_steps: None where the size of the training split is not known.
+        saved_step: that of the newest checkpoint; None without one.
+        best_error: the lowest top-1 error of an evaluation, in percent; None before the first.
+        best_step: the step of that evaluation.
+        written: when a file of the run was last written, in seconds since 1970.
+        state: "complete", "running" (a process trains there now) or "unfinished".
+    """
+
+    workdir: str
+    network: str
+    network_options: str
+    attention: str
+    attention_options: str
+    data: str
+    data_dir: str
+    fake: bool
+    steps: int
+    planned_steps: int | None
+    saved_step: int | None
+    best_error: float | None
+    best_step: int | None
+    written: float
+    state: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the fields for JSON: the time in UTC, as ISO 8601 has it, and whether the run is complete."""
+        written = datetime.datetime.fromtimestamp(self.written, datetime.UTC).isoformat(timespec="seconds")
+        return dataclasses.asdict(self) | {"written": written, "complete": self.state == "complete"}
+
+
+SORTS: dict[str, Callable[[Row], Any]] = {
+    "folder": lambda row: _natural(row.workdir),  # to which the others go back where two are equal
+    "error": lambda row: math.inf if row.best_error is None else row.best_error,
+    "written": lambda row: -row.written,
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument("dirs", nargs="+", metavar="DIR", help="folders of this machine, searched with all below them")
+    parser.add_argument(
+        "--sort", choices=SORTS, default="folder", help="order: by name, lowest error first, last written first"
+    )
+    parser.add_argument("--json", action="store_true", help="print a list of objects as JSON instead of the table")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prints a row for each run, and on standard error a line for each folder that is damaged.
+
+    Raises:
+        UserError: there is no run, or a folder that was named cannot be searched; the others are listed before.
+    """
+    rows, bad = [], 0
+    say = lambda text: print(f"warning: {one_line(called(text))}", file=sys.stderr, flush=True)
+    seen: set[tuple[int, int]] = set()
+    for directory in arguments.dirs:
+        try:
+            root = _root(directory)
+        except UserError as error:
+            say(error)
+            bad += 1
+            continue
+        for workdir in find_runs(root, say, seen):
+            try:
+                rows.append(read_row(workdir, say))
+            except UserError as error:
+                say(error)
+    rows.sort(key=SORTS["folder"])
+    rows.sort(key=SORTS[arguments.sort])
+    if arguments.json:
+        print(json.dumps([row.as_json() for row in rows], indent=1))
+    elif rows:
+        print("\n".join(lines(rows)))
+    if bad:
+        raise UserError(f"{bad:,} of {len(arguments.dirs):,} folders could not be searched; they are named above")
+    if not rows:
+        raise UserError(f"no run that can be listed in {', '.join(arguments.dirs)}")
+
+
+def _root(directory: str) -> pathlib.Path:
+    if "://" in directory:
+        raise UserError(
+            f"{directory}: runs in buckets are not listed, only those in folders of this machine; `python -m hga_flax "
+            "plot` and `evaluate.py` read a single one there"
+        )
+    root = expand(directory, "DIR")
+    if not root.is_dir():
+        raise UserError(f"{directory}: {'it is a file, not a folder' if root.exists() else 'no such folder'}")
+    return root
+
+
+def find_runs(
+    root: pathlib.Path, say: Callable[[str], None], seen: set[tuple[int, int]] | None = None
+) -> Iterator[pathlib.Path]:
+    """Yields the folders of runs in a folder, itself included; hidden ones are passed over.
+
+    Links are followed after everything else, so that a run that is reached twice is listed once and by its own name.
+
+    Args:
+        root: the folder.
+        say: called with one line for each folder that cannot be read.
+        seen: the folders that were searched before, to which these are added.
+    """
+    seen = set() if seen is None else seen
+    here, links = [root], []
+    while here or links:
+        folder = here.pop() if here else links.pop()
+        try:
+            facts = folder.stat()
+            if (facts.st_dev, facts.st_ino) in seen:
+                continue
+            seen.add((facts.st_dev, facts.st_ino))
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            say(f"{folder} cannot be searched: {error.strerror or error}")
+            continue
+        is_run = _is_run(folder, {entry.name for entry in entries if not _is_folder(entry)})
+        if is_run:
+            yield folder
+        for entry in reversed(entries):
+            if _is_folder(entry) and not entry.name.startswith(".") and not (is_run and entry.name in OWN):
+                (links if entry.is_symlink() else here).append(folder / entry.name)
+
+
+def _is_run(folder: pathlib.Path, names: set[str]) -> bool:
+    found = names.intersection(FILES)
+    if found == {"config.json"}:  # other programs call a file so, too
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            config = json.loads((folder / "config.json").read_text())
+            return not isinstance(config, dict) or not config or any(group in config for group in GROUPS)
+    return bool(found)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    with contextlib.suppress(OSError):  # a link that leads round in a circle
+        return entry.is_dir()
+    return False
+
+
+def read_row(workdir: pathlib.Path, say: Callable[[str], None]) -> Row:
+    """Reads a workdir of this or an older version.
+
+    Args:
+        workdir: the folder of the run.
+        say: called with one line for each file that is damaged while the run can still be listed.
+
+    Raises:
+        UserError: its configuration cannot be read.
+    """
+    from hga_flax.training.progress import planned_steps
+    from hga_flax.training.ranking import rank
+    from hga_flax.training.workdir import read_config, read_dataset
+
+    if not (workdir / "config.json").exists():
+        there = next(name for name in FILES if (workdir / name).exists())
+        raise UserError(f"{workdir} is damaged: it has a {there}, but no config.json")
+    config = read_config(workdir)
+    _check_ours(workdir, config)
+    evaluations, logged = _logged(workdir, say)
+    saved, lost = _saved_step(workdir)
+    if lost is not None:
+        say(f"{workdir} is damaged: its checkpoint of step {lost}, which was complete, is gone")
+    progress = _progress(workdir, saved, say) if saved is not None else {}
+    if best := progress.get("best"):
+        evaluations.append({"top1_error": best["top1_error"], "loss": best["loss"], "step": best["step"]})
+    best = min(evaluations, key=lambda values: (*rank(values), values["step"]), default=None)
+    if best is not None and not math.isfinite(rank(best)[0]):
+        best = None
+    size = progress.get("num_examples")
+    if not size and (workdir / "dataset.json").exists():
+        try:
+            size = read_dataset(workdir).num_examples.get(config.data.train_split)
+        except UserError as error:
+            say(error)
+    planned = planned_steps(config, size or 0) if size or config.training.steps else None
+    is_over = saved is not None and planned is not None and saved >= planned and not progress.get("evaluation_due")
+    return Row(
+        workdir=str(workdir),
+        network=config.model.name,
+        network_options=config.model.options,
+        attention=config.model.attention,
+        attention_options=config.model.attention_options,
+        data=config.data.name,
+        data_dir=config.data.dir,
+        fake=config.data.fake,
+        steps=max(logged, saved or 0, lost or 0),
+        planned_steps=planned,
+        saved_step=saved,
+        best_error=best and best["top1_error"],
+        best_step=best and best["step"],
+        written=_written(workdir),
+        state="running" if _is_running(workdir) else "complete" if is_over else "unfinished",
+    )
+
+
+def _check_ours(workdir: pathlib.Path, config: Any) -> None:
+    """Raises a UserError where a key that is listed is not there, or is of another kind."""
+    kinds = {
+        "model": {"name": str, "options": str, "attention": str, "attention_options": str},
+        "data": {"name": str, "dir": str, "fake": bool, "train_split": str},
+        "training": {"steps": int, "epochs": (int, float), "batch_size": int},
+    }
+    for group, keys in kinds.items():
+        for key, kind in keys.items():
+            try:
+                value = config[group][key]
+            except (KeyError, TypeError, AttributeError):
+                raise UserError(f"{workdir} is damaged: its config.json has no {group}.{key}") from None
+            if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+                raise UserError(f"{workdir} is damaged: in its config.json {group}.{key} is {value!r}")
+    if config.training.batch_size < 1 or not math.isfinite(config.training.epochs):
+        raise UserError(f"{workdir} is damaged: no run is as long as its config.json says")
+
+
+def _logged(workdir: pathlib.Path, say: Callable[[str], None]) -> tuple[list[dict[str, Any]], int]:
+    """Returns the evaluations in metrics.jsonl and the last step in it, 0 where there is none."""
+    from hga_flax.pictures.curves import Curve, read_curves
+
+    file = workdir / "metrics.jsonl"
+    try:
+        if not file.exists() or not file.stat().st_size:  # nothing is logged yet
+            return [], 0
+        curves, damaged = read_curves(file)
+    except (UserError, OSError) as error:
+        say(error)
+        return [], 0
+    if damaged:
+        say(f"{file}: {damaged} damaged line(s) left out")
+    errors, losses = (curves.get(f"eval/{name}", Curve([], [])) for name in ("top1_error", "loss"))
+    loss = dict(zip(losses.steps, losses.values, strict=True))
+    evaluations = [
+        {"step": step, "top1_error": error, "loss": loss.get(step)}
+        for step, error in zip(errors.steps, errors.values, strict=True)
+    ]
+    return evaluations, max(curve.steps[-1] for curve in curves.values())
+
+
+def _saved_step(workdir: pathlib.Path) -> tuple[int | None, int | None]:
+    """Returns the newest step that has a checkpoint, and one that had and is lost while none is left."""
+    steps = []
+    for folder in ("checkpoints", "superseded"):
+        with contextlib.suppress(OSError):
+            steps += [int(name) for name in os.listdir(workdir / folder) if re.fullmatch("0|[1-9][0-9]*", name)]
+    if steps:
+        return max(steps), None
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return None, int(json.loads((workdir / "newest_checkpoint.json").read_text())["step"])
+    return None, None
+
+
+def _progress(workdir: pathlib.Path, step: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Returns what a checkpoint keeps beside its arrays, as far as it is what the listing needs."""
+    folders = [workdir / name / str(step) for name in ("checkpoints", "superseded")]
+    folder = next((folder for folder in folders if folder.exists()), folders[0])
+    try:
+        kept = json.loads((folder / "run" / "metadata").read_text())["run"]
+        best = kept["best"]
+        if best and best["top1_error"] is None:  # older versions booked an evaluation of no image
+            best = None
+        if best:
+            best = {"step": int(best["step"]), "top1_error": float(best["top1_error"]), "loss": best["loss"]}
+        return {
+            "best": best,
+            "num_examples": int(kept["num_examples"]),
+            "evaluation_due": bool(kept.get("evaluation_due")),
+        }
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        reason = "it does not hold what a run keeps"
+    say(f"{folder} is damaged: run/metadata: {reason}")
+    return {}
+
+
+def _written(workdir: pathlib.Path) -> float:
+    times = []
+    for name in (*FILES, "checkpoints"):
+        with contextlib.suppress(OSError):
+            times.append((workdir / name).stat().st_mtime)
+    return max(times)
+
+
+def _is_running(workdir: pathlib.Path) -> bool:
+    """Whether a `train.py` has the workdir; one on another machine is believed while its sign of life is recent."""
+    from hga_flax.locks import STALE_SECONDS, Claims
+    from hga_flax.training.workdir import CLAIM
+
+    claims = Claims(workdir)
+    if not claims.is_held(CLAIM):
+        return False
+    return not claims.is_elsewhere(CLAIM) or time.time() - claims.mark(CLAIM)[0] / 1e9 < STALE_SECONDS
+
+
+def lines(rows: Sequence[Row]) -> list[str]:
+    """Returns the table that people read: a heading and a line for each run."""
+    head = ("workdir", "network", "attention", "data", "steps", "best error", "last written", "state")
+    cells = [head, *map(_cells, rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    right = {4, 5}
+    return [
+        "  ".join(
+            f"{cell:>{w}}" if i in right else f"{cell:<{w}}"
+            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in cells
+    ]
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    options = lambda name, text: f"{name}({text})" if text else name
+    data = f"{row.data} {pathlib.Path(row.data_dir).name}" if row.data == "folder" and row.data_dir else row.data
+    planned = "?" if row.planned_steps is None else f"{row.planned_steps:,}"
+    cells = (
+        row.workdir,
+        options(row.network, row.network_options),
+        options(row.attention, row.attention_options),
+        f"{data} (synthetic)" if row.fake else data,
+        f"{row.steps:,} of {planned}",
+        "-" if row.best_error is None else f"{row.best_error:.2f} %",
+        datetime.datetime.fromtimestamp(row.written).strftime("%Y-%m-%d %H:%M"),
+        row.state,
+    )
+    # A name that is no text, or has a line break, must not break the table.
+    return tuple(one_line(cell.encode(errors="surrogateescape").decode(errors="replace")) for cell in cells)
+
+
+def _natural(text: str) -> list[Any]:
+    """Orders seed_2 before seed_10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split("([0-9]+)", text)]
