@@ -164,8 +164,11 @@ def _spelled(argument: str) -> str:
     if equals and rule and rule.many and not value.strip(" ()[]"):
         return f"{name}=()"
     if equals and rule and rule.kind is int:
-        entries = [_whole(entry) for entry in value.strip(" ()[]").rstrip(",").split(",")] if rule.many else []
-        value = f"({','.join(entries)},)" if entries else _whole(value)
+        entries = [_whole(entry) for entry in value.strip(" ()[]").rstrip(",").split(",")]
+        if not rule.many:
+            value = _whole(value)
+        elif all(entry.lstrip("-").isdecimal() for entry in entries):  # another text is shown as it was typed
+            value = f"({','.join(entries)},)"
     if equals and rule and rule.many and rule.kind is str:
         try:
             ast.literal_eval(value)

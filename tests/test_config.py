@@ -78,6 +78,7 @@ MISTAKES = {
     "--config.data.std=0": "data.std=(0,): one number",
     "--config.data.augmentation=none": "data.crop_padding=2: only data.augmentation='small'",
     "--config.schedule.decay_at_steps=(0,)": "schedule.decay_at_steps=(0,): positive whole numbers",
+    "--config.schedule.decay_at_steps=3,x": "schedule.decay_at_steps=('3,x',): positive whole numbers",
 }
 
 

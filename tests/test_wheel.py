@@ -14,6 +14,7 @@ import pytest
 from tests.commands import ROOT
 from tests.test_readme import README
 
+FILES = {"py.typed", "imagenet_classes.txt"}  # what is no program
 BUILD = "import setuptools.build_meta as b, sys; print(b.build_wheel(sys.argv[1]))"
 
 
@@ -34,9 +35,9 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     names = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
-    package = [path for path in (ROOT / "hga_flax").rglob("*") if path.suffix == ".py" or path.name == "py.typed"]
+    package = [path for path in (ROOT / "hga_flax").rglob("*") if path.suffix == ".py" or path.name in FILES]
     assert sorted(names) == sorted(str(path.relative_to(ROOT)) for path in package)
-    assert "hga_flax/py.typed" in names
+    assert {pathlib.Path(name).name for name in names} >= FILES
 
 
 def test_the_wheel_asks_for_what_the_project_declares(wheel):

@@ -73,8 +73,8 @@ def decode(image: bytes | np.ndarray, channels: int, reduction: int = 1) -> np.n
 
 
 def _too_large(size: tuple[int, int] | None = None) -> str:
-    claims = f"{size[1]:,} x {size[0]:,} pixels" if size else "a size"
-    return f"it claims {claims}, above the limit of {MAX_PIXELS:,} pixels: make it smaller"
+    claims = f"{size[1]:,} x {size[0]:,} pixels, above" if size else "more pixels than"
+    return f"it claims {claims} the limit of {MAX_PIXELS:,}: make it smaller"
 
 
 def check_whole(image: bytes) -> None:

@@ -168,7 +168,8 @@ COMMANDS = {
     "evaluate": lambda workdir: evaluate.main,
     "predict": lambda workdir: predict.main,
     "export": lambda workdir: lambda: export.run(argparse.Namespace(
-        format="stablehlo", workdir=workdir, out=f"{workdir}.bin", checkpoint="best", weights=None, data_dir=None
+        format="stablehlo", workdir=workdir, out=f"{workdir}.bin", checkpoint="best", data_dir=None,
+        weights=None, overrides=[],
     )),
     "explain": lambda workdir: lambda: views.explain(workdir, "best", [], None),
 }  # fmt: skip
