@@ -56,9 +56,11 @@ study: $(INSTALLED)
 test: $(INSTALLED) lint
 	@$(BIN)/python -m pytest $(PARALLEL)
 
-# TensorFlow prepares ImageNet in one test, Pillow is the reference of another, the rest are buckets on this machine.
+# TensorFlow prepares ImageNet in one test, Pillow is the reference of another, nbclient runs the notebook, the rest
+# are buckets on this machine.
 $(INSTALLED)-slow: $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "tensorflow; python_version < '3.14'" pillow \
+		"nbclient>=0.10,<1" "ipykernel>=7,<8" \
 		"gcsfs>=2026.9,<2027" "s3fs>=2026.9,<2027" "moto[server]>=5.2,<6" gcp-storage-emulator
 	@touch $@
 
