@@ -2,8 +2,7 @@
 
     python -m examples.hga_in_nnx [--steps=200] [--attention=hga]
 
-prints the loss as it falls, the error on digits that were not trained on and, where the attention has
-gates, how far they are open for them (0 closed, 1 open).
+prints the loss as it falls, the error on other digits and how far the gates, if any, are open for them.
 """
 
 import argparse
@@ -33,8 +32,7 @@ class Net(nnx.Module):
     def __call__(self, x: jax.Array, train: bool = False, sow: bool = False) -> jax.Array:
         x = nnx.relu(self.stem(x))
         y = self.norm(self.conv(x), use_running_average=not train)
-        # A Linen module changes and sows only what is asked for.
-        mutable = ["batch_stats"] * train + ["intermediates"] * sow
+        mutable = ["batch_stats"] * train + ["intermediates"] * sow  # what Linen may change, and what it sows
         x = nnx.relu(x + self.attention(y, train, mutable=mutable))
         return self.classifier(x.mean(axis=(1, 2)))
 
@@ -71,11 +69,10 @@ def main() -> None:
         if step % 50 == 0 or step == arguments.steps:
             print(f"step {step:4}  loss {loss:.4f}")
 
-    logits = nnx.jit(lambda model: model(x_test, sow=True))(model)
+    logits = nnx.jit(lambda model: model(x_test, sow=True))(model)  # also puts what is sown into the model
     print(f"error on {len(x_test)} digits: {100 * jnp.mean(logits.argmax(-1) != y_test):.2f} %")
     sown = nnx.to_pure_dict(nnx.pop(model, nnx.Intermediate))  # taken out of the model again
-    if gate := sown.get("attention", {}).get("gate"):  # a tuple of one: [B, channels]
-        (gate,) = gate
+    for gate in sown.get("attention", {}).get("gate", ()):  # one, [B, channels], where the attention has gates
         print(f"gates: mean {gate.mean():.3f}, from {gate.min():.3f} to {gate.max():.3f}")
 
 
