@@ -63,7 +63,7 @@ def get_config() -> ConfigDict:
     config.training.skip_nonfinite = 0  # steps of the run that may be skipped as not finite; 0: the first ends it
     config.training.grace_seconds = 25.0  # from SIGTERM or Ctrl-C to the end, by which the last step is saved
     config.training.deterministic = True  # on GPUs: kernels that give the same bits in every run
-    config.training.lost_process_seconds = 100.0  # a process of several that is silent for so long ends the run
+    config.training.lost_process_seconds = 100.0  # of several processes: end when one sends no heartbeat for so long
     config.training.compilation_cache = "~/.cache/hga_flax/xla"  # compiled steps are kept here; "" keeps none
 
     config.optimizer = ConfigDict()

@@ -8,6 +8,7 @@ import os
 import pathlib
 import select
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
@@ -45,7 +46,7 @@ class ConfigError(UserError):
 class Interrupted(Exception):
     """A signal ended the command in good order: the message is one line, `code` the exit code.
 
-    `alone` says that of several processes this one stops by itself, and the others must learn of it.
+    `alone` says that of several processes this one stops by itself, while the others may still wait for it.
     """
 
     def __init__(self, message: str, code: int, *, alone: bool = False):
@@ -113,13 +114,39 @@ def run_main(main: Callable[[], int | None]) -> None:
     """
     for name in ("asyncio", "gcsfs", "s3fs"):  # which print the traceback of what is raised, or of each try
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    code = _run(main)
+    try:
+        code = _run(main)
+    except BaseException:
+        if not _is_one_of_several():
+            raise
+        traceback.print_exc()
+        code = 1
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         code = code or BROKEN_PIPE
     drop_unread_output()  # Python writes what is left at its exit, and would say what went wrong there
+    if _is_one_of_several():
+        os._exit(code if isinstance(code, int) else 1)
     sys.exit(code)
+
+
+def _is_one_of_several() -> bool:
+    """Returns whether JAX, at the interpreter's exit, would wait for the other processes of a run.
+
+    After a run that ended well they have taken their leave of each other already (training/distributed.py). Where
+    this one ends early they are still at work, and would not come.
+    """
+    distributed = sys.modules.get("jax.distributed")
+    return distributed is not None and distributed.is_initialized()
+
+
+def leave(code: int, text: str) -> None:
+    """Prints a line and ends the process, from any thread and whatever the main thread is waiting for."""
+    with contextlib.suppress(OSError):  # a closed pipe, a full disk
+        print(text, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+    os._exit(code)
 
 
 def _run(main: Callable[[], int | None]) -> int | str | None:

@@ -1,9 +1,11 @@
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 
+from hga_flax import errors
 from hga_flax.errors import ArgumentParser, Interrupted, UserError, check_writable, expand, nearest, one_line, run_main
 
 
@@ -38,6 +40,24 @@ def test_success_interruption_and_our_own_bugs(capsys):
     assert capsys.readouterr().err == "stopped by SIGTERM\n"
     with pytest.raises(ZeroDivisionError):  # a traceback: it is ours to mend
         run_main(lambda: 1 // 0)
+
+
+def test_one_of_several_processes_that_fails_ends_before_jax_waits_for_the_others(monkeypatch, capsys):
+    codes, kinds = (
+        [],
+        {"user": UserError("no"), "signal": Interrupted("stopped", 143, alone=True), "bug": KeyError("k")},
+    )
+    monkeypatch.setitem(sys.modules, "jax.distributed", types.SimpleNamespace(is_initialized=lambda: True))
+    monkeypatch.setattr(errors.os, "_exit", codes.append)
+
+    def fail(kind):
+        raise kinds[kind]
+
+    for kind in kinds:
+        exit_code(lambda kind=kind: fail(kind))  # SystemExit, as `_exit` does not end this process
+    printed = capsys.readouterr().err
+    assert codes == [1, 143, 1]
+    assert printed.startswith("error: no\nstopped\nTraceback") and printed.endswith("KeyError: 'k'\n")
 
 
 def test_nearest():

@@ -57,6 +57,7 @@ def test_attention_imports_nothing_of_the_project_and_models_only_attention():
         ("onnxruntime", {"export/command.py"}),
         ("fsspec", {"storage.py"}),
         ("etils", {"training/trainer.py"}),
+        ("jax._src", {"training/distributed.py"}),  # private names; tests/training/test_distributed.py looks after it
     ],
 )
 def test_a_package_that_has_one_home(package, homes):

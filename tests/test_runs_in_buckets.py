@@ -22,7 +22,7 @@ from tests import buckets, commands
 from tests.buckets import fresh_machine, steps, whole
 from tests.test_train import TINY
 from tests.training import tiny
-from tests.training.test_distributed import start_processes
+from tests.training.processes import start_processes
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 
 from hga_flax.errors import UserError, one_line
 from hga_flax.training import saved_state
-from hga_flax.training.distributed import meet
+from hga_flax.training.distributed import barrier, raise_if_lost
 from hga_flax.training.mesh import agree, all_true, wait_for_all
 from hga_flax.training.mirror import Mirror
 from hga_flax.training.ranking import LatestAndBest, rank
@@ -73,7 +73,7 @@ class Checkpoints:
         self._reader = self._checkpointer(ocp.CompositeCheckpointHandler(handler_registry=_handlers()))
         self._evaluations: dict[int, dict[str, Any] | None] = {}
         if self._apart:
-            meet("all have the checkpoints")
+            barrier("all have the checkpoints")
         if self._apart and (own := zlib.crc32(str(self.steps()).encode()) >> 1) != agree(own):
             raise UserError(f"the processes find different checkpoints in {self._directory}; does another run write?")
 
@@ -89,7 +89,7 @@ class Checkpoints:
         if self._mirror:
             self._mirror.finish()  # before the one that it uploads may be removed
         if self._apart:
-            meet("a checkpoint can be saved")
+            barrier("a checkpoint can be saved")
             if jax.process_index():
                 return
             state = jax.tree.map(np.asarray, state)  # which has no process but this one
@@ -322,6 +322,7 @@ class Checkpoints:
         except UserError:
             raise
         except Exception as error:  # Orbax and TensorStore raise whatever the damage provokes
+            raise_if_lost(error)
             raise UnreadableCheckpoint(f"checkpoint {path} cannot be read: {one_line(error)[:300]}") from error
 
     @contextlib.contextmanager
@@ -331,6 +332,7 @@ class Checkpoints:
         except Exception as error:
             self._writing = None
             self._forget(step)
+            raise_if_lost(error)
             text = one_line(error)
             reason = os.strerror(errno.ENOSPC) if "No space left" in text else text[:300]
             raise UserError(

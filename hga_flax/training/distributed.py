@@ -1,7 +1,11 @@
-"""Several processes as one run: who they are, how they find each other, and what happens when one is lost.
+"""Several processes as one run: which of them this one is, how they find each other, and what ends them.
 
-JAX's own service connects the processes and watches over them. It is started from flags or where a
-launcher says that there are several: SLURM, Open MPI, Cloud TPU, GKE or a Kubernetes job.
+JAX's coordination service, which runs in process 0, connects the processes and expects heartbeats from each. They
+are started by flags, or by a launcher that starts several: SLURM, Open MPI, Cloud TPU, GKE or a Kubernetes job.
+
+When a process is killed, the others end within `training.lost_process_seconds`: JAX aborts them, or a collective with
+the lost process fails first, which ends in one line. A process that fails by itself ends at once, without JAX's
+shutdown barrier (`errors.run_main`), where the others would never arrive.
 """
 
 import argparse
@@ -11,8 +15,8 @@ import glob
 import importlib.util
 import math
 import os
+import re
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -21,20 +25,29 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from hga_flax.errors import UserError, one_line
-from hga_flax.training.relay import Relay
+from hga_flax.errors import Interrupted, UserError, leave, one_line
 from hga_flax.validation import check_keys
 
 FLAGS = ("coordinator", "num_processes", "process_id")
-START_TIMEOUT_SECONDS = 300  # until all processes have come
-MEETING_TIMEOUT_SECONDS = 3600  # a lost process is noticed before, by watch.py
-_meetings: collections.Counter[str] = collections.Counter()  # a barrier's name serves once
+START_TIMEOUT_SECONDS = 300  # until all processes are connected
+BARRIER_TIMEOUT_SECONDS = 3600  # for work; a lost process is noticed earlier, by JAX's heartbeats
+LAST_SECONDS = 2.0  # see `together`
+# What JAX says when another process is gone: a status, then its CPU collectives (Gloo), NVIDIA's, or the service.
+LOST = re.compile(
+    r"[A-Z_]+: .*(gloo|nccl|coordination ?service|heartbeat|barrier|connection (closed|reset|refused))",
+    re.IGNORECASE | re.DOTALL,
+)
+_barriers: collections.Counter[str] = collections.Counter()  # JAX wants a new name each time
+
+
+class ProcessLost(UserError):
+    """Another process of the run was lost or failed."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that make a command one of several processes."""
     group = parser.add_argument_group("several processes, each with its own devices (else detected: docs/scaling.md)")
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="an address of process 0, with a free port")
     group.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
     group.add_argument("--process_id", type=int, metavar="I", help="which one this is, from 0")
 
@@ -61,55 +74,57 @@ def launcher(environment: dict[str, str] | os._Environ = os.environ) -> str | No
 
 
 def start(arguments: argparse.Namespace, config: ConfigDict) -> None:
-    """Connects this process with the others, if there are others; before JAX touches a device.
+    """Connects this process with the others, if there are any; call it before JAX looks for devices.
 
     Args:
         arguments: with the flags of `add_flags`.
-        config: a whole configuration, which says for how long a process may be silent.
+        config: a whole configuration; `training.lost_process_seconds` is JAX's heartbeat timeout.
 
     Raises:
-        UserError: the configuration is wrong, or some flags are missing or wrong, or the others cannot be reached.
+        UserError: the configuration is wrong, flags are missing or wrong, or the processes cannot be connected.
     """
     given = {flag: value for flag in FLAGS if (value := getattr(arguments, flag)) is not None}
     by = "flags" if given else launcher()
     if by is None:
         return
-    import jax  # here: a command's --help asks for its flags
+    import jax  # here: `--help` imports this file, and loads no JAX
 
+    where = f"found by {by}"
     if given:
         _check(given)
-        if given["process_id"]:
-            _wait_for(given["coordinator"])
+        where = " ".join(f"--{flag}={given[flag]}" for flag in FLAGS)
         given = {"coordinator_address": given.pop("coordinator"), **given, "cluster_detection_method": "deactivate"}
     check_keys(config)
     jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM for itself; preemption.py handles it
-    # Its service would end the others with a stack trace when one is lost: watch.py does that with a line, and
-    # JAX's own sign of life comes second.
-    jax.config.update("jax_enable_recoverability", True)
     timeout = math.ceil(config.training.lost_process_seconds)
     try:
-        with _deadline(f"the processes (found by {by})"), _relayed():
+        with _deadline(where):
             jax.distributed.initialize(
                 **given,
-                initialization_timeout=10 * START_TIMEOUT_SECONDS,  # JAX ends it by an abort, so ours comes first
-                heartbeat_timeout_seconds=2 * timeout,
+                initialization_timeout=2 * START_TIMEOUT_SECONDS,  # `_deadline` comes first: JAX would abort
+                heartbeat_timeout_seconds=timeout,
                 shutdown_timeout_seconds=timeout,
             )
     except (ValueError, RuntimeError, OSError) as error:
         hint = "" if by == "flags" else "; or give --coordinator, --num_processes and --process_id"
-        raise UserError(f"the processes (found by {by}) cannot be connected: {one_line(error)[:300]}{hint}") from None
+        raise UserError(f"the processes ({where}) cannot be connected: {one_line(error)[:300]}{hint}") from None
 
 
 @contextlib.contextmanager
-def _deadline(what: str) -> Iterator[None]:
-    """Ends this process with one line, or at once by Ctrl-C, where what is inside waits in vain for the others."""
-    from hga_flax.training.watch import leave
+def _deadline(where: str) -> Iterator[None]:
+    """Ends the process with one line when the block takes longer than START_TIMEOUT_SECONDS, and at once by Ctrl-C.
 
-    line = f"{what} cannot be connected: not all have come within {START_TIMEOUT_SECONDS} s; is every one started?"
-    timer = threading.Timer(START_TIMEOUT_SECONDS, leave, [line])
+    JAX itself ends a process that waits in vain, as with a mistyped address, by an abort whose message is a stack
+    trace without the address; and it waits in C++, where Python does not handle signals.
+    """
+    line = (
+        f"error: the processes ({where}) cannot be connected: not all of them came within {START_TIMEOUT_SECONDS} s; "
+        "is each one started, under a number of its own, and can it reach process 0's address and port?"
+    )
+    timer = threading.Timer(START_TIMEOUT_SECONDS, leave, [1, line])
     timer.daemon = True
     main = threading.current_thread() is threading.main_thread()
-    handler = main and signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's would wait for what is inside
+    handler = main and signal.signal(signal.SIGINT, signal.SIG_DFL)
     timer.start()
     try:
         yield
@@ -117,54 +132,6 @@ def _deadline(what: str) -> Iterator[None]:
         timer.cancel()
         if main:
             signal.signal(signal.SIGINT, handler)
-
-
-@contextlib.contextmanager
-def _relayed() -> Iterator[None]:
-    """Within it JAX's client is one that connects to process 0 through a relay; see relay.py."""
-    from jax._src import distributed as internals  # the address that a launcher gives is nowhere public
-
-    create = getattr(getattr(internals, "_jax", None), "get_distributed_runtime_client", None)
-    if create is None:  # a JAX that we do not know: the loss of process 0 will also be told by its abort
-        yield
-        return
-
-    def create_relayed(address: str, process: int, **options: Any) -> Any:
-        return create(Relay(address, _process_0_lost).address if process else address, process, **options)
-
-    internals._jax.get_distributed_runtime_client = create_relayed
-    try:
-        yield
-    finally:
-        internals._jax.get_distributed_runtime_client = create
-
-
-def _process_0_lost() -> None:
-    """Ends this process, unless its watch or itself is about to do so."""
-    import jax
-
-    from hga_flax.training.watch import AFTER, CLOSED, CONCLUSION_SECONDS, leave
-
-    time.sleep(CONCLUSION_SECONDS)
-    if jax.distributed.is_initialized():
-        leave(f"process 0 was lost ({CLOSED}); {AFTER}")
-
-
-def _wait_for(address: str) -> None:
-    """Waits until process 0 listens; JAX would end this process by an abort if it never does."""
-    host, _, port = address.rpartition(":")
-    deadline = time.monotonic() + START_TIMEOUT_SECONDS
-    while True:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
-            return
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"--coordinator={address}: process 0 cannot be reached there within {START_TIMEOUT_SECONDS} s "
-                    f"({error.strerror or one_line(error)}); is it started, and is the port open?"
-                ) from None
-            time.sleep(0.5)
 
 
 def _check(given: dict) -> None:
@@ -199,11 +166,18 @@ def union(indices: Iterable[int], limit: int) -> list[int]:
     return indices
 
 
-def meet(name: str) -> None:
-    """Waits until all processes are here, up to an hour; all meet in the same order.
+def _global_state() -> Any:
+    """Returns the only private name of JAX in this project: its client of the coordination service."""
+    from jax._src.distributed import global_state
 
-    A collective is started by all within half a minute on CPUs, or it fails (Gloo); compiling before may
-    take one process longer than another, and so may copying from a bucket.
+    return global_state
+
+
+def barrier(name: str) -> None:
+    """Waits until all processes are here, an hour at most; all come to their barriers in the same order.
+
+    Of what JAX offers in public every barrier is a collective, which on CPUs all must start within half a minute, or
+    it fails (Gloo). One process may take longer than another to compile, or to copy from a bucket.
 
     Args:
         name: what they wait for, as in "the training step is compiled".
@@ -213,22 +187,39 @@ def meet(name: str) -> None:
     """
     import jax
 
-    if jax.process_count() > 1:
-        from jax._src.distributed import global_state  # nowhere public; a collective would be what this is to avoid
+    if jax.process_count() == 1:
+        return
+    _barriers[name] += 1
+    try:
+        _global_state().client.wait_at_barrier(f"{name} {_barriers[name]}", BARRIER_TIMEOUT_SECONDS * 1000)
+    except jax.errors.JaxRuntimeError as error:
+        if "DEADLINE_EXCEEDED" not in str(error):
+            raise
+        raise UserError(
+            f"waited {BARRIER_TIMEOUT_SECONDS} s for the other processes, until {name}; are they at work?"
+        ) from None
 
-        _meetings[name] += 1
-        try:
-            global_state.client.wait_at_barrier(f"{name} {_meetings[name]}", MEETING_TIMEOUT_SECONDS * 1000)
-        except jax.errors.JaxRuntimeError as error:
-            if "DEADLINE_EXCEEDED" not in str(error):
-                raise
-            raise UserError(
-                f"waited {MEETING_TIMEOUT_SECONDS} s for the other processes, until {name}; are they at work?"
-            ) from None
+
+def raise_if_lost(error: BaseException) -> None:
+    """Raises `ProcessLost` where an error comes from JAX because another process is gone."""
+    import jax
+
+    cause: BaseException | None = error
+    while cause is not None and jax.distributed.is_initialized():
+        # A JaxRuntimeError, or a ValueError where a collective fails while it is dispatched.
+        if isinstance(cause, (RuntimeError, ValueError)) and LOST.match(str(cause)):
+            raise ProcessLost(
+                f"another process was lost or failed ({one_line(cause)[:200]}); the checkpoints written before are "
+                "kept; start all processes again with the same command"
+            ) from error
+        cause = cause.__cause__ or cause.__context__
 
 
 def together(config: ConfigDict, work: Callable[[], Any], *, train: bool = True) -> Any:
-    """Returns what `work` returns; where several processes do it together they watch each other.
+    """Returns what `work` returns; several processes that do it together take their leave of each other after it.
+
+    A process in which `work` fails does not: the others are not at its end. Process 0 then lives on for a moment,
+    because JAX aborts the others as soon as it is gone, and where all fail alike each has a line to print.
 
     Args:
         config: of the run.
@@ -237,15 +228,25 @@ def together(config: ConfigDict, work: Callable[[], Any], *, train: bool = True)
 
     Raises:
         UserError: as `work` does, or the configuration is wrong.
+        ProcessLost: another process is gone.
     """
     import jax
 
     if not jax.distributed.is_initialized():
         return work()
     from hga_flax.training.experiment import configure_process
-    from hga_flax.training.watch import Watch
 
     configure_process(config, train=train)  # before the first device is touched
-    process, processes, disconnect = jax.process_index(), jax.process_count(), jax.distributed.shutdown
-    with Watch(process, processes, config.training.lost_process_seconds, disconnect=disconnect):
-        return work()
+    try:
+        result = work()
+        jax.distributed.shutdown()
+        return result
+    except BaseException as error:
+        if isinstance(error, Interrupted) and not error.alone:  # all have stopped at the same step, and saved it
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                jax.distributed.shutdown()
+            raise
+        if _global_state().process_id == 0:
+            time.sleep(LAST_SECONDS)
+        raise_if_lost(error)
+        raise

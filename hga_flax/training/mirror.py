@@ -13,13 +13,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 
-from hga_flax.errors import Interrupted, UserError, one_line
+from hga_flax.errors import Interrupted, UserError, leave, one_line
 from hga_flax.locks import claimed
 from hga_flax.storage import Unreachable, is_remote
 from hga_flax.training import seal
-from hga_flax.training.distributed import meet
+from hga_flax.training.distributed import barrier
 from hga_flax.training.twin import CHECKPOINT, Here, Overtaken, Twin, find
-from hga_flax.training.watch import before_leaving, leave
 from hga_flax.training.workdir import CLAIM, open_workdir
 
 POLL_SECONDS = 1.0
@@ -256,7 +255,7 @@ def _claimed(path: str) -> contextlib.AbstractContextManager[None]:
         CLAIM,
         taken=lambda who: UserError(line.format(who)),
         say=lambda text: print(f"{path}: {text}", flush=True),
-        lost=lambda: leave(f"--workdir={path} was removed, or another command has taken it over; this one stops"),
+        lost=lambda: leave(1, f"error: --workdir={path} was removed or taken over by another command; this one stops"),
     )
 
 
@@ -280,34 +279,28 @@ def run_folder(path: str, process: int) -> Iterator[tuple[pathlib.Path, Mirror |
         with contextlib.ExitStack() as claim:
             if process == 0:
                 claim.enter_context(_claimed(path))
-            meet("process 0 has the run")
+            barrier("process 0 has the run")
             yield open_workdir(path), None
         return
     mirror = None if process else Mirror(Twin(path, "--workdir", trains=True))
     folder = mirror.catch_up() if mirror else None
-    meet("the bucket holds what process 0 has")
+    barrier("the bucket holds what process 0 has")
     folder = folder or find(path)
-    meet("each has the run")
-    closing = threading.Lock()  # where another process is lost the watch closes the mirror from its thread
-
-    def close() -> None:
-        if mirror:
-            with closing:
-                mirror.close()
-
-    with before_leaving(close):
-        try:
-            yield folder, mirror
-        except Interrupted:  # all stop together
-            _leave(close)
-            raise
-        except BaseException:
+    barrier("each has the run")
+    try:
+        yield folder, mirror
+    except BaseException as error:
+        if isinstance(error, Interrupted) and not error.alone:
+            _finish(mirror)
+        elif mirror:
             with contextlib.suppress(UserError):  # that of the run is the one to tell
-                close()
-            raise
-        _leave(close)
+                mirror.close()
+        raise
+    _finish(mirror)
 
 
-def _leave(close: Callable[[], None]) -> None:
-    close()
-    meet("process 0 has uploaded")  # the others are there as long as it works
+def _finish(mirror: Mirror | None) -> None:
+    """Uploads what is left, where all processes stop at the same step; the others wait for process 0."""
+    if mirror:
+        mirror.close()
+    barrier("process 0 has uploaded")

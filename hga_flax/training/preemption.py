@@ -9,7 +9,6 @@ import collections
 import os
 import select
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from hga_flax.errors import Interrupted
+from hga_flax.errors import Interrupted, leave
 from hga_flax.training.mesh import DATA_AXIS
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -51,13 +50,6 @@ def survive_hangup() -> None:
     os.close(nowhere)
 
 
-def _leave(code: int, text: str) -> None:
-    """Ends the process from any thread, without waiting for another."""
-    print(text, file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    os._exit(code)
-
-
 class Preemption:
     """Used as a context: turns the signals into a request that the training loop asks for.
 
@@ -68,7 +60,7 @@ class Preemption:
         leave: called with (exit code, line to print) when time is up; a test's own does not end the process.
     """
 
-    def __init__(self, grace_seconds: float, leave: Callable[[int, str], None] = _leave):
+    def __init__(self, grace_seconds: float, leave: Callable[[int, str], None] = leave):
         self._grace, self._leave = grace_seconds, leave
         self._unsaved = False
         self.signal = 0  # the first that came, or 0
@@ -140,8 +132,11 @@ _KEPT = "the checkpoints written before are kept, and the same command goes on f
 class Agreement:
     """The same answer in all processes at the same place: has one of them been asked to stop?
 
-    Each `stop()` starts an all-reduce of one number and reads that of POLLS_IN_FLIGHT calls ago, which is there
+    Each `stop()` starts an all-reduce of one number and reads the one of POLLS_IN_FLIGHT calls ago, which has arrived
     by then: no process ever waits for it, and all stop at the same step. A single process knows at once.
+
+    JAX's own `multihost_utils.reached_preemption_sync_point` knows SIGTERM alone, whose handler it takes over, and
+    does not say which signal came: Ctrl-C and SIGHUP would not be shared, nor would the exit code.
 
     Args:
         preemption: this process's.

@@ -11,7 +11,7 @@ import optax
 from hga_flax.errors import ConfigError, UserError, called
 from hga_flax.training import workdir as files
 from hga_flax.training.checkpoints import Checkpoints
-from hga_flax.training.distributed import meet
+from hga_flax.training.distributed import barrier
 from hga_flax.training.evaluation import evaluate, no_images
 from hga_flax.training.experiment import Experiment, configure_process, create_experiment
 from hga_flax.training.mesh import create_mesh
@@ -174,7 +174,7 @@ def evaluate_restored(restored: Restored, split: str | None = None) -> dict[str,
     batches = experiment.dataset.eval_batches(
         experiment.dataset.source(split, train=False), experiment.eval_batch_size, experiment.shard, split
     )
-    meet("each has the data set")  # one may have to copy it from a bucket
+    barrier("each has the data set")  # one may have to copy it from a bucket
     step = make_eval_step(experiment.model, experiment.config, experiment.mesh)
     metrics = evaluate(step, params, batch_stats, batches, experiment.mesh)
     if not metrics["num_examples"]:

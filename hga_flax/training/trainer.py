@@ -24,7 +24,7 @@ from hga_flax.training import workdir as files
 from hga_flax.training.checkpoints import Checkpoints
 from hga_flax.training.clock import Clock, StartUp
 from hga_flax.training.console import Console, duration
-from hga_flax.training.distributed import meet, union
+from hga_flax.training.distributed import barrier, union
 from hga_flax.training.divergence import Diverged, StepReports, explain
 from hga_flax.training.evaluation import evaluate, no_images
 from hga_flax.training.experiment import Experiment, Plan, configure_process, create_experiment, describe, prepare
@@ -85,7 +85,7 @@ def _train(
     if experiment.shard.process == 0:
         bad_images.log = lambda text: console.line(text, "yellow")
     plan, schedule, init, abstract = prepare(experiment)
-    meet("each has the data set")  # one may have to copy it from a bucket
+    barrier("each has the data set")  # one may have to copy it from a bucket
     workdir, mirror = opened.enter_context(run_folder(workdir_path, experiment.shard.process))
     changes = files.check_same_run(workdir, config)
     info = experiment.dataset.described()
@@ -219,7 +219,7 @@ class Loop:
                         batch = next(batches)
                     if step + 1 == first:
                         train_step = compile_step(train_step, state, batch)
-                        meet("the training step is compiled")
+                        barrier("the training step is compiled")
                     with self._profiler.step(step + 1):
                         state, report = train_step(state, batch)
                     step += 1

@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from hga_flax.errors import UserError, expand, one_line
+from hga_flax.errors import UserError, expand, leave, one_line
 from hga_flax.locks import claimed
 from hga_flax.storage import (
     Fact,
@@ -31,7 +31,6 @@ from hga_flax.storage import (
     make_folder,
 )
 from hga_flax.training import seal
-from hga_flax.training.watch import leave
 
 SESSION = "session.json"
 RECORD = ".mirror.json"  # in a twin: what of it equals what in the bucket
@@ -238,7 +237,7 @@ def _take(remote: Remote, trains: bool) -> tuple[pathlib.Path, contextlib.ExitSt
     address, kind = remote.address, "train" if trains else "read"
     line = f"another command trains in {address}: {{}}; wait for its end, or choose another {remote.key}"
     taken = lambda who: _Taken(line.format(who))
-    lost = lambda: leave(f"another command has taken over the copy of {address} on this machine")
+    lost = lambda: leave(1, f"error: another command has taken over the copy of {address} on this machine")
     for number in itertools.count():
         folder = cache_folder() / "runs" / f"{folder_name(address)}-{kind}{number}"
         make_folder(folder, address)

@@ -1,20 +1,22 @@
 import argparse
+import inspect
 import re
 import signal
-import socket
-import subprocess
 import time
 
 import jax
 import numpy as np
 import pytest
 
-from hga_flax.errors import UserError
+from hga_flax.errors import Interrupted, UserError
 from hga_flax.training import distributed
+from hga_flax.training.checkpoints import Checkpoints
 from hga_flax.training.restore import restore_workdir
+from hga_flax.training.seal import find_damage
 from tests import commands
 from tests.test_train import TINY, rows
 from tests.training import tiny
+from tests.training.processes import LOST_SECONDS, STEPS, finish, free_address, start, start_pair, start_processes
 
 FLAGS = ("coordinator", "num_processes", "process_id")
 
@@ -77,80 +79,88 @@ def test_a_launcher_that_cannot_be_used_says_what_to_do_instead(monkeypatch):
         distributed.start(arguments(), tiny.config())
 
 
-def test_what_is_done_together_is_configured_and_watched(monkeypatch):
-    done = []
-    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
-    assert distributed.together(tiny.config(), lambda: done.append(1) or "result") == "result" and done == [1]
+@pytest.fixture
+def one_of_several(monkeypatch):
+    """This process passes for one of several; the list says what it has done at its end."""
+    done, clients = [], [object()]
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: bool(clients))
+    monkeypatch.setattr(jax.distributed, "shutdown", lambda: done.append("shutdown") or clients.clear())
+    monkeypatch.setattr(distributed.time, "sleep", lambda seconds: done.append("waited"))
+    return done
+
+
+def test_what_is_done_together_is_configured_and_ends_with_the_others(one_of_several):
+    assert distributed.together(tiny.config(), lambda: one_of_several.append("work") or "result") == "result"
+    assert one_of_several == ["work", "shutdown"]
+
+
+def test_work_that_fails_does_not_wait_for_the_others(one_of_several):
     with pytest.raises(UserError, match=r"training.log_every_steps=0"):
-        distributed.together(tiny.config(training__log_every_steps=0), lambda: done.append(2))
-    assert done == [1]
+        distributed.together(tiny.config(training__log_every_steps=0), lambda: one_of_several.append("work"))
+    with pytest.raises(ZeroDivisionError):
+        distributed.together(tiny.config(), lambda: 1 / 0)
+    assert one_of_several == ["waited"]  # process 0, for those that fail alike
+
+
+@pytest.mark.parametrize(("alone", "end"), [(False, ["shutdown"]), (True, ["waited"])])
+def test_a_signal_ends_all_together_once_they_have_a_step_to_save(one_of_several, alone, end):
+    def work():
+        raise Interrupted("stopped by SIGTERM", 143, alone=alone)
+
+    with pytest.raises(Interrupted):
+        distributed.together(tiny.config(), work)
+    assert one_of_several == end
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (
+            jax.errors.JaxRuntimeError("INTERNAL: Gloo all-reduce failed: [pair.cc:534] Connection closed by peer"),
+            True,
+        ),
+        (
+            jax.errors.JaxRuntimeError("UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats)"),
+            True,
+        ),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes"), False),
+        (ValueError("UNKNOWN: Gloo AllGather failed: [pair.cc:547] Connection closed by peer [127.0.0.1]:139"), True),
+        (ValueError("a barrier"), False),
+    ],
+)
+def test_what_jax_says_of_a_lost_process_becomes_one_line(one_of_several, error, lost):
+    def work():
+        try:
+            raise error
+        except Exception as cause:
+            raise UserError("the checkpoint of step 3 cannot be written") from cause
+
+    with pytest.raises(UserError) as raised:
+        distributed.together(tiny.config(), work)
+    assert isinstance(raised.value, distributed.ProcessLost) == lost
+    if lost:
+        assert re.fullmatch(
+            r"another process was lost or failed \(.*\); .*; start all .* the same command", str(raised.value)
+        )
+
+
+def test_alone_there_is_nobody_to_lose():
+    distributed.raise_if_lost(jax.errors.JaxRuntimeError("Gloo all-reduce failed"))
+
+
+def test_the_private_name_of_jax_is_there():
+    """And what `barrier` and `together` do with it; a JAX that renames it fails here first."""
+    from jax._src.lib import _jax
+
+    state = distributed._global_state()
+    assert state.client is None and state.process_id == 0
+    inspect.signature(type(state).initialize).bind(state, heartbeat_timeout_seconds=1, shutdown_timeout_seconds=1)
+    assert callable(_jax.DistributedRuntimeClient.wait_at_barrier)
+    assert "_jax.get_distributed_runtime_client" in inspect.getsource(type(state).initialize)
 
 
 def test_alone_the_union_is_the_own_indices():
     assert distributed.union([5, 1, 3], limit=10) == [1, 3, 5]
-
-
-ALONE = """
-import argparse, sys
-from configs.digits import get_config
-from hga_flax.errors import run_main
-from hga_flax.training import distributed
-distributed.START_TIMEOUT_SECONDS = int(sys.argv[1])
-given = argparse.Namespace(coordinator=sys.argv[2], num_processes=2, process_id=0)
-print("ready", flush=True)
-run_main(lambda: distributed.start(given, get_config()))
-"""
-
-
-def free_address():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
-
-
-def test_process_0_does_not_wait_for_the_others_for_ever_and_ctrl_c_ends_it():
-    started = [
-        subprocess.Popen(
-            commands.command("-c", ALONE, seconds, free_address()), cwd=commands.ROOT, text=True,
-            env=commands.environment() | {"PYTHONPATH": str(commands.ROOT)}, stdout=-1, stderr=-1,
-        )
-        for seconds in (2, 100)
-    ]  # fmt: skip
-    for process in started:
-        assert process.stdout.readline() == "ready\n"
-    error = started[0].communicate(timeout=60)[1]
-    assert started[0].returncode == 1 and "Aborted" not in error and "stack trace" not in error
-    (line,) = [line for line in error.splitlines() if not line.startswith("W")]
-    assert line == (
-        "error: the processes (found by flags) cannot be connected: not all have come within 2 s; is every one started?"
-    )
-    started[1].send_signal(signal.SIGINT)
-    assert "Traceback" not in started[1].communicate(timeout=10)[1] and started[1].returncode == -signal.SIGINT
-
-
-def start_processes(*options, count=2, devices=8):
-    """Returns processes that share the devices of one run."""
-    address = free_address()
-    return [
-        subprocess.Popen(
-            commands.command(*options, f"--coordinator={address}", f"--num_processes={count}", f"--process_id={i}"),
-            cwd=commands.ROOT,
-            env=commands.environment(devices // count),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(count)
-    ]
-
-
-def wait_for_rows(workdir, count, processes):
-    """Waits until a run has logged so many lines."""
-    deadline = time.monotonic() + 400
-    while not (workdir / "metrics.jsonl").exists() or len(rows(workdir)) < count:
-        ended = [process.communicate()[1] for process in processes if process.poll() is not None]
-        assert time.monotonic() < deadline and not ended, ended
-        time.sleep(0.1)
 
 
 RUN = (*TINY, "--config.optimizer.learning_rate=0.01", "--config.training.log_every_steps=2")
@@ -183,86 +193,119 @@ def test_two_processes_train_and_evaluate_as_one(tmp_path):
     assert '"num_examples": 297' in evaluations[0][0] and '"num_examples"' not in evaluations[1][0]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stopped", [0, 1])
-def test_a_signal_to_one_process_stops_all_at_the_same_step_and_resumes(stopped, tmp_path):
-    options = (*RUN, "--config.training.steps=100000", f"--workdir={tmp_path}")
-    processes = start_processes(*options)
-    wait_for_rows(tmp_path, 3, processes)
-    processes[stopped].terminate()
-    for process in processes:
-        _, stderr = process.communicate(timeout=60)
-        assert process.returncode == 143, stderr
-        assert "stopped by SIGTERM after step" in stderr
-    steps = rows(tmp_path)[-1]["step"]
-    restored = restore_workdir(str(tmp_path), "latest")
-    assert restored.step >= steps
-    again = commands.run(*options, f"--config.training.steps={restored.step + 1}", devices=8)
-    assert again.returncode == 0 and f"resuming {tmp_path} at step {restored.step}" in again.stdout, again.stderr
-
-
-BEFORE_THE_FIRST_STEP = """
-import argparse, os, signal, sys, threading, time
+ALONE = """
+import argparse, sys
 from configs.digits import get_config
 from hga_flax.errors import run_main
 from hga_flax.training import distributed
-from hga_flax.training.preemption import Preemption
-process = int(sys.argv[2])
-def work():
-    with Preemption(25.0):
-        if process == int(sys.argv[3]):  # compiles, while the other waits for it
-            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
-            time.sleep(100)
-        distributed.meet("the training step is compiled")
-def main():
-    config = get_config()
-    distributed.start(argparse.Namespace(coordinator=sys.argv[1], num_processes=2, process_id=process), config)
-    distributed.together(config, work)
-run_main(main)
+distributed.START_TIMEOUT_SECONDS = int(sys.argv[1])
+given = argparse.Namespace(coordinator=sys.argv[2], num_processes=2, process_id=int(sys.argv[3]))
+print("ready", flush=True)
+run_main(lambda: distributed.start(given, get_config()))
 """
 
 
-@pytest.mark.parametrize("stopped", [0, 1])
-def test_a_signal_to_one_process_before_the_first_step_ends_the_other(stopped):
-    """It would wait for an hour."""
+@pytest.mark.parametrize("process", [0, 1])  # which waits for the other, or was given a wrong address
+def test_a_process_does_not_wait_for_the_others_for_ever_and_ctrl_c_ends_it(process):
     address = free_address()
-    processes = [
-        subprocess.Popen(
-            commands.command("-c", BEFORE_THE_FIRST_STEP, address, number, stopped), cwd=commands.ROOT, text=True,
-            env=commands.environment() | {"PYTHONPATH": str(commands.ROOT)}, stdout=-1, stderr=-1,
-        )
-        for number in (0, 1)
-    ]  # fmt: skip
-    try:
-        errors = [process.communicate(timeout=100)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [143 if number == stopped else 1 for number in (0, 1)]
-    assert "stopped by SIGTERM; nothing new to save" in errors[stopped]
-    line = f"error: process {stopped} on {socket.gethostname()} was stopped by SIGTERM; the checkpoints written before"
-    assert line in errors[1 - stopped] and "Traceback" not in "".join(errors)
+    waits, stopped = (start("-c", ALONE, seconds, address, process) for seconds in (2, 100))
+    for started in (waits, stopped):
+        assert started.stdout.readline() == "ready\n"
+    time.sleep(1)
+    stopped.send_signal(signal.SIGINT)
+    told, stopped = finish([waits, stopped], 100)
+    assert told.code == 1
+    assert told.lines == [
+        f"error: the processes (--coordinator={address} --num_processes=2 --process_id={process}) cannot be connected: "
+        "not all of them came within 2 s; is each one started, under a number of its own, and can it reach process 0's "
+        "address and port?"
+    ]
+    assert stopped.code == -signal.SIGINT and "Traceback" not in stopped.errors
+
+
+def told_of_a_loss(end):
+    """Whether a process ended because another was lost: with our line, or by JAX's abort, which says the same."""
+    line = "error: another process was lost or failed ("
+    return (end.code == 1 and any(text.startswith(line) for text in end.lines)) or (
+        end.code == -signal.SIGABRT and "JAX distributed service detected fatal errors" in end.errors
+    )
+
+
+def seconds_since(ends):
+    """Returns how long ago the fault was."""
+    (then,) = [float(line.split()[1]) for end in ends for line in end.output.splitlines() if line.startswith("now: ")]
+    return time.time() - then
+
+
+def end_with(fault, of, at, *options):
+    """Returns how two processes ended, one of which something befalls; the other may not take much longer."""
+    ends = finish(start_pair(f"--fault={fault}", f"--of={of}", f"--at={at}", *options))
+    assert seconds_since(ends) < LOST_SECONDS + distributed.LAST_SECONDS + MACHINE_SECONDS
+    assert told_of_a_loss(ends[1 - of]), ends[1 - of].errors
+    assert not any("done" in end.output for end in ends)
+    return ends
+
+
+MACHINE_SECONDS = 30  # of a machine that does much else
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lost", [0, 1])
-def test_a_lost_process_ends_the_other_with_a_clear_line(lost, tmp_path):
-    processes = start_processes(
-        *RUN, "--config.training.steps=100000", f"--workdir={tmp_path}", "--config.training.lost_process_seconds=10"
-    )
-    wait_for_rows(tmp_path, 3, processes)
-    processes[lost].kill()
-    start, other = time.monotonic(), processes[1 - lost]
-    _, stderr = other.communicate(timeout=60)
-    assert time.monotonic() - start < 10
-    assert other.returncode == 1
-    (line,) = [line for line in stderr.splitlines() if not line.startswith(("W", "I", "E"))]
-    assert line.startswith(f"error: process {lost} was lost (its connection is closed); the checkpoints written before")
-    processes[lost].communicate()
+@pytest.mark.parametrize("of", [0, 1])
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_killed_process_ends_the_other(of, at):
+    """Before the first step it waits at a barrier, later in a collective."""
+    assert end_with("kill", of, at)[of].code == -signal.SIGKILL
 
 
-def test_a_coordinator_that_is_not_there_is_an_error(monkeypatch):
-    address = free_address()
-    monkeypatch.setattr(distributed, "START_TIMEOUT_SECONDS", 1)
-    with pytest.raises(UserError, match=rf"--coordinator={address}: process 0 cannot be reached there within 1 s"):
-        distributed.start(arguments(coordinator=address, num_processes=2, process_id=1), tiny.config())
+@pytest.mark.slow
+@pytest.mark.parametrize("of", [0, 1])
+def test_a_process_that_fails_ends_with_its_line_and_ends_the_other(of):
+    failed = end_with("error", of, 3)[of]
+    assert failed.code == 1 and "error: the disk is full" in failed.lines and "Traceback" not in failed.errors
+
+
+@pytest.mark.slow
+def test_a_bug_keeps_its_traceback():
+    failed = end_with("bug", 1, 3)[1]
+    assert failed.code == 1 and "ZeroDivisionError" in failed.lines and "Traceback" in failed.errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("of", [0, 1])
+def test_a_signal_to_one_process_before_the_first_step_ends_the_other(of):
+    """It would wait for an hour."""
+    stopped = end_with("term", of, 0)[of]
+    assert stopped.code == 143 and "Traceback" not in stopped.errors
+    assert "stopped by SIGTERM; nothing new to save, and the same command goes on" in stopped.lines
+
+
+def check_whole_and_resume(workdir, at_least):
+    """The newest checkpoint is whole, and the same command goes on from it to the end."""
+    newest = Checkpoints(workdir, read_only=True).steps()[-1]
+    assert newest >= at_least and not find_damage(workdir / "checkpoints" / str(newest), newest)
+    ends = finish(start_pair(f"--workdir={workdir}"))
+    assert [end.code for end in ends] == [0, 0], ends[0].errors + ends[1].errors
+    assert f"resuming {workdir} at step {newest}" in ends[0].output and "finished" in ends[0].output
+    assert restore_workdir(str(workdir), "latest").step == STEPS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "of", "code"), [("kill", 0, -signal.SIGKILL), ("kill", 1, -signal.SIGKILL), ("error", 1, 1)]
+)
+def test_a_training_that_loses_a_process_goes_on_from_a_whole_checkpoint(fault, of, code, tmp_path):
+    ends = end_with(fault, of, 7, f"--workdir={tmp_path}")
+    assert ends[of].code == code
+    check_whole_and_resume(tmp_path, at_least=4)  # that of step 6 may not be complete
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("of", [0, 1])
+def test_a_signal_to_one_process_stops_all_at_the_same_step_which_is_saved(of, tmp_path):
+    ends = finish(start_pair("--fault=term", f"--of={of}", "--at=5", f"--workdir={tmp_path}"))
+    assert seconds_since(ends) < LOST_SECONDS + MACHINE_SECONDS
+    assert [end.code for end in ends] == [143, 143], ends[0].errors + ends[1].errors
+    (line,) = {end.lines[-1] for end in ends}
+    step = int(re.fullmatch(r"stopped by SIGTERM after step (\d+), which is saved; the same command goes on", line)[1])
+    assert 5 <= step < STEPS
+    check_whole_and_resume(tmp_path, at_least=step)
