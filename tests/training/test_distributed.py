@@ -268,7 +268,6 @@ def test_a_bug_keeps_its_traceback():
     assert failed.code == 1 and "ZeroDivisionError" in failed.lines and "Traceback" in failed.errors
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("of", [0, 1])
 def test_a_signal_to_one_process_before_the_first_step_ends_the_other(of):
     """It would wait for an hour."""
