@@ -16,8 +16,8 @@ PARALLEL := -n auto --maxprocesses=8 --dist=loadfile
 SHARD := 1/1
 # What a change of versions breaks first: checkpoints, sources of data, a whole run that is trained and evaluated.
 SHORT := tests/models/test_norm.py tests/data/test_digits.py tests/data/test_sources.py \
-	tests/training/test_checkpoints.py tests/training/test_optimizer.py tests/training/test_writers.py \
-	tests/test_versions.py tests/test_evaluate.py tests/test_config.py tests/test_init.py
+	tests/runs/test_checkpoints.py tests/training/test_optimizer.py tests/runs/test_writers.py \
+	tests/test_versions.py tests/test_evaluate.py tests/config/test_loading.py tests/test_init.py
 
 .PHONY: help demo study test test-slow test-all test-lowest docs lint format clean
 

@@ -6,9 +6,9 @@ python evaluate.py --weights=FILE --model=NAME [--attention=NAME] --config=FILE 
 
 import json
 
-from hga_flax.command_line import add_import_flag, add_weights_flags, names_weights, parse_with_weights
+from hga_flax.config.command_line import add_import_flag, add_weights_flags, names_weights, parse_with_weights
 from hga_flax.errors import ArgumentParser, UserError, run_main
-from hga_flax.training import distributed
+from hga_flax.processes import distributed
 
 
 def main() -> None:
@@ -26,9 +26,9 @@ def main() -> None:
         evaluate_weights(arguments)
         return
 
+    from hga_flax.runs.local_copy import find
+    from hga_flax.runs.workdir import read_config
     from hga_flax.training.restore import configure_for, evaluate_workdir  # after the arguments: --help answers at once
-    from hga_flax.training.twin import find
-    from hga_flax.training.workdir import read_config
 
     config = read_config(find(arguments.workdir, light=True))
     distributed.start(arguments, config)
@@ -51,11 +51,11 @@ def main() -> None:
 
 def evaluate_weights(arguments) -> None:
     """Evaluates `--weights=FILE` on the data set of `--config`."""
-    from hga_flax.config import load_config, override
+    from hga_flax.config.loading import load_config, override
     from hga_flax.errors import expand
-    from hga_flax.storage import is_remote
-    from hga_flax.training.console import Console
-    from hga_flax.training.from_weights import describe_weights, restore_given
+    from hga_flax.inference.from_weights import describe_weights, restore_given
+    from hga_flax.runs.console import Console
+    from hga_flax.storage.buckets import is_remote
     from hga_flax.training.restore import evaluate_restored
 
     if not arguments.config and (is_remote(arguments.weights) or not expand(arguments.weights, "--weights").is_dir()):
@@ -78,7 +78,7 @@ def show(rows: list[tuple[str, str]], result: dict, as_json: bool) -> None:
     """Prints a result, once for all processes."""
     import jax
 
-    from hga_flax.training.console import Console
+    from hga_flax.runs.console import Console
     from hga_flax.training.metrics import finite_or_none
 
     if jax.process_index():

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable
 
-from hga_flax.command_line import add_import_flag, add_weights_flags, names_weights, parse_with_weights
+from hga_flax.config.command_line import add_import_flag, add_weights_flags, names_weights, parse_with_weights
 from hga_flax.errors import ArgumentParser, UserError, run_main
 
 Prediction = tuple[str, int, float]  # name and index of a class, probability
@@ -56,12 +56,12 @@ def main() -> int:
     if arguments.top < 1:
         raise UserError(f"--top={arguments.top}: must be at least 1")
 
-    from hga_flax.data.image_files import Endings, ignored_line
-    from hga_flax.training.prediction import Predictor, find_images  # after the arguments: --help answers at once
+    from hga_flax.images.image_files import Endings, ignored_line
+    from hga_flax.inference.predictor import Predictor, find_images  # after the arguments: --help answers at once
     from hga_flax.training.restore import configure_for
 
     if names_weights(arguments):
-        from hga_flax.training.from_weights import describe_weights, restore_given
+        from hga_flax.inference.from_weights import describe_weights, restore_given
 
         restored = restore_given(arguments, batch_size=arguments.batch_size)
         for name, value in describe_weights(restored):  # beside the labels, which may go to a file
@@ -100,7 +100,7 @@ def label(predictor, files, total: int | None, line: Callable[..., str]) -> tupl
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from hga_flax.data.bad_images import BadImage
+    from hga_flax.images.bad_images import BadImage
 
     # The lines and the bar share the terminal; where the lines go to a file, the bar stands on standard error.
     console = Console(stderr=not sys.stdout.isatty(), highlight=False, soft_wrap=True)

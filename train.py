@@ -7,10 +7,10 @@ Exit codes: 0 finished, 1 an error (one line), 143 stopped by SIGTERM, 130 by Ct
 run has saved its last step; the same command goes on.
 """
 
-from hga_flax.command_line import add_import_flag
-from hga_flax.config import parse_arguments
+from hga_flax.config.command_line import add_import_flag
+from hga_flax.config.loading import parse_arguments
 from hga_flax.errors import ArgumentParser, UserError, run_main
-from hga_flax.training import distributed
+from hga_flax.processes import distributed
 
 
 def main() -> None:

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from hga_flax import restore_workdir
-from hga_flax.data.device_augmentation import normalize
 from hga_flax.errors import run_main
+from hga_flax.images.device_augmentation import normalize
 
 
 def main() -> None:

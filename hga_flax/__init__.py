@@ -28,8 +28,8 @@ if TYPE_CHECKING:
         create_attention,
         register_attention,
     )
+    from hga_flax.inference.predictor import Predictor
     from hga_flax.models import create_model, model_names, model_options
-    from hga_flax.training.prediction import Predictor
     from hga_flax.training.restore import restore_workdir
 
 STARTED = time.monotonic()  # as good as the start of the process, for what a command says of its start-up
@@ -63,7 +63,7 @@ _HOMES = {
     "create_model": "hga_flax.models",
     "model_names": "hga_flax.models",
     "model_options": "hga_flax.models",
-    "Predictor": "hga_flax.training.prediction",
+    "Predictor": "hga_flax.inference.predictor",
     "restore_workdir": "hga_flax.training.restore",
 }
 

@@ -3,28 +3,28 @@
 import importlib
 import sys
 
-from hga_flax.command_line import split_overrides
+from hga_flax.config.command_line import split_overrides
 from hga_flax.errors import ArgumentParser, UserError, run_main
 
 # Name: (module, one line of help). A module has add_arguments(parser) and run(arguments) -> int | None;
 # it is imported only when its command is called. One that takes `--config` finds `--config.key=value` in
 # `arguments.overrides`, and so does one that sets `takes_overrides`.
 COMMANDS = {
-    "paper": ("hga_flax.analysis.paper", "the paper's tables and equations beside ours"),
-    "bench": ("hga_flax.analysis.bench", "measure how fast the loader, the attentions or whole training steps are"),
-    "soak": ("hga_flax.training.soak", "train under SIGKILL and compare with an undisturbed run, bit for bit"),
+    "paper": ("hga_flax.paper.command", "the paper's tables and equations beside ours"),
+    "bench": ("hga_flax.bench.command", "measure how fast the loader, the attentions or whole training steps are"),
+    "soak": ("hga_flax.bench.soak", "train under SIGKILL and compare with an undisturbed run, bit for bit"),
     "compile": (
-        "hga_flax.analysis.compile",
+        "hga_flax.bench.compile",
         "compile the training step for GPUs or TPUs, without one",
     ),
-    "tpu": ("hga_flax.analysis.compile", "the same as compile, by its former name"),
+    "tpu": ("hga_flax.bench.compile", "the same as compile, by its former name"),
     "runs": ("hga_flax.pictures.runs", "list the runs in folders: network, attention, data, steps, best error, state"),
     "plot": ("hga_flax.pictures.plot", "draw the loss and error curves of runs, the paper's values as lines"),
     "explain": ("hga_flax.pictures.explain", "draw what a trained network looks at: Grad-CAM, gates and their cells"),
     "summary": ("hga_flax.pictures.summary", "a network part by part: shapes, parameters, operations, attention"),
-    "networks": ("hga_flax.analysis.networks", "every network's size and cost, plain and with an attention"),
+    "networks": ("hga_flax.counting.networks", "every network's size and cost, plain and with an attention"),
     "export": (
-        "hga_flax.export.command",
+        "hga_flax.inference.export",
         "write a run's network as a file: StableHLO, ONNX, or weights for PyTorch",
     ),
     "study": ("hga_flax.lab.command", "run what a study lacks: rows x seeds, with any number of workers"),

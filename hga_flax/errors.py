@@ -134,7 +134,7 @@ def run_main(main: Callable[[], int | None]) -> None:
 def _is_one_of_several() -> bool:
     """Returns whether JAX, at the interpreter's exit, would wait for the other processes of a run.
 
-    After a run that ended well they have taken their leave of each other already (training/distributed.py). Where
+    After a run that ended well they have taken their leave of each other already (processes/distributed.py). Where
     this one ends early they are still at work, and would not come.
     """
     distributed = sys.modules.get("jax.distributed")

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from hga_flax import storage
-from hga_flax.training.seal import find_damage
+from hga_flax.runs.manifest import find_damage
+from hga_flax.storage import buckets as storage
 
 BUCKET = "bucket"
 NEEDED = {"s3": ("s3fs", "moto", "flask"), "gs": ("gcsfs", "gcp_storage_emulator")}

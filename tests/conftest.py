@@ -21,7 +21,7 @@ def bucket(tmp_path, monkeypatch):
     """The address of an empty bucket in this process's memory; copies of it lie in `tmp_path`."""
     import fsspec
 
-    from hga_flax import storage
+    from hga_flax.storage import buckets as storage
 
     system = fsspec.filesystem("memory")
     monkeypatch.setitem(storage.SCHEMES, "s3", ("fsspec", "log in"))

@@ -6,10 +6,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from hga_flax.analysis.complexity import count_operations
 from hga_flax.attention import attention_options, create_attention
 from hga_flax.attention.eca import adaptive_kernel_size
 from hga_flax.attention.registry import attention_factory, replaces_convolution
+from hga_flax.counting.complexity import count_operations
 from tests.commands import ROOT
 
 PAGE = ROOT / "docs" / "attention.md"

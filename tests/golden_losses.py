@@ -17,8 +17,8 @@ import jax
 import numpy as np
 
 from hga_flax.data.sources import DatasetInfo
+from hga_flax.processes.mesh import to_devices
 from hga_flax.training.experiment import create_experiment, prepare
-from hga_flax.training.mesh import to_devices
 from hga_flax.training.state import create_state
 from hga_flax.training.step import make_train_step
 from tests.training import tiny

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable
 import jax
 import numpy as np
 
-from hga_flax.data.device_augmentation import normalize
 from hga_flax.errors import UserError
-from hga_flax.training.from_weights import restore_weights
-from hga_flax.training.prediction import Predictor
+from hga_flax.images.device_augmentation import normalize
+from hga_flax.inference.from_weights import restore_weights
+from hga_flax.inference.predictor import Predictor
 
 CIFAR_TOLERANCE = 1e-4
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hga_flax.errors import UserError
-from hga_flax.models.torch_weights import torch_model, variables_from_torch
+from hga_flax.pretrained.torch_weights import torch_model, variables_from_torch
 
 MODELS_TOLERANCE = 1e-3
 

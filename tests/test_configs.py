@@ -8,9 +8,9 @@ import tokenize
 import pytest
 
 from configs import base
-from hga_flax.config import apply_recipe, config_keys, configure, get_key, load_config, validate
+from hga_flax.config.loading import apply_recipe, config_keys, configure, get_key, load_config, validate
+from hga_flax.config.rules import USES
 from hga_flax.training.optimizer import create_schedule
-from hga_flax.validation import USES
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted(p for p in (ROOT / "configs").glob("*.py") if p.name not in ("__init__.py", "base.py"))

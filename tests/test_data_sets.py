@@ -11,7 +11,7 @@ import pytest
 from sklearn.datasets import load_sample_image
 
 from hga_flax.__main__ import main
-from hga_flax.config import load_config
+from hga_flax.config.loading import load_config
 from hga_flax.data.packing import _Packed
 from hga_flax.data.sources import dataset_info, open_source
 from hga_flax.lab.plan import check_rows

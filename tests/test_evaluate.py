@@ -5,12 +5,12 @@ import cv2
 import numpy as np
 import pytest
 
-from hga_flax.command_line import add_weights_flags, names_weights, parse_with_weights
+from hga_flax.config.command_line import add_weights_flags, names_weights, parse_with_weights
 from hga_flax.errors import ArgumentParser, UserError
-from hga_flax.training.from_weights import CIFAR10
+from hga_flax.inference.from_weights import CIFAR10
 from tests import commands
+from tests.inference.test_from_weights import cifar_file
 from tests.test_train import SHORT, TINY
-from tests.training.test_from_weights import cifar_file
 
 
 @pytest.fixture(scope="module")

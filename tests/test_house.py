@@ -8,7 +8,7 @@ from tests.commands import ROOT
 
 # Of `python -m hga_flax`, and the library's front door; train.py, evaluate.py and predict.py are outside the package.
 TRAINING_COMMANDS = {
-    "__init__.py", "analysis/compile.py", "analysis/topologies.py", "export/command.py", "export/weights.py",
+    "__init__.py", "bench/compile.py", "bench/topologies.py", "inference/export.py", "inference/export_weights.py",
 }  # fmt: skip
 TRAINING_ROOMS = {"training", "pictures", "lab"}  # pictures/ draws what runs left, lab/ makes many: commands, too
 FILES = sorted((ROOT / "hga_flax").rglob("*.py"))
@@ -51,13 +51,13 @@ def test_attention_imports_nothing_of_the_project_and_models_only_attention():
 @pytest.mark.parametrize(
     ("package", "homes"),
     [
-        ("orbax", {"training/checkpoints.py"}),
-        ("tensorboardX", {"training/writers.py"}),
-        ("onnx", {"export/to_onnx.py"}),
-        ("onnxruntime", {"export/command.py"}),
+        ("orbax", {"runs/checkpoints.py"}),
+        ("tensorboardX", {"runs/writers.py"}),
+        ("onnx", {"inference/to_onnx.py"}),
+        ("onnxruntime", {"inference/export.py"}),
         ("fsspec", {"storage.py"}),
         ("etils", {"training/trainer.py"}),
-        ("jax._src", {"training/distributed.py"}),  # private names; tests/training/test_distributed.py looks after it
+        ("jax._src", {"processes/distributed.py"}),  # private names; tests/processes/test_distributed.py looks after it
     ],
 )
 def test_a_package_that_has_one_home(package, homes):
@@ -75,7 +75,7 @@ def test_matplotlib_is_imported_in_pictures_alone_and_pictures_by_the_lab():
 
 
 def test_tensorflow_is_needed_for_a_comparison_and_a_preparation_alone():
-    assert importers("tensorflow") <= {"data/bench_others.py", "data/prepare.py", "data/tfds_prepare.py"}
+    assert importers("tensorflow") <= {"bench/input_peers.py", "data/prepare.py", "data/tfds_prepare.py"}
     for path in FILES:  # and nowhere when a module is imported
         top = {
             alias.name

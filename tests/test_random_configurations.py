@@ -8,12 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hga_flax.config import configure, validate
+from hga_flax.config.loading import configure, validate
+from hga_flax.config.rules import RULES
 from hga_flax.data.sources import dataset_info
 from hga_flax.errors import UserError, one_line
 from hga_flax.training.experiment import create_experiment, prepare
 from hga_flax.training.trainer import train
-from hga_flax.validation import RULES
 
 BASE = (
     "model.name=cifar_resnet8",

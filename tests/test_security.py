@@ -13,16 +13,16 @@ import zipfile
 import numpy as np
 import pytest
 
-from hga_flax.config import parse_options
+from hga_flax.config.loading import parse_options
 from hga_flax.data import packing
 from hga_flax.data.arrays import read_npz
-from hga_flax.data.bad_images import BadImage
 from hga_flax.data.folder import FolderSource, class_names
-from hga_flax.data.host_augmentation import decode
 from hga_flax.data.sources import dataset_info
 from hga_flax.errors import UserError
-from hga_flax.models.torch_files import read_torch_file
-from hga_flax.training import workdir as files
+from hga_flax.images.bad_images import BadImage
+from hga_flax.images.host_augmentation import decode
+from hga_flax.pretrained.torch_files import read_torch_file
+from hga_flax.runs import workdir as files
 from hga_flax.training.restore import restore_workdir
 from hga_flax.training.trainer import train
 from tests import commands

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from hga_flax.training.clock import TIMINGS
+from hga_flax.runs.clock import TIMINGS
 from hga_flax.training.restore import restore_workdir
 from tests import commands
 

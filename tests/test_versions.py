@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as orbax_v1
 import pytest
 
-from hga_flax.training.checkpoints import Checkpoints
+from hga_flax.runs.checkpoints import Checkpoints
 from tests.commands import ROOT, environment
 
 OTHER = os.environ.get("HGA_FLAX_OTHER_PYTHON")

@@ -41,7 +41,7 @@ TESTS = (
     "tests/attention",
     "tests/models/test_norm.py",
     "tests/models/test_convolution.py",
-    "tests/data/test_device_augmentation.py",
+    "tests/images/test_device_augmentation.py",
     "tests/training/test_metrics.py",
     "tests/training/test_optimizer.py",
 )

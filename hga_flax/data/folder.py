@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hga_flax.data.classes import difference, named
-from hga_flax.data.image_files import SUFFIXES, Endings, ending, ignored_line, images_below, is_image, is_litter
 from hga_flax.errors import UserError, nearest, one_line
+from hga_flax.images.image_files import SUFFIXES, Endings, ending, ignored_line, images_below, is_image, is_litter
 
 ALIASES = {"validation": "val", "val": "validation"}
 TRAIN = "train"

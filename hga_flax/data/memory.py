@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from hga_flax.data.bad_images import BadImage
+from hga_flax.images.bad_images import BadImage
 
 CHUNK = 1024  # examples read at once: array_record files decompress groups of neighbours
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from hga_flax.errors import UserError, one_line
-from hga_flax.locks import lock
+from hga_flax.storage.locks import lock
 
 # TFDS asks its bucket, which is off, about every data set that is not prepared, and for that leaves an empty
 # folder in the system's temporary one each time.

@@ -22,11 +22,11 @@ import grain
 import numpy as np
 from absl import flags
 
-from hga_flax.data.bad_images import NONE_GOOD, TOO_MANY, BadImage, BadImages
-from hga_flax.data.host_augmentation import host_transform
 from hga_flax.data.memory import MemorySource, in_memory
 from hga_flax.data.sources import DatasetInfo, Source, SyntheticSource, dataset_info, open_source
 from hga_flax.data.streams import ORDER, host_seed
+from hga_flax.images.bad_images import NONE_GOOD, TOO_MANY, BadImage, BadImages
+from hga_flax.images.host_augmentation import host_transform
 
 # (image, index of the example, epoch, where the result may be written or None) -> uint8 [H, W, C]
 Transform = Callable[[Any, int, int, np.ndarray | None], np.ndarray]

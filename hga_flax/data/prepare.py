@@ -20,12 +20,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from hga_flax.data.arrays import LabelledArrays, read_idx, read_npz
-from hga_flax.data.bad_images import BadImage
 from hga_flax.data.folder import FolderSource, class_names, packable_splits
 from hga_flax.data.remote import copies_of, find_set, upload
 from hga_flax.data.sources import data_directory
 from hga_flax.errors import UserError, called, expand, nearest, one_line
-from hga_flax.storage import Remote, is_remote
+from hga_flax.images.bad_images import BadImage
+from hga_flax.storage.buckets import Remote, is_remote
 
 BAD_SHOWN = 20  # images that cannot be decoded are named, at most
 LOCAL = ("folder", "arrays", "idx")
@@ -114,7 +114,7 @@ def _prepare_local(
 
 def _checked(source: FolderSource, bad: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields a folder's examples, and notes in `bad` which cannot be decoded and why."""
-    from hga_flax.data.host_augmentation import decode
+    from hga_flax.images.host_augmentation import decode
 
     for name, example in source.examples():
         try:

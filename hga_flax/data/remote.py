@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from hga_flax.errors import UserError, one_line
-from hga_flax.locks import lock
-from hga_flax.storage import Fact, Remote, cache_folder, check_space, folder_name, is_remote, make_folder
+from hga_flax.storage.buckets import Fact, Remote, cache_folder, check_space, folder_name, is_remote, make_folder
+from hga_flax.storage.locks import lock
 
 MARKER = "dataset_info.json"
 RECORD = ".copied.json"  # in a copy: the files of the bucket that it was made of

@@ -21,7 +21,7 @@ from hga_flax.data.classes import difference
 from hga_flax.data.folder import FolderSource, class_names
 from hga_flax.data.remote import local_directory
 from hga_flax.errors import UserError, expand, nearest, one_line
-from hga_flax.storage import is_remote
+from hga_flax.storage.buckets import is_remote
 
 FOLDER = "folder"  # the data.name of a folder of images, data.dir
 CHANNELS = (1, 3)  # grey and RGB: what the decoder makes

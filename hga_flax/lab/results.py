@@ -5,14 +5,14 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from hga_flax.config import build_model, from_json
+from hga_flax.config.loading import build_model, from_json
+from hga_flax.config.rules import complete
 from hga_flax.data.sources import DatasetInfo, dataset_info
 from hga_flax.errors import UserError, expand, nearest, one_line
 from hga_flax.lab import comparison
 from hga_flax.lab.runs import command, read_json, record
 from hga_flax.lab.study import check_same_rows, load_study
-from hga_flax.training.workdir import read_dataset
-from hga_flax.validation import complete
+from hga_flax.runs.workdir import read_dataset
 
 METRICS = {"top1_error": "top-1 error, %", "top5_error": "top-5 error, %", "loss": "loss, nats"}
 RUN_KEYS = ("seed", "top1_error", "top5_error", "loss", "step", "seconds", "device", "devices", "threads", "jax")
@@ -111,7 +111,7 @@ def _gather(name: str, described: dict[str, Any], folder: pathlib.Path) -> dict[
 
 def _size(folder: pathlib.Path, workdirs: Any) -> dict[str, Any]:
     """Parameters and GFLOPs of a row's network, None where its data set is not known here."""
-    from hga_flax.analysis.complexity import complexity
+    from hga_flax.counting.complexity import complexity
 
     try:
         config = complete(from_json((folder / "row.json").read_text()))

@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from hga_flax.config import to_json
+from hga_flax.config.loading import to_json
 from hga_flax.errors import UserError, one_line
 from hga_flax.lab.study import CLAIMS, Row, Study, check_same_rows, with_seed
 

@@ -5,12 +5,12 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from hga_flax.analysis.race import race
-from hga_flax.config import from_json
+from hga_flax.bench.race import race
+from hga_flax.config.loading import from_json
+from hga_flax.config.rules import complete
 from hga_flax.errors import UserError
 from hga_flax.lab.results import STEP_TIMES
 from hga_flax.lab.runs import write_text
-from hga_flax.validation import complete
 
 ROUNDS = 11
 

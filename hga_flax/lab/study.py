@@ -29,9 +29,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from hga_flax.config import configure, differences, from_json, to_json, validate
+from hga_flax.config.loading import configure, differences, from_json, to_json, validate
+from hga_flax.config.rules import complete
 from hga_flax.errors import ConfigError, UserError, expand, nearest, one_line
-from hga_flax.validation import complete
 
 REQUIRED = ("config", "rows", "baseline", "seeds")
 OPTIONAL = ("overrides", "about", "name", "directory", "scales", "budget_minutes", "threads", "devices")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from hga_flax.errors import UserError, one_line
-from hga_flax.training import workdir as files
+from hga_flax.runs import workdir as files
 
 EVALUATED = "cross_entropy"  # the loss that evaluation logs, whatever was trained
 
@@ -104,7 +104,7 @@ def read_run(path: str, label: str | None, epochs: bool) -> Run:
     Raises:
         UserError: it has no curves, or epochs are asked for and its data set is not here.
     """
-    from hga_flax.training.twin import find  # which loads JAX; who only reads files does without
+    from hga_flax.runs.local_copy import find  # which loads JAX; who only reads files does without
 
     workdir = find(path, "WORKDIR", light=True)
     curves, damaged = read_curves(workdir / "metrics.jsonl")
@@ -138,10 +138,10 @@ def paper_values(config: ConfigDict) -> dict[str, PaperValue]:
 
     The network must be the tables' own: an option that makes it another has no value.
     """
-    from hga_flax.analysis.paper_data import TABLES
-    from hga_flax.analysis.results import network_key
-    from hga_flax.config import parse_options
+    from hga_flax.config.loading import parse_options
     from hga_flax.models.registry import model_options
+    from hga_flax.paper.published import TABLES
+    from hga_flax.paper.results import network_key
 
     model = config.model
     if config.data.fake or config.data.name not in ("imagenet2012", "cifar10", "cifar100"):

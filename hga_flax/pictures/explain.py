@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hga_flax.command_line import add_import_flag, add_weights_flags, check_weights_flags, names_weights
+from hga_flax.config.command_line import add_import_flag, add_weights_flags, check_weights_flags, names_weights
 from hga_flax.errors import UserError, expand, one_line
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: an image, a run or a class cannot be used, or the picture cannot be written.
     """
-    from hga_flax.data.image_files import Endings, ignored_line
+    from hga_flax.images.image_files import Endings, ignored_line
+    from hga_flax.inference.predictor import find_images
     from hga_flax.pictures.style import output_files, save, styled
-    from hga_flax.training.prediction import find_images
 
     check_weights_flags(arguments)
     files = output_files(arguments.out)
@@ -63,10 +63,10 @@ def run(arguments: argparse.Namespace) -> None:
     from hga_flax.pictures.explain_view import draw
     from hga_flax.pictures.gates import title
     from hga_flax.pictures.views import explain, explain_restored, with_labels
-    from hga_flax.training.console import Console
+    from hga_flax.runs.console import Console
 
     if names_weights(arguments):
-        from hga_flax.training.from_weights import describe_weights, restore_given
+        from hga_flax.inference.from_weights import describe_weights, restore_given
 
         restored = restore_given(arguments)
         Console().table("weights", describe_weights(restored))
@@ -99,8 +99,8 @@ def read_images(paths: Sequence[str]) -> tuple[list[tuple[str, bytes]], int]:
     Raises:
         UserError: none holds one; the message names the only one.
     """
-    from hga_flax.data.bad_images import BadImage
-    from hga_flax.data.host_augmentation import decode
+    from hga_flax.images.bad_images import BadImage
+    from hga_flax.images.host_augmentation import decode
 
     encoded, problems = [], []
     for path in paths:

@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
             raise UserError(f"{path}: given twice; a run is drawn once")
     from hga_flax.pictures.curves import read_run
     from hga_flax.pictures.style import output_files, save, styled
-    from hga_flax.training.console import Console
+    from hga_flax.runs.console import Console
 
     files = output_files(arguments.out)
     runs = [

@@ -187,9 +187,9 @@ def read_row(workdir: pathlib.Path, say: Callable[[str], None]) -> Row:
     Raises:
         UserError: its configuration cannot be read.
     """
-    from hga_flax.training.progress import planned_steps
-    from hga_flax.training.ranking import rank
-    from hga_flax.training.workdir import read_config, read_dataset
+    from hga_flax.runs.progress import planned_steps
+    from hga_flax.runs.ranking import rank
+    from hga_flax.runs.workdir import read_config, read_dataset
 
     if not (workdir / "config.json").exists():
         there = next(name for name in FILES if (workdir / name).exists())
@@ -322,8 +322,8 @@ def _written(workdir: pathlib.Path) -> float:
 
 def _is_running(workdir: pathlib.Path) -> bool:
     """Whether a `train.py` has the workdir; one on another machine is believed while its sign of life is recent."""
-    from hga_flax.locks import STALE_SECONDS, Claims
-    from hga_flax.training.workdir import CLAIM
+    from hga_flax.runs.workdir import CLAIM
+    from hga_flax.storage.locks import STALE_SECONDS, Claims
 
     claims = Claims(workdir)
     if not claims.is_held(CLAIM):

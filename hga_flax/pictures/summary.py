@@ -12,7 +12,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-from hga_flax.command_line import add_import_flag, add_weights_flags, check_weights_flags, names_weights
+from hga_flax.config.command_line import add_import_flag, add_weights_flags, check_weights_flags, names_weights
 from hga_flax.errors import UserError
 
 FORMATS = ("terminal", "markdown", "json")
@@ -39,15 +39,15 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"one of the arguments --workdir --config --weights {what}; see summary --help")
     if arguments.workdir is not None and arguments.overrides:
         raise UserError(f"{arguments.overrides[0]}: --workdir has its configuration; overrides go with --config=FILE")
-    from hga_flax.analysis.parts import model_parts, parts_table
-    from hga_flax.config import build_model, configure, validate
+    from hga_flax.config.loading import build_model, configure, validate
+    from hga_flax.counting.parts import model_parts, parts_table
     from hga_flax.data.sources import dataset_info
-    from hga_flax.training.console import Console
-    from hga_flax.training.twin import find
-    from hga_flax.training.workdir import read_config, read_dataset
+    from hga_flax.runs.console import Console
+    from hga_flax.runs.local_copy import find
+    from hga_flax.runs.workdir import read_config, read_dataset
 
     if names_weights(arguments):
-        from hga_flax.training.from_weights import restore_given
+        from hga_flax.inference.from_weights import restore_given
 
         experiment = restore_given(arguments).experiment
         config, info = experiment.config, experiment.dataset.info

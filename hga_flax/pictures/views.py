@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from hga_flax.data.bad_images import BadImage
-from hga_flax.data.device_augmentation import normalize
-from hga_flax.data.host_augmentation import host_transform
 from hga_flax.errors import UserError, nearest
+from hga_flax.images.bad_images import BadImage
+from hga_flax.images.device_augmentation import normalize
+from hga_flax.images.host_augmentation import host_transform
 from hga_flax.pictures.gates import BlockGates, read_gates
 from hga_flax.pictures.gradcam import look
 from hga_flax.training.restore import Restored, configure_for, restore_workdir

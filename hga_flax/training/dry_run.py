@@ -17,13 +17,15 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from hga_flax.analysis.parts import model_parts, parts_table
+from hga_flax.counting.parts import model_parts, parts_table
 from hga_flax.data.sources import DatasetInfo, dataset_info
 from hga_flax.errors import check_writable
-from hga_flax.storage import is_remote
-from hga_flax.training import workdir as files
-from hga_flax.training.checkpoints import Checkpoints, UnreadableCheckpoint
-from hga_flax.training.console import Console, duration
+from hga_flax.processes.mesh import DATA_AXIS
+from hga_flax.runs import workdir as files
+from hga_flax.runs.checkpoints import Checkpoints, UnreadableCheckpoint
+from hga_flax.runs.console import Console, duration
+from hga_flax.runs.local_copy import find
+from hga_flax.storage.buckets import is_remote
 from hga_flax.training.experiment import (
     Experiment,
     Plan,
@@ -34,11 +36,9 @@ from hga_flax.training.experiment import (
     prepare,
 )
 from hga_flax.training.initial_weights import check_source, fit_weights
-from hga_flax.training.mesh import DATA_AXIS
 from hga_flax.training.optimizer import decay_steps, warmup_steps
 from hga_flax.training.state import TrainState
 from hga_flax.training.step import make_train_step
-from hga_flax.training.twin import find
 
 QUICK = 150  # arrays of parameters up to which the step is compiled unasked: seconds, where ResNet-50 takes minutes
 SHORT = 0.5  # seconds by the estimate up to which a compiled step is also timed

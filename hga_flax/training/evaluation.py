@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from hga_flax.training.mesh import replicate, to_devices
+from hga_flax.processes.mesh import replicate, to_devices
 from hga_flax.training.metrics import ClassificationMetrics, read
 
 EvalStep = Callable[[Any, Any, ClassificationMetrics, dict[str, jax.Array]], ClassificationMetrics]

@@ -15,16 +15,16 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from hga_flax.config import build_model, validate
+from hga_flax.config.loading import build_model, validate
+from hga_flax.config.rules import check_keys
 from hga_flax.data.pipeline import Dataset, Shard
 from hga_flax.data.sources import DatasetInfo
 from hga_flax.errors import ConfigError, UserError, check_writable, expand
-from hga_flax.training.mesh import DATA_AXIS, check_batch_size, create_mesh
+from hga_flax.processes.mesh import DATA_AXIS, check_batch_size, create_mesh
+from hga_flax.runs.progress import planned_steps
 from hga_flax.training.optimizer import create_optimizer, create_schedule, warmup_steps
 from hga_flax.training.parameters import check_patterns, describe_groups
-from hga_flax.training.progress import planned_steps
 from hga_flax.training.state import TrainState, abstract_state, check_evaluation, check_training, make_init
-from hga_flax.validation import check_keys
 
 CACHE_KEY = "training.compilation_cache"
 MOST_EXAMPLES = 2**31 - 1  # that one process reads: indices are int32
@@ -294,7 +294,7 @@ def describe(experiment: Experiment, plan: Plan, params: Any, *, new: bool = Tru
         params: the tree of its parameters, or of their shapes.
         new: False where it goes on from a checkpoint.
     """
-    from hga_flax.analysis.complexity import complexity
+    from hga_flax.counting.complexity import complexity
 
     config, mesh = experiment.config, experiment.mesh
     counts = complexity(experiment.model, experiment.image_shape)

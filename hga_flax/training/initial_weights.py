@@ -23,18 +23,18 @@ from ml_collections import ConfigDict
 
 from hga_flax.attention.identity_start import SHARE
 from hga_flax.errors import UserError, called, expand
-from hga_flax.models.cifar_weights import is_cifar
-from hga_flax.models.file_kinds import WEIGHTS, weights_layout
-from hga_flax.models.peers import no_peer
-from hga_flax.models.torch_files import check_weights_file, open_weights
-from hga_flax.models.torch_weights import find_peer, renamed
-from hga_flax.storage import Remote, fetch_file, is_remote
-from hga_flax.training import workdir as files
-from hga_flax.training.checkpoints import Checkpoints
-from hga_flax.training.mesh import replicate
+from hga_flax.pretrained.cifar_weights import is_cifar
+from hga_flax.pretrained.file_kinds import WEIGHTS, weights_layout
+from hga_flax.pretrained.peers import no_peer
+from hga_flax.pretrained.torch_files import check_weights_file, open_weights
+from hga_flax.pretrained.torch_weights import find_peer, renamed
+from hga_flax.processes.mesh import replicate
+from hga_flax.runs import workdir as files
+from hga_flax.runs.checkpoints import Checkpoints
+from hga_flax.runs.local_copy import find
+from hga_flax.storage.buckets import Remote, fetch_file, is_remote
 from hga_flax.training.restore import choose_step
 from hga_flax.training.state import TrainState
-from hga_flax.training.twin import find
 
 Path = tuple[str, ...]  # ("params", "stem_conv", "kernel")
 KEY = "init.from"

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from hga_flax.config.rules import learning_rate_factors
 from hga_flax.errors import ConfigError
-from hga_flax.validation import learning_rate_factors
 
 
 def parameter_name(path: Iterable[Any]) -> str:

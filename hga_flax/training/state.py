@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from hga_flax.data.streams import DROPOUT, PARAMETERS, stream
 from hga_flax.errors import ConfigError, UserError, one_line
-from hga_flax.training.mesh import replicated
+from hga_flax.processes.mesh import replicated
 from hga_flax.training.metrics import TrainMetrics
 
 # What a network raises for options that it cannot be built with.

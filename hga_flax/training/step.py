@@ -20,7 +20,8 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
-from hga_flax.data.device_augmentation import (
+from hga_flax.data.streams import AUGMENTATION, DROPOUT, ERASING, FLIP, MIXING, stream
+from hga_flax.images.device_augmentation import (
     alternating_flip,
     augment,
     example_keys,
@@ -28,10 +29,9 @@ from hga_flax.data.device_augmentation import (
     normalize,
     random_erasing,
 )
-from hga_flax.data.streams import AUGMENTATION, DROPOUT, ERASING, FLIP, MIXING, stream
 from hga_flax.models.norm import frozen_statistics
+from hga_flax.processes.mesh import DATA_AXIS
 from hga_flax.training.ema import update_ema
-from hga_flax.training.mesh import DATA_AXIS
 from hga_flax.training.metrics import LOSSES, ClassificationMetrics, TrainMetrics, batch_metrics, cross_entropy
 from hga_flax.training.parameters import hold_frozen
 from hga_flax.training.state import TrainState

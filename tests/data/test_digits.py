@@ -2,8 +2,8 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from hga_flax.data.digits import prepare_digits
-from hga_flax.data.host_augmentation import decode
 from hga_flax.data.sources import open_source
+from hga_flax.images.host_augmentation import decode
 
 
 def test_every_image_of_scikit_learn_is_in_exactly_one_split(tmp_path):

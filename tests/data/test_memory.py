@@ -1,7 +1,7 @@
 import numpy as np
 
-from hga_flax.data.bad_images import BadImage
 from hga_flax.data.memory import MemorySource, in_memory
+from hga_flax.images.bad_images import BadImage
 
 
 class Numbers:

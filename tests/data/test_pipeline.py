@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from configs import base
-from hga_flax.data.host_augmentation import host_transform
 from hga_flax.data.memory import MemorySource
 from hga_flax.data.pipeline import Dataset, Shard, create_dataset
 from hga_flax.data.sources import DatasetInfo
+from hga_flax.images.host_augmentation import host_transform
 
 ALONE = Shard()
 

@@ -12,7 +12,7 @@ from hga_flax.data import remote as r
 from hga_flax.data.remote import find_set, local_directory
 from hga_flax.data.sources import dataset_info, open_source
 from hga_flax.errors import UserError
-from hga_flax.storage import Remote
+from hga_flax.storage.buckets import Remote
 from tests import buckets, commands
 from tests.test_train import TINY
 

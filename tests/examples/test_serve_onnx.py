@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
-from hga_flax.data.host_augmentation import central_crop, resize
-from hga_flax.training.prediction import Predictor
+from hga_flax.images.host_augmentation import central_crop, resize
+from hga_flax.inference.predictor import Predictor
 from tests.commands import ROOT
-from tests.export.exported import export
+from tests.inference.exported import export
 from tests.training import tiny
 
 SCRIPT = ROOT / "examples" / "serve_onnx.py"

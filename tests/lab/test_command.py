@@ -124,7 +124,7 @@ def made_steps(run):
 @pytest.mark.slow
 def test_killed_and_stopped_it_goes_on_and_ends_as_undisturbed_runs_do(tmp_path):
     """Real training: one of two workers is killed, then the command is stopped, then it ends."""
-    from hga_flax.training.soak import compare
+    from hga_flax.bench.soak import compare
 
     overrides = [*TINY[:-1], "training.steps=60", "training.log_every_steps=5", "checkpoint.every_steps=10"]
     rows = {"none": ["model.attention=none"], "se": ["model.attention=se"]}

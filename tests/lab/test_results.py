@@ -6,7 +6,7 @@ import pathlib
 import pytest
 from scipy import stats
 
-from hga_flax.config import to_json
+from hga_flax.config.loading import to_json
 from hga_flax.errors import UserError
 from hga_flax.lab import results
 from hga_flax.lab.runs import open_directory, write_text

@@ -5,14 +5,14 @@ import pathlib
 
 import pytest
 
-from hga_flax.analysis.paper_data import TABLES
-from hga_flax.analysis.results import network_key
-from hga_flax.config import load_config, parse_options, to_json
+from hga_flax.config.loading import load_config, parse_options, to_json
+from hga_flax.config.rules import LATER, check_keys, complete
 from hga_flax.errors import UserError
 from hga_flax.lab import results, step_times
 from hga_flax.lab.runs import write_text
 from hga_flax.lab.study import changes, check_same_rows, identity, load_study, with_seed
-from hga_flax.validation import LATER, check_keys, complete
+from hga_flax.paper.published import TABLES
+from hga_flax.paper.results import network_key
 from tests.commands import ROOT
 from tests.lab.made_up import ROWS, TINY, write_study
 

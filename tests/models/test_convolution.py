@@ -5,7 +5,7 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from hga_flax.analysis.compiled import collectives
+from hga_flax.counting.compiled import collectives
 from hga_flax.models import convolution as module
 from hga_flax.models.convolution import block_diagonal, convolution
 from tests.training import tiny

@@ -10,7 +10,7 @@ from hga_flax.errors import UserError
 from hga_flax.pictures import style
 from hga_flax.pictures.curves import read_run
 from hga_flax.pictures.plot import draw
-from hga_flax.training.workdir import write_config
+from hga_flax.runs.workdir import write_config
 from tests import commands
 from tests.training import tiny
 

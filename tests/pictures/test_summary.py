@@ -3,10 +3,10 @@ import json
 import pytest
 
 from hga_flax.__main__ import main
-from hga_flax.analysis.complexity import complexity
-from hga_flax.config import build_model
+from hga_flax.config.loading import build_model
+from hga_flax.counting.complexity import complexity
 from hga_flax.errors import UserError
-from hga_flax.training.workdir import write_config, write_dataset
+from hga_flax.runs.workdir import write_config, write_dataset
 from tests.training import tiny
 from tests.training.test_dry_run import INFO
 

@@ -82,9 +82,9 @@ def befall(fault):
 
 def exchange(due):
     """Stands for a training: waits for the others, then exchanges numbers with them."""
-    from hga_flax.training.distributed import barrier
-    from hga_flax.training.mesh import all_true
-    from hga_flax.training.preemption import Preemption
+    from hga_flax.processes.distributed import barrier
+    from hga_flax.processes.mesh import all_true
+    from hga_flax.processes.preemption import Preemption
 
     with Preemption(25.0) as preemption:
         due(0)
@@ -115,7 +115,7 @@ def train(config, workdir, due):
 
 def main():
     from hga_flax.errors import run_main
-    from hga_flax.training import distributed
+    from hga_flax.processes import distributed
     from tests.training import tiny
 
     parser = argparse.ArgumentParser()

@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from hga_flax.config import build_model
+from hga_flax.config.loading import build_model
+from hga_flax.processes.mesh import to_devices
 from hga_flax.training.divergence import Diverged, StepReports, command_line, explain, nonfinite
-from hga_flax.training.mesh import to_devices
 from hga_flax.training.optimizer import create_optimizer
 from hga_flax.training.step import StepReport
 from tests.training import tiny

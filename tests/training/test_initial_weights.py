@@ -10,9 +10,9 @@ from flax.traverse_util import flatten_dict
 
 from hga_flax.errors import UserError
 from hga_flax.models import create_model
-from hga_flax.models.torch_weights import _torch_shape, peer_name, variables_from_torch
+from hga_flax.pretrained.torch_weights import _torch_shape, peer_name, variables_from_torch
+from hga_flax.processes.mesh import to_devices
 from hga_flax.training import initial_weights as w
-from hga_flax.training.mesh import to_devices
 from hga_flax.training.restore import restore_workdir
 from hga_flax.training.trainer import train
 from tests import torch_writer
@@ -357,7 +357,7 @@ def test_a_resumed_run_does_not_ask_for_the_source_again(run, tmp_path, capsys):
 
 def test_the_average_of_a_run_is_preferred(run, tmp_path):
     """A state with an `ema` beside the parameters, as a run with an average saves it."""
-    from hga_flax.training.checkpoints import Checkpoints
+    from hga_flax.runs.checkpoints import Checkpoints
 
     state = dataclasses.asdict(restore_workdir(str(run)).state)
     variables = {"params": state["params"], "batch_stats": state["batch_stats"]}

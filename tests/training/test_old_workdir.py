@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from hga_flax.training import workdir as files
-from hga_flax.training.prediction import Predictor
+from hga_flax.inference.predictor import Predictor
+from hga_flax.runs import workdir as files
 from hga_flax.training.restore import evaluate_workdir, restore_workdir
 from hga_flax.training.trainer import train
 from tests.training import tiny

@@ -6,8 +6,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from hga_flax.errors import ConfigError
+from hga_flax.processes.mesh import to_devices
 from hga_flax.training import parameters as p
-from hga_flax.training.mesh import to_devices
 from hga_flax.training.optimizer import create_optimizer
 from tests.training import tiny
 

@@ -11,14 +11,14 @@ import pytest
 
 import evaluate
 import predict
+from hga_flax.config.rules import LATER
 from hga_flax.errors import UserError
-from hga_flax.export import command as export
+from hga_flax.inference import export as export
+from hga_flax.inference.predictor import Predictor
 from hga_flax.pictures import views
 from hga_flax.training import restore as module
-from hga_flax.training.prediction import Predictor
 from hga_flax.training.restore import evaluate_workdir, restore_workdir
 from hga_flax.training.trainer import train
-from hga_flax.validation import LATER
 from tests.training import tiny
 
 

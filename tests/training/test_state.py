@@ -3,7 +3,7 @@ import numpy as np
 import optax
 import pytest
 
-from hga_flax.config import build_model
+from hga_flax.config.loading import build_model
 from hga_flax.errors import ConfigError
 from hga_flax.training.optimizer import create_optimizer
 from hga_flax.training.state import abstract_state, create_state, make_init

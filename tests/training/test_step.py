@@ -7,8 +7,8 @@ import optax
 import pytest
 from jax import lax
 
+from hga_flax.processes.mesh import replicate, to_devices
 from hga_flax.training import step as step_module
-from hga_flax.training.mesh import replicate, to_devices
 from hga_flax.training.metrics import ClassificationMetrics, read
 from hga_flax.training.step import make_eval_step, prepare_images
 from tests.training import tiny

@@ -16,11 +16,11 @@ from tensorboardX import record_writer
 
 from hga_flax.data.pipeline import Dataset
 from hga_flax.errors import Interrupted, UserError
-from hga_flax.training import checkpoints as checkpoints_module
+from hga_flax.runs import checkpoints as checkpoints_module
+from hga_flax.runs.checkpoints import Checkpoints
+from hga_flax.runs.clock import TIMINGS
+from hga_flax.runs.progress import Progress
 from hga_flax.training import trainer
-from hga_flax.training.checkpoints import Checkpoints
-from hga_flax.training.clock import TIMINGS
-from hga_flax.training.progress import Progress
 from hga_flax.training.restore import evaluate_workdir, restore_workdir
 from hga_flax.training.trainer import Loop, train
 from tests.training import tiny
@@ -366,7 +366,7 @@ def test_a_data_set_that_changed_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_auxiliary_heads_are_trained(tmp_path):
-    from hga_flax.training.mesh import to_devices
+    from hga_flax.processes.mesh import to_devices
 
     c = tiny.config(model__name="googlenet", model__options="aux_logits=True", model__attention="none")
     _, state, step = tiny.build(c, tiny.mesh(2), (32, 32, 3))
@@ -380,7 +380,7 @@ def test_auxiliary_heads_are_trained(tmp_path):
 
 
 def test_the_printed_commands_work_with_blanks_in_the_path_and_few_classes_have_no_top_5(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("hga_flax.command_line._imported", ["my_attention"])
+    monkeypatch.setattr("hga_flax.config.command_line._imported", ["my_attention"])
     loop = trainer.Loop.__new__(trainer.Loop)
     loop._workdir, loop._progress, loop._console = tmp_path / "a run", Progress(), trainer.Console(goes_on=True)
     metrics = {"top1_error": 12.5, "loss": 1.0}

@@ -8,7 +8,7 @@ import optax
 from jax.sharding import Mesh
 
 from configs import base
-from hga_flax.config import build_model
+from hga_flax.config.loading import build_model
 from hga_flax.data.sources import open_source
 from hga_flax.training.optimizer import create_optimizer
 from hga_flax.training.state import create_state, make_init

@@ -1,1 +1,0 @@
-"""What a network costs, and the paper's tables beside ours."""

@@ -1,0 +1,272 @@
+"""`python -m hga_flax compile`: the training step compiled for accelerators that are not here, and what it costs.
+
+    compile --config=FILE [--topology=h100|h100:8|v5e:2x4|...] [--batch=IMAGES_A_DEVICE] [--compare=none,se,hga]
+            [--top=20] [--sweep] [--json] [--config.key=value]
+
+compiles what train.py would run on every device and prints its memory, FLOPs, memory traffic, kernels and
+collectives, and the time below which the device's published limits allow no step. Nothing is run. The compilers
+are the accelerators' own: libtpu for TPUs, the package jax-cuda12-pjrt for NVIDIA GPUs. The GPU's has no GPU to
+try algorithms on: what it says of bytes, kernels and memory holds, but it has not chosen as a run would among a
+library's convolutions. Bytes and FLOPs for GPUs are counted by `program_text.py`. `--sweep` looks for the largest
+batch that fits; near a TPU's memory the compiler may look for hours for what to compute twice, so that it is given up
+in time.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from typing import Any
+
+from hga_flax.bench.sweep import SWEEP_UNIT, sweep, sweep_table
+from hga_flax.bench.topologies import EXAMPLES, topology_mesh
+from hga_flax.config.command_line import add_config_flags
+from hga_flax.config.loading import configure, validate
+from hga_flax.errors import ConfigError, UserError
+
+COMPILE_LIMIT = 600  # seconds that a sweep waits for one compilation
+IMAGENET = 1_281_167  # the length of the schedule that is compiled, which changes no cost
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    add_config_flags(parser)
+    parser.add_argument("--topology", default="v5e:2x4", help=f"v5e:2x4 (default) or another: {EXAMPLES}, ...")
+    parser.add_argument("--batch", type=int, help="images a device (default: training.batch_size over the devices)")
+    parser.add_argument("--compare", metavar="NAMES", help="attentions to compile one after the other: none,se,hga")
+    parser.add_argument("--top", type=int, metavar="N", help="list the N kernels that move the most bytes")
+    parser.add_argument("--sweep", action="store_true", help="find the largest batch a device that fits")
+    parser.add_argument(
+        "--compile-limit", type=float, default=COMPILE_LIMIT, metavar="SECONDS",
+        help="--sweep: a batch whose compilation takes longer counts as one that does not fit (default 600)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--json", action="store_true", help="print the result (--sweep, --compare: a list of them) as JSON"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Compiles and prints.
+
+    Raises:
+        UserError: the configuration, the topology or the batch cannot be used, or the compiler is not installed.
+    """
+    configs = _check(arguments)
+    mesh, platform = topology_mesh(arguments.topology)
+    log = lambda line: print(line, file=sys.stderr, flush=True)
+    if arguments.sweep:
+        start = arguments.batch or SWEEP_UNIT
+        rows = sweep(configs[0], arguments.topology, mesh.devices.flat[0], start, arguments.compile_limit, log)
+        print(json.dumps(rows, indent=2) if arguments.json else sweep_table(rows))
+        return
+    batch = arguments.batch
+    if batch is None:
+        batch, rest = divmod(configs[0].training.batch_size, mesh.devices.size)
+        if rest:
+            raise ConfigError(
+                f"training.batch_size={configs[0].training.batch_size}: does not divide over {mesh.devices.size} "
+                "devices; name the images a device with --batch"
+            )
+    rows = []
+    for config in configs:
+        log(
+            f"compiling {config.model.name} with {config.model.attention} for {arguments.topology}, {batch} images a "
+            "device; this takes minutes ..."
+        )
+        row = compile_step(config, arguments.topology, mesh, platform, batch, arguments.top or 0)
+        if row is None:
+            raise UserError(f"--batch={batch}: the step needs more memory than a device has; try --sweep")
+        rows.append(row)
+    if arguments.json:
+        print(json.dumps(rows if arguments.compare is not None else rows[0], indent=2))
+        return
+    print(comparison(rows) if arguments.compare is not None else table(rows[0]))
+    if arguments.top:
+        print(*(top_kernels(row) for row in rows), sep="\n")
+
+
+def _check(arguments: argparse.Namespace) -> list[Any]:
+    """Returns the configurations to compile, one for each attention, before a compiler is looked for."""
+    configs = [validate(configure(arguments.config, arguments.overrides, arguments.recipe))]
+    if arguments.compare is not None:
+        if arguments.sweep:
+            raise UserError("--compare and --sweep: choose one")
+        names = [name.strip() for name in arguments.compare.split(",")]
+        overrides = lambda name: [*arguments.overrides, f"--config.model.attention={name}"]
+        configs = [validate(configure(arguments.config, overrides(name), arguments.recipe)) for name in names]
+    for option in ("batch", "top"):
+        value = getattr(arguments, option)
+        if value is not None and value < 1:
+            raise UserError(f"--{option}={value}: must be positive")
+    if arguments.top and arguments.sweep:
+        raise UserError("--top and --sweep: choose one; a sweep compiles many programs")
+    if not 0 < arguments.compile_limit < float("inf"):
+        raise UserError(f"--compile-limit={arguments.compile_limit:g}: must be positive and finite")
+    if (parts := configs[0].training.accumulation_steps) > 1:
+        raise UserError(
+            f"training.accumulation_steps={parts}: its loop's operations and bytes would "
+            "be counted once; set it to 1, and --batch to the images of one part"
+        )
+    return configs
+
+
+def compile_step(
+    config: Any, topology: str, mesh: Any, platform: str, batch: int, top: int = 0
+) -> dict[str, Any] | None:
+    """Compiles the training step of a configuration for the devices of a mesh.
+
+    Args:
+        config: a whole configuration; its batch size is replaced, its compilation cache not used.
+        topology: name of the topology, for the report.
+        mesh: of the devices, see `topology_mesh`.
+        platform: that they belong to, likewise.
+        batch: images a device.
+        top: how many of the kernels that move the most to list.
+
+    Returns:
+        The row that `--json` prints, all quantities per device and step, or None where the memory does not suffice.
+
+    Raises:
+        UserError: the configuration cannot be run.
+    """
+    from hga_flax.counting.compiled import cost, heaviest
+
+    config = config.copy_and_resolve_references()
+    config.training.batch_size = batch * mesh.devices.size
+    config.training.compilation_cache = ""  # a program for devices that are not here cannot be read back
+    step, state, shapes = training_step(config, mesh)
+    start = time.monotonic()
+    try:
+        compiled = step.trace(state, shapes).lower(lowering_platforms=(platform,)).compile()
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return None
+    measured = cost(compiled)
+    row = {"topology": topology, "chips": mesh.devices.size, "batch_per_chip": batch}
+    row |= {"model": config.model.name, "attention": config.model.attention}
+    row |= dataclasses.asdict(measured)
+    row |= roofline(measured, mesh.devices.flat[0], batch, mesh.devices.size)
+    row |= {"compile_s": round(time.monotonic() - start, 1)}
+    return row | ({"top": heaviest(compiled, top)} if top else {})
+
+
+def training_step(config: Any, mesh: Any) -> tuple[Any, Any, Any]:
+    """Returns train.py's step for the devices of a mesh, with the shapes of its state and its batch.
+
+    Raises:
+        UserError: the configuration cannot be run.
+    """
+    import jax
+    import numpy as np
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from hga_flax.data.sources import dataset_info
+    from hga_flax.processes.mesh import DATA_AXIS
+    from hga_flax.training.experiment import configure_process, create_experiment, make_plan
+    from hga_flax.training.state import abstract_state
+    from hga_flax.training.step import make_train_step
+
+    configure_process(config)
+    experiment = create_experiment(config, lambda: dataset_info(config.data.name, config.data.dir), mesh=mesh)
+    size = config.training.batch_size
+    optimizer = experiment.optimizer(experiment.schedule(make_plan(config, max(IMAGENET, size))))
+    state = abstract_state(experiment.init(optimizer), mesh)
+    split = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+    shapes = {"image": ((size, *experiment.image_shape), np.uint8)}
+    shapes |= {name: ((size,), np.int32) for name in ("label", "index", "epoch")}
+    batch = {name: jax.ShapeDtypeStruct(*shape, sharding=split) for name, shape in shapes.items()}
+    return make_train_step(experiment.model, optimizer, config, mesh), state, batch
+
+
+def roofline(measured: Any, device: Any, batch: int, chips: int) -> dict[str, Any]:
+    """Returns the least time that a chip's published limits allow for a step, and what sets it.
+
+    Args:
+        measured: a `hga_flax.counting.compiled.Cost`.
+        device: a chip.
+        batch: images a chip.
+        chips: of the topology.
+    """
+    from hga_flax.counting.devices import limits
+
+    limit = limits(device)
+    exchanged = sum(entry["bytes"] for entry in measured.collectives.values())
+    seconds = {
+        "compute": measured.flops / limit.flops,
+        "memory": measured.bytes_accessed / limit.memory_bandwidth,
+        # An all-reduce over a ring or torus sends each value out about twice: reduced, then spread.
+        "links": 2 * exchanged * (chips - 1) / chips / limit.link_bandwidth if chips > 1 else 0.0,
+    }
+    bound = max(seconds, key=seconds.get)
+    return {
+        "memory_capacity_bytes": int(limit.memory_bytes),
+        "seconds": seconds,
+        "bound": bound,
+        "roofline_s": seconds[bound],
+        "images_per_s": batch / seconds[bound],
+    }
+
+
+def _lines(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a person reads of a row: names and texts."""
+    peak, capacity = row["peak_memory_bytes"], row["memory_capacity_bytes"]
+    kinds = [f"{kind} {c['count']} x, {c['bytes'] / 1e6:,.1f} MB" for kind, c in sorted(row["collectives"].items())]
+    calls = [f"{target} {count} x" for target, count in sorted(row["custom_calls"].items())]
+    shares = ", ".join(f"{name} {seconds * 1e3:.2f} ms" for name, seconds in row["seconds"].items())
+    over = "" if peak <= capacity else ": does not fit"
+    return [
+        ("memory", f"{peak / 2**30:.2f} of {capacity / 2**30:.0f} GiB ({peak / capacity:.0%}){over}"),
+        ("FLOPs", f"{row['flops'] / 1e9:,.4g} G"),
+        ("bytes", f"{row['bytes_accessed'] / 1e9:,.4g} GB"),
+        ("kernels", f"{row['kernels']:,}, of them {row['small_kernels']:,} under 1 MB"),
+        ("calls", "; ".join(calls) or "none"),
+        ("collectives", "; ".join(kinds) or "none"),
+        ("at least", f"{shares}: bound by {row['bound']}"),
+        (
+            "at most",
+            f"{row['images_per_s']:,.0f} images/s a device, {row['images_per_s'] * row['chips']:,.0f} in all",
+        ),
+        ("compiled in", f"{row['compile_s']:.0f} s"),
+    ]
+
+
+def _what(row: dict[str, Any]) -> str:
+    return f"{row['topology']}, {row['chips']} device(s), {row['batch_per_chip']} images each"
+
+
+def table(row: dict[str, Any]) -> str:
+    """Returns a row as the lines that a person reads."""
+    lines = [("topology", _what(row)), ("network", f"{row['model']} with {row['attention']}"), *_lines(row)]
+    return "\n".join(f"{name:12} {text}" for name, text in lines) + "\n(all per device and step)"
+
+
+def comparison(rows: list[dict[str, Any]]) -> str:
+    """Returns several attentions' rows as a table, with the ratios to the first."""
+    first = rows[0]
+    lines = [
+        f"{first['model']} on {_what(first)}",
+        f"{'attention':12} {'GB':>8} {'ratio':>6} {'GFLOPs':>9} {'memory GiB':>11} {'kernels':>8} {'< 1 MB':>7} "
+        f"{'exchanged MB':>13} {'at least ms':>12} {'bound by':>8} {'images/s':>9}",
+    ]
+    for row in rows:
+        exchanged = sum(entry["bytes"] for entry in row["collectives"].values())
+        lines.append(
+            f"{row['attention']:12} {row['bytes_accessed'] / 1e9:>8.2f} "
+            f"{row['bytes_accessed'] / first['bytes_accessed']:>6.3f} {row['flops'] / 1e9:>9,.0f} "
+            f"{row['peak_memory_bytes'] / 2**30:>11.2f} {row['kernels']:>8,} {row['small_kernels']:>7,} "
+            f"{exchanged / 1e6:>13,.1f} {row['roofline_s'] * 1e3:>12.2f} {row['bound']:>8} {row['images_per_s']:>9,.0f}"
+        )
+    return "\n".join([*lines, "(all per device and step; ratio of the bytes to the first's)"])
+
+
+def top_kernels(row: dict[str, Any]) -> str:
+    """Returns the kernels that move the most as lines: bytes, share of the step's, what it is, where it comes from."""
+    lines = [f"the kernels of {row['attention']} that move the most:"]
+    for kernel in row["top"]:
+        lines.append(
+            f"{kernel['bytes'] / 1e6:>9,.1f} MB {kernel['bytes'] / row['bytes_accessed']:>6.1%}  {kernel['kind']:28} "
+            f"{kernel['source']}  {kernel['operation']}"
+        )
+    return "\n".join(lines)

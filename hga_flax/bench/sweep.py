@@ -1,0 +1,135 @@
+"""`python -m hga_flax compile --sweep`: the largest batch a device that fits."""
+
+import multiprocessing
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+from hga_flax.bench.topologies import topology_mesh
+from hga_flax.config.loading import from_json, to_json
+from hga_flax.errors import UserError
+
+SWEEP_UNIT = 32  # a sweep tries multiples of this many images a device
+SWEEP_LIMIT = 4096  # and none above
+
+
+def largest_fitting(fits: Callable[[int], int | None], capacity: int, start: int, unit: int, limit: int) -> int:
+    """Returns the largest multiple of `unit` up to `limit` that fits, or 0.
+
+    Args:
+        fits: takes a batch and returns the bytes that it needs, or None where it does not fit.
+        capacity: bytes that there are; it guides the search, `fits` decides.
+        start: the first batch tried.
+        unit: see above.
+        limit: see above.
+    """
+    known: dict[int, int | None] = {}
+    good, bad = 0, limit // unit + 1  # in units; the answer lies in [good, bad)
+    trial = min(max(1, -(-start // unit)), bad - 1)
+    while bad - good > 1:
+        known[trial] = fits(trial * unit)
+        if known[trial] is None:
+            bad = trial
+        else:
+            good = trial
+        # Memory grows evenly with the batch, more or less: from two points, or from one and the origin.
+        points = sorted((units, size) for units, size in known.items() if size is not None)
+        (u0, m0), (u1, m1) = ((0, 0), *points)[-2:] if points else ((0, 0), (0, 0))
+        guess = int(u0 + (capacity - m0) * (u1 - u0) / max(m1 - m0, 1)) if points else 0
+        trial = max(guess, good + 1) if points and guess < bad else (good + bad) // 2
+    return good * unit
+
+
+def sweep(
+    config: Any, topology: str, device: Any, start: int, compile_limit: float, log: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Compiles for several batches, each in a process of its own, until it is known which is the largest that fits.
+
+    Args:
+        config: a whole configuration.
+        topology: see `topology_mesh`.
+        device: one of its chips.
+        start: the first batch tried.
+        compile_limit: seconds; a batch whose compilation takes longer counts as one that does not fit.
+        log: takes lines about the progress.
+
+    Returns:
+        The rows of `compile_step`, by batch, with `fits`, `given_up` and `largest`.
+
+    Raises:
+        UserError: the configuration cannot be run.
+    """
+    from hga_flax.counting.devices import limits
+
+    rows = {}
+
+    def fits(batch: int) -> int | None:
+        log(f"compiling for {topology}, {batch} images a chip ...")
+        done, row = within(compile_limit, _compile_afresh, to_json(config), topology, batch)
+        rows[batch] = row or {"topology": topology, "batch_per_chip": batch}
+        # The compiler for GPUs does not mind a step that is too large.
+        fitting = row is not None and row["peak_memory_bytes"] <= row["memory_capacity_bytes"]
+        rows[batch] |= {"fits": fitting, "given_up": not done}
+        if not done:
+            log(f"given up after {compile_limit:g} s")
+        return row["peak_memory_bytes"] if rows[batch]["fits"] else None
+
+    largest = largest_fitting(fits, int(limits(device).memory_bytes), start, SWEEP_UNIT, SWEEP_LIMIT)
+    return [row | {"largest": batch == largest} for batch, row in sorted(rows.items())]
+
+
+def _compile_afresh(config: str, topology: str, batch: int) -> dict[str, Any] | None:
+    """`compile_step` in a new process."""
+    from hga_flax.bench.compile import compile_step
+
+    mesh, platform = topology_mesh(topology)
+    return compile_step(from_json(config), topology, mesh, platform, batch)
+
+
+def within(seconds: float, function: Callable, *arguments: Any) -> tuple[bool, Any]:
+    """Calls a function in a new process: (True, its result), or (False, None) where it takes longer and is killed.
+
+    Raises:
+        UserError: the function does, or its process ends without a result.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(sender, function, arguments), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        if not receiver.poll(seconds):
+            return False, None
+        error, result = receiver.recv()
+    except EOFError:
+        process.join()
+        raise UserError(f"the compiler's process ended with code {process.exitcode}; is there memory enough?") from None
+    finally:
+        process.kill()
+        process.join()
+    if error is not None:
+        raise error
+    return True, result
+
+
+def _send(sender: Connection, function: Callable, arguments: tuple[Any, ...]) -> None:
+    try:
+        sender.send((None, function(*arguments)))
+    except UserError as error:
+        sender.send((error, None))
+
+
+def sweep_table(rows: list[dict[str, Any]]) -> str:
+    """Returns the rows of a sweep as a table."""
+    lines = [f"{'images a chip':>13} {'memory GiB':>11} {'bytes GB':>9} {'images/s a chip, at most':>25}"]
+    for row in rows:
+        if not row["fits"]:
+            reason = "not compiled in time" if row["given_up"] else "does not fit"
+            lines.append(f"{row['batch_per_chip']:>13} {reason}")
+            continue
+        lines.append(
+            f"{row['batch_per_chip']:>13} {row['peak_memory_bytes'] / 2**30:>11.2f} "
+            f"{row['bytes_accessed'] / 1e9:>9.2f} {row['images_per_s']:>25,.0f}"
+            + ("   the largest that fits" if row["largest"] else "")
+        )
+    return "\n".join(lines)

@@ -1,0 +1,290 @@
+"""Reads, overrides and checks configurations: a mistake ends in one line that names the key."""
+
+import argparse
+import ast
+import importlib.util
+import json
+import keyword
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from hga_flax.config.command_line import add_config_flags, split_overrides
+from hga_flax.config.rules import ENTRIES, KINDS, RULES, check_given, check_keys, check_together, config_keys, get_key
+from hga_flax.errors import ConfigError, UserError, nearest, one_line
+
+MOST_DIGITS = 100  # of a whole number; no key may hold as many
+OVERRIDE_ERRORS = (flags.Error, TypeError, ValueError, SyntaxError)  # what reading a value may raise
+
+
+def parse_arguments(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None
+) -> tuple[argparse.Namespace, ConfigDict]:
+    """Parses a command's own flags, `--config=FILE`, `--recipe=NAME` and any `--config.key=value`.
+
+    Args:
+        parser: has the command's own flags; `--config` and `--recipe` are added here.
+        arguments: what follows the command; None reads `sys.argv`.
+
+    Raises:
+        ConfigError: the file cannot be loaded, or an override has an unknown key, a wrong type or no effect.
+    """
+    add_config_flags(parser)
+    parser.epilog = "Any key of configs/base.py is a flag too: --config.optimizer.learning_rate=0.05"
+    own, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
+    parsed = parser.parse_args(own)
+    return parsed, configure(parsed.config, overrides, parsed.recipe)
+
+
+def configure(path: str, overrides: Sequence[str], recipe: str | None = None) -> ConfigDict:
+    """Loads a file, applies a recipe and then `--config.key=value` arguments, and checks the values.
+
+    The network is left to `validate`.
+
+    Raises:
+        ConfigError: a file cannot be loaded, or an override has an unknown key, a wrong type or no effect.
+    """
+    config = load_config(path)
+    if recipe is not None:
+        apply_recipe(config, recipe)
+    config = override(config, overrides)
+    check_keys(config)
+    check_together(config)
+    check_given(config, [_key(argument) for argument in overrides])
+    return config
+
+
+def _key(argument: str) -> str:
+    return argument.removeprefix("--config.").split("=")[0]
+
+
+def load_config(path: str) -> ConfigDict:
+    """Loads the configuration that a file's `get_config()` returns, locked.
+
+    Raises:
+        ConfigError: no such file, no `get_config`, or it sets a key that configs/base.py lacks.
+    """
+    if not pathlib.Path(path).is_file():
+        shipped = sorted(p.name for p in pathlib.Path(path).parent.glob("*.py") if p.stem not in ("base", "__init__"))
+        there = f"; there are: {', '.join(shipped)}" if shipped else ""
+        raise ConfigError(f"--config={path}: no such file{there}")
+    config = _run_file(path, f"--config={path}", lambda module: module.get_config())
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"--config={path}: get_config() returns {type(config).__name__}, not a ConfigDict")
+    return config.lock()
+
+
+def apply_recipe(config: ConfigDict, recipe: str) -> None:
+    """Changes a configuration as `apply(config)` of a file does: of configs/recipes/ by name, or any FILE.py.
+
+    Raises:
+        ConfigError: there is no such recipe, no `apply` in it, or it sets a key that configs/base.py lacks.
+    """
+    path = pathlib.Path(recipe)
+    if path.suffix != ".py":
+        found = importlib.util.find_spec("configs")
+        folders = [pathlib.Path(place) / "recipes" for place in (found and found.submodule_search_locations) or ()]
+        files = {p.stem.replace("_", "-"): p for folder in folders for p in sorted(folder.glob("[!_]*.py"))}
+        if recipe not in files:
+            known = f"; there are: {', '.join(files)}, or name a file.py" if files else "; name a file.py"
+            raise ConfigError(f"--recipe={recipe}: no such recipe{nearest(recipe, files)}{known}")
+        path = files[recipe]
+    elif not path.is_file():
+        raise ConfigError(f"--recipe={recipe}: no such file")
+    _run_file(str(path), f"--recipe={recipe}", lambda module: module.apply(config))
+
+
+def _run_file(path: str, flag: str, use: Callable[[Any], Any]) -> Any:
+    """Returns `use` of the module that a file holds."""
+    spec = importlib.util.spec_from_file_location(f"config_{pathlib.Path(path).stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{flag}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return use(module)
+    except Exception as error:
+        raise ConfigError(f"{flag}: {type(error).__name__}: {_key_error(error)}") from None
+
+
+def _key_error(error: Exception) -> str:
+    return one_line(str(error).replace("\\n", " ").replace("\\", "").strip("'\""))
+
+
+def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """Applies `--config.key=value` arguments, with the value read as the type of the key's default.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest known one) or a value of another type.
+    """
+    keys = config_keys(config)
+    for argument in overrides:
+        key = _key(argument)
+        if key not in keys:
+            inside = [k for k in keys if k.startswith(key + ".")]
+            hint = f"; it is a group: {', '.join(inside)}" if inside else nearest(key, keys)
+            raise ConfigError(f"--config.{key}: there is no such key{hint}")
+    if not overrides:
+        return config
+    try:
+        return _read(config, overrides)
+    except OVERRIDE_ERRORS as error:
+        for argument in overrides:  # which of them was it, where a key may be given twice
+            try:
+                _read(config, [argument])
+            except OVERRIDE_ERRORS:
+                kind = type(get_key(config, _key(argument)))
+                rule = RULES.get(_key(argument))
+                right = ENTRIES.get(_key(argument)) if rule and rule.many else KINDS.get(kind)
+                raise ConfigError(f"{argument}: must be {right or f'of type {kind.__name__}'}") from None
+        raise ConfigError(one_line(error)) from None
+
+
+def _read(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    values, command = flags.FlagValues(), ["command", *map(_spelled, overrides)]
+    holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=command)
+    values(command)
+    return holder.value
+
+
+def _spelled(argument: str) -> str:
+    """Returns an override as ml_collections reads it.
+
+    `from` is a Python keyword: `init["from"]`; texts are quoted; 1e3 and 1_000 are whole numbers; an empty list is ().
+    """
+    key, (name, equals, value) = _key(argument), argument.partition("=")
+    *groups, last = name.split(".")
+    name = f"{'.'.join(groups)}['{last}']" if keyword.iskeyword(last) else name
+    rule = RULES.get(key)
+    if equals and rule and rule.many and not value.strip(" ()[]"):
+        return f"{name}=()"
+    if equals and rule and rule.kind is int:
+        entries = [_whole(entry) for entry in value.strip(" ()[]").rstrip(",").split(",")]
+        if not rule.many:
+            value = _whole(value)
+        elif all(entry.lstrip("-").isdecimal() for entry in entries):  # another text is shown as it was typed
+            value = f"({','.join(entries)},)"
+    if equals and rule and rule.many and rule.kind is str:
+        try:
+            ast.literal_eval(value)
+        except OVERRIDE_ERRORS:  # as a person types it: stem*,stage1*
+            value = repr(tuple(part.strip() for part in value.split(",") if part.strip()))
+    return f"{name}{equals}{value}"
+
+
+def _whole(text: str) -> str:
+    """Returns a number that is whole, however it is written, by its digits: 1e3 as 1000; another text as it is."""
+    try:
+        number = Decimal(text.strip())  # which reads 1_000, too, and is exact
+    except InvalidOperation:
+        return text
+    whole = number.is_finite() and number.adjusted() < MOST_DIGITS and number == number.to_integral_value()
+    return str(int(number)) if whole else text
+
+
+def parse_options(text: str, key: str) -> dict[str, Any]:
+    """Reads keyword arguments, "kernels=(7,), mfe_act='relu'", without evaluating code.
+
+    Raises:
+        ConfigError: not keyword arguments with literal values.
+    """
+    try:
+        call = ast.parse(f"options({text})", mode="eval").body
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+            raise ValueError  # also for the text "a=1)(b=2", a call of a call
+        names = [keyword.arg for keyword in call.keywords]
+        if None in names or len(set(names)) < len(names):
+            raise ValueError
+        options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):  # nested too deeply is the last two
+        raise ConfigError(f'{key}={text!r}: write keyword arguments, like "kernels=(7,), mfe_norm=True"') from None
+    return {name: value for name, value in options.items() if name is not None}
+
+
+def validate(config: ConfigDict) -> ConfigDict:
+    """Checks what can be checked without devices and data; returns the configuration.
+
+    Raises:
+        ConfigError: names the key, its value and what would be right.
+    """
+    check_keys(config)
+    check_together(config)
+    model = build_model(config, num_classes=1)
+    for key, size in (("data", config.data.image_size), ("evaluation", config.evaluation.image_size)):
+        if size < model.stride and (size or key == "data"):
+            raise ConfigError(
+                f"{key}.image_size={size}: {config.model.name} divides height and width by {model.stride}; "
+                f"give at least {model.stride}"
+            )
+    return config
+
+
+def build_model(config: ConfigDict, num_classes: int, axis_name: str | None = None) -> Any:
+    """Creates the network that `config.model` describes.
+
+    Raises:
+        ConfigError: an unknown model, attention or option; the message lists the known ones.
+    """
+    import jax.numpy as jnp
+
+    from hga_flax.attention import attention_names
+    from hga_flax.models import create_model
+
+    model = config.model
+    options = parse_options(model.options, "model.options")
+    attention_options = parse_options(model.attention_options, "model.attention_options")
+    try:
+        return create_model(
+            model.name,
+            attention=model.attention,
+            attention_options=attention_options,
+            num_classes=num_classes,
+            dtype=jnp.dtype(model.dtype),
+            axis_name=axis_name,
+            **options,
+        )
+    except (ValueError, TypeError) as error:
+        foreign = model.attention not in attention_names()
+        hint = "; an attention of yours needs --import=MODULE" if foreign else ""
+        raise ConfigError(f"config.model: {error}{hint}") from None
+
+
+def to_json(config: ConfigDict) -> str:
+    """Returns the configuration as JSON text, keys sorted within each group."""
+    return json.dumps(config.to_dict(), indent=2)
+
+
+def from_json(text: str) -> ConfigDict:
+    """Returns the locked configuration of a workdir's config.json.
+
+    Raises:
+        UserError: the text is not a configuration.
+    """
+
+    def tuples(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: tuples(inner) for key, inner in value.items()}
+        return tuple(tuples(inner) for inner in value) if isinstance(value, list) else value
+
+    try:
+        return ConfigDict(tuples(json.loads(text))).lock()
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"not a configuration: {one_line(error)}") from None
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """Returns the keys whose values differ, as "key: old -> new"."""
+    keys = dict.fromkeys(config_keys(old) + config_keys(new))
+
+    def value(config: ConfigDict, key: str) -> Any:
+        try:
+            return get_key(config, key)
+        except (KeyError, AttributeError):
+            return "(absent)"
+
+    return [f"{k}: {value(old, k)} -> {value(new, k)}" for k in keys if value(old, k) != value(new, k)]

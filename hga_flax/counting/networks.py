@@ -1,0 +1,112 @@
+"""`python -m hga_flax networks`: every network's size and cost, plain and with an attention.
+
+Counted from the traced networks (`complexity.py`) for one image, at 1000 classes; nothing is computed, and
+nothing said about accuracy.
+"""
+
+import argparse
+import fnmatch
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+
+from hga_flax.attention import attention_factory, replaces_convolution
+from hga_flax.counting.complexity import complexity
+from hga_flax.errors import UserError, nearest
+from hga_flax.models import create_model, model_names
+
+SIZE = 224
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument("names", nargs="*", metavar="NAME", help="networks, or patterns as 'res2net*' (default: all)")
+    parser.add_argument("--attention", default="hga", metavar="NAME", help="what is put into them (default: hga)")
+    parser.add_argument("--image-size", type=int, default=SIZE, metavar="N", help=f"of the image (default: {SIZE})")
+    parser.add_argument("--json", action="store_true", help="print a list of rows as JSON instead")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prints a row for each network.
+
+    Raises:
+        UserError: no network has such a name, no attention has, or the image is too small.
+    """
+    jax.config.update("jax_platforms", "cpu")  # tracing needs no accelerator: do not take one
+    try:
+        replaces = replaces_convolution(attention_factory(arguments.attention))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    rows = []
+    for name in chosen(arguments.names):
+        model = create_model(name)
+        if arguments.image_size < model.stride:
+            raise UserError(f"--image-size={arguments.image_size}: {name} needs at least {model.stride}")
+        if not replaces or getattr(model, "hosts_convolution", False):
+            rows.append(row(name, arguments.attention, arguments.image_size))
+            if not arguments.json:
+                print(
+                    "\n".join(lines(rows) if len(rows) == 1 else lines(rows)[-1:]), flush=True
+                )  # each as it is counted
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+    elif not rows:
+        raise UserError(f"--attention={arguments.attention}: none of these networks has a place for it")
+
+
+def chosen(patterns: Iterable[str]) -> list[str]:
+    """Returns the networks that patterns name, in the order of `model_names`; all without a pattern.
+
+    Raises:
+        UserError: a pattern names none.
+    """
+    names, patterns = model_names(), list(patterns)
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise UserError(f"no network is called '{pattern}'{nearest(pattern, names)}; without a name all are listed")
+    return [name for name in names if not patterns or any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+
+
+def row(name: str, attention: str, size: int = SIZE) -> dict[str, Any]:
+    """Returns what a network holds and computes, plain and with an attention."""
+    counted = [complexity(create_model(name, attention=a), (size, size, 3)) for a in ("none", attention)]
+    plain, whole = counted
+    return {
+        "network": name,
+        "attention": attention,
+        "image_size": size,
+        "params": plain.params,
+        "conv_fc_macs": plain.conv_fc_macs,
+        "gflops": plain.gflops,
+        "added_params": whole.params - plain.params,
+        "added_conv_fc_macs": whole.conv_fc_macs - plain.conv_fc_macs,
+        "added_gflops": whole.gflops - plain.gflops,
+    }
+
+
+def lines(rows: list[dict[str, Any]]) -> list[str]:
+    """Returns the rows as a Markdown table, which is read as it is, too."""
+    attention = rows[0]["attention"]
+    head = ("network", "parameters", "GMACs", f"{attention}: parameters", "", f"{attention}: GMACs", "")
+    cells = [
+        (
+            f"`{r['network']}`",
+            f"{r['params']:,}",
+            f"{r['conv_fc_macs'] / 1e9:.3f}",
+            f"{r['added_params']:+,}",
+            f"{r['added_params'] / r['params']:+.1%}",
+            f"{r['added_conv_fc_macs'] / 1e9:+.4f}",
+            f"{r['added_conv_fc_macs'] / r['conv_fc_macs']:+.1%}",
+        )
+        for r in rows
+    ]
+    widths = (22, 11, 7, max(12, len(head[3])), 6, max(8, len(head[5])), 6)
+    rule = "|".join(["", "-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:]), ""])
+    return [_line(head, widths), rule, *(_line(row, widths) for row in cells)]
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    first, *others = zip(cells, widths, strict=True)
+    return " | ".join([f"| {first[0]:<{first[1]}}", *(f"{cell:>{width}}" for cell, width in others)]) + " |"

@@ -1,0 +1,342 @@
+"""What is done to one image on the host: decoding, and for large images the crop to the input size.
+
+Training on large images takes one affine warp that composes the random resized crop (8-100 % of
+the area, aspect 3/4 to 4/3), the flip and the rotation (SENet's recipe, https://arxiv.org/abs/1709.01507,
+section 5.1, whose released settings are +-10 degrees). Every random choice is drawn from
+(seed, epoch, index), so neither threads nor hosts change it. RandAugment (`randaugment.py`) joins in:
+its geometric operations in the warp, the others after it.
+"""
+
+import math
+import random
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from hga_flax.data import MAX_PIXELS
+from hga_flax.errors import one_line
+from hga_flax.images.bad_images import BadImage
+from hga_flax.images.image_heads import claimed_size
+from hga_flax.images.jpeg import UPRIGHT, decode_top, read_head
+from hga_flax.images.randaugment import Operations, apply_colours, draw_operations
+
+cv2.setNumThreads(0)  # the loader's threads are enough; OpenCV's own would fight them for the cores
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # bad images are named by bad_images.py, once
+
+DECODE_FLAGS = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_RGB}
+REDUCTION_FLAGS = {n: flag for n, flag in ((1, 0), (2, 16), (4, 32), (8, 64))}  # of IMREAD_REDUCED_*
+# Box averaging followed by these taps has the width of the antialiased bilinear filter (Pillow's):
+# its variance is 1/6 of a pixel, the box's 1/12.
+TAPS = np.array([1 / 24, 22 / 24, 1 / 24])
+AREA = (0.08, 1.0)
+ASPECT = (3 / 4, 4 / 3)
+LOG_ASPECT = (math.log(ASPECT[0]), math.log(ASPECT[1]))
+CROP_TRIES = 10
+NOTHING = Operations(None, ())  # of RandAugment
+MOST_ENLARGED = 2**22  # pixels of a whole enlarged image; of a larger one only what is cut out is made
+WEIGHTS = 2048  # OpenCV's fixed point: 11 bits
+
+
+def decode(image: bytes | np.ndarray, channels: int, reduction: int = 1) -> np.ndarray:
+    """Decodes an image to uint8 `[H, W, channels]`, upright as its EXIF says; arrays pass through.
+
+    The content decides the format, whatever the file is called; 16 bits become 8, CMYK becomes RGB,
+    transparency is dropped, of an animation the first frame counts.
+
+    Args:
+        image: the encoded image, or an array.
+        channels: 1 or 3.
+        reduction: 1, 2, 4 or 8: decode to height and width divided by this (JPEG does so much faster).
+
+    Raises:
+        BadImage: the bytes are no image that OpenCV reads, not a whole one, or one that claims too many pixels.
+    """
+    if isinstance(image, np.ndarray):
+        return image
+    if not image:
+        raise BadImage("the file is empty or cannot be read")
+    size = claimed_size(image)
+    if size and math.prod(size) > MAX_PIXELS:
+        raise BadImage(_too_large(size))
+    check_whole(image)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(image, np.uint8), DECODE_FLAGS[channels] | REDUCTION_FLAGS[reduction])
+    except cv2.error as error:
+        if "CV_IO_MAX_IMAGE" in error.err:
+            raise BadImage(_too_large()) from None
+        raise BadImage(f"the image of {len(image)} bytes cannot be decoded ({one_line(error.err)})") from None
+    if pixels is None:
+        raise BadImage(f"the image of {len(image)} bytes cannot be decoded")
+    return pixels[:, :, None] if channels == 1 else pixels
+
+
+def _too_large(size: tuple[int, int] | None = None) -> str:
+    claims = f"{size[1]:,} x {size[0]:,} pixels, above" if size else "more pixels than"
+    return f"it claims {claims} the limit of {MAX_PIXELS:,}: make it smaller"
+
+
+def check_whole(image: bytes) -> None:
+    """Raises a BadImage for a JPEG that is cut off, of which decoders fill what is missing with grey."""
+    # It ends with a marker that its data cannot hold.
+    if image[:2] == b"\xff\xd8" and image[-2:] != b"\xff\xd9" and image.rfind(b"\xff\xd9") < image.rfind(b"\xff\xda"):
+        raise BadImage(f"the JPEG of {len(image)} bytes is cut off")
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resizes uint8 `[H, W, C]` by area averaging where it shrinks, bilinearly where it grows."""
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = height < image.shape[0]
+    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return resized.reshape(height, width, image.shape[2])
+
+
+def central_crop(image: np.ndarray, size: int, fraction: float) -> np.ndarray:
+    """Resizes the short side to `size / fraction` and cuts out the centre: uint8 `[size, size, C]`.
+
+    Shrinking is antialiased bilinear, as Pillow's and torchvision's, to a fraction of a grey level.
+    """
+    scale = round(size / fraction) / min(image.shape[:2])
+    height, width = (max(size, round(side * scale)) for side in image.shape[:2])
+    top, left = (height - size) // 2, (width - size) // 2
+    if scale > 1 and height * width > MOST_ENLARGED:  # a strip of 3000x1 pixels would take 600 MB
+        return enlarged_part(image, (height, width), (top, left), size)
+    image = resize(image, height, width)
+    if scale < 1:
+        image = cv2.sepFilter2D(image, -1, TAPS, TAPS, borderType=cv2.BORDER_REPLICATE).reshape(image.shape)
+    return image[top : top + size, left : left + size]
+
+
+def enlarged_part(image: np.ndarray, shape: tuple[int, int], corner: tuple[int, int], size: int) -> np.ndarray:
+    """Returns what `resize` would make of a part of the enlarged image, pixel for pixel, without the rest.
+
+    Args:
+        image: uint8 `[h, w, C]`.
+        shape: (height, width) of the whole enlarged image.
+        corner: (top, left) of the part.
+        size: height and width of the part.
+
+    Returns:
+        uint8 `[size, size, C]`.
+    """
+
+    def neighbours(axis: int) -> tuple[np.ndarray, ...]:
+        """Of each line of the part: the two lines of the image that it lies between, and their weights."""
+        number, step = image.shape[axis], 1 / (shape[axis] / image.shape[axis])
+        place = ((np.arange(corner[axis], corner[axis] + size) + 0.5) * step - 0.5).astype(np.float32)
+        first = np.floor(place).astype(np.int32)
+        share = place - first.astype(np.float32)
+        if axis == 1:  # beyond the border OpenCV gives its columns all of the weight, and its rows not
+            share[(first < 0) | (first >= number - 1)] = 0
+            first = first.clip(0, number - 1)
+        weights = [np.rint(part * np.float32(WEIGHTS)).astype(np.int32) for part in (1 - share, share)]
+        return first.clip(0, number - 1), (first + 1).clip(0, number - 1), *weights
+
+    above, below, above_weight, below_weight = neighbours(0)
+    left, right, left_weight, right_weight = neighbours(1)
+
+    def across(rows: np.ndarray) -> np.ndarray:
+        pixels = lambda columns: image[rows[:, None], columns].astype(np.int32)
+        return pixels(left) * left_weight[:, None] + pixels(right) * right_weight[:, None]
+
+    down = lambda rows, weight: (weight[:, None, None] * (across(rows) >> 4)) >> 16
+    return ((down(above, above_weight) + down(below, below_weight) + 2) >> 2).astype(np.uint8)
+
+
+def random_crop_box(draws: random.Random, height: int, width: int) -> tuple[float, float, float, float]:
+    """Draws (top, left, height, width) of a crop of random area and aspect; the centre if none fits."""
+    for _ in range(CROP_TRIES):
+        area = draws.uniform(*AREA) * height * width
+        aspect = math.exp(draws.uniform(*LOG_ASPECT))
+        crop_width, crop_height = math.sqrt(area * aspect), math.sqrt(area / aspect)
+        if crop_width <= width and crop_height <= height:
+            top, left = draws.uniform(0, height - crop_height), draws.uniform(0, width - crop_width)
+            return top, left, crop_height, crop_width
+    aspect = min(max(width / height, ASPECT[0]), ASPECT[1])
+    crop_width, crop_height = min(width, height * aspect), min(height, width / aspect)
+    return (height - crop_height) / 2, (width - crop_width) / 2, crop_height, crop_width
+
+
+class Crop(NamedTuple):
+    """One random crop of an image, in pixels of the whole image.
+
+    Attributes:
+        top, left, height, width: of the box.
+        angle: radians by which the box is turned about its centre.
+        mirror: -1 where the result is mirrored, else 1.
+        distortion: what RandAugment does to the result, see `Operations.matrix`, or None.
+    """
+
+    top: float
+    left: float
+    height: float
+    width: float
+    angle: float
+    mirror: float
+    distortion: np.ndarray | None = None
+
+    @property
+    def bottom(self) -> float:
+        """The lowest place that it touches, itself or in the mirror image above the border."""
+        if self.distortion is not None:
+            corners = self.distortion @ [[-0.5, -0.5, 0.5, 0.5], [-0.5, 0.5, -0.5, 0.5], [1, 1, 1, 1]]
+            across, down = math.sin(self.angle) * self.mirror * self.width, math.cos(self.angle) * self.height
+            places = self.top + self.height / 2 + across * corners[0] + down * corners[1]
+            return max(places.max(), -places.min())
+        half = self.height * math.cos(self.angle) + self.width * abs(math.sin(self.angle))
+        return self.top + (self.height + half) / 2
+
+
+def draw_crop(
+    height: int,
+    width: int,
+    flip: bool,
+    rotation_degrees: float,
+    key: tuple[int, ...],
+    distortion: np.ndarray | None = None,
+) -> Crop:
+    """Draws the crop of an image of this size.
+
+    Args:
+        height, width: of the whole image.
+        flip: mirror half of the images.
+        rotation_degrees: rotate by an angle uniform in +- this many degrees.
+        key: integers that all random choices derive from.
+        distortion: becomes the crop's.
+    """
+    draws = random.Random(str(key))  # half the time of NumPy's, which threads would wait for
+    box = random_crop_box(draws, height, width)
+    angle = math.radians(draws.uniform(-rotation_degrees, rotation_degrees))
+    return Crop(*box, angle, -1.0 if flip and draws.random() < 0.5 else 1.0, distortion)
+
+
+def alternating_mirror(seed: int, epoch: int, index: int) -> bool:
+    """True in every second epoch, in the even or the odd ones as drawn for the image; see `data.alternating_flip`."""
+    return (random.Random(str((seed, "flip", index))).random() < 0.5) ^ (epoch % 2 == 1)
+
+
+def decode_for_crop(
+    image: bytes | np.ndarray, channels: int, size: int, draw: Callable[[int, int], Crop]
+) -> tuple[np.ndarray, Crop, int]:
+    """Decodes what a random crop needs: of a JPEG the rows down to its end, small where it stays large enough.
+
+    Args:
+        image: the encoded image, or an array.
+        channels: 1 or 3.
+        size: that the crop will be brought to.
+        draw: (height, width) of the whole image -> its crop.
+
+    Returns:
+        The pixels uint8 `[H, W, C]`, the crop, and how many times
+        smaller than the whole image the pixels are.
+
+    Raises:
+        BadImage: as `decode`.
+    """
+    head = read_head(image) if isinstance(image, bytes) else None
+    if head is None:
+        pixels = decode(image, channels)
+        return pixels, draw(*pixels.shape[:2]), 1
+    if math.prod(head.size) > MAX_PIXELS:
+        raise BadImage(_too_large(head.size))
+    crop = draw(*head.size)
+    reduction = max(n for n in REDUCTION_FLAGS if n == 1 or min(crop.height, crop.width) >= n * size)
+    if channels == 3 and head.from_top and head.orientation == UPRIGHT:
+        check_whole(image)
+        try:
+            return decode_top(image, head, math.ceil(crop.bottom) + 1, reduction), crop, reduction
+        except ValueError:
+            pass  # OpenCV says whether it is bad
+    return decode(image, channels, reduction), crop, reduction
+
+
+def warp(image: np.ndarray, size: int, crop: Crop, reduction: int = 1, out: np.ndarray | None = None) -> np.ndarray:
+    """Crops, mirrors and rotates in one warp: uint8 `[H, W, C]` -> `[size, size, C]`.
+
+    Args:
+        image: the decoded image.
+        size: height and width of the result.
+        crop: of the whole image.
+        reduction: how many times smaller the image is.
+        out: where a result of three channels is written, if given.
+    """
+    down_y = down_x = 1 / reduction
+    shrink = int(min(crop.height, crop.width) / reduction / size)
+    if shrink >= 2:  # the warp looks at 2x2 pixels: average first
+        height, width = image.shape[:2]
+        small = (max(1, width // shrink), max(1, height // shrink))
+        image = cv2.resize(image, small, interpolation=cv2.INTER_AREA).reshape(*small[::-1], image.shape[2])
+        down_y, down_x = down_y * small[1] / height, down_x * small[0] / width
+    crop_height, crop_width = crop.height * down_y, crop.width * down_x
+    # From output pixel to input pixel: centre, mirror, scale to the crop, rotate, move to its centre. In plain
+    # numbers: NumPy's overhead on so few would be a tenth of the warp, and it holds the interpreter's lock.
+    scale_x, scale_y = crop.mirror * crop_width / size, crop_height / size
+    cos, sin, middle = math.cos(crop.angle), math.sin(crop.angle), (size - 1) / 2
+    a, b, c, d = cos * scale_x, -sin * scale_y, sin * scale_x, cos * scale_y
+    x = crop.left * down_x + crop_width / 2 - 0.5 - (a + b) * middle
+    y = crop.top * down_y + crop_height / 2 - 0.5 - (c + d) * middle
+    if image.shape[2] == 3 and crop.distortion is None:
+        # Only the part that the warp looks at, as it is about to be copied.
+        across, down = sorted((0, a * size, b * size, (a + b) * size)), sorted((0, c * size, d * size, (c + d) * size))
+        left, top = max(int(x + across[0]) - 2, 0), max(int(y + down[0]) - 2, 0)
+        image = image[top : int(y + down[3]) + 3, left : int(x + across[3]) + 3]
+        x, y = x - left, y - top
+    matrix = np.array([[a, b, x], [c, d, y]])
+    if crop.distortion is not None:  # it may look far beyond the border, at a mirror image that needs the whole
+        pixel = np.array([[size, 0, middle], [0, size, middle], [0, 0, 1]])  # of a place in sides about the centre
+        matrix = matrix @ pixel @ crop.distortion @ np.linalg.inv(pixel)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    if image.shape[2] == 1:
+        warped = cv2.warpAffine(image, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+        return warped[:, :, None]
+    # OpenCV warps four channels more than twice as fast as three, which pays for the way there and back.
+    four = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)
+    warped = cv2.warpAffine(four, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+    return cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB, dst=out)
+
+
+def random_warp(image: np.ndarray, size: int, flip: bool, rotation_degrees: float, key: tuple[int, ...]) -> np.ndarray:
+    """Random crop, flip and rotation of a decoded image: uint8 `[H, W, C]` -> `[size, size, C]`; see `draw_crop`."""
+    return warp(image, size, draw_crop(*image.shape[:2], flip, rotation_degrees, key))
+
+
+def host_transform(data: Any, channels: int, *, train: bool, seed: int, size: int = 0) -> Any:
+    """Returns `transform(image, index, epoch, out=None) -> uint8 [size, size, channels]` for a `config.data`.
+
+    `data.augmentation` "imagenet" crops here; "small" and "none" resize the whole image ("small"
+    is augmented on the device, see `device_augmentation.py`, but for RandAugment). `out` takes the
+    result where that saves a copy; else it stays as it is.
+
+    Args:
+        data: see above.
+        channels: of the images, 1 or 3.
+        train: augment.
+        seed: of all random choices, with the epoch and the example's index.
+        size: of the result; 0: `data.image_size`.
+    """
+    # Read once: a ConfigDict takes its time over each key.
+    size, flip, rotation_degrees = size or data.image_size, data.flip, data.rotation_degrees
+    alternating, augmentation, fraction = data.alternating_flip, data.augmentation, data.eval_crop_fraction
+    ops, magnitude = data.randaugment_ops if train else 0, data.randaugment_magnitude
+
+    def transform(image: bytes | np.ndarray, index: int, epoch: int, out: np.ndarray | None = None) -> np.ndarray:
+        key = (seed, epoch, index)
+        operations = draw_operations(ops, magnitude, key) if ops else NOTHING
+        if augmentation != "imagenet":
+            pixels = resize(decode(image, channels), size, size)
+            if operations.matrix is not None:
+                pixels = warp(pixels, size, Crop(0, 0, size, size, 0, 1, operations.matrix))
+            return apply_colours(pixels, operations)
+        if not train:
+            return central_crop(decode(image, channels), size, fraction)
+        random_flip = flip and not alternating
+        draw = lambda height, width: draw_crop(height, width, random_flip, rotation_degrees, key, operations.matrix)
+        if alternating:
+            mirror = -1.0 if alternating_mirror(seed, epoch, index) else 1.0
+            draw = lambda height, width, draw=draw: draw(height, width)._replace(mirror=mirror)
+        pixels, crop, reduction = decode_for_crop(image, channels, size, draw)
+        return apply_colours(warp(pixels, size, crop, reduction, out), operations)
+
+    return transform

@@ -1,0 +1,60 @@
+"""How large an image says that it is, from the first bytes of its file: nothing is decoded.
+
+The heads of JPEGs, which evaluation and training look into more closely, are jpeg.py's.
+"""
+
+import struct
+
+from hga_flax.images.jpeg import read_head
+
+TIFF_SIDES = {256: 1, 257: 0}  # tag: place in (height, width)
+TIFF_NUMBERS = {3: "H", 4: "I", 16: "Q"}  # type of a value: how it is packed
+
+
+def claimed_size(data: bytes) -> tuple[int, int] | None:
+    """Returns the (height, width) that a PNG, GIF, BMP, WebP, TIFF or JPEG claims; None of another file or odd head."""
+    try:
+        if data[:8] == b"\x89PNG\r\n\x1a\n":
+            width, height = struct.unpack_from(">II", data, 16)
+        elif data[:4] == b"GIF8":
+            width, height = struct.unpack_from("<HH", data, 6)
+        elif data[:2] == b"BM":
+            old = struct.unpack_from("<I", data, 14)[0] == 12  # the head of OS/2
+            width, height = struct.unpack_from("<HH" if old else "<ii", data, 18)
+        elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+            return _webp(data)
+        elif data[:2] in (b"II", b"MM"):
+            return _tiff(data, "<" if data[:2] == b"II" else ">")
+        else:
+            head = read_head(data)
+            return None if head is None else head.size
+        return abs(height), abs(width)  # of a BMP that lies upside down the height is negative
+    except struct.error:  # cut off
+        return None
+
+
+def _webp(data: bytes) -> tuple[int, int] | None:
+    kind = data[12:16]
+    if kind == b"VP8X":
+        width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
+    elif kind == b"VP8L":
+        bits = struct.unpack_from("<I", data, 21)[0]
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    elif kind == b"VP8 ":
+        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
+    else:
+        return None
+    return height, width
+
+
+def _tiff(data: bytes, order: str) -> tuple[int, int] | None:
+    large = struct.unpack_from(order + "H", data, 2)[0] == 43  # BigTIFF
+    first = struct.unpack_from(order + ("Q" if large else "I"), data, 8 if large else 4)[0]
+    count = struct.unpack_from(order + ("Q" if large else "H"), data, first)[0]
+    start, length, value = (first + 8, 20, 12) if large else (first + 2, 12, 8)
+    sides = [0, 0]
+    for entry in range(start, start + length * min(count, 1000), length):
+        tag, kind = struct.unpack_from(order + "HH", data, entry)
+        if tag in TIFF_SIDES and kind in TIFF_NUMBERS:
+            sides[TIFF_SIDES[tag]] = struct.unpack_from(order + TIFF_NUMBERS[kind], data, entry + value)[0]
+    return (sides[0], sides[1]) if all(sides) else None

@@ -1,0 +1,236 @@
+"""`python -m hga_flax export`: the network of a run as one file, checked against the checkpoint before it is kept.
+
+The file takes raw images, uint8 `[batch, height, width, channels]` of any batch size, and gives
+"logits" and "probabilities", float32 `[batch, classes]`: normalisation and softmax are in it, decoding
+and cropping are not (their sizes are in the metadata). It computes in float32 whatever the run did.
+ONNX keeps the metadata in the file, as JSON values; StableHLO has none, they lie beside it in PATH.json.
+`--format=safetensors` writes the weights alone, for PyTorch, see `weights.py`.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hga_flax.config.command_line import add_import_flag, add_weights_flags, check_weights_flags, names_weights
+from hga_flax.errors import UserError, expand, one_line
+from hga_flax.images.bad_images import BadImage
+from hga_flax.images.device_augmentation import normalize
+from hga_flax.inference import export_weights as weights
+from hga_flax.inference.fold import fold
+from hga_flax.inference.from_weights import describe_weights, restore_given
+from hga_flax.inference.predictor import Predictor
+from hga_flax.inference.to_stablehlo import load, to_stablehlo
+from hga_flax.runs.console import Console
+from hga_flax.training.restore import configure_for
+from hga_flax.version import __version__
+
+CHECKED = 16  # images on which the file is compared with the checkpoint
+TOLERANCE = 1e-4  # largest difference of a logit, relative to the largest logit
+Network = Callable[[Any], dict[str, Any]]  # images -> logits and probabilities
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    add_weights_flags(parser)
+    parser.add_argument("--format", required=True, choices=("stablehlo", "onnx", "safetensors"), help="of the file")
+    parser.add_argument("--out", required=True, metavar="PATH", help="the file; an older one is replaced")
+    parser.add_argument("--checkpoint", default="best", metavar="best|latest|STEP", help="which one (default: best)")
+    parser.add_argument("--data-dir", metavar="DIR", help="where the data set lies now; default: the run's data.dir")
+    add_import_flag(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Writes the file.
+
+    Raises:
+        UserError: no such run, the file cannot be written, packages are missing, or it gives other results than the
+            checkpoint; in each case a file that was there before is as it was.
+    """
+    check_weights_flags(arguments)
+    out = expand(arguments.out, "--out").absolute()
+    if out.is_dir() or not out.parent.is_dir():
+        raise UserError(f"--out={arguments.out}: {'is a folder' if out.is_dir() else 'the folder does not exist'}")
+    if arguments.format == "onnx":
+        _check_onnx()
+    if arguments.format == "safetensors" and out.suffix != weights.SUFFIX:
+        raise UserError(f"--out={arguments.out}: the name must end in {weights.SUFFIX}, by which its readers know it")
+    predictor = _predictor(arguments)
+    if arguments.format == "safetensors":
+        return _export_weights(predictor, arguments, out)
+    network, facts = inference_network(predictor), metadata(predictor)
+    (batch,) = jax.export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, *predictor.image_shape), jnp.uint8)
+    folded = fold(network, images)
+    scratch = out.with_name(f".{out.name}.new")
+    beside = []  # (scratch, place) of what lies beside the file
+    with _cleared(scratch), _cleared(facts_scratch := out.with_name(f".{out.name}.json.new")):
+        try:
+            if arguments.format == "onnx":
+                from hga_flax.inference.to_onnx import to_onnx
+
+                model = to_onnx(folded, images, {key: json.dumps(value) for key, value in facts.items()})
+                scratch.write_bytes(model.SerializeToString())
+            else:
+                scratch.write_bytes(to_stablehlo(folded, images))
+                facts_scratch.write_text(json.dumps(facts, indent=2) + "\n")
+                beside = [(facts_scratch, out.with_name(out.name + ".json"))]
+            difference, kind = compare(predictor, network, scratch, arguments.format)
+            if not difference <= TOLERANCE:  # NaN too
+                raise UserError(
+                    f"the exported network's logits differ from the checkpoint's by {difference:.1e} of the largest "
+                    f"(allowed: {TOLERANCE:.0e}); nothing was written"
+                )
+            for new, place in (*beside, (scratch, out)):
+                new.replace(place)
+        except OSError as error:
+            raise UserError(f"--out={out} cannot be written: {error.strerror or one_line(error)}") from None
+    height, width, channels = predictor.image_shape
+    rows = [
+        *_origin(predictor, arguments.workdir),
+        ("file", f"{out}, {out.stat().st_size / 1e6:.1f} MB"),
+        *[("metadata", str(place)) for _, place in beside],
+        ("input", f"images uint8 [batch, {height}, {width}, {channels}], 0 to 255"),
+        ("output", f"logits, probabilities float32 [batch, {len(predictor.class_names)}]"),
+        ("checked", f"logits on {CHECKED} {kind} differ by {difference:.1e} of the largest"),
+    ]
+    Console().table("export", rows)
+
+
+def _export_weights(predictor: Predictor, arguments: argparse.Namespace, out: pathlib.Path) -> None:
+    facts = metadata(predictor)
+    facts["normalisation"]["in_the_graph"] = False
+    with _cleared(scratch := out.with_name(f".{out.stem}.new{out.suffix}")):
+        try:
+            found = weights.write_weights(predictor, scratch, facts)
+            scratch.replace(out)
+        except OSError as error:
+            raise UserError(f"--out={out} cannot be written: {error.strerror or one_line(error)}") from None
+    rows = [
+        *_origin(predictor, arguments.workdir),
+        ("file", f"{out}, {out.stat().st_size / 1e6:.1f} MB"),
+        ("input", "images as in the metadata: normalised by mean and std, channels first"),
+    ]
+    Console().table("export", rows + found)
+
+
+def _predictor(arguments: argparse.Namespace) -> Predictor:
+    if names_weights(arguments):
+        return Predictor(restore_given(arguments))
+    configure_for(arguments.workdir)
+    return Predictor.from_workdir(
+        arguments.workdir, arguments.checkpoint, arguments.data_dir, weights=arguments.weights
+    )
+
+
+def _origin(predictor: Predictor, workdir: str | None) -> list[tuple[str, str]]:
+    if workdir is None:
+        return describe_weights(predictor.restored)
+    return [("network", f"step {predictor.restored.step} of {workdir}")]
+
+
+def inference_network(predictor: Predictor) -> Network:
+    """Returns uint8 images `[B, H, W, C]` -> logits and probabilities, in float32, the weights constants in it."""
+    experiment = predictor.restored.experiment
+    data, model = experiment.config.data, experiment.model.clone(dtype=jnp.float32)
+    variables = jax.tree.map(np.asarray, jax.device_get(predictor.variables))
+
+    def network(images: jax.Array) -> dict[str, jax.Array]:
+        logits = model.apply(variables, normalize(images, data.mean, data.std), train=False)
+        return {"logits": logits, "probabilities": jax.nn.softmax(logits)}
+
+    return network
+
+
+def metadata(predictor: Predictor) -> dict[str, Any]:
+    """Returns what one must know to use the file: the classes, how images are prepared, where it comes from."""
+    config = predictor.restored.experiment.config
+    height, width, channels = predictor.image_shape
+    crops = config.data.augmentation == "imagenet"
+    return {
+        "class_names": list(predictor.class_names),
+        "preprocessing": {
+            "height": height,
+            "width": width,
+            "channels": "RGB" if channels == 3 else "grey",
+            # Resize the short side to this and cut out the centre; null: resize the whole image to height x width.
+            "short_side": round(height / config.data.eval_crop_fraction) if crops else None,
+            "crop_fraction": config.data.eval_crop_fraction if crops else None,
+        },
+        "normalisation": {"in_the_graph": True, "mean": list(config.data.mean), "std": list(config.data.std)},
+        "source": {
+            "model": config.model.name,
+            "attention": config.model.attention,
+            "data": config.data.name,
+            "step": predictor.restored.step,
+            "hga_flax": __version__,
+        },
+    }
+
+
+def compare(predictor: Predictor, network: Network, file: pathlib.Path, form: str) -> tuple[float, str]:
+    """Returns the largest difference of the file's logits, relative to the largest logit, and on what images.
+
+    The images are the first of the evaluation split, all at once and the first alone.
+    """
+    images, kind = check_images(predictor)
+    with jax.default_device(_cpu()):  # others round float32 products more coarsely than what is to be seen here
+        expected = np.asarray(jax.jit(network)(images)["logits"])
+        served = _session(file) if form == "onnx" else load(file.read_bytes())
+        found = np.concatenate([np.asarray(served(part)["logits"]) for part in (images, images[:1])])
+    expected = np.concatenate([expected, expected[:1]])
+    return float(abs(found - expected).max() / abs(expected).max()), kind
+
+
+def check_images(predictor: Predictor) -> tuple[np.ndarray, str]:
+    """Returns uint8 images `[CHECKED, H, W, C]` as evaluation reads them, or synthetic ones without the data set."""
+    dataset, config = predictor.restored.experiment.dataset, predictor.restored.experiment.config
+    images = []
+    with contextlib.suppress(UserError):  # the network may be exported where the data set is not
+        source = dataset.open(config.data.eval_split)
+        for index in range(min(4 * CHECKED, len(source))):
+            with contextlib.suppress(BadImage):
+                images.append(predictor.load(source[index]["image"]))
+    if images:
+        real = "synthetic images (data.fake)" if config.data.fake else f"images of '{config.data.eval_split}'"
+        return np.stack([images[i % len(images)] for i in range(CHECKED)]), real
+    shape = CHECKED, *predictor.image_shape
+    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return noise, "synthetic images, for the data set is not here,"
+
+
+def _session(file: pathlib.Path) -> Network:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return lambda images: dict(zip(names, session.run(names, {"images": images}), strict=True))
+
+
+def _check_onnx() -> None:
+    missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"--format=onnx needs packages that are not installed: pip install {' '.join(missing)}")
+
+
+def _cpu() -> jax.Device:
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves it out
+        return jax.local_devices()[0]
+
+
+@contextlib.contextmanager
+def _cleared(file: pathlib.Path) -> Iterator[None]:
+    """Removes a scratch file at the end, whatever happens."""
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)

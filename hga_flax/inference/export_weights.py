@@ -1,0 +1,75 @@
+"""A run's weights as PyTorch's libraries name them, in a `.safetensors` file, read back before it is kept."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from hga_flax.config.loading import parse_options
+from hga_flax.errors import UserError
+from hga_flax.inference.predictor import Predictor
+from hga_flax.inference.to_safetensors import to_safetensors
+from hga_flax.pretrained.peers import export_peer, libraries
+from hga_flax.pretrained.torch_files import read_torch_file
+from hga_flax.pretrained.torch_weights import renamed, torch_model, torch_tensors
+
+SUFFIX = ".safetensors"  # by which PyTorch's libraries and `init.from` know the format
+
+
+def write_weights(predictor: Predictor, file: pathlib.Path, facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Writes the weights of a run to a file that ends in `SUFFIX`, and returns what to print about it.
+
+    The arrays are the checkpoint's own, to the bit, under the names of `peer_name`.
+
+    Args:
+        predictor: of the run.
+        file: which is written.
+        facts: kept in the file's metadata, as JSON values; `names` and `attention_options` are added to them.
+
+    Raises:
+        UserError: what the file gives back is not what was written.
+        OSError: it cannot be written.
+    """
+    config = predictor.restored.experiment.config.model
+    variables = jax.tree.map(np.asarray, jax.device_get(dict(predictor.variables)))
+    name = export_peer(config.name, config.attention)
+    tensors = torch_tensors(name, variables)
+    fits = name is not None and _fits(name, tensors, variables, predictor.image_shape[-1])
+    facts = facts | {
+        "names": {"network": name, "of": libraries(name) if name else [], "whole_network": fits},
+        "attention_options": parse_options(config.attention_options, "model.attention_options"),
+    }
+    file.write_bytes(
+        to_safetensors(tensors, {"format": "pt"} | {key: json.dumps(value) for key, value in facts.items()})
+    )
+    ours = flatten_dict(variables)
+    found, others = renamed(name, read_torch_file(file), ours)
+    same = lambda a, b: a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    if others or found.keys() != ours.keys() or not all(same(found[path], ours[path]) for path in ours):
+        raise UserError("the file does not give back the checkpoint's weights; nothing was written")
+    return [("names", _described(name, fits, predictor)), ("checked", f"{len(ours):,} arrays read back bit for bit")]
+
+
+def _fits(name: str, tensors: dict[str, np.ndarray], variables: dict[str, Any], channels: int) -> bool:
+    """True where the peer has these arrays and no others, in these shapes."""
+    model, images = torch_model(name, tensors), jnp.zeros((1, 64, 64, channels))
+    shapes = flatten_dict(dict(jax.eval_shape(model.init, jax.random.key(0), images)))
+    return {path: a.shape for path, a in shapes.items()} == {p: a.shape for p, a in flatten_dict(variables).items()}
+
+
+def _described(name: str | None, fits: bool, predictor: Predictor) -> str:
+    config = predictor.restored.experiment.config.model
+    if name is None:
+        return f"this project's own, for neither torchvision nor timm has {config.name}"
+    owner = " and ".join(f"{library}'s" for library in libraries(name))
+    if not fits:
+        what = f"attention '{config.attention}'" if config.attention != "none" else "the rest"
+        return f"{owner} {name} as far as it goes; {what} as docs/practice.md says"
+    if "timm" not in libraries(name):
+        return f"{owner} {name}"
+    classes, channels = len(predictor.class_names), predictor.image_shape[-1]
+    return f"{owner} {name}: timm.create_model('{name}', num_classes={classes}, in_chans={channels})"

@@ -1,0 +1,244 @@
+"""Images to labels: a restored network that reads, decodes and normalises as evaluation does."""
+
+import concurrent.futures
+import glob
+import itertools
+import os
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any, TextIO
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from hga_flax.data.pipeline import available_cores
+from hga_flax.images.bad_images import BadImage
+from hga_flax.images.device_augmentation import normalize
+from hga_flax.images.host_augmentation import host_transform
+from hga_flax.images.image_files import SUFFIXES, Endings, images_below
+from hga_flax.processes.mesh import replicate, to_devices
+from hga_flax.training.restore import Restored, restore_workdir
+from hga_flax.training.step import REPLICATED, SPLIT
+
+Image = str | os.PathLike | bytes | np.ndarray  # a file's name, an encoded image, or uint8 [H, W, C]
+
+
+class Predictor:
+    """Labels images with the network of a run; see `from_workdir`.
+
+    Args:
+        restored: a checkpoint, from `restore_workdir`.
+
+    Attributes:
+        restored: the same.
+        variables: the network's weights, as `restored.experiment.model.apply` takes them.
+        class_names: of the classes, in the order of the probabilities.
+        batch_size: the most images that go through the network at once.
+        image_shape: (height, width, channels) of the network's input.
+    """
+
+    def __init__(self, restored: Restored):
+        experiment = restored.experiment
+        info, config = experiment.dataset.info, experiment.config
+        self.restored = restored
+        self.variables = restored.variables
+        self.class_names = info.class_names or tuple(map(str, range(info.num_classes)))
+        self.batch_size = experiment.eval_batch_size
+        self._channels = info.channels
+        self._transform = host_transform(
+            config.data, info.channels, train=False, seed=config.seed, size=config.evaluation.image_size
+        )
+        self.image_shape = self.load(np.zeros((8, 8, info.channels), np.uint8)).shape
+        self._threads = max(1, min(config.data.num_threads, available_cores()))
+
+        def step(variables: Any, images: jax.Array) -> jax.Array:
+            images = normalize(images, config.data.mean, config.data.std)
+            return jax.nn.softmax(experiment.model.apply(variables, images, train=False))
+
+        specs = (REPLICATED, SPLIT)
+        self._step = jax.jit(jax.shard_map(step, mesh=experiment.mesh, in_specs=specs, out_specs=SPLIT))
+
+    @classmethod
+    def from_workdir(
+        cls,
+        path: str,
+        checkpoint: str = "best",
+        data_dir: str | None = None,
+        batch_size: int | None = None,
+        weights: str | None = None,
+    ) -> "Predictor":
+        """Restores a run's network; the data set that it was trained on need not be there.
+
+        Args:
+            path: the workdir.
+            checkpoint: "best" (lowest top-1 error), "latest" or a step.
+            data_dir: where the data set lies, if not where the run had it.
+            batch_size: the most images at once, the evaluation's where it is None.
+            weights: "ema" or "raw"; None for the average where the run keeps one.
+
+        Raises:
+            UserError: no run, no such checkpoint, or it cannot be read.
+        """
+        return cls(restore_workdir(path, checkpoint, data_dir, batch_size, weights))
+
+    @classmethod
+    def from_weights(
+        cls,
+        weights: str,
+        model: str = "",
+        attention: str = "",
+        config: str | ConfigDict | None = None,
+        overrides: Collection[str] = (),
+        batch_size: int | None = None,
+    ) -> "Predictor":
+        """Makes a network of a file of weights, without a run, with the preprocessing that goes with them.
+
+        Args:
+            weights: a file of torchvision's, timm's or a public CIFAR program's, or a run's folder.
+            model: the network, such as "resnet50".
+            attention: its attention.
+            config: a file or a configuration, where `model` is not enough.
+            overrides: "--config.data.mean=0.5,0.5,0.5" and others, which win over what is known of the weights.
+            batch_size: the most images at once.
+
+        Raises:
+            UserError: the weights cannot be read, or are not this network's.
+
+        Example:
+            >>> Predictor.from_weights("resnet50-0676ba61.pth", "resnet50").class_names[0]
+            'tench'
+        """
+        from hga_flax.inference.from_weights import restore_weights
+
+        return cls(restore_weights(weights, model, attention, config, overrides, batch_size=batch_size))
+
+    def predict(self, images: Image | Iterable[Image]) -> np.ndarray:
+        """Returns the probabilities of the classes, float32 `[N, classes]`.
+
+        Args:
+            images: names of files, encoded images as bytes, or uint8 `[H, W, C]` of any size; or one of them.
+
+        Raises:
+            BadImage: a UserError that names the file, or says which of the images it is: it cannot be read or decoded;
+                `stream` goes on to the next.
+        """
+        rows = []
+        for image, row in self.stream(images):
+            if isinstance(row, BadImage):
+                name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {len(rows)} (from 0)"
+                raise BadImage(f"{name}: {row}")
+            rows.append(row)
+        return np.stack(rows) if rows else np.zeros((0, len(self.class_names)), np.float32)
+
+    def stream(self, images: Image | Iterable[Image]) -> Iterator[tuple[Image, np.ndarray | BadImage]]:
+        """Yields each image, in order, with its probabilities, float32 `[classes]`, or with what is wrong with it.
+
+        Holds no more than three batches of images, however many there are.
+        """
+        images = iter([images] if _is_one(images) else images)
+        first = list(itertools.islice(images, self.batch_size))
+        # Few images need no whole batch; powers of two, so that few sizes are ever compiled.
+        devices = self.restored.experiment.mesh.devices.size
+        size = min(self.batch_size, -(-(1 << max(0, len(first) - 1).bit_length()) // devices) * devices)
+        chunks = _chunks(itertools.chain(first, images), size)
+        loaded: deque[tuple[list[Image], list[np.ndarray | BadImage]]] = deque()
+
+        def batches() -> Iterator[dict[str, np.ndarray]]:
+            for names, pixels in self._loaded(chunks):
+                loaded.append((names, pixels))
+                batch = np.zeros((size, *self.image_shape), np.uint8)
+                for row, image in enumerate(pixels):
+                    if not isinstance(image, BadImage):
+                        batch[row] = image
+                yield {"image": batch}
+
+        mesh = self.restored.experiment.mesh
+        variables = replicate(self.variables, mesh)
+        for batch in to_devices(batches(), mesh):
+            rows = np.asarray(self._step(variables, batch["image"]))
+            names, pixels = loaded.popleft()
+            for name, image, row in zip(names, pixels, rows, strict=False):  # the padding has no name
+                yield name, image if isinstance(image, BadImage) else row
+
+    def _loaded(self, chunks: Iterator[list[Image]]) -> Iterator[tuple[list[Image], list[np.ndarray | BadImage]]]:
+        """Yields chunks with their pixels, which threads load one chunk ahead."""
+        with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:
+            ahead = None
+            for chunk in chunks:
+                loading = chunk, [pool.submit(self._try, image) for image in chunk]
+                if ahead is not None:
+                    yield ahead[0], [future.result() for future in ahead[1]]
+                ahead = loading
+            if ahead is not None:
+                yield ahead[0], [future.result() for future in ahead[1]]
+
+    def _try(self, image: Image) -> np.ndarray | BadImage:
+        try:
+            return self.load(image)
+        except BadImage as error:
+            return error
+
+    def load(self, image: Image) -> np.ndarray:
+        """Reads, decodes and crops as evaluation does: uint8 `image_shape`.
+
+        Raises:
+            BadImage: it cannot be decoded.
+        """
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != self._channels:
+                raise BadImage(f"an array {image.dtype} {list(image.shape)} is not uint8 [H, W, {self._channels}]")
+        elif not isinstance(image, bytes):
+            image = _read(image)
+        return self._transform(image, 0, 0)
+
+
+def _is_one(images: Image | Iterable[Image]) -> bool:
+    return isinstance(images, str | os.PathLike | bytes) or (isinstance(images, np.ndarray) and images.ndim in (2, 3))
+
+
+def _read(file: str | os.PathLike) -> bytes:
+    try:
+        with open(file, "rb") as opened:
+            return opened.read()
+    except IsADirectoryError:
+        raise BadImage(f"a folder without images ({', '.join(SUFFIXES)})") from None
+    except FileNotFoundError as error:
+        pattern = glob.has_magic(os.fsdecode(file))
+        raise BadImage("no file fits this pattern" if pattern else error.strerror) from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        raise BadImage(getattr(error, "strerror", None) or str(error)) from None
+
+
+def _chunks(items: Iterator[Image], size: int) -> Iterator[list[Image]]:
+    while chunk := list(itertools.islice(items, size)):
+        yield chunk
+
+
+def find_images(arguments: Iterable[str], listing: TextIO, ignored: Endings | None = None) -> Iterator[str]:
+    """Yields the names of files that arguments mean, one after the other, without opening them.
+
+    Args:
+        arguments: files, patterns (`*`, `?`, `[...]`, and `**` for all folders below), folders (all images
+            below, hidden ones apart, sorted), or "-" for a list of these, one a line.
+        listing: where "-" reads its lines.
+        ignored: counts the files in folders that are no images by their endings (see `images_below`).
+
+    Yields:
+        File names. What means no file is yielded as it is: opening it will say what is wrong.
+    """
+    for argument in arguments:
+        if argument == "-":
+            yield from find_images(
+                (name for line in listing if (name := line.rstrip("\r\n")) not in ("", "-")), listing, ignored
+            )
+            continue
+        path = os.path.expanduser(argument)
+        matches = [path] if os.path.exists(path) else sorted(glob.iglob(path, recursive=True))
+        found = False
+        for match in matches:
+            for file in images_below(match, ignored) if os.path.isdir(match) else [match]:
+                found = True
+                yield file
+        if not found:
+            yield path

@@ -1,0 +1,210 @@
+"""Names that torchvision and timm give to their networks and tensors, and which of ours each one is.
+
+A network here and its peer there have the same tensors under other names and axes. Each of our
+parameters is given the peer's name by a few rules, which hold for other depths and widths, too.
+"""
+
+import re
+from typing import Any
+
+from hga_flax.errors import nearest
+from hga_flax.models import res2net, resnest, vgg
+from hga_flax.pretrained.cifar_weights import cifar_rules, is_cifar
+
+# The peers' names -> our model and attention. Plain networks have the same names in both libraries.
+PEERS: dict[str, tuple[str, str]] = {
+    **{
+        name: (name, "none")
+        for name in (
+            "resnet18",
+            "resnet34",
+            "resnet50",
+            "resnet101",
+            "resnet152",
+            "resnext50_32x4d",
+            "resnext101_32x4d",
+            "resnext101_32x8d",
+            "resnext101_64x4d",
+            "wide_resnet50_2",
+            "wide_resnet101_2",
+            "googlenet",
+            "densenet121",
+            "densenet161",
+            "densenet169",
+            "densenet201",
+            *vgg.NETWORKS,
+            *res2net.NETWORKS,
+            *resnest.NETWORKS,
+        )
+    },
+    **{
+        "se" + name: (name, "se")
+        for name in (
+            "resnet18",
+            "resnet34",
+            "resnet50",
+            "resnet101",
+            "resnet152",
+            "resnext50_32x4d",
+            "resnext101_32x4d",
+        )
+    },
+    "skresnext50_32x4d": ("resnext50_32x4d", "sk"),
+}
+# Options of the attention with which our network has the peer's shapes, where the defaults give others.
+ATTENTION_OPTIONS: dict[str, dict[str, Any]] = {name: {"min_channels": 8} for name in ("seresnet18", "seresnet34")}
+_TIMM_VGG = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3", "head.fc": "classifier.6"}
+_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+# Substitutions, in order, that turn a module's path here into the peer's name.
+_BLOCK = (r"^stage(\d+)_block(\d+)", lambda match: f"layer{match[1]}.{int(match[2]) - 1}")
+_DOWNSAMPLE = (("downsample_conv", "downsample.0"), ("downsample_norm", "downsample.1"))
+_AVERAGE_DOWN = (("downsample_conv", "downsample.1"), ("downsample_norm", "downsample.2"))
+_DEEP_STEM = (
+    (r"^stem_conv(\d)", lambda match: f"conv1/{3 * int(match[1]) - 3}"),
+    (r"^stem_norm([12])", lambda match: f"conv1/{3 * int(match[1]) - 2}"),
+)
+_RESNET = (
+    *_DEEP_STEM,
+    ("^stem_conv", "conv1"),
+    ("^stem_norm3?", "bn1"),
+    ("^classifier", "fc"),
+    _BLOCK,
+    *_DOWNSAMPLE,
+    ("/norm", "/bn"),
+    ("attention/squeeze", "se/fc1"),
+    ("attention/excite", "se/fc2"),
+)
+_SKNET = (
+    ("^stem_conv", "conv1"),
+    ("^stem_norm", "bn1"),
+    ("^classifier", "fc"),
+    _BLOCK,
+    *_DOWNSAMPLE,
+    (r"/conv(\d)", r"/conv\1/conv"),
+    (r"/norm(\d)", r"/conv\1/bn"),
+    (r"attention/branch(\d+)_conv", lambda match: f"conv2/paths/{int(match[1]) - 1}/conv"),
+    (r"attention/branch(\d+)_norm", lambda match: f"conv2/paths/{int(match[1]) - 1}/bn"),
+    ("attention/reduce_norm", "conv2/attn/bn"),
+    ("attention/reduce", "conv2/attn/fc_reduce"),
+    ("attention/select", "conv2/attn/fc_select"),
+)
+_RES2NET = (
+    (r"/conv2_(\d+)", lambda match: f"/convs/{int(match[1]) - 1}"),
+    (r"/norm2_(\d+)", lambda match: f"/bns/{int(match[1]) - 1}"),
+    *_RESNET,
+)
+_RESNEST = (
+    *_AVERAGE_DOWN,
+    ("split_attention/norm", "conv2/bn0"),
+    ("split_attention/reduce_norm", "conv2/bn1"),
+    ("split_attention/reduce", "conv2/fc1"),
+    ("split_attention/select", "conv2/fc2"),
+    ("split_attention", "conv2"),
+    *_RESNET,
+)
+_GOOGLENET = (
+    ("^stem", "conv"),
+    (r"branch([23])_reduce", r"branch\1/0"),
+    (r"branch([23])/(conv|norm)", r"branch\1/1/\2"),
+    ("branch4", "branch4/1"),
+    (r"^auxiliary(\d)/hidden", r"aux\1/fc1"),
+    (r"^auxiliary(\d)/classifier", r"aux\1/fc2"),
+    (r"^auxiliary(\d)/reduce", r"aux\1/conv"),
+    ("^classifier", "fc"),
+    ("/norm", "/bn"),
+)
+_DENSENET = (
+    (r"^stem_(conv|norm)", r"features/\g<1>0"),
+    (r"^block(\d+)_layer(\d+)", r"features/denseblock\1/denselayer\2"),
+    (r"^transition(\d+)_(conv|norm)", r"features/transition\1/\2"),
+    ("^final_norm", "features/norm5"),
+)
+
+
+def _vgg(name: str) -> tuple:
+    """VGG's layers lie in one list: each convolution, the norm behind it if there is one, ReLU, and the poolings."""
+    sizes, step = vgg.NETWORKS[name].keywords["stage_sizes"], 3 if name.endswith("_bn") else 2
+
+    def place(match: re.Match) -> str:
+        before = sum(size * step + 1 for size in sizes[: int(match[1]) - 1])
+        return f"features/{before + (int(match[3]) - 1) * step + (match[2] == 'norm')}"
+
+    return (
+        (r"^stage(\d)/(conv|norm)(\d)", place),
+        ("^classifier", "classifier/6"),
+        ("^hidden1", "classifier/0"),
+        ("^hidden2", "classifier/3"),
+    )
+
+
+def _rules(name: str) -> tuple:
+    if is_cifar(name):
+        return cifar_rules(name)
+    if name.startswith("sk"):
+        return _SKNET
+    if name.startswith("vgg"):
+        return _vgg(name)
+    if name.startswith("resnest"):
+        return _RESNEST
+    if name.startswith("res2ne"):
+        return (*_AVERAGE_DOWN, *_RES2NET) if name.endswith("d") else _RES2NET
+    return {"googlenet": _GOOGLENET}.get(name, _DENSENET if name.startswith("densenet") else _RESNET)
+
+
+def peer_name(name: str | None, path: tuple[str, ...]) -> str:
+    """Returns the name that network `name`'s state dict gives to our variable at `path`.
+
+    What the peer has no name for, an attention that is neither timm's SE nor its SK, keeps ours behind
+    its block's: "layer1.0.attention.mfe.kernel_7". A network without a peer keeps ours throughout.
+
+    Args:
+        name: one of `PEERS` or of `cifar_peers`, or None for a network that neither torchvision nor timm has.
+        path: path in `params` or `batch_stats`, for example `("stage1_block1", "conv1", "kernel")`.
+    """
+    modules, leaf, ours = path[:-1], _LEAVES.get(path[-1], path[-1]), ()
+    if "attention" in modules and attention_of(name) == "none":
+        at = modules.index("attention")
+        modules, ours = modules[:at], modules[at:]
+    module = "/".join(modules)
+    for pattern, replacement in _rules(name) if name else ():
+        module = re.sub(pattern, replacement, module)
+    return ".".join([*filter(None, module.split("/")), *ours, leaf])
+
+
+def attention_of(name: str | None) -> str:
+    """Returns the attention that a peer has: "none" for a plain one, for CIFAR's and for None."""
+    return PEERS[name][1] if name in PEERS else "none"
+
+
+def peers_of(model: str) -> list[str]:
+    """Returns those of `PEERS` that have our network `model`."""
+    return [name for name, (ours, _) in PEERS.items() if ours == model]
+
+
+def no_peer(model: str) -> str:
+    """Returns the line which says that neither library has our network `model`."""
+    ours = dict.fromkeys(ours for ours, _ in PEERS.values())
+    return f"neither torchvision nor timm has a '{model}'{nearest(model, ours)}; they have: {', '.join(ours)}"
+
+
+def export_peer(model: str, attention: str) -> str | None:
+    """Returns the one of `PEERS` whose names our network takes in a file: that with this attention, or the plain one.
+
+    None where neither library has the network.
+    """
+    peers = {PEERS[name][1]: name for name in peers_of(model)}
+    return peers.get(attention, peers.get("none"))
+
+
+def libraries(name: str) -> list[str]:
+    """Returns which of torchvision and timm have one of `PEERS`."""
+    if name == "googlenet":
+        return ["torchvision"]
+    return ["timm"] if re.match("se|sk|res2ne|resnest|resnext101_32x4d", name) else ["torchvision", "timm"]
+
+
+def new_name(name: str) -> str:
+    """Returns the name that DenseNet's layers have today, and torchvision's of the head of timm's VGG."""
+    for there, here in _TIMM_VGG.items():
+        name = re.sub(rf"(^|\.){there}\.(weight|bias)$", rf"\1{here}.\2", name)
+    return re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.", r"\1\2.", name)

@@ -1,0 +1,62 @@
+"""How the images were prepared for which released weights are known: size, crop, interpolation, mean, deviation.
+
+What a file holds does not show it, its name does. Sources: torchvision's `transforms` of each weight
+(https://docs.pytorch.org/vision/stable/models.html), timm's pretrained configurations (`test_crop_pct`,
+`interpolation`, ...; https://huggingface.co/timm), the programs named in cifar_weights.py.
+"""
+
+import dataclasses
+import re
+
+from hga_flax.pretrained.cifar_weights import is_cifar
+from hga_flax.pretrained.peers import libraries
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """How images are prepared for a network.
+
+    Attributes:
+        known: by whom.
+        image_size: height and width that the network sees, pixels.
+        crop_fraction: of the short side that the centre crop takes; 0: the whole image is resized.
+        interpolation: of the resizing, where the weights were evaluated.
+        mean: per channel, of values in 0..1.
+        std: per channel, of values in 0..1.
+    """
+
+    known: str
+    image_size: int = 224
+    crop_fraction: float = 0.875
+    interpolation: str = "bilinear"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+
+# The first pattern that is found in a file's path, as torchvision, timm or the cache of Hugging Face names it.
+_TV2 = "11ad3fa6|cd907fc2|f82ba261|1a0047aa|110c445d|173b62eb|9ba9bcbe|d733dc28|[._]tv2_in1k"
+_NAMED = (
+    (_TV2, Preprocessing("torchvision, the second version of these weights", 224, 224 / 232)),
+    (r"ra4_e3600", Preprocessing("timm", 224, 0.9, "bicubic", (0.5,) * 3, (0.5,) * 3)),
+    (r"[._](a1|a2|a3|a1h|b1k|b2k|c|c1|c2|d)(h?2?_\d+)?(-|_in1k)", Preprocessing("timm", 224, 0.95, "bicubic")),
+    (r"1378be20", Preprocessing("torchvision, transform_input", mean=(0.5,) * 3, std=(0.5,) * 3)),
+    (r"[._](ra|ra2|ram|racm|am|bt|gluon)(_224)?(-|_in1k)|gluon_|rw_resnet50|resnet34-43635321",
+     Preprocessing("timm", 224, 0.875, "bicubic")),
+)  # fmt: skip
+
+
+def preprocessing_of(peer: str, path: str) -> Preprocessing:
+    """Returns how images are prepared for a file of weights.
+
+    Args:
+        peer: the network that it holds, as torch_weights.py names it.
+        path: of the file; its name tells weights of one network apart.
+    """
+    if is_cifar(peer):
+        return Preprocessing("pytorch_resnet_cifar10", 32, 0, "none")
+    for pattern, known in _NAMED:
+        if re.search(pattern, path):
+            return known
+    return Preprocessing(libraries(peer)[0])

@@ -1,0 +1,215 @@
+"""Weights of torchvision's and timm's networks as this project's variables.
+
+`peers.py` knows the names, this file the axes; a wrong file is refused with the names that are missing,
+unexpected or of another shape, and what is written is read again to the bit. Released weights:
+https://docs.pytorch.org/vision/stable/models.html, https://huggingface.co/timm.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from hga_flax.errors import UserError, nearest
+from hga_flax.models import vgg
+from hga_flax.models.registry import create_model
+from hga_flax.pretrained.cifar_weights import BOTH_SIDES, cifar_peers, our_order
+from hga_flax.pretrained.peers import ATTENTION_OPTIONS, PEERS, attention_of, new_name, peer_name, peers_of
+from hga_flax.pretrained.torch_contents import Choice, Contents
+
+# Rows and columns of the map, channels first there, that a layer reads flattened: an auxiliary head's and VGG's first.
+_FLATTENED = {"hidden": 4, "hidden1": vgg.POOLED}
+
+
+class Found(NamedTuple):
+    """A network's tensors in a file.
+
+    Attributes:
+        peer: the one of `PEERS` or of `cifar_peers` whose names they have, or None for our own, see `peer_name`.
+        choice: which they are.
+        size: how many tensors the network has.
+    """
+
+    peer: str | None
+    choice: Choice
+    size: int
+
+
+def find_peer(model: str, contents: Contents, places: Mapping[tuple[str, ...], Any], wanted: str = "") -> Found:
+    """Finds a network's tensors in a file, under whatever wrappers and prefixes.
+
+    Args:
+        model: our network.
+        contents: of the file.
+        places: our variables, or their shapes, by paths such as `("params", "stage1_block1", "conv1", "kernel")`.
+        wanted: see `Contents.choose`.
+
+    Raises:
+        ValueError: nothing of the network stands under `wanted`.
+    """
+    marks = {"se": ".se.", "sk": ".paths."}  # in the names of a network with that attention
+    names = [leaf.name for leaf in contents.leaves]
+    attention = next((a for a, mark in marks.items() if any(mark in name for name in names)), "none")
+    found = []
+    peers = sorted(peers_of(model), key=lambda name: attention_of(name) != attention)
+    for peer in peers or [*cifar_peers(model), None]:
+        shapes = {peer_name(peer, path[1:]): _torch_shape(path, place.shape) for path, place in places.items()}
+        found.append(Found(peer, contents.choose(shapes, new_name, wanted), len(shapes)))
+    return max(found, key=lambda found: found.choice.score)  # the first of equals
+
+
+def renamed(
+    name: str | None, tensors: Mapping[str, np.ndarray], paths: Iterable[tuple[str, ...]]
+) -> tuple[dict[tuple[str, ...], np.ndarray], list[str]]:
+    """Brings a state dict under our names, without asking for its shapes.
+
+    Args:
+        name: whose names they are, see `peer_name`.
+        tensors: arrays by name, for example from `read_torch_file`.
+        paths: of our variables, `("params", "stage1_block1", "conv1", "kernel")`.
+
+    Returns:
+        The arrays that have one of these places, with our axes, and the names of those that have none.
+    """
+    given, arrays = _plain_names(tensors), {}
+    for path in paths:
+        key = peer_name(name, path[1:])
+        if key in given:
+            arrays[path] = _converted(path, _squeezed(name, path, given.pop(key)))
+    if name is not None and name.startswith(BOTH_SIDES) and not any("downsample_conv" in path for path in arrays):
+        arrays = our_order(arrays)
+    return arrays, list(given)
+
+
+def _plain_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the tensors that we have a place for, under the names of `new_name`."""
+    named = {new_name(key): value for key, value in tensors.items()}
+    return {key: value for key, value in named.items() if not key.endswith("num_batches_tracked")}
+
+
+def _squeezed(name: str | None, path: tuple[str, ...], tensor: np.ndarray) -> np.ndarray:
+    """timm's SE, SK and VGG have convolutions of a whole map where we have fully connected layers."""
+    dense = path[-2] in ("hidden1", "hidden2", "classifier") or (_is_timms(name, path) and tensor.shape[2:] == (1, 1))
+    return tensor.reshape(len(tensor), -1) if dense and tensor.ndim == 4 else tensor
+
+
+def _is_timms(name: str | None, path: tuple[str, ...]) -> bool:
+    """True for a variable of an attention that network `name` has there, SE or SK."""
+    return "attention" in path and attention_of(name) != "none"
+
+
+def _torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the peer's shape of our variable: OIHW convolutions, out x in for fully connected layers."""
+    if not _has_torch_axes(path, len(shape)):
+        return shape
+    return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1]
+
+
+def _has_torch_axes(path: tuple[str, ...], rank: int) -> bool:
+    """True where PyTorch orders the axes of our variable another way; HGA's kernels are `kernel_1`, `kernel_3`, ..."""
+    return path[-1].startswith("kernel") and rank in (2, 4)
+
+
+def _converted(path: tuple[str, ...], tensor: np.ndarray) -> np.ndarray:
+    """Returns a peer's tensor with our axes."""
+    if not _has_torch_axes(path, tensor.ndim):
+        return tensor
+    if tensor.ndim == 4:
+        return tensor.transpose(2, 3, 1, 0)
+    if path[-2] in _FLATTENED:
+        outputs, size = tensor.shape[0], _FLATTENED[path[-2]]
+        return tensor.reshape(outputs, -1, size, size).transpose(2, 3, 1, 0).reshape(-1, outputs)
+    return tensor.T
+
+
+def torch_tensors(name: str | None, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Turns variables into a state dict, the inverse of `variables_from_torch` to the bit.
+
+    Args:
+        name: whose names it takes, see `peer_name`.
+        variables: `{"params": ..., "batch_stats": ...}` of a network that has this one's layers, and any attention.
+    """
+    return {
+        peer_name(name, path[1:]): _as_torch(name, path, np.asarray(array))
+        for path, array in flatten_dict(dict(variables)).items()
+    }
+
+
+def _as_torch(name: str | None, path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
+    """Returns our variable with PyTorch's axes; the inverse of `_converted`."""
+    if not _has_torch_axes(path, array.ndim):
+        return array
+    if array.ndim == 4:
+        return array.transpose(3, 2, 0, 1)
+    if path[-2] in _FLATTENED:
+        size = _FLATTENED[path[-2]]
+        return array.reshape(size, size, -1, array.shape[-1]).transpose(3, 2, 0, 1).reshape(array.shape[::-1])
+    return array.T[:, :, None, None] if _is_timms(name, path) else array.T  # see `_squeezed`
+
+
+def torch_model(name: str, tensors: Mapping[str, np.ndarray], **options: Any) -> nn.Module:
+    """Creates our model for a peer's state dict; the number of classes and auxiliary heads come from it.
+
+    Args:
+        name: one of `PEERS`: a torchvision or timm name.
+        tensors: the state dict.
+        **options: further options of `create_model`, for example `dtype`.
+
+    Raises:
+        ValueError: an unknown network or option.
+    """
+    if name not in PEERS:
+        raise ValueError(f"no PyTorch weights for '{name}'{nearest(name, PEERS)}; known: {', '.join(PEERS)}")
+    model, attention = PEERS[name]
+    bias = tensors.get(peer_name(name, ("classifier", "bias")))
+    if bias is not None and bias.ndim == 1:
+        options = {"num_classes": bias.shape[0], **options}
+    if name == "googlenet" and any(key.startswith("aux") for key in tensors):
+        options = {"aux_logits": True, **options}
+    return create_model(model, attention=attention, attention_options=ATTENTION_OPTIONS.get(name), **options)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def variables_from_torch(
+    name: str, tensors: Mapping[str, np.ndarray], model: nn.Module | None = None, dtype: Any = jnp.float32
+) -> dict:
+    """Turns a torchvision or timm state dict into `{"params": ..., "batch_stats": ...}`.
+
+    Args:
+        name: one of `PEERS`: the network that the state dict belongs to.
+        tensors: arrays by name, for example from `read_torch_file`. `num_batches_tracked` is ignored.
+        model: our network, from `torch_model` unless given.
+        dtype: of the variables.
+
+    Raises:
+        UserError: names are missing, unexpected or of another shape; the message lists them.
+        ValueError: an unknown network.
+    """
+    given = _plain_names(tensors)
+    model = torch_model(name, given) if model is None else model
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    missing, misshapen, converted = [], [], {}
+    for path, variable in flatten_dict(dict(variables)).items():
+        key = peer_name(name, path[1:])
+        if key not in given:
+            missing.append(key)
+            continue
+        tensor, expected = given.pop(key), _torch_shape(path, variable.shape)
+        if len(expected) == 2 and tensor.ndim == 4:  # see `_squeezed`
+            tensor = tensor.reshape(len(tensor), -1)
+        if tensor.shape != expected:
+            misshapen.append(f"{key} {list(tensor.shape)} instead of {list(expected)}")
+            continue
+        converted[path] = jnp.asarray(_converted(path, tensor), dtype)
+    problems = (("missing", missing), ("unexpected", list(given)), ("of another shape", misshapen))
+    if missing or given or misshapen:
+        listed = "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in problems if names)
+        raise UserError(f"these are not the weights of {name}: {listed}")
+    return unflatten_dict(converted)

@@ -1,0 +1,252 @@
+"""Several processes as one run: which of them this one is, how they find each other, and what ends them.
+
+JAX's coordination service, which runs in process 0, connects the processes and expects heartbeats from each. They
+are started by flags, or by a launcher that starts several: SLURM, Open MPI, Cloud TPU, GKE or a Kubernetes job.
+
+When a process is killed, the others end within `training.lost_process_seconds`: JAX aborts them, or a collective with
+the lost process fails first, which ends in one line. A process that fails by itself ends at once, without JAX's
+shutdown barrier (`errors.run_main`), where the others would never arrive.
+"""
+
+import argparse
+import collections
+import contextlib
+import glob
+import importlib.util
+import math
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from hga_flax.config.rules import check_keys
+from hga_flax.errors import Interrupted, UserError, leave, one_line
+
+FLAGS = ("coordinator", "num_processes", "process_id")
+START_TIMEOUT_SECONDS = 300  # until all processes are connected
+BARRIER_TIMEOUT_SECONDS = 3600  # for work; a lost process is noticed earlier, by JAX's heartbeats
+LAST_SECONDS = 2.0  # see `together`
+# What JAX says when another process is gone: a status, then its CPU collectives (Gloo), NVIDIA's, or the service.
+LOST = re.compile(
+    r"[A-Z_]+: .*(gloo|nccl|coordination ?service|heartbeat|barrier|connection (closed|reset|refused))",
+    re.IGNORECASE | re.DOTALL,
+)
+_barriers: collections.Counter[str] = collections.Counter()  # JAX wants a new name each time
+
+
+class ProcessLost(UserError):
+    """Another process of the run was lost or failed."""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that make a command one of several processes."""
+    group = parser.add_argument_group("several processes, each with its own devices (else detected: docs/scaling.md)")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="an address of process 0, with a free port")
+    group.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
+    group.add_argument("--process_id", type=int, metavar="I", help="which one this is, from 0")
+
+
+def launcher(environment: dict[str, str] | os._Environ = os.environ) -> str | None:
+    """Returns the name of the launcher that started this process as one of several, None if there is none."""
+
+    def above_one(name: str) -> bool:
+        return environment.get(name, "").isdecimal() and int(environment[name]) > 1
+
+    # Of the step, not of the job: a batch script is one process, however many tasks its job may start.
+    if above_one("SLURM_STEP_NUM_TASKS") and "SLURM_PROCID" in environment:
+        return "SLURM"
+    if above_one("OMPI_COMM_WORLD_SIZE"):
+        return "Open MPI"
+    if "," in environment.get("TPU_WORKER_HOSTNAMES", ""):
+        return "TPU"  # GKE and Cloud TPU say so
+    on_tpu_host = bool(glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*"))
+    if on_tpu_host and importlib.util.find_spec("libtpu") and environment.get("JAX_PLATFORMS", "tpu").startswith("tpu"):
+        return "TPU"  # JAX asks the machine's metadata how many hosts there are
+    if "JOB_COMPLETION_INDEX" in environment and "KUBERNETES_SERVICE_HOST" in environment:
+        return "Kubernetes"
+    return None
+
+
+def start(arguments: argparse.Namespace, config: ConfigDict) -> None:
+    """Connects this process with the others, if there are any; call it before JAX looks for devices.
+
+    Args:
+        arguments: with the flags of `add_flags`.
+        config: a whole configuration; `training.lost_process_seconds` is JAX's heartbeat timeout.
+
+    Raises:
+        UserError: the configuration is wrong, flags are missing or wrong, or the processes cannot be connected.
+    """
+    given = {flag: value for flag in FLAGS if (value := getattr(arguments, flag)) is not None}
+    by = "flags" if given else launcher()
+    if by is None:
+        return
+    import jax  # here: `--help` imports this file, and loads no JAX
+
+    where = f"found by {by}"
+    if given:
+        _check(given)
+        where = " ".join(f"--{flag}={given[flag]}" for flag in FLAGS)
+        given = {"coordinator_address": given.pop("coordinator"), **given, "cluster_detection_method": "deactivate"}
+    check_keys(config)
+    jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM for itself; preemption.py handles it
+    timeout = math.ceil(config.training.lost_process_seconds)
+    try:
+        with _deadline(where):
+            jax.distributed.initialize(
+                **given,
+                initialization_timeout=2 * START_TIMEOUT_SECONDS,  # `_deadline` comes first: JAX would abort
+                heartbeat_timeout_seconds=timeout,
+                shutdown_timeout_seconds=timeout,
+            )
+    except (ValueError, RuntimeError, OSError) as error:
+        hint = "" if by == "flags" else "; or give --coordinator, --num_processes and --process_id"
+        raise UserError(f"the processes ({where}) cannot be connected: {one_line(error)[:300]}{hint}") from None
+
+
+@contextlib.contextmanager
+def _deadline(where: str) -> Iterator[None]:
+    """Ends the process with one line when the block takes longer than START_TIMEOUT_SECONDS, and at once by Ctrl-C.
+
+    JAX itself ends a process that waits in vain, as with a mistyped address, by an abort whose message is a stack
+    trace without the address; and it waits in C++, where Python does not handle signals.
+    """
+    line = (
+        f"error: the processes ({where}) cannot be connected: not all of them came within {START_TIMEOUT_SECONDS} s; "
+        "is each one started, under a number of its own, and can it reach process 0's address and port?"
+    )
+    timer = threading.Timer(START_TIMEOUT_SECONDS, leave, [1, line])
+    timer.daemon = True
+    main = threading.current_thread() is threading.main_thread()
+    handler = main and signal.signal(signal.SIGINT, signal.SIG_DFL)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if main:
+            signal.signal(signal.SIGINT, handler)
+
+
+def _check(given: dict) -> None:
+    missing = [f"--{flag}" for flag in FLAGS if flag not in given]
+    if missing:
+        raise UserError(f"--{next(iter(given))}: also needs {' and '.join(missing)}")
+    host, _, port = given["coordinator"].rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(f"--coordinator={given['coordinator']}: write HOST:PORT, as in 10.0.0.1:1234")
+    if given["num_processes"] < 1:
+        raise UserError(f"--num_processes={given['num_processes']}: must be at least 1")
+    if not 0 <= given["process_id"] < given["num_processes"]:
+        raise UserError(f"--process_id={given['process_id']}: must be 0 to {given['num_processes'] - 1}")
+
+
+def union(indices: Iterable[int], limit: int) -> list[int]:
+    """Returns the indices that any process has, sorted; every process must call this at the same step.
+
+    Args:
+        indices: this process's, at least 0.
+        limit: how many one process has at most.
+    """
+    import jax
+    from jax.experimental import multihost_utils
+
+    indices = sorted(indices)
+    if jax.process_count() > 1:
+        padded = np.full(limit, -1, np.int32)
+        padded[: len(indices)] = indices
+        gathered = np.asarray(multihost_utils.process_allgather(padded))
+        indices = np.unique(gathered[gathered >= 0]).tolist()
+    return indices
+
+
+def _global_state() -> Any:
+    """Returns the only private name of JAX in this project: its client of the coordination service."""
+    from jax._src.distributed import global_state
+
+    return global_state
+
+
+def barrier(name: str) -> None:
+    """Waits until all processes are here, an hour at most; all come to their barriers in the same order.
+
+    Of what JAX offers in public every barrier is a collective, which on CPUs all must start within half a minute, or
+    it fails (Gloo). One process may take longer than another to compile, or to copy from a bucket.
+
+    Args:
+        name: what they wait for, as in "the training step is compiled".
+
+    Raises:
+        UserError: some do not come in time.
+    """
+    import jax
+
+    if jax.process_count() == 1:
+        return
+    _barriers[name] += 1
+    try:
+        _global_state().client.wait_at_barrier(f"{name} {_barriers[name]}", BARRIER_TIMEOUT_SECONDS * 1000)
+    except jax.errors.JaxRuntimeError as error:
+        if "DEADLINE_EXCEEDED" not in str(error):
+            raise
+        raise UserError(
+            f"waited {BARRIER_TIMEOUT_SECONDS} s for the other processes, until {name}; are they at work?"
+        ) from None
+
+
+def raise_if_lost(error: BaseException) -> None:
+    """Raises `ProcessLost` where an error comes from JAX because another process is gone."""
+    import jax
+
+    cause: BaseException | None = error
+    while cause is not None and jax.distributed.is_initialized():
+        # A JaxRuntimeError, or a ValueError where a collective fails while it is dispatched.
+        if isinstance(cause, (RuntimeError, ValueError)) and LOST.match(str(cause)):
+            raise ProcessLost(
+                f"another process was lost or failed ({one_line(cause)[:200]}); the checkpoints written before are "
+                "kept; start all processes again with the same command"
+            ) from error
+        cause = cause.__cause__ or cause.__context__
+
+
+def together(config: ConfigDict, work: Callable[[], Any], *, train: bool = True) -> Any:
+    """Returns what `work` returns; several processes that do it together take their leave of each other after it.
+
+    A process in which `work` fails does not: the others are not at its end. Process 0 then lives on for a moment,
+    because JAX aborts the others as soon as it is gone, and where all fail alike each has a line to print.
+
+    Args:
+        config: of the run.
+        work: what all do.
+        train: False where it only evaluates, see `create_experiment`.
+
+    Raises:
+        UserError: as `work` does, or the configuration is wrong.
+        ProcessLost: another process is gone.
+    """
+    import jax
+
+    if not jax.distributed.is_initialized():
+        return work()
+    from hga_flax.training.experiment import configure_process
+
+    configure_process(config, train=train)  # before the first device is touched
+    try:
+        result = work()
+        jax.distributed.shutdown()
+        return result
+    except BaseException as error:
+        if isinstance(error, Interrupted) and not error.alone:  # all have stopped at the same step, and saved it
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                jax.distributed.shutdown()
+            raise
+        if _global_state().process_id == 0:
+            time.sleep(LAST_SECONDS)
+        raise_if_lost(error)
+        raise

@@ -1,0 +1,392 @@
+"""Checkpoints with Orbax: asynchronous, the latest N and the best, newest whole one first.
+
+A checkpoint holds two items: `state` (the TrainState) and `run` (JSON: what the trainer wants to know again,
+and the evaluation that the checkpoint was saved with); its seal tells whether it is whole.
+
+checkpoints/STEP       what is complete; only Orbax writes and removes here
+damaged/STEP           what could not be read when an older one could: moved here, never deleted
+superseded/STEP        the former checkpoint of a step that is being saved again, until that is complete
+newest_checkpoint.json a step that was once complete: a workdir that has lost all of them does not start from zero
+"""
+
+import contextlib
+import errno
+import json
+import os
+import pathlib
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from hga_flax.errors import UserError, one_line
+from hga_flax.processes.distributed import barrier, raise_if_lost
+from hga_flax.processes.mesh import agree, all_true, wait_for_all
+from hga_flax.runs import saved_state
+from hga_flax.runs.local_copy import is_twin
+from hga_flax.runs.manifest import find_damage, write_seal
+from hga_flax.runs.ranking import LatestAndBest, rank
+from hga_flax.runs.uploader import Mirror
+from hga_flax.runs.workdir import write_text
+
+Warn = Callable[[str], None]
+TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is not complete
+
+
+class UnreadableCheckpoint(UserError):
+    """A checkpoint whose files are damaged."""
+
+
+class Checkpoints:
+    """The checkpoints of one workdir.
+
+    Args:
+        workdir: they lie in its folder `checkpoints`.
+        keep: how many of the latest to keep; the best is kept beside them.
+        read_only: never create, write or remove anything.
+        warn: called with one line for each checkpoint that cannot be read.
+        changes: how the configuration differs from the one that they were saved with ("key: old -> new").
+        mirror: copies them to the bucket whose twin the workdir is.
+    """
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        keep: int = 3,
+        *,
+        read_only: bool = False,
+        warn: Warn = print,
+        changes: Sequence[str] = (),
+        mirror: Mirror | None = None,
+    ):
+        self._workdir, self._directory = workdir.absolute(), workdir.absolute() / "checkpoints"
+        self._keep, self._read_only, self._warn = keep, read_only, warn
+        self._changes = list(changes)
+        self._manager: ocp.CheckpointManager | None = None
+        self._writing: int | None = None
+        # Each process has a twin of its own: the first writes, and each reads for itself.
+        self._apart, self._mirror = jax.process_count() > 1 and is_twin(self._workdir), mirror
+        self._reader = self._checkpointer(ocp.CompositeCheckpointHandler(handler_registry=_handlers()))
+        self._evaluations: dict[int, dict[str, Any] | None] = {}
+        if self._apart:
+            barrier("all have the checkpoints")
+        if self._apart and (own := zlib.crc32(str(self.steps()).encode()) >> 1) != agree(own):
+            raise UserError(f"the processes find different checkpoints in {self._directory}; does another run write?")
+
+    def save(self, step: int, state: Any, run: dict[str, Any], metrics: dict[str, Any] | None) -> None:
+        """Starts writing a checkpoint; returns once the state is copied off the devices.
+
+        A checkpoint that the step already has stays readable until the new one is complete.
+
+        Raises:
+            UserError: this one or the one before cannot be written.
+        """
+        self.wait()
+        if self._mirror:
+            self._mirror.finish()  # before the one that it uploads may be removed
+        if self._apart:
+            barrier("a checkpoint can be saved")
+            if jax.process_index():
+                return
+            state = jax.tree.map(np.asarray, state)  # which has no process but this one
+        with self._written(step):
+            again = self._directory.joinpath(str(step)).exists()
+            if again if self._apart else agree(again):  # process 0 decides: it is the one that moves the folder
+                self._supersede(step)
+            if self._manager is None:
+                self._manager = self._create_manager()
+            self._writing, self._evaluations[step] = step, metrics
+            items = ocp.args.Composite(
+                state=ocp.args.StandardSave(state), run=ocp.args.JsonSave({"run": run, "evaluation": metrics})
+            )
+            self._manager.save(step, args=items, force=True)
+
+    def _processes(self) -> ocp.options.MultiprocessingOptions:
+        """Which of them Orbax reckons with: all, or at a twin this one."""
+        own = jax.process_index()
+        return ocp.options.MultiprocessingOptions(*((own, {own}, f"process_{own}") if self._apart else ()))
+
+    def _checkpointer(self, handler: ocp.CheckpointHandler) -> ocp.Checkpointer:
+        return ocp.Checkpointer(handler, multiprocessing_options=self._processes())
+
+    def _create_manager(self) -> ocp.CheckpointManager:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        options = ocp.CheckpointManagerOptions(
+            create=False,  # Orbax will not where it does not reckon with all processes
+            multiprocessing_options=self._processes(),
+            preservation_policy=LatestAndBest(self._keep, self.metrics),
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+        )
+        return ocp.CheckpointManager(self._directory, options=options, handler_registry=_handlers())
+
+    def _seal(self) -> None:
+        """Called by Orbax on the first process, when all items are complete and the folder has not yet its name."""
+        step = self._writing
+        final = self._directory / str(step)
+        temporary = sorted(self._directory.glob(f"{step}{TEMPORARY}*"))
+        write_seal(temporary[0] if temporary else final, step)
+
+    def _supersede(self, step: int) -> None:
+        if jax.process_index() == 0:
+            aside = self._workdir / "superseded"
+            aside.mkdir(exist_ok=True)
+            self._directory.joinpath(str(step)).rename(aside / str(step))
+        if not self._apart:
+            wait_for_all("superseded")
+        if self._manager is not None:
+            self._manager.reload()
+
+    def steps(self) -> list[int]:
+        """Returns the steps that have a checkpoint, whole or not, ascending."""
+        return sorted({step for step, _ in self._entries()})
+
+    def _entries(self) -> list[tuple[int, pathlib.Path]]:
+        """Every (step, path), the newest last; a superseded one before its successor."""
+        places = enumerate((self._workdir / "superseded", self._directory))
+        found = [(p, place) for place, folder in places if folder.is_dir() for p in folder.iterdir()]
+        named = [(int(p.name), place, p) for p, place in found if p.name.isdecimal() and str(int(p.name)) == p.name]
+        return [(step, path) for step, _, path in sorted(named)]
+
+    def _path(self, step: int) -> pathlib.Path:
+        return dict(self._entries())[step]
+
+    def best_step(self) -> int | None:
+        """Returns the step that ranks first, or None where no kept step has been evaluated."""
+        return next(iter(self._ranked()), None)
+
+    def _ranked(self) -> list[int]:
+        """The steps that were evaluated, the best first."""
+        evaluated = {step: metrics for step in self.steps() if (metrics := self.metrics(step))}
+        return sorted(evaluated, key=lambda step: rank(evaluated[step]))
+
+    def metrics(self, step: int) -> dict[str, Any] | None:
+        """Returns the evaluation that a checkpoint was saved with, if any; None, with a warning, if it is damaged."""
+        if step not in self._evaluations:
+            self._evaluations[step] = None
+            try:
+                evaluation = self._read_run(step, self._path(step))["evaluation"]
+                # Older versions booked an evaluation of no image at all, whose error is null.
+                self._evaluations[step] = evaluation if evaluation and evaluation["top1_error"] is not None else None
+            except UnreadableCheckpoint as error:
+                self._warn(f"warning: {error}; its evaluation is not known")
+        return self._evaluations[step]
+
+    def _read_run(self, step: int, path: pathlib.Path) -> dict[str, Any]:
+        with self._reading(path):
+            if damage := find_damage(path, step, "run"):
+                raise UnreadableCheckpoint(f"checkpoint {path} cannot be read: {damage}")
+            return self._reader.restore(path, args=ocp.args.Composite(run=ocp.args.JsonRestore())).run
+
+    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        """Returns (state, run) of a step, placed as the tree `like` is.
+
+        Raises:
+            UserError: it cannot be read, or it holds another network's state.
+        """
+        path = self._path(step)
+        with self._reading(path):
+            self._check_whole(step, path)
+        return self._restore(path, like)
+
+    def _check_whole(self, step: int, path: pathlib.Path, item: str | None = None) -> None:
+        # The first process looks for all of them, so that all restore the same step; at twins each at its own.
+        damage = find_damage(path, step, item) if self._apart or jax.process_index() == 0 else None
+        if not (all_true if self._apart else agree)(damage is None):
+            raise UnreadableCheckpoint(f"checkpoint {path} cannot be read: {damage or 'another process says so'}")
+
+    def _restore(self, path: pathlib.Path, like: Any) -> tuple[Any, dict[str, Any]]:
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        with self._reading(path):
+            self._check_structure(path, abstract)
+            item = saved_state.placed(self._saved(path), abstract)
+            arguments = ocp.args.PyTreeRestore(item, ocp.checkpoint_utils.construct_restore_args(item))
+            with self._checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                restored = reader.restore(path / "state", args=arguments)
+            run = self._reader.restore(path, args=ocp.args.Composite(run=ocp.args.JsonRestore())).run
+            return saved_state.filled(abstract, restored), run["run"]
+
+    def _saved(self, path: pathlib.Path) -> Any:
+        """Returns the tree of what a checkpoint says of its arrays."""
+        saved = self._reader.metadata(path).item_metadata["state"]
+        return getattr(saved, "tree", saved)
+
+    def restore_weights(self, step: int) -> dict[str, Any]:
+        """Returns {"params", "batch_stats"} of a step as NumPy arrays, whatever the network; a run's average if any.
+
+        Raises:
+            UserError: they cannot be read.
+        """
+        path = self._path(step)
+        with self._reading(path), self._checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            self._check_whole(step, path)
+            saved = self._saved(path)
+            names = ("ema",) if saved.get("ema") else ("params", "batch_stats")
+            wanted = {name: saved[name] for name in names}
+            kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+            state = reader.restore(path / "state", args=ocp.args.PyTreeRestore(wanted, kinds, partial_restore=True))
+        return state.get("ema", state)
+
+    def restore_best(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
+        """Returns (step, state, run) of the best whole checkpoint, or None where no kept step has been evaluated.
+
+        A damaged one is named through `warn` and passed over.
+
+        Raises:
+            UserError: none of those that were evaluated reads, or they are another network's.
+        """
+        ranked = self._ranked()
+        for place, step in enumerate(ranked, 1):
+            try:
+                return step, *self.restore(step, like)
+            except UnreadableCheckpoint as error:
+                self._warn(f"warning: {error}" + ("; trying the next best" if place < len(ranked) else ""))
+        if ranked:
+            raise UserError(f"none of the {len(ranked)} evaluated checkpoints in {self._directory} can be read")
+        return None
+
+    def restore_latest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
+        """Returns (step, state, run) of the newest whole checkpoint, or None if there never was one.
+
+        A damaged one is named through `warn`, passed over and, unless read-only, moved to `damaged/`.
+
+        Raises:
+            UserError: there are or were checkpoints, but none reads, or they are another network's.
+        """
+        self.wait()  # a step that is still being written counts as there
+        entries, bad = self._entries(), []
+        once = self._newest_complete()
+        while entries:
+            step, path = entries.pop()
+            try:
+                self._check_whole(step, path)
+                state, run = self._restore(path, like)
+            except UnreadableCheckpoint as error:
+                self._warn(f"warning: {error}" + ("; trying the one before" if entries else ""))
+                bad.append(path)
+                continue
+            if once is not None and step < once and not any(int(path.name) >= once for path in bad):
+                self._warn(f"warning: the checkpoint of step {once}, which was complete, is gone from {path.parent}")
+            if not self._read_only and jax.process_index() == 0:
+                with self._written(step):
+                    self._tidy(step, path, bad)
+            return step, state, run
+        if bad:
+            raise UserError(
+                f"none of the {len(bad)} checkpoints in {self._directory} can be read; "
+                "mend or move that folder, or choose another --workdir"
+            )
+        if once is not None:
+            raise UserError(
+                f"{self._directory} holds no checkpoint, but this run had one of step {once}; put it back, "
+                "or choose another --workdir"
+            )
+        return None
+
+    def _tidy(self, step: int, path: pathlib.Path, bad: Sequence[pathlib.Path]) -> None:
+        """Moves what is damaged out of the way of the steps to come, and clears up after a kill in `save`."""
+        for damaged in bad:
+            aside = self._workdir / "damaged"
+            aside.mkdir(exist_ok=True)
+            names = (aside / f"{damaged.name}{suffix}" for suffix in ("", *(f".{n}" for n in range(1, 1000))))
+            target = next(name for name in names if not name.exists())
+            damaged.rename(target)
+            self._warn(f"{damaged} is now {target}")
+        if path.parent != self._directory:
+            path.rename(self._directory / str(step))
+        self._drop_superseded()
+
+    def _drop_superseded(self) -> None:
+        shutil.rmtree(self._workdir / "superseded", ignore_errors=True)
+
+    def check_structure(self, step: int, like: Any) -> None:
+        """Raises a UserError where a step holds other arrays than `like`, or is not whole."""
+        path = self._path(step)
+        with self._reading(path):
+            self._check_whole(step, path)
+            self._check_structure(path, like)
+
+    def _check_structure(self, path: pathlib.Path, like: Any) -> None:
+        """Raises a UserError where the checkpoint's arrays have other names, shapes or types."""
+        saved_state.check_same_arrays(str(path), self._saved(path), like, self._changes)
+
+    @contextlib.contextmanager
+    def _reading(self, path: pathlib.Path) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # Orbax and TensorStore raise whatever the damage provokes
+            raise_if_lost(error)
+            raise UnreadableCheckpoint(f"checkpoint {path} cannot be read: {one_line(error)[:300]}") from error
+
+    @contextlib.contextmanager
+    def _written(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._writing = None
+            self._forget(step)
+            raise_if_lost(error)
+            text = one_line(error)
+            reason = os.strerror(errno.ENOSPC) if "No space left" in text else text[:300]
+            raise UserError(
+                f"the checkpoint of step {step} cannot be written in {self._directory}: {reason}; the ones before are "
+                "kept, and the same command goes on from the newest"
+            ) from error
+
+    def _forget(self, step: int) -> None:
+        """Drops Orbax's manager, which counts a step as there once it has begun to write it, and would keep it."""
+        self._evaluations.pop(step, None)
+        self._close_manager()
+
+    def _close_manager(self) -> None:
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            with contextlib.suppress(Exception):
+                manager.close()
+
+    def wait(self) -> None:
+        """Blocks until the last checkpoint is complete on disk.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        if self._manager is None or self._writing is None:
+            return
+        step = self._writing
+        with self._written(step):
+            self._manager.wait_until_finished()
+            if jax.process_index() == 0:
+                write_text(self._workdir / "newest_checkpoint.json", json.dumps({"step": step}) + "\n")
+                self._drop_superseded()
+        self._writing = None
+
+    def close(self) -> None:
+        """Waits for the last checkpoint and releases the writer's threads.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        try:
+            self.wait()
+        finally:
+            self._close_manager()  # what went wrong has been raised by `wait`
+            self._reader.close()
+
+    def _newest_complete(self) -> int | None:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return int(json.loads((self._workdir / "newest_checkpoint.json").read_text())["step"])
+        return None
+
+
+def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
+    """How each item of a checkpoint is written and read."""
+    return ocp.handlers.create_default_handler_registry(
+        state=ocp.StandardCheckpointHandler(), run=ocp.JsonCheckpointHandler()
+    )

@@ -1,0 +1,306 @@
+"""What a session writes into its twin, copied to the bucket by a thread (see local_copy.py).
+
+A checkpoint when it is complete, its seal last; then what the session removed, the seal first; the other files, whole,
+before each checkpoint, so that who goes on from it has every line up to it, and every half minute. A step that is
+saved again stays in the bucket as `superseded/STEP` until its successor is complete there, as it does here.
+"""
+
+import contextlib
+import json
+import pathlib
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+
+from hga_flax.errors import Interrupted, UserError, leave, one_line
+from hga_flax.processes.distributed import barrier
+from hga_flax.runs import manifest as seal
+from hga_flax.runs.local_copy import CHECKPOINT, Here, Overtaken, Twin, find
+from hga_flax.runs.workdir import CLAIM, open_workdir
+from hga_flax.storage.buckets import Unreachable, is_remote
+from hga_flax.storage.locks import claimed
+
+POLL_SECONDS = 1.0
+LOG_SECONDS = 30.0
+PAUSES = (5.0, 15.0)  # seconds before a checkpoint is tried again; the libraries themselves try for 7 to 50 s
+NEWEST = "newest_checkpoint.json"
+
+
+class Mirror:
+    """Copies a twin to its bucket from `begin` to `close`.
+
+    Args:
+        twin: that the session trains in.
+    """
+
+    def __init__(self, twin: Twin):
+        self._twin, self._warn = twin, print
+        self._remote, self._folder = twin.remote, twin.folder
+        self._busy, self._over = threading.Lock(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self._warned = self._given_up = False
+        self._listed = True  # the twin knows what the bucket holds, which it does not after a try that failed
+
+    def catch_up(self) -> pathlib.Path:
+        """Makes the twin what is in the bucket, uploads what an earlier session could not, and returns the folder.
+
+        Raises:
+            UserError: the bucket cannot be read, or a checkpoint that it lacks cannot be uploaded.
+        """
+        try:
+            self._twin.pull()
+            self._upload_new()
+        except BaseException:
+            self._twin.close()
+            raise
+        return self._folder
+
+    def begin(self, warn: Callable[[str], None]) -> None:
+        """Starts copying.
+
+        Args:
+            warn: called with one line where something could not be uploaded.
+
+        Raises:
+            UserError: the bucket cannot be written to.
+        """
+        self._warn = warn
+        self._twin.begin(uuid.uuid4().hex)
+        self._thread = threading.Thread(target=self._run, daemon=True, name="mirror")
+        self._thread.start()
+
+    def _run(self) -> None:
+        due = time.monotonic() + LOG_SECONDS
+        while not self._over.wait(POLL_SECONDS):
+            try:
+                with self._busy:
+                    if self._push_checkpoints() or time.monotonic() >= due:
+                        self._push_others()
+                        due = time.monotonic() + LOG_SECONDS
+            except Overtaken:  # `finish` and `close` say so
+                return
+            except (UserError, OSError) as error:  # `finish` and `close` try again
+                due = time.monotonic() + LOG_SECONDS
+                self._warn_once(f"warning: {one_line(error)}; it is tried again")
+
+    def _warn_once(self, text: str) -> None:
+        if not self._warned:
+            self._warned = True
+            self._warn(text)
+
+    def finish(self) -> None:
+        """Returns when every complete checkpoint is in the bucket.
+
+        Raises:
+            UserError: one cannot be uploaded.
+        """
+        with self._busy:
+            for pause in (*PAUSES, None):
+                try:
+                    self._push_checkpoints()
+                    return
+                except (Unreachable, OSError) as error:  # of the bucket, of this machine's disk
+                    if pause is None:
+                        self._given_up = True
+                        raise UserError(
+                            f"the newest checkpoint cannot be uploaded: {one_line(error)}; the ones before are kept "
+                            "there, it is kept here, and the same command on this machine uploads it and goes on"
+                        ) from error
+                    time.sleep(pause)
+
+    def close(self) -> None:
+        """Returns when everything is in the bucket.
+
+        Raises:
+            UserError: a checkpoint cannot be uploaded; for other files there is a warning.
+            Overtaken: another session has begun there.
+        """
+        self._over.set()
+        try:
+            if self._thread is not None:
+                self._thread.join()
+            if self._thread is not None and not self._given_up:
+                self.finish()
+                self._push_last()
+        finally:
+            self._twin.close()
+
+    def _push_last(self) -> None:
+        try:
+            self._push_others()
+        except (Unreachable, OSError) as error:
+            self._warn(
+                f"warning: {one_line(error)}; the checkpoints are there, but not all of the metrics and other files"
+            )
+
+    def _steps(self, folder: str) -> set[int]:
+        with contextlib.suppress(FileNotFoundError):
+            return {int(path.name) for path in (self._folder / folder).iterdir() if path.name.isdecimal()}
+        return set()
+
+    def _push_checkpoints(self) -> bool:
+        """Makes the bucket's checkpoints the twin's; returns whether anything was to be done."""
+        if not self._listed:
+            self._twin.uploaded([])
+        self._listed = False
+        uploaded, removed = self._upload_new(), self._remove_old()
+        self._listed = True
+        return uploaded or removed
+
+    def _upload_new(self) -> bool:
+        new = self._new()
+        if new:
+            try:
+                self._push_others()
+            except (Unreachable, OSError) as error:  # which is no reason to lose the checkpoint
+                self._warn_once(f"warning: {one_line(error)}; it is tried again")
+        done = [files for step in new if (files := self._push_checkpoint(step))]
+        if new:
+            self._twin.uploaded(file for files in done for file in files)
+        return bool(done)
+
+    def _new(self) -> list[int]:
+        """Returns the steps that are complete here and not yet in the bucket."""
+        complete = [step for step in sorted(self._steps("checkpoints")) if (self._folder / _sealed(step)).exists()]
+        return [step for step in complete if not self._twin.is_up(_sealed(step))]
+
+    def _remove_old(self) -> bool:
+        # In this order, so that one that is moved from the first to the second or replaced there is not missed.
+        kept = self._steps("checkpoints") | self._steps("superseded") | self._steps("checkpoints")
+        if self._new():  # complete since `_upload_new` looked, or cut short: its predecessors are needed
+            return False
+        folders = {match[1] for name in self._twin.there if (match := CHECKPOINT.fullmatch(name))}
+        gone = []
+        for folder in sorted(folders):
+            kind, step = folder.split("/")
+            again = kind == "superseded" and _sealed(int(step)) in self._twin.there
+            if int(step) not in kept or again:
+                gone.append(folder)
+                self._remove(folder)
+        if gone:
+            self._twin.uploaded([])
+        return bool(gone)
+
+    def _push_checkpoint(self, step: int) -> list[tuple[str, Here]] | None:
+        """Uploads a complete checkpoint; returns its files, None where it is being removed here."""
+        folder = f"checkpoints/{step}"
+        try:
+            files = [p.relative_to(self._folder).as_posix() for p in (self._folder / folder).rglob("*") if p.is_file()]
+            here = {name: self._twin.stat(name) for name in files}
+            last = _sealed(step)
+            wanted = json.loads((self._folder / last).read_text())["files"]
+            if not {f"{folder}/{name}" for name in wanted} <= here.keys():
+                return None
+            self._twin.check_own()
+            old = [name for name in self._twin.there if name.startswith(f"{folder}/")]
+            if last in old:  # else a try before this one has put it aside
+                self._put_aside(step, [name.removeprefix(f"{folder}/") for name in old])
+                self._remote.delete([last])
+            self._remote.put(self._folder, [name for name in here if name != last])
+            self._remote.put(self._folder, [last])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+        self._remote.delete(name for name in old if name not in here)
+        return list(here.items())
+
+    def _put_aside(self, step: int, names: list[str]) -> None:
+        """Copies a step's former checkpoint to `superseded/`, its seal last."""
+        old, new = f"checkpoints/{step}", f"superseded/{step}"
+        self._remote.delete([f"{new}/{seal.NAME}"])  # of one before
+        self._remote.copy([name for name in names if name != seal.NAME], old, new)
+        self._remote.copy([seal.NAME], old, new)
+
+    def _remove(self, folder: str) -> None:
+        """Removes a checkpoint from the bucket, its seal first."""
+        self._twin.check_own()
+        names = [name for name in self._twin.there if name.startswith(f"{folder}/")]
+        self._remote.delete([f"{folder}/{seal.NAME}"])
+        self._remote.delete(names)
+
+    def _push_others(self) -> None:
+        """Uploads what has changed beside the checkpoints."""
+        names = [name for name in self._twin.here() if _is_other(name) and not self._twin.is_up(name)]
+        if NEWEST in names and not self._newest_is_up():
+            names.remove(NEWEST)
+        with contextlib.suppress(FileNotFoundError):
+            here = [(name, self._twin.stat(name)) for name in names]
+            if here:
+                self._twin.check_own()
+                self._remote.put(self._folder, names)
+                self._twin.uploaded(here)
+
+    def _newest_is_up(self) -> bool:
+        """A step that is said to have been complete must be in the bucket, or a run there would miss it."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            step = json.loads((self._folder / NEWEST).read_text())["step"]
+            return _sealed(step) in self._twin.there
+        return False
+
+
+def _sealed(step: int) -> str:
+    return f"checkpoints/{step}/{seal.NAME}"
+
+
+def _is_other(name: str) -> bool:
+    parts = pathlib.PurePosixPath(name).parts
+    return parts[0] not in ("checkpoints", "superseded") and not any(part.startswith(".") for part in parts)
+
+
+def _claimed(path: str) -> contextlib.AbstractContextManager[None]:
+    """Keeps every other command from training in a folder, also on other machines that share it."""
+    line = f"--workdir={path}: another command trains there: {{}}; wait for its end, or choose another --workdir"
+    return claimed(
+        open_workdir(path),
+        CLAIM,
+        taken=lambda who: UserError(line.format(who)),
+        say=lambda text: print(f"{path}: {text}", flush=True),
+        lost=lambda: leave(1, f"error: --workdir={path} was removed or taken over by another command; this one stops"),
+    )
+
+
+@contextlib.contextmanager
+def run_folder(path: str, process: int) -> Iterator[tuple[pathlib.Path, Mirror | None]]:
+    """Yields the folder in which a run is trained, and in process 0 of a run in a bucket what copies it there.
+
+    A folder of this machine, or of a file system that several share, is process 0's alone until the end: a second
+    command that would train there is refused. With a run in a bucket each process has a folder of its own and process
+    0 alone writes; `begin` the mirror when the run is known to be the right one. Leaving returns when everything is in
+    the bucket.
+
+    Args:
+        path: the workdir, as the user gave it.
+        process: this one's number.
+
+    Raises:
+        UserError: it cannot be used, or something cannot be uploaded.
+    """
+    if not is_remote(path):
+        with contextlib.ExitStack() as claim:
+            if process == 0:
+                claim.enter_context(_claimed(path))
+            barrier("process 0 has the run")
+            yield open_workdir(path), None
+        return
+    mirror = None if process else Mirror(Twin(path, "--workdir", trains=True))
+    folder = mirror.catch_up() if mirror else None
+    barrier("the bucket holds what process 0 has")
+    folder = folder or find(path)
+    barrier("each has the run")
+    try:
+        yield folder, mirror
+    except BaseException as error:
+        if isinstance(error, Interrupted) and not error.alone:
+            _finish(mirror)
+        elif mirror:
+            with contextlib.suppress(UserError):  # that of the run is the one to tell
+                mirror.close()
+        raise
+    _finish(mirror)
+
+
+def _finish(mirror: Mirror | None) -> None:
+    """Uploads what is left, where all processes stop at the same step; the others wait for process 0."""
+    if mirror:
+        mirror.close()
+    barrier("process 0 has uploaded")

@@ -1,0 +1,180 @@
+import importlib.util
+import json
+import re
+import types
+
+import jax
+import pytest
+
+from hga_flax.__main__ import main
+from hga_flax.bench import compile as module
+from hga_flax.bench import topologies
+from hga_flax.config.loading import configure
+from hga_flax.counting.compiled import Cost, cost
+from hga_flax.errors import ConfigError, UserError
+from hga_flax.processes.mesh import create_mesh
+from hga_flax.training import trainer
+from tests.training import tiny
+
+V5E = types.SimpleNamespace(device_kind="TPU v5 lite")
+TINY = [
+    "--config=configs/digits.py", "--config.model.name=resnet50", "--config.data.image_size=32",
+    "--config.model.options=stage_sizes=(1,), features=16", "--config.model.dtype=bfloat16",
+]  # fmt: skip
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+
+
+def test_the_step_that_is_compiled_is_the_trainings_over_all_devices():
+    c, mesh = tiny.config(), tiny.mesh(2)
+    step, state, batch = module.training_step(c, mesh)
+    result = cost(step.trace(state, batch).lower().compile())
+    assert set(result.collectives) == {"all-reduce"}
+    assert result.flops > 0 and result.bytes_accessed > 0 and result.peak_memory_bytes > 0
+    _, real, real_step = tiny.build(c, mesh)
+    described = lambda tree: [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
+    assert described(state) == described(real)
+    assert step.lower(state, batch).as_text() == real_step.lower(state, batch).as_text()
+
+
+def test_the_roofline_is_the_slowest_of_three():
+    def bound(flops, moved, exchanged):
+        measured = Cost(flops, moved, 0, {"all-reduce": {"count": 1, "bytes": exchanged}})
+        return module.roofline(measured, V5E, 64, 8)
+
+    assert bound(197e12, 0, 0)["roofline_s"] == pytest.approx(1) and bound(197e12, 0, 0)["bound"] == "compute"
+    assert bound(197e12, 1638e9, 0)["images_per_s"] == pytest.approx(32)
+    links = bound(1, 1, 200e9)
+    assert links["bound"] == "links" and links["roofline_s"] == pytest.approx(2 * 7 / 8)
+
+
+ROW = {
+    "topology": "v5e:2x4", "chips": 8, "batch_per_chip": 128, "flops": 3e12, "bytes_accessed": 55e9,
+    "peak_memory_bytes": 5 * 2**30, "collectives": {"all-reduce": {"count": 99, "bytes": 57_000_000}},
+    "compile_s": 90.0, "model": "resnet50", "attention": "hga", "kernels": 1234, "small_kernels": 56,
+    "custom_calls": {"__cudnn$convForward": 53},
+}  # fmt: skip
+
+
+def test_what_a_person_reads():
+    measured = Cost(*(ROW[key] for key in ("flops", "bytes_accessed", "peak_memory_bytes", "collectives")))
+    row = ROW | module.roofline(measured, V5E, 128, 8)
+    text = module.table(row)
+    assert "5.00 of 16 GiB (31%)" in text and "all-reduce 99 x, 57.0 MB" in text
+    assert "bound by memory" in text and "1,906 images/s a device" in text
+    assert "1,234, of them 56 under 1 MB" in text and "__cudnn$convForward 53 x" in text and "does not fit" not in text
+    assert "does not fit" in module.table(row | {"peak_memory_bytes": 17 * 2**30})
+
+
+def test_attentions_side_by_side_and_the_heaviest_kernels():
+    measured = Cost(*(ROW[key] for key in ("flops", "bytes_accessed", "peak_memory_bytes", "collectives")))
+    plain = ROW | module.roofline(measured, V5E, 128, 8) | {"attention": "none", "bytes_accessed": 50e9}
+    kernel = {"bytes": 5_500_000_000, "kind": "fusion", "operation": "jit(step)/add", "source": "a.py:7", "name": "f"}
+    hga = plain | {"attention": "hga", "bytes_accessed": 55e9, "top": [kernel]}
+    text = module.comparison([plain, hga])
+    assert re.search(r"none +50\.00 +1\.000 ", text) and re.search(r"hga +55\.00 +1\.100 ", text)
+    assert re.search(r"5,500\.0 MB +10\.0%  fusion +a\.py:7  jit\(step\)/add", module.top_kernels(hga))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch=0"], "--batch=0"),
+        (["--compile-limit=0"], "--compile-limit=0: must be positive"),
+        (["--compile-limit=inf"], "--compile-limit=inf: must be positive"),
+        (["--config.model.attention=hgaa"], "unknown attention 'hgaa'"),
+        (["--top=0"], "--top=0: must be positive"),
+        (["--compare=none,se", "--sweep"], "--compare and --sweep: choose one"),
+        (["--top=3", "--sweep"], "--top and --sweep: choose one"),
+        (["--compare=none,sse"], "unknown attention 'sse'"),
+        (["--compare="], "unknown attention ''"),
+        (["--topology=b100"], "--topology=b100: no such accelerator; known are h100"),
+        (["--config.training.accumulation_steps=2"], "would be counted once; set it to 1, and --batch to"),
+    ],
+)
+@pytest.mark.parametrize("name", ["compile", "tpu"])
+def test_bad_input_is_refused_before_anything_is_compiled(name, arguments, message):
+    with pytest.raises(UserError, match=message):
+        main([name, "--config=configs/digits.py", *arguments])
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_a_step_compiles_for_a_pod_and_scales_weakly(capsys):
+    rows = []
+    for topology in ("v5e:2x4", "v5e:4x4"):
+        main(["compile", *TINY, f"--topology={topology}", "--batch=8", "--json"])
+        rows.append(json.loads(capsys.readouterr().out))
+    few, many = rows
+    assert (few["chips"], many["chips"], many["batch_per_chip"]) == (8, 16, 8)
+    assert set(few["collectives"]) == {"all-reduce"} and many["collectives"] == few["collectives"]
+    assert many["bytes_accessed"] == pytest.approx(few["bytes_accessed"], rel=0.01)
+    assert 0 < few["peak_memory_bytes"] < few["memory_capacity_bytes"] == 16 * 2**30
+    assert few["images_per_s"] == pytest.approx(8 / few["roofline_s"])
+
+
+def test_the_chips_of_the_topology_are_checked_and_not_those_that_are_here():
+    c = tiny.config(training__batch_size=6, data__mixup=0.2)  # 8 devices are here
+    with pytest.raises(ConfigError, match="each of the 2 devices needs an even number of images"):
+        module.training_step(c, tiny.mesh(2))
+    c = tiny.config(training__batch_size=4, data__mixup=0.2)
+    step, state, batch = module.training_step(c, tiny.mesh(2))
+    assert step.trace(state, batch)
+
+
+def test_the_program_is_that_of_train_py(tmp_path, monkeypatch):
+    """The step that a whole run compiles, and the one that `compile` compiles, are the same text."""
+    c, programs = tiny.config(training__steps=1, model__attention="se"), []
+
+    class Enough(Exception):
+        pass
+
+    def keep(step, state, batch):
+        programs.append(step.lower(state, batch).as_text())
+        raise Enough
+
+    monkeypatch.setattr(trainer, "compile_step", keep)
+    with pytest.raises(Enough):
+        trainer.train(c, str(tmp_path / "run"))
+    monkeypatch.setattr(module, "IMAGENET", 48)  # the data set's size, by which the schedule knows its end
+    step, state, batch = module.training_step(c, create_mesh())
+    (text,) = programs
+    assert step.trace(state, batch).lower().as_text() == text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not topologies.has_compiler("cuda"), reason="jax-cuda12-pjrt is not installed")
+@pytest.mark.parametrize(
+    "model",
+    [
+        "--config.model.name=resnet50", "--config.model.name=resnext50_32x4d", "--config.model.name=resnet18",
+        "--config.model.name=vgg11_bn", "--config.model.name=densenet121", "--config.model.name=googlenet",
+    ],
+)  # fmt: skip
+def test_a_step_for_a_gpu_holds_no_sort_and_no_scatter(model):
+    """Compiled, with training.deterministic, as every network that pools is by default."""
+    small = {"resnet50": "stage_sizes=(1,)", "resnext50_32x4d": "stage_sizes=(1,)", "resnet18": "stage_sizes=(1,)"}
+    small |= {"densenet121": "block_sizes=(1,)", "googlenet": "width_divisor=8", "vgg11_bn": "features=8"}
+    options = f"--config.model.options={small[model.rpartition('=')[2]]}"
+    config = configure(
+        "configs/digits.py", [*TINY[2:4], model, options, TINY[-1], "--config.model.attention=hga"], None
+    )
+    config = config.copy_and_resolve_references()
+    config.training.compilation_cache, config.training.batch_size, config.data.image_size = "", 16, 64
+    assert config.training.deterministic
+    mesh, platform = topologies.topology_mesh("h100")
+    step, state, batch = module.training_step(config, mesh)
+    compiled = step.trace(state, batch).lower(lowering_platforms=(platform,)).compile()
+    assert not re.search(r" (sort|scatter|select-and-scatter)\(", compiled.as_text())
+    assert cost(compiled).kernels > 50
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not topologies.has_compiler("cuda"), reason="jax-cuda12-pjrt is not installed")
+def test_attentions_are_compared_for_gpus_and_eight_of_them_gather_nothing(capsys):
+    main(["compile", *TINY, "--topology=h100:8", "--batch=8", "--compare=none,hga", "--top=2", "--json"])
+    plain, hga = json.loads(capsys.readouterr().out)
+    assert (plain["attention"], hga["attention"], hga["chips"]) == ("none", "hga", 8)
+    assert set(plain["collectives"]) == set(hga["collectives"]) == {"all-reduce"}
+    assert len(hga["top"]) == 2 and "/hga_flax/" in hga["top"][0]["source"]
+    assert hga["kernels"] > plain["kernels"] >= plain["small_kernels"] > 0
+    assert hga["images_per_s"] == pytest.approx(8 / hga["roofline_s"])

@@ -1,0 +1,22 @@
+import numpy as np
+import pytest
+
+from hga_flax.bench import input_peers as bench_others
+from hga_flax.bench.input import PhotoSource
+
+
+@pytest.mark.slow
+def test_other_loaders_make_the_same_kind_of_batches():
+    jpegs = PhotoSource(4).jpegs
+    ran = 0
+    for package, loader in (("tensorflow", bench_others.tf_data), ("torch", bench_others.torch_pillow)):
+        try:
+            __import__(package)
+        except ImportError:
+            continue
+        with loader(jpegs, 64, 10.0, 3, 1) as batches:
+            batch = np.asarray(next(batches))
+        assert batch.shape == (3, 64, 64, 3) and batch.dtype == np.uint8 and batch.std() > 10
+        ran += 1
+    if not ran:
+        pytest.skip("neither TensorFlow nor torch is installed")

@@ -1,0 +1,100 @@
+"""That PyTorch computes the same with these files is seen in tests/examples/test_hga_in_pytorch.py."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from hga_flax.errors import UserError
+from hga_flax.inference import export_weights as weights
+from hga_flax.inference.predictor import Predictor
+from hga_flax.inference.to_safetensors import to_safetensors
+from hga_flax.models import create_model
+from hga_flax.pretrained.peers import export_peer
+from hga_flax.pretrained.torch_weights import torch_tensors
+from hga_flax.training.initial_weights import fit, read_weights
+from tests.inference.exported import export
+from tests.training import tiny
+
+SMALL = {
+    "resnet18": {"stage_sizes": (1, 1), "features": 8},
+    "resnext50_32x4d": {"stage_sizes": (1, 1)},
+    "vgg11_bn": {"features": 4, "hidden": 6},
+    "densenet121": {"block_sizes": (2, 1), "growth": 8, "features": 16},
+    "googlenet": {"width_divisor": 8, "aux_logits": True},
+    "res2net50d": {"stage_sizes": (2, 1)},
+    "resnest50d_4s2x40d": {"stage_sizes": (1, 1)},
+    "cifar_preact_resnet8": {"features": 4},
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "attention"),
+    [
+        *[(model, "hga") for model in SMALL],
+        ("resnet18", "se"),
+        ("resnet18", "eca"),
+        ("resnext50_32x4d", "sk"),
+        ("vgg11_bn", "cbam"),
+        ("cifar_preact_resnet8", "se"),
+    ],
+)
+def test_what_is_written_is_read_bit_for_bit(model, attention, tmp_path):
+    network = create_model(model, attention=attention, num_classes=3, **SMALL[model])
+    abstract = jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))
+    random = np.random.RandomState(0)
+    variables = jax.tree.map(lambda leaf: random.standard_normal(leaf.shape).astype(np.float32), dict(abstract))
+    places = flatten_dict(variables)
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(to_safetensors(torch_tensors(export_peer(model, attention), variables), {"format": "pt"}))
+    source = read_weights(str(file), model, places)
+    found = fit(source, places, model)
+    assert not found.fresh and not found.unused and found.loaded.keys() == places.keys()
+    for path, array in places.items():
+        assert np.ascontiguousarray(found.loaded[path]).tobytes() == array.tobytes(), path
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    tiny.train_on_digits(folder)
+    return folder
+
+
+def header(file):
+    raw = file.read_bytes()
+    return json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+
+
+def test_a_run_becomes_a_file_from_which_a_run_can_start(workdir, tmp_path, capsys):
+    file = tmp_path / "network.safetensors"
+    export(workdir, "safetensors", file)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "this project's own, for neither torchvision nor timm has cifar_resnet8" in printed
+    assert "arrays read back bit for bit" in printed
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    entries = header(file)
+    facts = {key: json.loads(value) for key, value in entries.pop("__metadata__").items() if key != "format"}
+    assert facts["class_names"] == [str(digit) for digit in range(10)]
+    assert facts["names"] == {"network": None, "of": [], "whole_network": False}
+    assert facts["attention_options"] == {}
+    assert facts["normalisation"] == {"in_the_graph": False, "mean": [0.5], "std": [0.25]}
+    assert entries["stem_conv.weight"]["shape"][1:] == [1, 3, 3]
+    assert entries["stage1_block1.attention.mfe.kernel_7"]["shape"][1:] == [1, 7, 7]
+    ours = flatten_dict(dict(jax.device_get(Predictor.from_workdir(str(workdir)).variables)))
+    arrays = read_weights(str(file), "cifar_resnet8", ours).arrays
+    assert arrays.keys() == ours.keys()
+    assert all(np.array_equal(arrays[path], ours[path]) for path in ours)
+
+
+def test_bad_input(workdir, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"the name must end in \.safetensors"):
+        export(workdir, "safetensors", tmp_path / "network.bin")
+    monkeypatch.setattr(
+        weights, "to_safetensors", lambda tensors, facts: to_safetensors(dict(list(tensors.items())[1:]), facts)
+    )
+    with pytest.raises(UserError, match="does not give back the checkpoint's weights; nothing was written"):
+        export(workdir, "safetensors", tmp_path / "network.safetensors")
+    assert list(tmp_path.iterdir()) == []

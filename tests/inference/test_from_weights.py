@@ -1,0 +1,126 @@
+import cv2
+import numpy as np
+import pytest
+
+from hga_flax.errors import UserError
+from hga_flax.inference.from_weights import CIFAR10, base_config, describe_weights, restore_weights
+from hga_flax.inference.predictor import Predictor
+from hga_flax.training.restore import evaluate_restored
+from tests import torch_writer
+from tests.pretrained.test_torch_contents import RAW
+from tests.training import tiny
+from tests.training.test_initial_weights import places, resnet
+
+SMALL = "--config.model.options=stage_sizes=(1,), features=2"  # of a ResNet-50
+
+
+def cifar_file(folder, shortcut="A", classes=10):
+    from hga_flax.pretrained.torch_weights import _torch_shape, peer_name
+    from tests.goldens_models import rule_tensor
+
+    there = places("cifar_resnet8", channels=3, classes=classes, features=16, shortcut=shortcut)
+    shapes = {
+        peer_name("pytorch_resnet_cifar10/resnet8", path[1:]): _torch_shape(path, leaf.shape)
+        for path, leaf in there.items()
+    }
+    tensors = {name: rule_tensor(name, list(shape)).astype(np.float32) for name, shape in shapes.items()}
+    return str(torch_writer.save_legacy({"state_dict": tensors}, folder / "resnet8.th"))
+
+
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory):
+    return cifar_file(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Images of ten classes in DIR/val, without DIR/train."""
+    root, draws = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for name in CIFAR10:
+        (root / "val" / name).mkdir(parents=True)
+        for i in range(2):
+            cv2.imwrite(str(root / "val" / name / f"{i}.png"), draws.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    return root
+
+
+def test_evaluation_on_a_folder_without_a_training_split(cifar, folder):
+    overrides = ["--config.data.name=folder", f"--config.data.dir={folder}", "--config.data.eval_split=val"]
+    restored = restore_weights(cifar, "cifar_resnet8", config=base_config(), overrides=overrides, data=True)
+    result = evaluate_restored(restored)
+    predictor = Predictor(restored)
+    files = sorted(folder.glob("val/*/*.png"))
+    top = predictor.predict(files).argmax(axis=1)
+    wrong = np.mean([predictor.class_names[i] != file.parent.name for i, file in zip(top, files, strict=True)])
+    assert result["num_examples"] == 20 and result["top1_error"] == pytest.approx(100 * wrong)
+
+
+def test_what_is_known_is_used_and_what_is_given_wins(cifar):
+    restored = restore_weights(cifar, "cifar_resnet8")
+    data, rows = restored.experiment.config.data, dict(describe_weights(restored))
+    assert data.mean == (0.485, 0.456, 0.406) and restored.experiment.eval_image_shape == (32, 32, 3)
+    assert rows["weights"].endswith("resnet8.th, its state_dict, read as pytorch_resnet_cifar10/resnet8")
+    assert rows["images"] == "32 pixels, the whole image" and rows["mean, std"].startswith("0.485, 0.456")
+    assert restored.experiment.config.model.options == "shortcut='A'"
+    assert restored.experiment.dataset.info.class_names == CIFAR10
+    given = restore_weights(cifar, "cifar_resnet8", overrides=["--config.data.mean=0.5", "--config.data.image_size=40"])
+    assert given.experiment.config.data.mean == (0.5,) and given.experiment.image_shape == (40, 40, 3)
+
+
+def test_a_file_of_torchvisions(tmp_path):
+    file = torch_writer.save({"model": RAW}, tmp_path / "resnet50-11ad3fa6.pth")
+    predictor = Predictor.from_weights(str(file), "resnet50", overrides=[SMALL])
+    assert predictor.image_shape == (224, 224, 3) and predictor.class_names == ("0", "1", "2")  # three classes
+    assert dict(describe_weights(predictor.restored))["images"] == "224 pixels, the centre of a short side of 232"
+
+
+def test_a_thousand_classes_have_imagenets_names(tmp_path):
+    there = places("resnet50", channels=3, classes=1000, stage_sizes=(1,), features=2)
+    file = torch_writer.save(resnet(there), tmp_path / "w.pth")
+    assert Predictor.from_weights(str(file), "resnet50", overrides=[SMALL]).class_names[281] == "tabby"
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        ("", {}, r"--model=NAME is missing: the network that they belong to"),
+        ("resnet51", {}, "unknown model 'resnet51'"),
+        ("cifar_resnet14", {}, "these are not the weights of cifar_resnet14"),
+        ("cifar_resnet8", {"attention": "se"}, "it lacks stage1_block1/attention"),
+        ("cifar_resnet8", {"batch_size": 0}, "--batch-size=0: must be at least 1"),
+        ("cifar_resnet8", {"overrides": ["--config.data.men=1"]}, "there is no such key"),
+        ("cifar_resnet8", {"overrides": ["--config.data.name=digits"], "data": True},
+         "the weights tell 7 classes apart, digits has 10"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_used_is_one_line(model, options, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        restore_weights(cifar_file(tmp_path, classes=7), model, **options)
+
+
+def test_an_attention_of_the_file_is_not_left_out_in_silence(tmp_path):
+    there = places("resnet50", attention="se", channels=3, classes=7, stage_sizes=(1,), features=16)
+    from hga_flax.pretrained.torch_weights import _torch_shape, peer_name
+
+    names = {peer_name("seresnet50", path[1:]): _torch_shape(path, leaf.shape) for path, leaf in there.items()}
+    tensors = {name: np.ones(shape, np.float32) for name, shape in names.items()}
+    file = str(torch_writer.save(tensors, tmp_path / "se.pth"))
+    options = ["--config.model.options=stage_sizes=(1,), features=16"]
+    with pytest.raises(UserError, match=r"no place for layer1\.0\.se\.fc\d.*set --model, --attention"):
+        restore_weights(file, "resnet50", overrides=options)
+    for model, attention in (("resnet50", "se"), ("seresnet50", "")):
+        restored = restore_weights(file, model, attention, overrides=options)
+        assert restored.experiment.config.model.attention == "se"
+
+
+@pytest.mark.slow
+def test_a_runs_folder(tmp_path):
+    from hga_flax.training.restore import restore_workdir
+    from hga_flax.training.trainer import train
+
+    train(tiny.config(training__steps=2), str(tmp_path))
+    restored = restore_weights(str(tmp_path))
+    run = restore_workdir(str(tmp_path))
+    np.testing.assert_array_equal(
+        restored.variables["params"]["stem_conv"]["kernel"], run.variables["params"]["stem_conv"]["kernel"]
+    )
+    assert restored.experiment.dataset.info == run.experiment.dataset.info

@@ -1,0 +1,404 @@
+import contextlib
+import errno
+import functools
+import os
+import pathlib
+import shutil
+import subprocess
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hga_flax.config.loading import build_model
+from hga_flax.errors import UserError
+from hga_flax.runs import checkpoints as module
+from hga_flax.runs.checkpoints import Checkpoints
+from hga_flax.runs.manifest import write_seal
+from hga_flax.training.optimizer import create_optimizer
+from hga_flax.training.state import abstract_state, make_init
+from tests.training import tiny
+
+
+def metrics(error, loss=1.0):
+    return {"top1_error": error, "top5_error": 0.0, "loss": loss}
+
+
+@functools.cache
+def initial(**overrides):
+    return tiny.build(tiny.config(**overrides), tiny.mesh())[1]
+
+
+def abstract(**overrides):
+    c = tiny.config(**overrides)
+    optimizer = create_optimizer(c, optax.constant_schedule(0.1))
+    return abstract_state(
+        make_init(build_model(c, 10), optimizer, (8, 8, 1), ema=c.training.ema_decay > 0), tiny.mesh()
+    )
+
+
+def state(value=0.0, **overrides):
+    return jax.tree.map(lambda a: a + np.asarray(value, a.dtype), initial(**overrides))
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_what_is_restored_is_what_was_saved(tmp_path):
+    checkpoints, run = Checkpoints(tmp_path), {"examples_seen": 7, "best": None, "elapsed_seconds": 1.5}
+    checkpoints.save(3, state(2), run, None)
+    step, restored, read_run = checkpoints.restore_latest(state())
+    checkpoints.close()
+    assert step == 3 and read_run == run and same(restored, state(2))
+
+
+def test_the_latest_and_the_best_are_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step, error, loss in [(1, 9.0, 1.0), (2, 5.0, 2.0), (3, 5.0, 1.0), (4, 5.0, 3.0), (5, 7.0, 1.0), (6, 8.0, 1.0)]:
+        checkpoints.save(step, state(step), {}, metrics(error, loss))
+    checkpoints.wait()
+    assert checkpoints.steps() == [3, 5, 6]
+    assert checkpoints.best_step() == 3  # the lower loss decides among equal errors
+    assert checkpoints.metrics(5)["top1_error"] == 7.0
+    checkpoints.close()
+    again = Checkpoints(tmp_path, keep=2, read_only=True)
+    assert again.best_step() == 3
+
+
+def test_unevaluated_checkpoints_are_not_kept_for_ever(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in range(1, 6):
+        checkpoints.save(step, state(step), {}, metrics(5.0) if step == 1 else None)
+    checkpoints.wait()
+    assert checkpoints.steps() == [1, 4, 5]
+    checkpoints.close()
+
+
+def small(value):
+    """A state that is saved and read in no time."""
+    return {
+        "params": {"a": jnp.arange(3000, dtype=jnp.float32) * value, "b": jnp.full((4,), float(value))},
+        "opt_state": jnp.full((7,), float(value)),
+    }
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+
+
+def each(pattern, change):
+    def damage(folder):
+        files = sorted(f for f in folder.glob(pattern) if f.is_file())
+        assert files
+        for file in files:
+            change(file)
+
+    return damage
+
+
+def halve(file):
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def scramble(file):
+    file.write_bytes(os.urandom(file.stat().st_size))
+
+
+def replace(folder, by):
+    shutil.rmtree(folder)
+    by(folder)
+
+
+def copy_part(folder):
+    whole = folder.rename(folder.with_name("whole"))
+    for file in sorted(f for f in whole.rglob("*") if f.is_file())[::2]:
+        target = folder / file.relative_to(whole)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, target)
+    shutil.rmtree(whole)
+
+
+# Of the newer of two checkpoints, 1 and 2: (what is done to its folder, the step that is restored, what is said).
+# Orbax writes commit markers and notes that it does not need to read the arrays.
+DAMAGE = {
+    "truncated array files": (each("state/**/d/*", halve), 1, "bytes instead of"),
+    "truncated everything": (each("state/**/*", halve), 1, "bytes instead of"),
+    "zero-length array files": (each("state/**/d/*", lambda f: os.truncate(f, 0)), 1, "has 0 bytes instead of"),
+    "array files gone": (each("state/**/d/*", lambda f: f.unlink()), 1, "is missing"),
+    "one bit of each array file": (each("state/**/d/*", flip), 1, "the content of state/"),
+    "garbage in an array file": (each("state/d/*", scramble), 1, "content of"),
+    "_METADATA gone": (each("state/_METADATA", lambda f: f.unlink()), 1, "state/_METADATA is missing"),
+    "one bit of _METADATA": (each("state/_METADATA", flip), 1, "the content of state/_METADATA has changed"),
+    "array database's manifest gone": (each("state/manifest.ocdbt", lambda f: f.unlink()), 1, "is missing"),
+    "state gone": (lambda f: shutil.rmtree(f / "state"), 1, "is missing"),
+    "run gone": (lambda f: shutil.rmtree(f / "run"), 1, "is missing"),
+    "run broken": (each("run/metadata", lambda f: f.write_text("{")), 1, "bytes instead of"),
+    "one bit of run": (each("run/metadata", flip), 1, "has changed"),
+    "seal gone": (each("seal.json", lambda f: f.unlink()), 1, "it has no seal.json"),
+    "seal broken": (each("seal.json", lambda f: f.write_text('{"step": 2')), 1, "its seal.json is damaged"),
+    "seal of another kind": (each("seal.json", lambda f: f.write_text("[2]")), 1, "its seal.json is damaged"),
+    "half-written": (copy_part, 1, "is missing"),
+    "empty folder": (lambda f: replace(f, pathlib.Path.mkdir), 1, "it has no seal.json"),
+    "a file in its place": (lambda f: replace(f, lambda f: f.write_text("x")), 1, "it is not a folder"),
+    "another step's name": (lambda f: f.rename(f.with_name("500")), 1, "the checkpoint of step 2 under another name"),
+    "no step's name": (lambda f: f.rename(f.with_name("2.bak")), 1, "step 2, which was complete, is gone"),
+    "deleted": (shutil.rmtree, 1, "step 2, which was complete, is gone"),
+    "an empty folder with a huge number": (lambda f: f.with_name("9" * 20).mkdir(), 2, "it has no seal.json"),
+    "a temporary folder of a killed write": (lambda f: f.with_name("3.orbax-checkpoint-tmp").mkdir(), 2, None),
+    "folders that are no checkpoints": (lambda f: [f.with_name(n).mkdir() for n in ("x", "-3", "07", "٣")], 2, None),
+    "Orbax's own notes gone": (each("*[ST]*", lambda f: f.unlink()), 2, None),
+    "commit markers gone": (each("commit_success.txt", lambda f: f.unlink()), 2, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_after_damage_the_newest_whole_checkpoint_is_restored_aloud(tmp_path, kind, capfd):
+    damage, expected, message = DAMAGE[kind]
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, small(step), {"examples_seen": step}, metrics(5.0))
+    checkpoints.close()
+    damage(tmp_path / "checkpoints" / "2")
+    before = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*"))
+
+    said = []
+    checkpoints = Checkpoints(tmp_path, read_only=True, warn=said.append)
+    step, restored, run = checkpoints.restore_latest(small(0))
+    assert (step, run) == (expected, {"examples_seen": expected}) and same(restored, small(expected))
+    assert (len(said) == 1 and message in said[0] and "\n" not in said[0]) if message else said == []
+    assert sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*")) == before
+    checkpoints.close()
+
+    checkpoints = Checkpoints(tmp_path, warn=lambda text: None)  # a run goes on: it can save all the steps to come
+    step, restored, _ = checkpoints.restore_latest(small(0))
+    assert step == expected and same(restored, small(expected))
+    for later in range(step + 1, 4):
+        checkpoints.save(later, small(later + 10), {"examples_seen": later}, metrics(6.0))
+    checkpoints.wait()
+    assert checkpoints.restore_latest(small(0))[0] == 3
+    assert checkpoints.steps() == [1, 2, 3] and checkpoints.best_step() == 1
+    assert same(checkpoints.restore(2, small(0))[0], small(2 if expected == 2 else 12))
+    checkpoints.close()
+    if message and "gone" not in message:
+        assert len(list((tmp_path / "damaged").iterdir())) == 1  # kept, out of the way
+    assert "Traceback" not in (noise := capfd.readouterr().err) and "Event loop" not in noise
+
+
+@pytest.mark.parametrize("kind", [kind for kind in DAMAGE if DAMAGE[kind][1] == 1])
+def test_where_nothing_reads_a_run_never_starts_from_zero(tmp_path, kind):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(2, small(2), {}, None)
+    checkpoints.close()
+    DAMAGE[kind][0](tmp_path / "checkpoints" / "2")
+    for _ in range(2):  # a second try finds what the first one found
+        checkpoints = Checkpoints(tmp_path, warn=lambda text: None)
+        with pytest.raises(UserError, match=r"none of the 1 checkpoints|but this run had one of step 2; put it back"):
+            checkpoints.restore_latest(small(0))
+        checkpoints.close()
+
+
+def test_an_unreadable_file_is_damage(tmp_path, monkeypatch):
+    checkpoints, said = Checkpoints(tmp_path, warn=lambda text: said.append(text)), []
+    for step in (1, 2):
+        checkpoints.save(step, small(step), {}, None)
+    checkpoints.wait()
+    original = pathlib.Path.open
+
+    def refuse(self, *arguments, **options):  # as for a user without the right; root reads everything
+        if self.parts[-3:] == ("2", "run", "metadata"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(pathlib.Path, "open", refuse)
+    assert checkpoints.restore_latest(small(0))[0] == 1
+    assert "2/run/metadata cannot be read: Permission denied" in said[0]
+    checkpoints.close()
+
+
+def test_damage_that_only_orbax_notices_is_passed_over_too(tmp_path):
+    checkpoints, said = Checkpoints(tmp_path, warn=lambda text: said.append(text)), []
+    for step in (1, 2):
+        checkpoints.save(step, small(step), {}, None)
+    checkpoints.wait()
+    folder = tmp_path / "checkpoints" / "2"
+    (folder / "state" / "_METADATA").write_text("{")
+    write_seal(folder, 2)
+    assert checkpoints.restore_latest(small(0))[0] == 1
+    assert "checkpoints/2 cannot be read: " in said[0] and "damaged/2" in said[1]
+    checkpoints.close()
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            {"a": jnp.zeros(3000, jnp.bfloat16), "b": jnp.zeros(4)},
+            r"params/a is \(3000,\) float32 there and \(3000,\) bfl",
+        ),
+        (
+            {"a": jnp.zeros(3001), "b": jnp.zeros(4)},
+            r"another model: params/a is \(3000,\) float32 there and \(3001,\)",
+        ),
+        ({"a": jnp.zeros(3000)}, r"params/b is \(4,\) float32 there and absent here"),
+    ],
+)
+def test_arrays_of_another_kind_are_refused_and_stay_where_they_are(tmp_path, other, message):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, small(1), {}, None)
+    with pytest.raises(UserError, match=message):
+        checkpoints.restore_latest({"params": other, "opt_state": jnp.zeros(7)})
+    with pytest.raises(UserError, match="another optimizer: opt_state is"):
+        checkpoints.restore_latest(small(0) | {"opt_state": jnp.zeros(8)})
+    checkpoints.close()
+    assert checkpoints.steps() == [1] and not (tmp_path / "damaged").exists()
+
+
+def test_a_step_saved_again_stays_readable_until_its_successor_is_complete(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, small(1), {}, None)
+    checkpoints.wait()
+    monkeypatch.setattr(module, "write_seal", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    checkpoints.save(1, small(10), {}, metrics(3.0))
+    with pytest.raises(UserError, match=r"checkpoint of step 1 cannot be written in .*: No space left on device"):
+        checkpoints.wait()
+    monkeypatch.undo()
+    for again in (Checkpoints(tmp_path, read_only=True), Checkpoints(tmp_path)):  # as after a kill
+        assert again.steps() == [1] and same(again.restore_latest(small(0))[1], small(1))
+        again.close()
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, small(10), {}, metrics(3.0))
+    checkpoints.wait()
+    assert same(checkpoints.restore_latest(small(0))[1], small(10)) and checkpoints.best_step() == 1
+    assert {p.name for p in tmp_path.iterdir()} == {"checkpoints", "newest_checkpoint.json"}
+    checkpoints.close()
+
+
+@pytest.fixture
+def disk():
+    """A file system of two megabytes, where this process may mount one."""
+    with tempfile.TemporaryDirectory() as folder:
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True).returncode:
+            pytest.skip("needs the right to mount a tmpfs; the test above and test_trainer's inject the error instead")
+        yield pathlib.Path(folder)
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_costs_no_complete_checkpoint(disk, capfd):
+    checkpoints = Checkpoints(disk)
+    checkpoints.save(1, small(1), {}, None)
+    checkpoints.wait()
+    with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
+    with pytest.raises(UserError) as caught:
+        checkpoints.save(2, small(2), {}, None)
+        checkpoints.wait()
+    assert "the checkpoint of step 2 cannot be written" in str(caught.value)
+    assert str(caught.value).count("No space left on device") == 1 and "\n" not in str(caught.value)
+    checkpoints.close()
+    (disk / "filler").unlink()
+    checkpoints = Checkpoints(disk)
+    assert checkpoints.restore_latest(small(0))[0] == 1
+    checkpoints.save(2, small(2), {}, None)
+    checkpoints.close()
+    assert checkpoints.steps() == [1, 2]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"model__attention": "none"}, {"model__options": "features=8"}, {"model__name": "cifar_resnet14"}],
+)
+def test_another_models_checkpoint_is_refused(tmp_path, other):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state(), {}, None)
+    checkpoints.wait()
+    with pytest.raises(UserError, match="belongs to another model: ") as caught:
+        checkpoints.restore_latest(abstract(**other))
+    assert "\n" not in str(caught.value)
+    checkpoints.close()
+
+
+def test_a_checkpoint_without_the_average_is_refused_where_there_should_be_one(tmp_path):
+    """And one that was written before there were averages is one without: the tree is the same."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state(), {}, None)
+    checkpoints.wait()
+    names = {str(path[0]) for path, _ in jax.tree.leaves_with_path(state())}
+    assert names == {f".{name}" for name in ("step", "params", "batch_stats", "opt_state", "metrics", "skipped")}
+    with pytest.raises(UserError, match=r"belongs to another training\.ema_decay: ema/.* is absent there"):
+        checkpoints.restore_latest(abstract(training__ema_decay=0.9))
+    checkpoints.close()
+
+
+def test_the_keys_that_made_another_state_are_named(tmp_path):
+    def restore(changes, **overrides):
+        checkpoints = Checkpoints(tmp_path, read_only=True, changes=["training.steps: 6 -> 8", *changes])
+        with pytest.raises(UserError) as caught:
+            checkpoints.restore_latest(abstract(**overrides))
+        checkpoints.close()
+        return str(caught.value)
+
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state(), {}, None)
+    checkpoints.close()
+    for key, old, new in (("optimizer.name", "sgd", "adamw"), ("training.ema_decay", 0.0, 0.9)):
+        change = f"{key}: {old} -> {new}"
+        told = restore([change], **{key.replace(".", "__"): new})
+        assert f"changed since: {change}; take that back" in told and "training.steps" not in told
+    assert "belongs to another model: " in restore([change], model__attention="none")
+
+
+def test_a_commit_that_fails_in_the_background_leaves_no_step_that_is_not_there(tmp_path, monkeypatch):
+    """The caller may go on. Orbax counts a step as kept as soon as it has begun, and dropped whole ones for it."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, small(1), {}, metrics(9.0))
+    checkpoints.wait()
+    for step in (2, 3):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "write_seal", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space")))
+            checkpoints.save(step, small(step), {}, metrics(0.0))
+            with pytest.raises(UserError, match=f"checkpoint of step {step} cannot be written"):
+                checkpoints.wait()
+        assert checkpoints.steps() == [1] and checkpoints.best_step() == 1
+    checkpoints.save(2, small(20), {}, metrics(9.5))  # the same step, once there is room
+    checkpoints.wait()
+    assert checkpoints.steps() == [1, 2] and same(checkpoints.restore_latest(small(0))[1], small(20))
+    checkpoints.save(4, small(4), {}, metrics(9.7))
+    checkpoints.wait()
+    assert checkpoints.steps() == [1, 4] and checkpoints.best_step() == 1
+    checkpoints.close()
+
+
+def test_process_0_decides_whether_a_step_is_saved_again(tmp_path, monkeypatch):
+    """It moves the folder while the others look: one that no longer finds it must come to the barrier all the same."""
+    came, said = [], []
+    checkpoints = Checkpoints(tmp_path)
+    monkeypatch.setattr(module, "agree", lambda own: bool(said.append(own)) or True)  # of process 0, whose is there
+    monkeypatch.setattr(checkpoints, "_supersede", came.append)
+    checkpoints.save(1, small(1), {}, None)
+    checkpoints.close()
+    assert said == [False] and came == [1]
+
+
+def test_an_empty_workdir_has_nothing_to_restore(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.restore_latest(state()) is None
+    assert checkpoints.steps() == [] and checkpoints.best_step() is None
+    checkpoints.close()
+
+
+def test_a_state_moves_between_numbers_of_devices(tmp_path):
+    _, eight, _ = tiny.build(tiny.config(), tiny.mesh(8))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, eight, {}, None)
+    _, restored, _ = checkpoints.restore_latest(state())
+    assert same(restored, eight)
+    assert jax.tree.leaves(restored.params)[0].sharding.device_set == {jax.devices()[0]}
+    checkpoints.close()

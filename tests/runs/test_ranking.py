@@ -1,0 +1,18 @@
+import types
+
+from hga_flax.runs.ranking import LatestAndBest, rank
+
+
+def test_fewer_errors_rank_first_then_less_loss_and_what_is_no_number_last():
+    tries = [(50.0, None), (10.0, 2.0), (10.0, float("nan")), (10.0, 1.0), (0.0, None)]
+    ranked = sorted(({"top1_error": error, "loss": loss} for error, loss in tries), key=rank)
+    assert [(m["top1_error"], m["loss"]) for m in ranked[:3]] == [(0.0, None), (10.0, 1.0), (10.0, 2.0)]
+    assert ranked[-1]["top1_error"] == 50.0
+
+
+def test_the_latest_and_the_best_of_the_evaluated_are_preserved():
+    errors = {1: 30.0, 2: 10.0, 3: 20.0, 4: None, 5: None}
+    metrics = lambda step: errors[step] and {"top1_error": errors[step], "loss": 1.0}
+    checkpoints = [types.SimpleNamespace(step=step) for step in errors]
+    assert LatestAndBest(2, metrics).should_preserve(checkpoints, context=None) == [False, True, False, True, True]
+    assert LatestAndBest(1, lambda step: None).should_preserve(checkpoints, context=None) == [False] * 4 + [True]

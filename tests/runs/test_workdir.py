@@ -1,0 +1,132 @@
+import errno
+import os
+import subprocess
+import sys
+import tempfile
+
+import pytest
+
+from hga_flax.data.sources import DatasetInfo
+from hga_flax.errors import UserError
+from hga_flax.runs import workdir as w
+from tests.training import tiny
+
+
+def test_it_is_created_and_probed(tmp_path):
+    folder = w.open_workdir(str(tmp_path / "a" / "b"))
+    assert folder.is_dir() and list(folder.iterdir()) == []
+
+
+def test_what_is_no_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    for bad, why in (
+        (tmp_path / "file", f"{tmp_path}/file is a file, not a folder"),
+        (tmp_path / "file" / "a" / "b", f"{tmp_path}/file is a file, not a folder"),
+        (tmp_path / "dangling", f"{tmp_path}/dangling is a link to nowhere, which does not exist"),
+        (tmp_path / "dangling" / "a", f"{tmp_path}/dangling is a link to nowhere, which does not exist"),
+        (tmp_path / "circle" / "a", f"{tmp_path}/circle is a link to circle, which does not exist"),
+        (tmp_path / ("x" * 300), "File name too long"),
+        (tmp_path / ("x" * 300) / "a", "File name too long"),
+        ("/dev/null/x", "/dev/null is a file, not a folder"),
+        ("/proc/x", "No such file or directory"),
+    ):
+        with pytest.raises(UserError) as caught:
+            w.open_workdir(str(bad))
+        assert str(caught.value) == f"--workdir={bad} cannot be written to: {why}; choose another folder"
+    assert w.open_workdir(str(tmp_path / "link" / "a")).is_dir()
+
+
+def test_a_folder_without_the_right_to_write_is_one_line(tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)  # root may write everywhere
+    with pytest.raises(UserError, match="cannot be written to: Permission denied; choose another folder"):
+        w.open_workdir(str(tmp_path))
+
+
+PROBE = """
+import sys
+from hga_flax.errors import run_main
+from hga_flax.runs.workdir import open_workdir
+def main():
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for _ in range(200):
+        open_workdir(sys.argv[1])
+run_main(main)
+"""
+
+
+def test_four_processes_start_200_times_at_once_in_a_shared_folder(tmp_path):
+    pipe = subprocess.PIPE
+    started = [
+        subprocess.Popen([sys.executable, "-c", PROBE, str(tmp_path)], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        for _ in range(4)
+    ]
+    assert [process.stdout.readline() for process in started] == 4 * ["ready\n"]
+    for process in started:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert [(process.communicate()[1], process.returncode) for process in started] == 4 * [("", 0)]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_config_and_dataset_are_read_back(tmp_path):
+    config, info = tiny.config(), DatasetInfo("x", 2, 3, ("cat", "dog"))
+    w.write_config(tmp_path, config)
+    w.write_dataset(tmp_path, info)
+    assert w.read_config(tmp_path).to_dict() == config.to_dict()
+    assert w.read_dataset(tmp_path) == info
+
+
+def test_another_models_workdir_is_refused_and_other_changes_are_told(tmp_path):
+    assert w.check_same_run(tmp_path, tiny.config()) == []
+    w.write_config(tmp_path, tiny.config())
+    assert w.check_same_run(tmp_path, tiny.config(training__steps=9)) == ["training.steps: 6 -> 9"]
+    with pytest.raises(UserError, match=r"there model\.attention is 'hga', here 'none'; choose another --workdir"):
+        w.check_same_run(tmp_path, tiny.config(model__attention="none"))
+
+
+DAMAGED = (
+    '{"name": 3, "num_classes": 2, "channels": 1, "class_names": []}',
+    '{"name": "x", "num_classes": "2", "channels": 1, "class_names": []}',
+    '{"name": "x", "num_classes": -2, "channels": 1, "class_names": []}',
+    '{"name": "x", "num_classes": 2, "channels": 1, "class_names": [], "more": 1}',
+    "[" * 100_000,
+)
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_a_damaged_description_of_the_data_is_one_line(tmp_path, text):
+    (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(UserError, match=r"dataset\.json cannot be read"):
+        w.read_dataset(tmp_path)
+
+
+def test_no_folder_and_no_home_are_one_line():
+    with pytest.raises(UserError, match="--workdir is empty"):
+        w.open_workdir("")
+    with pytest.raises(UserError, match="--workdir=~nobody_here/x: the home folder is not known"):
+        w.open_workdir("~nobody_here/x")
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"name": 3}', "[]", "[" * 100_000])
+def test_damaged_files_are_one_line(tmp_path, text):
+    with pytest.raises(UserError, match="no run here"):
+        w.read_config(tmp_path)
+    (tmp_path / "config.json").write_text(text if text != '{"name": 3}' else "[1]")
+    (tmp_path / "dataset.json").write_text(text)
+    for read in (w.read_config, w.read_dataset):
+        with pytest.raises(UserError, match="cannot be read"):
+            read(tmp_path)
+
+
+def test_write_text_leaves_nothing_else(tmp_path):
+    w.write_text(tmp_path / "f", "a")
+    w.write_text(tmp_path / "f", "b")
+    assert [p.name for p in tmp_path.iterdir()] == ["f"] and (tmp_path / "f").read_text() == "b"

@@ -1,0 +1,58 @@
+import json
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from hga_flax.runs.writers import MetricWriter
+from tests.training import tiny
+
+
+def events(workdir):
+    reader = EventAccumulator(str(workdir / "tensorboard"))
+    reader.Reload()
+    return reader
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_scalars_reach_tensorboard_and_the_json_lines(tmp_path):
+    writer = MetricWriter(tmp_path, 0)
+    writer.scalars(1, "train", {"loss": 2.5})
+    writer.scalars(2, "eval", {"loss": float("nan")})
+    writer.close()
+    assert [(e.step, e.value) for e in events(tmp_path).Scalars("train/loss")] == [(1, 2.5)]
+    assert lines(tmp_path) == [{"step": 1, "train/loss": 2.5}, {"step": 2, "eval/loss": None}]
+
+
+def test_the_configuration_is_text_and_hyperparameters(tmp_path):
+    writer = MetricWriter(tmp_path, 0)
+    writer.config(tiny.config(), ["eval/top1_error"])
+    writer.close()
+    reader = events(tmp_path)
+    text = reader.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert '"learning_rate": 0.05' in text
+    assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(reader.summary_metadata)
+    assert b"optimizer.learning_rate" in reader.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+
+
+def test_going_on_drops_what_a_killed_run_wrote_later(tmp_path):
+    writer = MetricWriter(tmp_path, 0)
+    for step in (1, 2, 3):
+        writer.scalars(step, "train", {"loss": float(step)})
+    writer.close()
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'\xff\xfe\n{"step": 1, "tr')  # a damaged line, and one cut short by the kill
+    writer = MetricWriter(tmp_path, 2)
+    writer.scalars(3, "train", {"loss": 30.0})
+    writer.close()
+    assert [row["train/loss"] for row in lines(tmp_path)] == [1.0, 2.0, 30.0]
+    assert [e.value for e in events(tmp_path).Scalars("train/loss")] == [1.0, 2.0, 30.0]
+
+
+def test_other_processes_write_nothing(tmp_path):
+    writer = MetricWriter(tmp_path, 0, active=False)
+    writer.config(tiny.config(), [])
+    writer.scalars(1, "train", {"loss": 1.0})
+    writer.close()
+    assert list(tmp_path.iterdir()) == []
