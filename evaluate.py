@@ -79,7 +79,7 @@ def show(rows: list[tuple[str, str]], result: dict, as_json: bool) -> None:
     import jax
 
     from hga_flax.runs.console import Console
-    from hga_flax.training.metrics import finite_or_none
+    from hga_flax.runs.writers import finite_or_none
 
     if jax.process_index():
         return  # process 0 prints

@@ -1,4 +1,7 @@
-"""Attention modules: every one maps `[B, H, W, C]` to the same shape (SK, in a 3x3's place, strides as it does)."""
+"""The attentions, HGA, SE, SK and others: each is a Flax module in a file of its name.
+
+Imports nothing of the project. Start at hga.py, or at registry.py for how an attention gets its name.
+"""
 
 from hga_flax.attention.cbam import ConvolutionalBlockAttention
 from hga_flax.attention.common import Source

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from ml_collections import ConfigDict
 
+from hga_flax.bench.race import benchmarks_of_others
 from hga_flax.data.memory import MemorySource
 from hga_flax.data.pipeline import Dataset, Shard, available_cores
 from hga_flax.data.sources import DatasetInfo, Source, dataset_info
@@ -100,11 +101,11 @@ def bench_input(config: ConfigDict, compare: bool, seconds: float, log: Callable
     rows = [{"loader": "hga_flax"} | _speeds(ours, ours) | {"shares": _shares(dataset, source, ours[1])}]
     if not compare:
         return rows
-    from hga_flax.bench import input_peers as bench_others
+    loaders = benchmarks_of_others("loaders", "bench input --compare")
 
     for package, name, batches in (
-        ("tensorflow", "tf.data decode_and_crop, no rotation", bench_others.tf_data),
-        ("torch", "torch DataLoader + Pillow", bench_others.torch_pillow),
+        ("tensorflow", "tf.data decode_and_crop, no rotation", loaders.tf_data),
+        ("torch", "torch DataLoader + Pillow", loaders.torch_pillow),
     ):
         if importlib.util.find_spec(package) is None or (package == "torch" and not importlib.util.find_spec("PIL")):
             log(f"{name}: not installed")

@@ -1,9 +1,13 @@
 """Fair timing: contenders take turns, A B C A B C ..., so that what slows the machine down slows all of them."""
 
 import dataclasses
+import importlib
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from types import ModuleType
+
+from hga_flax.errors import UserError
 
 TURN_SECONDS = 0.2  # a turn repeats short work for about this long, so that waiting for the device weighs little
 MOST_REPEATS = 100
@@ -56,3 +60,17 @@ def summarise(times: Sequence[float], first: Sequence[float]) -> Timing:
     low, _, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else (median,) * 3
     ratios = [own / other for own, other in zip(times, first, strict=True)]
     return Timing(median, min(times), (high - low) / median, statistics.median(ratios))
+
+
+def benchmarks_of_others(name: str, flag: str) -> ModuleType:
+    """Returns a module of benchmarks/, which lies in the clone beside the package and is not installed with it.
+
+    Raises:
+        UserError: the command was not started in the clone, or the module's own reason, such as no PyTorch.
+    """
+    try:
+        return importlib.import_module(f"benchmarks.{name}")
+    except ModuleNotFoundError as error:
+        if error.name not in ("benchmarks", f"benchmarks.{name}"):
+            raise
+        raise UserError(f"{flag}: benchmarks/{name}.py is not here; start the command in the clone") from None

@@ -1,7 +1,4 @@
-"""Whole training steps of several networks on one device, timed in turns.
-
-Imports JAX, Flax, Optax and NumPy alone: copy the package to a bare GPU machine and it runs.
-"""
+"""The training steps of several networks, as train.py runs them, timed in turns on one device."""
 
 import dataclasses
 import os
@@ -9,13 +6,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hga_flax.bench.race import Timing, race
-from hga_flax.errors import UserError
+from ml_collections import ConfigDict
+
+from hga_flax.bench.race import Timing, benchmarks_of_others, race
+from hga_flax.config.loading import base_config, validate
+from hga_flax.errors import ConfigError, UserError
 
 CLASSES = 1000
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-RATE, MOMENTUM, DECAY = 0.1, 0.9, 1e-4
-AUXILIARY_WEIGHT = 0.3  # of each auxiliary head's loss, as in training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +51,7 @@ def bench_step(
     vs_torch: bool,
     log: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """Times training steps: forward, backward, SGD with momentum and weight decay, batch statistics.
+    """Times training steps: forward, backward, the optimizer's update, metrics.
 
     Args:
         models: "NETWORK:ATTENTION"; the attention "hga-conv" is HGA by its convolutions.
@@ -75,18 +72,17 @@ def bench_step(
     """
     named = [_split(model) for model in models]
     if vs_torch:
-        from hga_flax.bench import torch_peers as bench_torch  # raises before anything is compiled
-
+        torch_networks = benchmarks_of_others("torch_networks", "bench step --vs-torch")
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave GPU memory for PyTorch
     import jax
 
-    built = [(model, attention, _build(model, attention, dtype)) for model, attention in named]
+    configurations = [configuration(*names, batch, image_size, dtype) for names in named]
     contenders = []
-    for model, attention, network in built:
+    for (model, attention), config in zip(named, configurations, strict=True):
         log(f"compiling {model} with {attention} ...")
-        contenders.append(_contender(model, attention, network, batch, image_size))
+        contenders.append(_contender(model, attention, config))
     if vs_torch:
-        contenders += bench_torch.contenders(batch, image_size, dtype, log)
+        contenders += torch_networks.contenders(batch, image_size, dtype, log)
     log(f"{rounds} rounds of {len(contenders)} networks, {batch} images of {image_size}x{image_size}, {dtype} ...")
     timings = race([contender.run for contender in contenders], rounds)
     device = jax.devices()[0]
@@ -102,96 +98,71 @@ def _split(model: str) -> tuple[str, str]:
     return name, attention
 
 
-def _build(model: str, attention: str, dtype: str) -> Any:
-    import jax.numpy as jnp
+def configuration(model: str, attention: str, batch: int, image_size: int, dtype: str) -> ConfigDict:
+    """Returns the configuration of a contender: ImageNet's, without what is computed on the host.
 
-    from hga_flax.models import create_model
-
+    Raises:
+        UserError: an unknown network or attention, or one that does not fit the other.
+    """
     name, options = parse_attention(attention)
+    config = base_config()
+    config.model.name, config.model.attention, config.model.dtype = model, name, dtype
+    config.model.attention_options = ", ".join(f"{key}={value!r}" for key, value in options.items())
+    config.data.image_size, config.data.augmentation = image_size, "none"
+    config.training.batch_size = batch
+    config.training.compilation_cache = ""  # `compile_s` is of a compilation
     try:
-        return create_model(
-            model, attention=name, attention_options=options, num_classes=CLASSES, dtype=jnp.dtype(dtype)
-        )
-    except ValueError as error:
-        raise UserError(f"--models: {error}") from None
+        return validate(config)
+    except ConfigError as error:
+        raise UserError(f"--models={model}:{attention}: {error}") from None
 
 
-def make_step(network: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Returns `init(images) -> state` and `step(state, images, labels) -> (state, loss)`, not yet compiled.
+def random_state(shapes: Any) -> Any:
+    """Returns a training state of random numbers: a proper one would have to be compiled first.
 
-    The state is made of random numbers in the place of a proper start, which would have to be compiled.
-    The step is that of training on one device: uint8 images are normalised, the loss is the mean
-    cross-entropy, weight decay joins the gradient before the momentum.
+    Args:
+        shapes: a `TrainState` of shapes, see `hga_flax.training.state.abstract_state`.
     """
     import jax
     import numpy as np
-    import optax
 
-    from hga_flax.images.device_augmentation import normalize
+    random = np.random.RandomState(0)
 
-    optimizer = optax.chain(optax.add_decayed_weights(DECAY), optax.sgd(RATE, MOMENTUM))
+    def value(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        array = np.full(leaf.shape, getattr(path[-1], "key", "") in ("scale", "var"), leaf.dtype)
+        if getattr(path[0], "name", "") == "params" and len(leaf.shape) > 1:
+            fan_in = np.prod(leaf.shape[:-1])
+            array = (random.standard_normal(leaf.shape) * (2 / fan_in) ** 0.5).astype(leaf.dtype)
+        return jax.device_put(array, leaf.sharding)
 
-    def init(images: jax.Array) -> Any:
-        random = np.random.RandomState(0)
-
-        def value(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-            if len(leaf.shape) > 1:
-                fan_in = np.prod(leaf.shape[:-1])
-                return (random.standard_normal(leaf.shape) * (2 / fan_in) ** 0.5).astype(leaf.dtype)
-            return np.full(leaf.shape, path[-1].key in ("scale", "var"), leaf.dtype)
-
-        shape = jax.ShapeDtypeStruct((1, *images.shape[1:]), "float32")
-        shapes = jax.eval_shape(lambda images: network.init(jax.random.key(0), images, train=False), shape)
-        params, batch_stats = (
-            jax.tree.map(jax.device_put, jax.tree_util.tree_map_with_path(value, shapes.get(collection, {})))
-            for collection in ("params", "batch_stats")
-        )
-        return params, batch_stats, optimizer.init(params)
-
-    def step(state: Any, images: jax.Array, labels: jax.Array) -> tuple[Any, jax.Array]:
-        params, batch_stats, opt_state = state
-
-        def loss_fn(params: Any) -> tuple[jax.Array, Any]:
-            logits, updates = network.apply(
-                {"params": params, "batch_stats": batch_stats},
-                normalize(images, MEAN, STD),
-                train=True,
-                mutable=["batch_stats", "aux_logits"],
-                rngs={"dropout": jax.random.key(0)},
-            )
-            mean_loss = lambda logits: optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-            auxiliary = jax.tree.leaves(updates.get("aux_logits", {}))
-            return mean_loss(logits) + AUXILIARY_WEIGHT * sum(map(mean_loss, auxiliary)), updates
-
-        (loss, updates), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-        changes, opt_state = optimizer.update(grads, opt_state, params)
-        return (optax.apply_updates(params, changes), updates.get("batch_stats", {}), opt_state), loss
-
-    return init, step
+    return jax.tree_util.tree_map_with_path(value, shapes)
 
 
-def _contender(model: str, attention: str, network: Any, batch: int, image_size: int) -> Contender:
+def _contender(model: str, attention: str, config: ConfigDict) -> Contender:
     import jax
     import numpy as np
 
+    from hga_flax.bench.compiled_step import training_step
     from hga_flax.counting.compiled import cost
+    from hga_flax.processes.mesh import DATA_AXIS
 
-    random = np.random.RandomState(0)
-    images = jax.device_put(random.randint(0, 256, (batch, image_size, image_size, 3)).astype(np.uint8))
-    labels = jax.device_put(random.randint(0, CLASSES, batch).astype(np.int32))
-    init, step = make_step(network)
-    state = init(images)
-    params = sum(leaf.size for leaf in jax.tree.leaves(state[0]))
+    mesh = jax.make_mesh((1,), (DATA_AXIS,), devices=jax.devices()[:1])
+    train_step, shapes, batch_shapes = training_step(config, mesh)
+    random, limit = np.random.RandomState(0), {"image": 256, "label": CLASSES}
+    batch = {
+        name: jax.device_put(random.randint(0, limit.get(name, 1), leaf.shape).astype(leaf.dtype), leaf.sharding)
+        for name, leaf in batch_shapes.items()
+    }
     start = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=0).lower(state, images, labels).compile()
+    compiled = train_step.trace(shapes, batch).lower().compile()
     compile_s = time.perf_counter() - start
-    measured = cost(compiled)
-    held = [state]
+    measured, held = cost(compiled), [random_state(shapes)]
+    params = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
 
     def run(steps: int) -> None:
         for _ in range(steps):
-            held[0], loss = compiled(held[0], images, labels)
-        jax.block_until_ready((held[0], loss))
+            held[0], report = compiled(held[0], batch)
+        jax.block_until_ready((held[0], report))
 
     run(1)
     return Contender(model, attention, params, compile_s, run, measured.flops, measured.peak_memory_bytes)

@@ -80,7 +80,7 @@ def sweep(
 
 def _compile_afresh(config: str, topology: str, batch: int) -> dict[str, Any] | None:
     """`compile_step` in a new process."""
-    from hga_flax.bench.compile import compile_step
+    from hga_flax.bench.compiled_step import compile_step
 
     mesh, platform = topology_mesh(topology)
     return compile_step(from_json(config), topology, mesh, platform, batch)

@@ -63,6 +63,18 @@ def _key(argument: str) -> str:
     return argument.removeprefix("--config.").split("=")[0]
 
 
+def base_config() -> ConfigDict:
+    """Returns the configuration of configs/base.py, which lies beside the package.
+
+    Raises:
+        UserError: it does not, as where the package alone is installed.
+    """
+    path = pathlib.Path(importlib.util.find_spec("hga_flax").origin).parent.parent / "configs" / "base.py"
+    if not path.is_file():
+        raise UserError("--config=FILE is missing: this installation has no configs/base.py to begin with")
+    return load_config(str(path))
+
+
 def load_config(path: str) -> ConfigDict:
     """Loads the configuration that a file's `get_config()` returns, locked.
 

@@ -1,0 +1,4 @@
+"""What a network or a compiled program costs: parameters, operations, bytes.
+
+Imports models/ and attention/. Start at complexity.py for networks, compiled.py for compiled programs.
+"""

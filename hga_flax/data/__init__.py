@@ -1,9 +1,4 @@
-"""Sources, augmentation and the input pipeline. Grain and TFDS are imported here alone."""
+"""Data sets and the pipeline that makes batches of them. Grain and TensorFlow Datasets are imported here alone.
 
-import os
-
-# Of an image of any format, by what its head claims, before memory is asked for. Pillow's limit, beyond which it
-# raises DecompressionBombError: 512 MB of colours, where the largest photographs have 150 million pixels.
-MAX_PIXELS = 178_956_970
-# Which OpenCV reads when it is imported: for the formats that image_heads.py does not know.
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
+Imports images/ and storage/. Start at pipeline.py; sources.py opens a data set by its name.
+"""

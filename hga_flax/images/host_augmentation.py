@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from hga_flax.data import MAX_PIXELS
 from hga_flax.errors import one_line
+from hga_flax.images import MAX_PIXELS
 from hga_flax.images.bad_images import BadImage
 from hga_flax.images.image_heads import claimed_size
 from hga_flax.images.jpeg import UPRIGHT, decode_top, read_head

@@ -8,8 +8,6 @@ network: what the file lacks, or what it has beyond the network, is an error and
 import argparse
 import contextlib
 import dataclasses
-import importlib.util
-import pathlib
 from collections.abc import Collection
 from typing import Any
 
@@ -18,7 +16,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from hga_flax.config.loading import build_model, load_config, override, parse_options
+from hga_flax.config.loading import base_config, build_model, load_config, override, parse_options
 from hga_flax.config.rules import check_keys
 from hga_flax.data.classes import difference
 from hga_flax.data.imagenet import imagenet_classes
@@ -28,8 +26,9 @@ from hga_flax.pretrained.cifar_weights import is_cifar
 from hga_flax.pretrained.peers import ATTENTION_OPTIONS, PEERS
 from hga_flax.pretrained.preprocessing import Preprocessing, preprocessing_of
 from hga_flax.processes.mesh import create_mesh
+from hga_flax.processes.settings import configure_process
 from hga_flax.runs import workdir as files
-from hga_flax.training.experiment import configure_process, create_experiment
+from hga_flax.training.experiment import create_experiment
 from hga_flax.training.initial_weights import HEAD, Path, Source, fit, locate, read_weights
 from hga_flax.training.metrics import TrainMetrics
 from hga_flax.training.restore import Restored
@@ -38,18 +37,6 @@ from hga_flax.training.state import TrainState
 KEY = "--weights"
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PREPARED = ("mean", "std", "image_size", "eval_crop_fraction", "augmentation")  # of `data`, by the weights
-
-
-def base_config() -> ConfigDict:
-    """Returns the configuration of configs/base.py, which lies beside the package.
-
-    Raises:
-        UserError: it does not, as where the package alone is installed.
-    """
-    path = pathlib.Path(importlib.util.find_spec("hga_flax").origin).parent.parent / "configs" / "base.py"
-    if not path.is_file():
-        raise UserError(f"{KEY}: --config=FILE is missing: this installation has no configs/base.py to begin with")
-    return load_config(str(path))
 
 
 def restore_given(

@@ -8,9 +8,10 @@ from hga_flax.errors import UserError
 from hga_flax.lab.hardware import count
 from hga_flax.lab.runs import Run, all_runs
 from hga_flax.lab.study import Row, Study
+from hga_flax.processes.settings import configure_process
 from hga_flax.runs.console import Console, duration
 from hga_flax.training.dry_run import abstract_batch, step_seconds
-from hga_flax.training.experiment import Experiment, configure_process, create_experiment, prepare
+from hga_flax.training.experiment import Experiment, create_experiment, prepare
 from hga_flax.training.step import make_train_step
 
 

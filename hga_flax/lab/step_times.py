@@ -47,8 +47,9 @@ def _turn(folder: pathlib.Path) -> Callable[[int], None]:
     import jax
 
     from hga_flax.data.sources import dataset_info
+    from hga_flax.processes.settings import configure_process
     from hga_flax.training.dry_run import abstract_batch
-    from hga_flax.training.experiment import configure_process, create_experiment, prepare
+    from hga_flax.training.experiment import create_experiment, prepare
     from hga_flax.training.state import create_state
     from hga_flax.training.step import make_train_step
 

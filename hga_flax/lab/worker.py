@@ -24,9 +24,9 @@ from hga_flax.lab.hardware import Hardware, count, hold
 from hga_flax.lab.runs import Run, all_runs, last_evaluation, open_directory, write_text
 from hga_flax.lab.study import Study
 from hga_flax.processes.preemption import handled_signals, survive_hangup
+from hga_flax.processes.settings import configure_process
 from hga_flax.runs.console import duration
 from hga_flax.storage.locks import Claim, Claims
-from hga_flax.training.experiment import configure_process
 from hga_flax.version import __version__
 
 POLL_SECONDS = 2.0

@@ -1,4 +1,7 @@
-"""Networks, each with one hook for an attention in every block."""
+"""The networks, each with one hook for an attention in every block, and the layers that they share.
+
+Imports attention/. Start at resnet.py; registry.py names them all.
+"""
 
 from hga_flax.models.registry import CIFAR_PATTERN, WIDE_PATTERN, create_model, model_names, model_options
 

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from hga_flax.attention import AttentionFactory, attention_factory, replaces_convolution
-from hga_flax.attention.options import check_types
+from hga_flax.attention.registry import check_types
 from hga_flax.errors import nearest
 from hga_flax.models import densenet, res2net, resnest, resnet, vgg
 from hga_flax.models.cifar_resnet import CifarResNet, blocks_per_stage, wide_depth

@@ -18,7 +18,7 @@ from hga_flax.attention import HGA, attention_options
 from hga_flax.counting.complexity import Complexity, complexity
 from hga_flax.models import create_model
 from hga_flax.paper.equations import compare_equations
-from hga_flax.paper.published import CONVOLUTIONS, NOTES, TABLE1, TABLE2, TABLES, Row
+from hga_flax.paper.published import CONVOLUTIONS, NOTES, TABLE1, TABLES, Row
 from hga_flax.paper.results import network_key, read_results
 
 CHOICES = ("table1", *TABLES, "equations", "all")
@@ -81,13 +81,6 @@ def make_rows(table: str, results_file: pathlib.Path | None = None) -> list[dict
         return [row for channels in EQUATION_CHANNELS for row in _equation_rows(channels)]
     results = read_results(results_file, {_key(row) for _, rows in TABLES.values() for row in rows()})
     return [_network_row(row, results.get(_key(row), {})) for row in TABLES[table][1]()]
-
-
-def averages() -> dict[str, float]:
-    """Recomputes the abstract's averages from Table 2, in %: ratios of sums over the five networks."""
-    plain, ours = TABLE2["none"], TABLE2["hga"]
-    change = {key: 100 * (sum(ours[key]) / sum(plain[key]) - 1) for key in ("top1_error", "top5_error", "gflops")}
-    return {key: abs(value) for key, value in change.items()}
 
 
 def _key(row: Row) -> tuple[str, str, str, str]:

@@ -8,8 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hga_flax.paper.command import averages
-from hga_flax.paper.published import ABSTRACT, NETWORKS, TABLES
+from hga_flax.paper.published import ABSTRACT, NETWORKS, TABLES, averages
 
 # A line is left out where these change.
 GROUPS = {

@@ -1,4 +1,8 @@
-"""Pictures of runs and of trained networks; matplotlib is imported here alone, and when a picture is drawn."""
+"""Pictures and tables of runs and of trained networks.
+
+matplotlib is imported here alone, and when a picture is drawn. Start at curves.py, or explain.py for Grad-CAM and
+gates.
+"""
 
 import logging
 

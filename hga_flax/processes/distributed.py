@@ -234,7 +234,7 @@ def together(config: ConfigDict, work: Callable[[], Any], *, train: bool = True)
 
     if not jax.distributed.is_initialized():
         return work()
-    from hga_flax.training.experiment import configure_process
+    from hga_flax.processes.settings import configure_process
 
     configure_process(config, train=train)  # before the first device is touched
     try:

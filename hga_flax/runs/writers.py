@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import time
@@ -14,7 +15,11 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from hga_flax.config.loading import config_keys, get_key, to_json
 from hga_flax.runs.workdir import write_text, writing
-from hga_flax.training.metrics import finite_or_none
+
+
+def finite_or_none(values: dict[str, float]) -> dict[str, float | None]:
+    """Replaces what is not finite, which JSON cannot hold, by None."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 class MetricWriter:

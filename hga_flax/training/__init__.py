@@ -1,1 +1,4 @@
-"""The training loop and its parts. Only the commands import this package."""
+"""Learning: the state, the step, the optimizer, the metrics, evaluation, and the loop that puts them together.
+
+Imports all that stands before it. Start at trainer.py for the loop, step.py for what is compiled.
+"""

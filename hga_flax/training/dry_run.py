@@ -21,20 +21,13 @@ from hga_flax.counting.parts import model_parts, parts_table
 from hga_flax.data.sources import DatasetInfo, dataset_info
 from hga_flax.errors import check_writable
 from hga_flax.processes.mesh import DATA_AXIS
+from hga_flax.processes.settings import configure_process
 from hga_flax.runs import workdir as files
 from hga_flax.runs.checkpoints import Checkpoints, UnreadableCheckpoint
 from hga_flax.runs.console import Console, duration
 from hga_flax.runs.local_copy import find
 from hga_flax.storage.buckets import is_remote
-from hga_flax.training.experiment import (
-    Experiment,
-    Plan,
-    Prepared,
-    configure_process,
-    create_experiment,
-    describe,
-    prepare,
-)
+from hga_flax.training.experiment import Experiment, Plan, Prepared, create_experiment, describe, prepare
 from hga_flax.training.initial_weights import check_source, fit_weights
 from hga_flax.training.optimizer import decay_steps, warmup_steps
 from hga_flax.training.state import TrainState

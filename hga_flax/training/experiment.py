@@ -1,11 +1,7 @@
 """A configuration turned into the parts of a run: devices, data, network, optimizer."""
 
 import dataclasses
-import functools
-import logging
 import math
-import os
-import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,20 +11,18 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from hga_flax.config.loading import build_model, validate
-from hga_flax.config.rules import check_keys
+from hga_flax.config.loading import build_model
 from hga_flax.data.pipeline import Dataset, Shard
 from hga_flax.data.sources import DatasetInfo
-from hga_flax.errors import ConfigError, UserError, check_writable, expand
+from hga_flax.errors import ConfigError
 from hga_flax.processes.mesh import DATA_AXIS, check_batch_size, create_mesh
+from hga_flax.processes.settings import check_configuration
 from hga_flax.runs.progress import planned_steps
 from hga_flax.training.optimizer import create_optimizer, create_schedule, warmup_steps
 from hga_flax.training.parameters import check_patterns, describe_groups
 from hga_flax.training.state import TrainState, abstract_state, check_evaluation, check_training, make_init
 
-CACHE_KEY = "training.compilation_cache"
 MOST_EXAMPLES = 2**31 - 1  # that one process reads: indices are int32
-DETERMINISTIC_FLAG = "--xla_gpu_deterministic_ops=true"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,60 +115,6 @@ class Experiment:
         return make_init(self.model, optimizer, self.image_shape, ema=self.config.training.ema_decay > 0)
 
 
-def configure_jax(config: ConfigDict, cache: str) -> None:
-    """Sets what must be set before JAX touches a device: determinism and the folder of compiled steps, "" for none."""
-    if config.training.deterministic and DETERMINISTIC_FLAG.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC_FLAG}".strip()
-    jax.config.update("jax_compilation_cache_dir", str(expand(cache, CACHE_KEY)) if cache else None)
-
-
-def configure_process(config: ConfigDict, *, train: bool = True) -> None:
-    """Checks what needs no device and sets what is the whole process's, for commands alone; see `configure_jax`.
-
-    The library leaves flags, caches and loggers as its caller has them.
-
-    Raises:
-        UserError: the configuration cannot be run here.
-    """
-    # What goes wrong is raised, and said once; Orbax would print its traceback beside that.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    configure_jax(config, check(config, train=train))
-
-
-def check(config: ConfigDict, *, train: bool = True) -> str:
-    """Checks what needs no device; see `create_experiment`.
-
-    Returns:
-        The folder of compiled steps that can be used here, "" for none.
-
-    Raises:
-        UserError: the configuration cannot be run here.
-    """
-    if train:
-        validate(config)
-    else:
-        check_keys(config)
-    return _writable_cache(config.training.compilation_cache, warn=train)
-
-
-def _writable_cache(folder: str, *, warn: bool) -> str:
-    """Returns the folder of compiled steps, "" where it cannot be written to: no reason not to train."""
-    if not folder or "://" in folder:
-        return str(expand(folder, CACHE_KEY)) if folder and warn else ""
-    try:
-        check_writable(expand(folder, CACHE_KEY), CACHE_KEY, "the steps compiled here are not kept")
-    except UserError as error:
-        if warn:
-            _warn_once(f"warning: {error}")
-        return ""
-    return folder
-
-
-@functools.cache
-def _warn_once(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def _check_training_batch(config: ConfigDict, mesh: Mesh) -> None:
     """Raises a ConfigError unless the devices can train on their parts of the batch."""
     training, devices = config.training, mesh.devices.size
@@ -223,7 +163,7 @@ def create_experiment(
     Raises:
         UserError: the configuration cannot be run here.
     """
-    check(config, train=train)
+    check_configuration(config, train=train)
     mesh = mesh or create_mesh()
     if train:
         _check_training_batch(config, mesh)

@@ -1,7 +1,6 @@
 """Loss, top-1 and top-5 error as clu metrics: sums and counts, averaged only when they are read."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -127,11 +126,6 @@ def best_of(num_classes: int) -> list[str]:
 def top5_text(values: Mapping[str, float | None], before: str) -> str:
     """Returns "`before` 1.23 %" of the top-5 error, "" where there is none."""
     return f"{before} {values['top5_error']:.2f} %" if "top5_error" in values else ""
-
-
-def finite_or_none(values: dict[str, float]) -> dict[str, float | None]:
-    """Replaces what is not finite, which JSON cannot hold, by None."""
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def all_finite(tree: Any) -> bool:

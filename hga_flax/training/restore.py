@@ -12,11 +12,12 @@ from hga_flax.config.rules import check_keys
 from hga_flax.errors import ConfigError, UserError, called
 from hga_flax.processes.distributed import barrier
 from hga_flax.processes.mesh import create_mesh
+from hga_flax.processes.settings import configure_process
 from hga_flax.runs import workdir as files
 from hga_flax.runs.checkpoints import Checkpoints
 from hga_flax.runs.local_copy import find
 from hga_flax.training.evaluation import evaluate, no_images
-from hga_flax.training.experiment import Experiment, configure_process, create_experiment
+from hga_flax.training.experiment import Experiment, create_experiment
 from hga_flax.training.state import TrainState, abstract_state
 from hga_flax.training.step import make_eval_step
 

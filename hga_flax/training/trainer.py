@@ -22,6 +22,7 @@ from hga_flax.errors import Interrupted, UserError, called
 from hga_flax.processes.distributed import barrier, union
 from hga_flax.processes.mesh import replicate, to_devices
 from hga_flax.processes.preemption import Agreement, Preemption, exit_code
+from hga_flax.processes.settings import configure_process
 from hga_flax.runs import workdir as files
 from hga_flax.runs.checkpoints import Checkpoints
 from hga_flax.runs.clock import Clock, StartUp
@@ -30,13 +31,13 @@ from hga_flax.runs.profiler import Profiler
 from hga_flax.runs.progress import Progress, complete
 from hga_flax.runs.ranking import rank
 from hga_flax.runs.uploader import run_folder
-from hga_flax.runs.writers import MetricWriter
+from hga_flax.runs.writers import MetricWriter, finite_or_none
 from hga_flax.storage.buckets import Remote, is_remote
 from hga_flax.training.divergence import Diverged, StepReports, explain
 from hga_flax.training.evaluation import evaluate, no_images
-from hga_flax.training.experiment import Experiment, Plan, configure_process, create_experiment, describe, prepare
+from hga_flax.training.experiment import Experiment, Plan, create_experiment, describe, prepare
 from hga_flax.training.initial_weights import check_source, fit_weights, start_from
-from hga_flax.training.metrics import TrainMetrics, all_finite, best_of, finite_or_none, read, top5_text
+from hga_flax.training.metrics import TrainMetrics, all_finite, best_of, read, top5_text
 from hga_flax.training.state import TrainState, create_state
 from hga_flax.training.step import compile_step, make_eval_step, make_train_step
 

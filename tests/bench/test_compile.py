@@ -9,6 +9,7 @@ import pytest
 from hga_flax.__main__ import main
 from hga_flax.bench import compile as module
 from hga_flax.bench import topologies
+from hga_flax.bench.compiled_step import roofline, training_step
 from hga_flax.config.loading import configure
 from hga_flax.counting.compiled import Cost, cost
 from hga_flax.errors import ConfigError, UserError
@@ -26,7 +27,7 @@ needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, re
 
 def test_the_step_that_is_compiled_is_the_trainings_over_all_devices():
     c, mesh = tiny.config(), tiny.mesh(2)
-    step, state, batch = module.training_step(c, mesh)
+    step, state, batch = training_step(c, mesh)
     result = cost(step.trace(state, batch).lower().compile())
     assert set(result.collectives) == {"all-reduce"}
     assert result.flops > 0 and result.bytes_accessed > 0 and result.peak_memory_bytes > 0
@@ -39,7 +40,7 @@ def test_the_step_that_is_compiled_is_the_trainings_over_all_devices():
 def test_the_roofline_is_the_slowest_of_three():
     def bound(flops, moved, exchanged):
         measured = Cost(flops, moved, 0, {"all-reduce": {"count": 1, "bytes": exchanged}})
-        return module.roofline(measured, V5E, 64, 8)
+        return roofline(measured, V5E, 64, 8)
 
     assert bound(197e12, 0, 0)["roofline_s"] == pytest.approx(1) and bound(197e12, 0, 0)["bound"] == "compute"
     assert bound(197e12, 1638e9, 0)["images_per_s"] == pytest.approx(32)
@@ -57,7 +58,7 @@ ROW = {
 
 def test_what_a_person_reads():
     measured = Cost(*(ROW[key] for key in ("flops", "bytes_accessed", "peak_memory_bytes", "collectives")))
-    row = ROW | module.roofline(measured, V5E, 128, 8)
+    row = ROW | roofline(measured, V5E, 128, 8)
     text = module.table(row)
     assert "5.00 of 16 GiB (31%)" in text and "all-reduce 99 x, 57.0 MB" in text
     assert "bound by memory" in text and "1,906 images/s a device" in text
@@ -67,7 +68,7 @@ def test_what_a_person_reads():
 
 def test_attentions_side_by_side_and_the_heaviest_kernels():
     measured = Cost(*(ROW[key] for key in ("flops", "bytes_accessed", "peak_memory_bytes", "collectives")))
-    plain = ROW | module.roofline(measured, V5E, 128, 8) | {"attention": "none", "bytes_accessed": 50e9}
+    plain = ROW | roofline(measured, V5E, 128, 8) | {"attention": "none", "bytes_accessed": 50e9}
     kernel = {"bytes": 5_500_000_000, "kind": "fusion", "operation": "jit(step)/add", "source": "a.py:7", "name": "f"}
     hga = plain | {"attention": "hga", "bytes_accessed": 55e9, "top": [kernel]}
     text = module.comparison([plain, hga])
@@ -115,9 +116,9 @@ def test_a_step_compiles_for_a_pod_and_scales_weakly(capsys):
 def test_the_chips_of_the_topology_are_checked_and_not_those_that_are_here():
     c = tiny.config(training__batch_size=6, data__mixup=0.2)  # 8 devices are here
     with pytest.raises(ConfigError, match="each of the 2 devices needs an even number of images"):
-        module.training_step(c, tiny.mesh(2))
+        training_step(c, tiny.mesh(2))
     c = tiny.config(training__batch_size=4, data__mixup=0.2)
-    step, state, batch = module.training_step(c, tiny.mesh(2))
+    step, state, batch = training_step(c, tiny.mesh(2))
     assert step.trace(state, batch)
 
 
@@ -136,7 +137,7 @@ def test_the_program_is_that_of_train_py(tmp_path, monkeypatch):
     with pytest.raises(Enough):
         trainer.train(c, str(tmp_path / "run"))
     monkeypatch.setattr(module, "IMAGENET", 48)  # the data set's size, by which the schedule knows its end
-    step, state, batch = module.training_step(c, create_mesh())
+    step, state, batch = training_step(c, create_mesh())
     (text,) = programs
     assert step.trace(state, batch).lower().as_text() == text
 
@@ -162,7 +163,7 @@ def test_a_step_for_a_gpu_holds_no_sort_and_no_scatter(model):
     config.training.compilation_cache, config.training.batch_size, config.data.image_size = "", 16, 64
     assert config.training.deterministic
     mesh, platform = topologies.topology_mesh("h100")
-    step, state, batch = module.training_step(config, mesh)
+    step, state, batch = training_step(config, mesh)
     compiled = step.trace(state, batch).lower(lowering_platforms=(platform,)).compile()
     assert not re.search(r" (sort|scatter|select-and-scatter)\(", compiled.as_text())
     assert cost(compiled).kernels > 50

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from hga_flax.attention import attention_names
-from hga_flax.bench.compile import training_step
+from hga_flax.bench.compiled_step import training_step
 from hga_flax.models import create_model, model_names
 from hga_flax.models.registry import model_options
 from tests.training import tiny

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from hga_flax.data import MAX_PIXELS
+from hga_flax.images import MAX_PIXELS
 from hga_flax.images.bad_images import BadImage
 from hga_flax.images.host_augmentation import decode, decode_for_crop
 from hga_flax.images.image_heads import claimed_size

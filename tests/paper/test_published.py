@@ -1,8 +1,7 @@
 """The paper's figures against its own arithmetic."""
 
 from hga_flax.models import create_model
-from hga_flax.paper import command as paper
-from hga_flax.paper.published import ABSTRACT, TABLE2, TABLE3, TABLE5, TABLE6, TABLES, Row
+from hga_flax.paper.published import ABSTRACT, TABLE2, TABLE3, TABLE5, TABLE6, TABLES, Row, averages
 
 
 def test_the_printed_deltas_are_differences_of_the_printed_errors():
@@ -22,7 +21,7 @@ def test_sks_printed_deltas_are_not_as_the_note_says():
 
 
 def test_the_abstracts_averages_follow_from_table_2():
-    computed = paper.averages()
+    computed = averages()
     assert round(computed["top1_error"], 2) == ABSTRACT["top1_error"]
     assert round(computed["top5_error"], 2) == ABSTRACT["top5_error"]
     assert int(computed["gflops"] * 100) / 100 == ABSTRACT["gflops"]  # 6.2378, cut

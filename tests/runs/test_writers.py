@@ -2,7 +2,7 @@ import json
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hga_flax.runs.writers import MetricWriter
+from hga_flax.runs.writers import MetricWriter, finite_or_none
 from tests.training import tiny
 
 
@@ -14,6 +14,10 @@ def events(workdir):
 
 def lines(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_what_is_not_finite_is_none():
+    assert finite_or_none({"a": 1.0, "b": float("nan"), "c": float("inf")}) == {"a": 1.0, "b": None, "c": None}
 
 
 def test_scalars_reach_tensorboard_and_the_json_lines(tmp_path):

@@ -1,11 +1,11 @@
 import logging
-import os
 
 import jax
 import pytest
 
 from hga_flax.data.sources import DatasetInfo, SyntheticSource
 from hga_flax.errors import UserError
+from hga_flax.processes.settings import configure_process
 from hga_flax.training import experiment as e
 from tests.training import tiny
 
@@ -87,19 +87,6 @@ def test_evaluation_may_have_its_own_size():
     assert rows["images"] == "8x8x1, evaluated at 12x12, 10 classes"
 
 
-def test_determinism_and_the_cache_are_set_before_jax_starts(monkeypatch, tmp_path):
-    cache = jax.config.jax_compilation_cache_dir
-    monkeypatch.setenv("XLA_FLAGS", "--a=b")
-    try:
-        e.configure_jax(tiny.config(training__deterministic=False), str(tmp_path))
-        assert os.environ["XLA_FLAGS"] == "--a=b" and jax.config.jax_compilation_cache_dir == str(tmp_path)
-        e.configure_jax(tiny.config(), "")
-        assert os.environ["XLA_FLAGS"] == "--a=b --xla_gpu_deterministic_ops=true"
-        assert jax.config.jax_compilation_cache_dir is None
-    finally:
-        jax.config.update("jax_compilation_cache_dir", cache)
-
-
 def test_a_run_describes_itself():
     experiment = e.create_experiment(tiny.config(), INFO)
     params = jax.eval_shape(experiment.init(experiment.optimizer(0.1)), jax.random.key(0)).params
@@ -162,24 +149,10 @@ def test_an_evaluation_asks_for_less_than_a_training(tmp_path):
     assert e.create_experiment(c, INFO, train=False).eval_batch_size == 8
     assert jax.config.jax_compilation_cache_dir == cache  # which commands set, and not the library
     try:
-        e.configure_process(c, train=False)
+        configure_process(c, train=False)
         assert jax.config.jax_compilation_cache_dir is None  # one that cannot be written to is done without
     finally:
         jax.config.update("jax_compilation_cache_dir", cache)
         logging.getLogger("absl").setLevel(level)
     with pytest.raises(UserError, match=r"^training\.batch_size=1: "):
         e.create_experiment(c, INFO)
-
-
-@pytest.mark.parametrize("folder", ["/dev/null/xla", "~nobody_here/xla"])
-def test_a_cache_that_cannot_be_written_is_no_reason_not_to_train(folder, capfd):
-    cache = jax.config.jax_compilation_cache_dir
-    e._warn_once.cache_clear()
-    try:
-        for _ in range(2):
-            e.configure_process(tiny.config(training__compilation_cache=folder))
-            assert jax.config.jax_compilation_cache_dir is None
-    finally:
-        jax.config.update("jax_compilation_cache_dir", cache)
-    lines = capfd.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith(f"warning: training.compilation_cache={folder}")

@@ -23,7 +23,7 @@ def test_without_torch_one_line_says_what_to_install():
 def test_hga_as_one_writes_it_in_pytorch_is_ours():
     import torch
 
-    from hga_flax.bench.torch_peers import HierarchicalGlobalAttention
+    from benchmarks.torch_networks import HierarchicalGlobalAttention
 
     theirs, x = HierarchicalGlobalAttention(64), np.random.RandomState(0).standard_normal((2, 64, 9, 6))
     weight = lambda tensor: tensor.detach().numpy()
@@ -44,7 +44,7 @@ def test_hga_as_one_writes_it_in_pytorch_is_ours():
 
 @needs_torch
 def test_its_networks_have_the_sizes_of_ours():
-    from hga_flax.bench.torch_peers import ResNet
+    from benchmarks.torch_networks import ResNet
 
     sizes = {name: sum(p.numel() for p in ResNet(name).parameters()) for name in ("none", "se", "hga")}
     assert sizes == {"none": 25_557_032, "se": 28_088_024, "hga": 26_656_808}

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from hga_flax.bench.step import CLASSES, DECAY, MEAN, MOMENTUM, RATE, STD, Contender
+from hga_flax.bench.step import CLASSES, Contender
 from hga_flax.errors import UserError
 
 if importlib.util.find_spec("torch") is None:
@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+RATE, MOMENTUM, DECAY = 0.1, 0.9, 1e-4  # as in configs/base.py
 TIMM = {"resnet50": "none", "seresnet50": "se", "resnext50_32x4d": "none", "seresnext50_32x4d": "se"}
 PLAIN = (("resnet50", "none"), ("resnet50", "se"), ("resnet50", "hga"))
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hga_flax.bench import input_peers as bench_others
+from benchmarks import loaders
 from hga_flax.bench.input import PhotoSource
 
 
@@ -9,7 +9,7 @@ from hga_flax.bench.input import PhotoSource
 def test_other_loaders_make_the_same_kind_of_batches():
     jpegs = PhotoSource(4).jpegs
     ran = 0
-    for package, loader in (("tensorflow", bench_others.tf_data), ("torch", bench_others.torch_pillow)):
+    for package, loader in (("tensorflow", loaders.tf_data), ("torch", loaders.torch_pillow)):
         try:
             __import__(package)
         except ImportError:

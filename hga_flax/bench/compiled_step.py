@@ -1,0 +1,106 @@
+"""train.py's step, compiled for devices that need not be here, and what the compiler says of it."""
+
+import dataclasses
+import time
+from typing import Any
+
+IMAGENET = 1_281_167  # the length of the schedule that is compiled, which changes no cost
+
+
+def compile_step(
+    config: Any, topology: str, mesh: Any, platform: str, batch: int, top: int = 0
+) -> dict[str, Any] | None:
+    """Compiles the training step of a configuration for the devices of a mesh.
+
+    Args:
+        config: a whole configuration; its batch size is replaced, its compilation cache not used.
+        topology: name of the topology, for the report.
+        mesh: of the devices, see `topology_mesh`.
+        platform: that they belong to, likewise.
+        batch: images a device.
+        top: how many of the kernels that move the most to list.
+
+    Returns:
+        The row that `--json` prints, all quantities per device and step, or None where the memory does not suffice.
+
+    Raises:
+        UserError: the configuration cannot be run.
+    """
+    from hga_flax.counting.compiled import cost, heaviest
+
+    config = config.copy_and_resolve_references()
+    config.training.batch_size = batch * mesh.devices.size
+    config.training.compilation_cache = ""  # a program for devices that are not here cannot be read back
+    step, state, shapes = training_step(config, mesh)
+    start = time.monotonic()
+    try:
+        compiled = step.trace(state, shapes).lower(lowering_platforms=(platform,)).compile()
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return None
+    measured = cost(compiled)
+    row = {"topology": topology, "chips": mesh.devices.size, "batch_per_chip": batch}
+    row |= {"model": config.model.name, "attention": config.model.attention}
+    row |= dataclasses.asdict(measured)
+    row |= roofline(measured, mesh.devices.flat[0], batch, mesh.devices.size)
+    row |= {"compile_s": round(time.monotonic() - start, 1)}
+    return row | ({"top": heaviest(compiled, top)} if top else {})
+
+
+def training_step(config: Any, mesh: Any) -> tuple[Any, Any, Any]:
+    """Returns train.py's step for the devices of a mesh, with the shapes of its state and its batch.
+
+    Raises:
+        UserError: the configuration cannot be run.
+    """
+    import jax
+    import numpy as np
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from hga_flax.data.sources import dataset_info
+    from hga_flax.processes.mesh import DATA_AXIS
+    from hga_flax.processes.settings import configure_process
+    from hga_flax.training.experiment import create_experiment, make_plan
+    from hga_flax.training.state import abstract_state
+    from hga_flax.training.step import make_train_step
+
+    configure_process(config)
+    experiment = create_experiment(config, lambda: dataset_info(config.data.name, config.data.dir), mesh=mesh)
+    size = config.training.batch_size
+    optimizer = experiment.optimizer(experiment.schedule(make_plan(config, max(IMAGENET, size))))
+    state = abstract_state(experiment.init(optimizer), mesh)
+    split = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+    shapes = {"image": ((size, *experiment.image_shape), np.uint8)}
+    shapes |= {name: ((size,), np.int32) for name in ("label", "index", "epoch")}
+    batch = {name: jax.ShapeDtypeStruct(*shape, sharding=split) for name, shape in shapes.items()}
+    return make_train_step(experiment.model, optimizer, config, mesh), state, batch
+
+
+def roofline(measured: Any, device: Any, batch: int, chips: int) -> dict[str, Any]:
+    """Returns the least time that a chip's published limits allow for a step, and what sets it.
+
+    Args:
+        measured: a `hga_flax.counting.compiled.Cost`.
+        device: a chip.
+        batch: images a chip.
+        chips: of the topology.
+    """
+    from hga_flax.counting.devices import limits
+
+    limit = limits(device)
+    exchanged = sum(entry["bytes"] for entry in measured.collectives.values())
+    seconds = {
+        "compute": measured.flops / limit.flops,
+        "memory": measured.bytes_accessed / limit.memory_bandwidth,
+        # An all-reduce over a ring or torus sends each value out about twice: reduced, then spread.
+        "links": 2 * exchanged * (chips - 1) / chips / limit.link_bandwidth if chips > 1 else 0.0,
+    }
+    bound = max(seconds, key=seconds.get)
+    return {
+        "memory_capacity_bytes": int(limit.memory_bytes),
+        "seconds": seconds,
+        "bound": bound,
+        "roofline_s": seconds[bound],
+        "images_per_s": batch / seconds[bound],
+    }
