@@ -12,7 +12,7 @@ times every attention on the maps of ResNet-50's four stages, forward and with g
 
     bench step [--models=resnet50:none,resnet50:se,...] [--batch=16] [--dtype=float32] [--vs-torch] [--json]
 
-times whole training steps on synthetic images, on one device; it needs JAX, Flax and Optax alone.
+times train.py's own training step on random images, on one device.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(json.dumps(rows, indent=2) if arguments.json else text)
 
 
-# Imports stand in the functions: --help answers at once, and `step` runs where only JAX, Flax and Optax are.
+# Imports stand in the functions, so that --help answers at once.
 def _log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 

@@ -129,8 +129,10 @@ def random_state(shapes: Any) -> Any:
     random = np.random.RandomState(0)
 
     def value(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        array = np.full(leaf.shape, getattr(path[-1], "key", "") in ("scale", "var"), leaf.dtype)
-        if getattr(path[0], "name", "") == "params" and len(leaf.shape) > 1:
+        part, name = getattr(path[0], "name", ""), getattr(path[-1], "key", "")
+        ones = part in ("params", "batch_stats") and name in ("scale", "var")
+        array = np.full(leaf.shape, ones, leaf.dtype)
+        if part == "params" and leaf.ndim > 1:
             fan_in = np.prod(leaf.shape[:-1])
             array = (random.standard_normal(leaf.shape) * (2 / fan_in) ** 0.5).astype(leaf.dtype)
         return jax.device_put(array, leaf.sharding)
@@ -154,7 +156,7 @@ def _contender(model: str, attention: str, config: ConfigDict) -> Contender:
         for name, leaf in batch_shapes.items()
     }
     start = time.perf_counter()
-    compiled = train_step.trace(shapes, batch).lower().compile()
+    compiled = train_step.lower(shapes, batch).compile()
     compile_s = time.perf_counter() - start
     measured, held = cost(compiled), [random_state(shapes)]
     params = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
