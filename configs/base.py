@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config.model.dtype = "float32"  # of the computation: float32 or bfloat16; parameters are always float32
 
     config.init = ConfigDict()
-    config.init["from"] = ""  # weights of a new run: a run's folder, also DIR@latest, DIR@STEP; a .pth, .safetensors
+    config.init.weights = ""  # weights of a new run: a run's folder, also DIR@latest, DIR@STEP; a .pth, .safetensors
 
     config.data = ConfigDict()
     config.data.name = "imagenet2012"  # "digits" (embedded), "folder", or a TFDS or packed data set

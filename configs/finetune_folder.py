@@ -1,6 +1,6 @@
 """Fine-tunes a trained ResNet-50, with HGA added to it, on a folder DIR/{train,val}/CLASS/*.jpg.
 
-    python train.py --config=configs/finetune_folder.py --config.data.dir=DIR --config.init.from=FILE --workdir=...
+    python train.py --config=configs/finetune_folder.py --config.data.dir=DIR --config.init.weights=FILE --workdir=...
 
 FILE is torchvision's or timm's resnet50 (.pth, .safetensors) or the folder of a run of ours. HGA starts as
 the identity, so that the network begins as the one that was trained; --config.model.attention=none and

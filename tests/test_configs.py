@@ -8,8 +8,8 @@ import tokenize
 import pytest
 
 from configs import base
+from hga_flax.config.keys import KEYS
 from hga_flax.config.loading import apply_recipe, config_keys, configure, get_key, load_config, validate
-from hga_flax.config.rules import USES
 from hga_flax.training.optimizer import create_schedule
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -18,8 +18,8 @@ RECIPES = sorted((ROOT / "configs" / "recipes").glob("[!_]*.py"))
 
 
 def code_only(path):
-    """The file without its strings and comments; a key that is a Python keyword is read by subscript."""
-    text = path.read_text().replace('.init["from"]', ".init.from")
+    """The file without its strings and comments."""
+    text = path.read_text()
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     code = " ".join(t.string for t in tokens if t.type not in (tokenize.STRING, tokenize.COMMENT))
     return code.replace(" . ", ".")
@@ -53,7 +53,7 @@ def test_every_configuration_takes_every_recipe(file, recipe):
         apply_recipe(again, name)
         differ = [k for k in config_keys(config) if get_key(again, k) != get_key(config, k)]
         # What lies idle, and what the recipes leave to the networks.
-        assert set(differ) <= {"model.options", *USES}, differ
+        assert set(differ) <= {"model.options", *(key for key, entry in KEYS.items() if entry.effect)}, differ
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)

@@ -52,7 +52,7 @@ def test_one_command_beats_chance_by_far_and_leaves_what_is_frozen(drawings, tmp
     train(c, str(source))
     result = run(
         "train.py", "--config=configs/finetune_folder.py", f"--config.data.dir={drawings}",
-        f"--config.init.from={source}", f"--workdir={workdir}", "--config.model.name=cifar_resnet8",
+        f"--config.init.weights={source}", f"--workdir={workdir}", "--config.model.name=cifar_resnet8",
         "--config.model.options=features=8", "--config.model.attention_options=identity_start=True, kernels=(1, 3)",
         "--config.data.image_size=32", "--config.training.batch_size=30", "--config.optimizer.learning_rate=0.05",
         "--config.optimizer.freeze=stem*", "--config.data.num_threads=1",

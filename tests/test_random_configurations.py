@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hga_flax.config.keys import KEYS as TABLE
 from hga_flax.config.loading import configure, validate
-from hga_flax.config.rules import RULES
 from hga_flax.data.sources import dataset_info
 from hga_flax.errors import UserError, one_line
 from hga_flax.training.experiment import create_experiment, prepare
@@ -41,7 +41,7 @@ RIGHT = {
     "model.attention": ["none", "hga", "hga_table2", "se", "sk", "eca", "cbam", "gc", "ge", "nl"],
     "model.attention_options": ["", "kernels=(3,)", "ratio=2", "mfe_act='relu'", "excitation='concat'", "bins=(9,)"],
     "model.dtype": ["float32", "bfloat16"],
-    "init.from": [""],  # tests/training/test_initial_weights.py
+    "init.weights": [""],  # tests/training/test_initial_weights.py
     "data.name": ["digits"],
     "data.dir": [""],
     "data.fake": ["true", "false"],
@@ -113,7 +113,7 @@ WRONG = ["", " ", "-1", "0", "1.5", "nan", "inf", "-inf", "None", "True", "1e400
          "a=1", "x", "__import__('os').system('false')", "\\", "'", '"', "é", "~", "..", "/dev/null/x", "a\nb", "{}",
          "kernels=(2,)", "dropout=2", "features='x'", "features=0", "train[:0]", "traim", "train[",
          "folder"]  # fmt: skip
-KEYS = sorted(RULES)
+KEYS = sorted(TABLE)
 # Where a wrong value of one key would be a right one that takes too long or too much memory.
 RISKY = {"data.image_size", "evaluation.image_size", "training.steps", "training.batch_size", "data.fake_examples"}
 

@@ -4,7 +4,6 @@ import argparse
 import ast
 import importlib.util
 import json
-import keyword
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -15,7 +14,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from hga_flax.config.command_line import add_config_flags, split_overrides
-from hga_flax.config.rules import ENTRIES, KINDS, RULES, check_given, check_keys, check_together, config_keys, get_key
+from hga_flax.config.keys import FORMER_NAMES, KEYS
+from hga_flax.config.rules import KINDS, check_given, check_keys, check_together, config_keys, get_key
 from hga_flax.errors import ConfigError, UserError, nearest, one_line
 
 MOST_DIGITS = 100  # of a whole number; no key may hold as many
@@ -60,7 +60,8 @@ def configure(path: str, overrides: Sequence[str], recipe: str | None = None) ->
 
 
 def _key(argument: str) -> str:
-    return argument.removeprefix("--config.").split("=")[0]
+    name = argument.removeprefix("--config.").split("=")[0]
+    return FORMER_NAMES.get(name, name)
 
 
 def base_config() -> ConfigDict:
@@ -151,8 +152,8 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
                 _read(config, [argument])
             except OVERRIDE_ERRORS:
                 kind = type(get_key(config, _key(argument)))
-                rule = RULES.get(_key(argument))
-                right = ENTRIES.get(_key(argument)) if rule and rule.many else KINDS.get(kind)
+                known = KEYS.get(_key(argument))
+                right = known.expects if known and known.rule.many else KINDS.get(kind)
                 raise ConfigError(f"{argument}: must be {right or f'of type {kind.__name__}'}") from None
         raise ConfigError(one_line(error)) from None
 
@@ -167,12 +168,10 @@ def _read(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
 def _spelled(argument: str) -> str:
     """Returns an override as ml_collections reads it.
 
-    `from` is a Python keyword: `init["from"]`; texts are quoted; 1e3 and 1_000 are whole numbers; an empty list is ().
+    Former names of keys are replaced; texts are quoted; 1e3 and 1_000 are whole numbers; an empty list is ().
     """
-    key, (name, equals, value) = _key(argument), argument.partition("=")
-    *groups, last = name.split(".")
-    name = f"{'.'.join(groups)}['{last}']" if keyword.iskeyword(last) else name
-    rule = RULES.get(key)
+    key, (_, equals, value) = _key(argument), argument.partition("=")
+    name, rule = f"--config.{key}", KEYS[key].rule if key in KEYS else None
     if equals and rule and rule.many and not value.strip(" ()[]"):
         return f"{name}=()"
     if equals and rule and rule.kind is int:
@@ -284,7 +283,12 @@ def from_json(text: str) -> ConfigDict:
         return tuple(tuples(inner) for inner in value) if isinstance(value, list) else value
 
     try:
-        return ConfigDict(tuples(json.loads(text))).lock()
+        values = tuples(json.loads(text))
+        for former, key in FORMER_NAMES.items():
+            (group, name), new = former.split("."), key.split(".")[1]
+            if isinstance(values.get(group), dict) and name in values[group]:
+                values[group][new] = values[group].pop(name)
+        return ConfigDict(values).lock()
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"not a configuration: {one_line(error)}") from None
 

@@ -1,234 +1,21 @@
 """What every configuration key may hold, alone and together with the others; no JAX is loaded for it.
 
-`RULES` has one line for each key of configs/base.py (a test compares them). What needs the network,
+`KEYS` has one line for each key of configs/base.py (a test compares them). What needs the network,
 the devices or the data set is checked in config.py and training/experiment.py.
 """
 
-import dataclasses
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from hga_flax.config.keys import ALWAYS, KEYS, Rule
 from hga_flax.config.schedule_rules import check_schedule
 from hga_flax.errors import ConfigError, nearest
 
-WHOLE = 2**31 - 1  # the largest whole number: steps and indices are int32 on the devices
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """What a key may hold.
-
-    Attributes:
-        kind: bool, int, float or str; of the entries where `many`.
-        low, high: the smallest and the largest value, for numbers.
-        above: `low` itself is excluded.
-        choices: the only values, for texts.
-        many: a tuple of such values.
-        empty: the tuple may be empty.
-    """
-
-    kind: type
-    low: float = -math.inf
-    high: float = math.inf
-    above: bool = False
-    choices: tuple[str, ...] = ()
-    many: bool = False
-    empty: bool = False
-
-
-def _whole(low: int, high: int = WHOLE) -> Rule:
-    return Rule(int, low, high)
-
-
-def _number(low: float, high: float = math.inf, *, above: bool = False) -> Rule:
-    return Rule(float, low, high, above)
-
-
-def _choice(*choices: str) -> Rule:
-    return Rule(str, choices=choices)
-
-
-TEXT, SWITCH = Rule(str), Rule(bool)
-RULES = {
-    "seed": _whole(0),
-    "model.name": TEXT,
-    "model.options": TEXT,
-    "model.attention": TEXT,
-    "model.attention_options": TEXT,
-    "model.dtype": _choice("float32", "bfloat16"),
-    "init.from": TEXT,
-    "data.name": TEXT,
-    "data.dir": TEXT,
-    "data.fake": SWITCH,
-    "data.fake_examples": _whole(1),
-    "data.train_split": TEXT,
-    "data.eval_split": TEXT,
-    "data.image_size": _whole(1, 8192),
-    "data.mean": Rule(float, 0, 1, many=True),
-    "data.std": Rule(float, 0, 1, above=True, many=True),
-    "data.augmentation": _choice("imagenet", "small", "none"),
-    "data.flip": SWITCH,
-    "data.alternating_flip": SWITCH,
-    "data.rotation_degrees": _number(0, 180),
-    "data.crop_padding": _whole(0, 8192),
-    "data.random_erasing": _number(0, 1),
-    "data.randaugment_ops": _whole(0, 16),
-    "data.randaugment_magnitude": _number(0, 10),
-    "data.mixup": _number(0, 100),
-    "data.cutmix": _number(0, 100),
-    "data.eval_crop_fraction": _number(0, 1, above=True),
-    "data.num_threads": _whole(0, 1024),
-    "data.num_workers": _whole(0, 1024),
-    "data.cache_mb": _whole(0),
-    "data.max_bad_images": _whole(0, 10**6),
-    "training.epochs": _number(0, 10**6, above=True),
-    "training.steps": _whole(0),
-    "training.batch_size": _whole(1),
-    "training.loss": _choice("cross_entropy", "binary_cross_entropy"),
-    "training.label_smoothing": _number(0, 0.999),
-    "training.accumulation_steps": _whole(1),
-    "training.ema_decay": _number(0, 0.9999999),
-    "training.freeze_batch_stats": SWITCH,
-    "training.batch_norm_scope": _choice("global", "device"),
-    "training.log_every_steps": _whole(1),
-    "training.deterministic": SWITCH,
-    "training.skip_nonfinite": _whole(0),
-    "training.grace_seconds": _number(0, 86400, above=True),
-    "training.lost_process_seconds": _number(1, 10**6),
-    "training.compilation_cache": TEXT,
-    "optimizer.name": _choice("sgd", "adamw", "lamb"),
-    "optimizer.learning_rate": _number(0, above=True),
-    "optimizer.momentum": _number(0, 0.99999),
-    "optimizer.nesterov": SWITCH,
-    "optimizer.b1": _number(0, 0.99999),
-    "optimizer.b2": _number(0, 0.9999999),
-    "optimizer.eps": _number(0, 1, above=True),
-    "optimizer.weight_decay": _number(0),
-    "optimizer.decay_norm_and_bias": SWITCH,
-    "optimizer.clip_norm": _number(0),
-    "optimizer.freeze": Rule(str, many=True, empty=True),
-    "optimizer.learning_rate_factors": Rule(str, many=True, empty=True),
-    "schedule.name": _choice("step", "cosine", "linear", "constant"),
-    "schedule.decay_every_epochs": _number(0, 10**6, above=True),
-    "schedule.decay_at_steps": Rule(int, 1, WHOLE, many=True, empty=True),
-    "schedule.decay_factor": _number(0, 1, above=True),
-    "schedule.end_learning_rate": _number(0),
-    "schedule.warmup_epochs": _number(0, 10**6),
-    "schedule.warmup_steps": _whole(0),
-    "schedule.warmup_share": _number(0, 0.99),
-    "schedule.warmup_shape": _choice("linear", "constant"),
-    "schedule.warmup_learning_rate": _number(0),
-    "evaluation.every_epochs": _number(0, 10**6, above=True),
-    "evaluation.image_size": _whole(0, 8192),
-    "evaluation.batch_size": _whole(0),
-    "checkpoint.every_steps": _whole(0),
-    "checkpoint.keep": _whole(1),
-}
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
-ENTRIES = {
-    "data.mean": "one number for all channels or one for each, of values in 0..1 (not 0..255)",
-    "data.std": "one number for all channels or one for each; std above 0, of values in 0..1 (not 0..255)",
-    "optimizer.freeze": "patterns of parameters' paths, such as ('stem*', 'stage[12]*')",
-    "optimizer.learning_rate_factors": "texts 'PATTERN=FACTOR', such as ('classifier=10',), each factor above 0",
-    "schedule.decay_at_steps": "positive whole numbers",
-}
-
-# Keys that are younger than some runs, which went by these values; each new key of configs/base.py goes here too.
-LATER = {
-    "data.alternating_flip": False,
-    "data.num_workers": 0,
-    "data.cache_mb": 1024,
-    "data.max_bad_images": 100,
-    "data.mixup": 0.0,
-    "data.cutmix": 0.0,
-    "data.random_erasing": 0.0,
-    "training.lost_process_seconds": 100.0,
-    "training.grace_seconds": 25.0,
-    "training.skip_nonfinite": 0,
-    "optimizer.clip_norm": 0.0,
-    "data.randaugment_ops": 0,
-    "data.randaugment_magnitude": 9.0,
-    "training.loss": "cross_entropy",
-    "training.accumulation_steps": 1,
-    "training.ema_decay": 0.0,
-    "training.freeze_batch_stats": False,
-    "optimizer.name": "sgd",
-    "optimizer.b1": 0.9,
-    "optimizer.b2": 0.999,
-    "optimizer.eps": 1e-8,
-    "schedule.end_learning_rate": 0.0,
-    "schedule.warmup_share": 0.0,
-    "evaluation.image_size": 0,
-    "init.from": "",
-    "optimizer.freeze": (),
-    "optimizer.learning_rate_factors": (),
-}
-
-# key: (does it change anything in this configuration?, what would make it).
-Use = tuple[Callable[[ConfigDict], Any], str]
-_WARMUP: Use = (
-    lambda c: c.schedule.warmup_steps or c.schedule.warmup_epochs or c.schedule.warmup_share,
-    "there is no warm-up; set schedule.warmup_steps, schedule.warmup_epochs or schedule.warmup_share too",
-)
-_SGD: Use = (lambda c: c.optimizer.name == "sgd", "only optimizer.name='sgd' has momentum; others have b1 and b2")
-_ADAM: Use = (lambda c: c.optimizer.name != "sgd", "only optimizer.name='adamw' and 'lamb' have it")
-
-
-def _augments(key: str, verb: str) -> Use:
-    counts = lambda c: c.data.augmentation != "none" or not c.data[key]
-    return counts, f"data.augmentation='none' {verb} no image; choose 'small' or 'imagenet'"
-
-
-USES: dict[str, Use] = {
-    "data.flip": _augments("flip", "mirrors"),
-    "data.alternating_flip": _augments("alternating_flip", "mirrors"),
-    "data.rotation_degrees": _augments("rotation_degrees", "rotates"),
-    "data.randaugment_magnitude": (
-        lambda c: c.data.randaugment_ops,
-        "there is no RandAugment; set data.randaugment_ops too",
-    ),
-    "data.eval_crop_fraction": (
-        lambda c: c.data.augmentation == "imagenet",
-        "only data.augmentation='imagenet' crops images for evaluation",
-    ),
-    "data.cache_mb": (
-        lambda c: (c.data.augmentation != "imagenet" and not c.data.num_workers) or not c.data.cache_mb,
-        "images are kept in memory only with data.augmentation='small' or 'none' and data.num_workers=0",
-    ),
-    "data.num_threads": (
-        lambda c: not c.data.num_workers,
-        "data.num_workers stands in the threads' place; set it to 0 for threads",
-    ),
-    "training.epochs": (lambda c: not c.training.steps, "training.steps wins over it; set training.steps to 0"),
-    "training.batch_norm_scope": (
-        lambda c: not c.training.freeze_batch_stats,
-        "training.freeze_batch_stats=true takes no batch statistics",
-    ),
-    "optimizer.momentum": _SGD,
-    "optimizer.nesterov": _SGD,
-    "optimizer.b1": _ADAM,
-    "optimizer.b2": _ADAM,
-    "optimizer.eps": _ADAM,
-    "optimizer.decay_norm_and_bias": (
-        lambda c: c.optimizer.weight_decay,
-        "there is no weight decay; set optimizer.weight_decay too",
-    ),
-    "schedule.decay_every_epochs": (
-        lambda c: c.schedule.name == "step" and not c.schedule.decay_at_steps,
-        "only schedule.name='step' without schedule.decay_at_steps decays every so many epochs",
-    ),
-    "schedule.decay_factor": (lambda c: c.schedule.name == "step", "only schedule.name='step' decays by a factor"),
-    "schedule.end_learning_rate": (
-        lambda c: c.schedule.name in ("cosine", "linear"),
-        "only schedule.name='cosine' and 'linear' end at it",
-    ),
-    "schedule.warmup_shape": _WARMUP,
-    "schedule.warmup_learning_rate": _WARMUP,
-}
 
 
 def config_keys(config: ConfigDict, prefix: str = "") -> list[str]:
@@ -249,12 +36,14 @@ def get_key(config: ConfigDict, key: str) -> Any:
 def complete(config: ConfigDict) -> ConfigDict:
     """Adds the keys that are younger than a run's configuration, with the values that it went by; returns it."""
     with config.unlocked():
-        for key, value in LATER.items():
+        for key, entry in KEYS.items():
+            if entry.before is ALWAYS:
+                continue
             group, _, name = key.partition(".")
             if group not in config:
                 config[group] = ConfigDict()
             if isinstance(config[group], ConfigDict) and name not in config[group]:
-                config[group][name] = value
+                config[group][name] = entry.before
     return config
 
 
@@ -266,24 +55,24 @@ def check_keys(config: ConfigDict) -> None:
     """
     keys = config_keys(config)
     for key in keys:
-        inside = [known for known in RULES if known.startswith(key + ".")]
+        inside = [known for known in KEYS if known.startswith(key + ".")]
         if inside:
             raise ConfigError(f"{key}={get_key(config, key)!r}: it is a group: {', '.join(inside)}")
-        if key not in RULES:
-            groups = [] if "." in key else {rule.split(".")[0]: None for rule in RULES}
-            raise ConfigError(f"{key}: there is no such key{nearest(key, [*groups, *RULES])}")
-    for key in RULES:
+        if key not in KEYS:
+            groups = [] if "." in key else {rule.split(".")[0]: None for rule in KEYS}
+            raise ConfigError(f"{key}: there is no such key{nearest(key, [*groups, *KEYS])}")
+    for key in KEYS:
         if key not in keys:
             raise ConfigError(f"{key} is missing; begin a configuration with configs.base.get_config()")
-    for key, rule in RULES.items():
-        _check_value(key, rule, get_key(config, key))
+    for key, entry in KEYS.items():
+        _check_value(key, entry.rule, get_key(config, key))
 
 
 def _check_value(key: str, rule: Rule, value: Any) -> None:
     if rule.many:
         right = isinstance(value, tuple | list) and all(_is_entry(rule, v) for v in value)
         if not right or (not value and not rule.empty):
-            raise ConfigError(f"{key}={value}: {ENTRIES[key]}")
+            raise ConfigError(f"{key}={value}: {KEYS[key].expects}")
         return
     if not _is(rule.kind, value):
         raise ConfigError(f"{key}={value!r}: must be {KINDS[rule.kind]}")
@@ -366,7 +155,7 @@ def learning_rate_factors(config: ConfigDict) -> dict[str, float]:
         if not pattern or not 0 < factors[pattern] <= sys.float_info.max:
             key = "optimizer.learning_rate_factors"
             raise ConfigError(
-                f"{key}={config.optimizer.learning_rate_factors}: {ENTRIES[key]}; to hold a part still, "
+                f"{key}={config.optimizer.learning_rate_factors}: {KEYS[key].expects}; to hold a part still, "
                 "optimizer.freeze"
             )
     return factors
@@ -379,6 +168,6 @@ def check_given(config: ConfigDict, given: Iterable[str]) -> None:
         ConfigError: names the key, its value and what would make it count.
     """
     for key in given:
-        changes, reason = USES.get(key, (lambda config: True, ""))
-        if not changes(config):
-            raise ConfigError(f"{key}={get_key(config, key)}: changes nothing here: {reason}")
+        effect = KEYS[key].effect if key in KEYS else None
+        if effect and not effect[0](config):
+            raise ConfigError(f"{key}={get_key(config, key)}: changes nothing here: {effect[1]}")

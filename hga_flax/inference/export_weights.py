@@ -17,7 +17,7 @@ from hga_flax.pretrained.peers import export_peer, libraries
 from hga_flax.pretrained.torch_files import read_torch_file
 from hga_flax.pretrained.torch_weights import renamed, torch_model, torch_tensors
 
-SUFFIX = ".safetensors"  # by which PyTorch's libraries and `init.from` know the format
+SUFFIX = ".safetensors"  # by which PyTorch's libraries and `init.weights` know the format
 
 
 def write_weights(predictor: Predictor, file: pathlib.Path, facts: dict[str, Any]) -> list[tuple[str, str]]:

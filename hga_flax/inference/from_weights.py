@@ -88,7 +88,7 @@ def restore_weights(
     config = (load_config(config) if isinstance(config, str) else config.copy_and_resolve_references()).unlock()
     config = override(config.lock(), list(overrides)).unlock()
     given = {argument.removeprefix("--config.").split("=")[0] for argument in overrides}
-    config.init["from"] = ""
+    config.init.weights = ""
     if is_run:
         _take_runs(config, files.read_config(path), given)
     else:
@@ -180,7 +180,7 @@ def _shapes(source: Source, config: ConfigDict) -> tuple[int, int]:
     if head is None:
         raise UserError(
             f"{KEY}={source.origin}: it has no last layer, so that it names no classes; train one: "
-            f"train.py --config.init.from=FILE"
+            f"train.py --config.init.weights=FILE"
         )
     return head.shape[-1], stem.shape[2] if stem is not None else 3
 
@@ -209,7 +209,7 @@ def _dataset(
         raise UserError(
             f"{KEY}={source.origin}: the weights tell {classes:,} classes apart, {config.data.name} has "
             f"{info.num_classes:,}; give data with the classes of the weights, or fine-tune: train.py "
-            "--config.init.from=FILE"
+            "--config.init.weights=FILE"
         )
     if of_run and (differs := difference(of_run.class_names, info.class_names, config.data.name)):
         raise UserError(f"{KEY}={source.origin}: {differs}")

@@ -3,7 +3,7 @@
 config.json       the whole configuration          checkpoints/   Orbax
 dataset.json      classes and their names          tensorboard/   event files
 metrics.jsonl     one JSON object per logged line  parameters.txt every parameter, its shape and statistics
-initial_weights.txt  what a run with init.from began with
+initial_weights.txt  what a run with init.weights began with
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from hga_flax.data.sources import FOLDER, DatasetInfo, other_data
 from hga_flax.errors import UserError, expand, one_line
 
 # Whatever these say, a checkpoint's arrays are those of one network, and of one beginning.
-MODEL_KEYS = ("model.name", "model.options", "model.attention", "model.attention_options", "data.name", "init.from")
+MODEL_KEYS = ("model.name", "model.options", "model.attention", "model.attention_options", "data.name", "init.weights")
 CLAIM = ".trained_by"  # says who trains in a folder of this machine; see locks.py
 
 

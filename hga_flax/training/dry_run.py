@@ -81,7 +81,7 @@ def dry_run(config: ConfigDict, workdir: str | None = None, *, compile_step: boo
     if workdir is not None:
         rows.append(("workdir", workdir_state(workdir, config, state, experiment.dataset.described())))
     console.table("dry run: nothing is trained or written", rows)
-    if new and config.init["from"]:
+    if new and config.init.weights:
         console.table("initial weights", fit_weights(config, state).rows())
     header, model_rows = parts_table(model_parts(experiment.model, experiment.image_shape))
     console.columns("model", header, model_rows)

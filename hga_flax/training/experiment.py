@@ -270,6 +270,6 @@ def describe(experiment: Experiment, plan: Plan, params: Any, *, new: bool = Tru
         ("data", f"{config.data.name}{fake}, {plan.num_examples:,} examples to train on"),
         ("plan", f"{plan.total_steps:,} steps of {batch} = {plan.total_steps / plan.steps_per_epoch:.4g} epochs" + cut),
     ]
-    if new and config.init["from"]:
-        rows.append(("weights", f"of a new run from {config.init['from']}"))
+    if new and config.init.weights:
+        rows.append(("weights", f"of a new run from {config.init.weights}"))
     return rows + describe_groups(config, params)

@@ -1,4 +1,4 @@
-"""The weights that a new run starts from (`init.from`): another run's, or a PyTorch file's.
+"""The weights that a new run starts from (`init.weights`): another run's, or a PyTorch file's.
 
 What the file holds is brought under our names and fitted to the network by three rules. An attention,
 a head ("classifier") and an auxiliary head are taken whole or stay fresh: the file may have another
@@ -37,7 +37,7 @@ from hga_flax.training.restore import choose_step
 from hga_flax.training.state import TrainState
 
 Path = tuple[str, ...]  # ("params", "stem_conv", "kernel")
-KEY = "init.from"
+KEY = "init.weights"
 HEAD = "classifier"  # the name of every network's last layer, and of its auxiliary heads' last ones
 OPTIONAL_THERE = re.compile(r"(^|\.)(se|fc|linear|classifier|aux\d?|attention)\.")  # in others' names
 WANTED = "name a run's folder (DIR, DIR@latest, DIR@STEP) or a file of weights (.pth, .safetensors, ...)"
@@ -114,7 +114,7 @@ class Fitted:
 def start_from(
     config: ConfigDict, state: TrainState, mesh: jax.sharding.Mesh, fitted: Fitted | None = None
 ) -> tuple[TrainState, Fitted]:
-    """Returns the initial state with the weights of `init.from` in it, and what was loaded.
+    """Returns the initial state with the weights of `init.weights` in it, and what was loaded.
 
     Args:
         config: of the new run.
@@ -131,14 +131,14 @@ def start_from(
 
 
 def check_source(config: ConfigDict, workdir: str | None) -> None:
-    """Looks at what `init.from` names, before anything is built: whether it is there and can hold weights.
+    """Looks at what `init.weights` names, before anything is built: whether it is there and can hold weights.
 
     A run that goes on does not need it, and what lies in a bucket is looked at when it is copied.
 
     Raises:
         UserError: it is not there, or it is something else.
     """
-    given = config.init["from"]
+    given = config.init.weights
     if not given or is_remote(given) or (workdir and (is_remote(workdir) or _has_begun(workdir))):
         return
     path, _ = locate(given, KEY)
@@ -153,7 +153,7 @@ def _has_begun(workdir: str) -> bool:
 
 
 def fit_weights(config: ConfigDict, state: TrainState) -> Fitted:
-    """Reads the weights of `init.from` and fits them to a network.
+    """Reads the weights of `init.weights` and fits them to a network.
 
     Args:
         config: of the new run.
@@ -181,7 +181,7 @@ def _with_variables(state: TrainState, variables: Mapping[str, Any]) -> TrainSta
 
 
 def read_source(config: ConfigDict, places: Mapping[Path, Any]) -> Source:
-    """Reads the run's folder or the file of weights that `init.from` names.
+    """Reads the run's folder or the file of weights that `init.weights` names.
 
     Args:
         config: of the new run.
@@ -190,7 +190,7 @@ def read_source(config: ConfigDict, places: Mapping[Path, Any]) -> Source:
     Raises:
         UserError: it is neither, cannot be read, or belongs to another network.
     """
-    return read_weights(config.init["from"], config.model.name, places)
+    return read_weights(config.init.weights, config.model.name, places)
 
 
 def read_weights(given: str, network: str, places: Mapping[Path, Any], key: str = KEY) -> Source:

@@ -148,9 +148,9 @@ def _train(
 def _new_state(
     experiment: Experiment, init: Any, abstract: TrainState, workdir: pathlib.Path, console: Console
 ) -> TrainState:
-    """Returns the state before the first step; a run that goes on does not ask for `init.from` again."""
+    """Returns the state before the first step; a run that goes on does not ask for `init.weights` again."""
     config = experiment.config
-    fitted = fit_weights(config, abstract) if config.init["from"] else None  # before what takes long
+    fitted = fit_weights(config, abstract) if config.init.weights else None  # before what takes long
     state = create_state(init, config.seed, experiment.mesh)
     if fitted is None:
         return state

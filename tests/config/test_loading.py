@@ -46,7 +46,8 @@ def test_patterns_need_no_quotes(text, patterns):
 
 
 def test_a_key_may_be_a_keyword_of_python():
-    assert parse("--config.init.from=runs/digits@3").init["from"] == "runs/digits@3"
+    for key in ("init.weights", "init.from"):  # its former name
+        assert parse(f"--config.{key}=runs/digits@3").init.weights == "runs/digits@3"
 
 
 MISTAKES = {

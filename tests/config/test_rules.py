@@ -8,11 +8,13 @@ from ml_collections import ConfigDict
 
 from configs import base
 from hga_flax.config import rules as v
+from hga_flax.config.keys import ALWAYS, KEYS
 from hga_flax.config.loading import configure, validate
 from hga_flax.data.sources import dataset_info
 from hga_flax.errors import ConfigError, UserError, one_line
 from hga_flax.training.experiment import create_experiment, prepare
 
+LATER = {key: entry.before for key, entry in KEYS.items() if entry.before is not ALWAYS}
 # A small network on the digits, which divides evenly over the eight devices.
 SMALL = (
     "model.name=cifar_resnet8",
@@ -46,10 +48,10 @@ def test_a_bad_configuration_is_one_line_that_names_the_key(overrides):
     with pytest.raises(UserError) as caught:
         check(overrides.split(";"))
     assert str(caught.value) == BAD[overrides] == one_line(caught.value)
-    assert any(key in str(caught.value) for key in (*v.RULES, "optimzer", "optimizer", "config.model", "the folder"))
+    assert any(key in str(caught.value) for key in (*KEYS, "optimzer", "optimizer", "config.model", "the folder"))
 
 
-MODEL = [key for key in v.RULES if key.startswith("model.")]
+MODEL = [key for key in KEYS if key.startswith("model.")]
 
 
 def changed(**values):
@@ -74,13 +76,13 @@ def changed(**values):
         ({"optimizer__learning_rate": 10**400}, f"optimizer.learning_rate={10**400}: must be above 0 and finite"),
         ({"model__name": 50}, "model.name=50: must be a text"),
         ({"data__dir": "a\0b"}, "data.dir='a\\x00b': a text without line breaks and control characters"),
-        ({"data__mean": 0.5}, f"data.mean=0.5: {v.ENTRIES['data.mean']}"),
-        ({"data__mean": (True,)}, f"data.mean=(True,): {v.ENTRIES['data.mean']}"),
-        ({"data__mean": ()}, f"data.mean=(): {v.ENTRIES['data.mean']}"),
-        ({"data__std": (float("inf"),)}, f"data.std=(inf,): {v.ENTRIES['data.std']}"),
+        ({"data__mean": 0.5}, f"data.mean=0.5: {KEYS['data.mean'].expects}"),
+        ({"data__mean": (True,)}, f"data.mean=(True,): {KEYS['data.mean'].expects}"),
+        ({"data__mean": ()}, f"data.mean=(): {KEYS['data.mean'].expects}"),
+        ({"data__std": (float("inf"),)}, f"data.std=(inf,): {KEYS['data.std'].expects}"),
         ({"schedule__decay_at_steps": (1.5,)}, "schedule.decay_at_steps=(1.5,): positive whole numbers"),
-        ({"optimizer__freeze": "stem*"}, f"optimizer.freeze=stem*: {v.ENTRIES['optimizer.freeze']}"),
-        ({"optimizer__freeze": (1,)}, f"optimizer.freeze=(1,): {v.ENTRIES['optimizer.freeze']}"),
+        ({"optimizer__freeze": "stem*"}, f"optimizer.freeze=stem*: {KEYS['optimizer.freeze'].expects}"),
+        ({"optimizer__freeze": (1,)}, f"optimizer.freeze=(1,): {KEYS['optimizer.freeze'].expects}"),
         ({"optimzer": 1}, "optimzer: there is no such key; did you mean 'optimizer'?"),
         ({"model": "resnet50"}, f"model='resnet50': it is a group: {', '.join(MODEL)}"),
         ({"optimizer__momentun": 0.9}, "optimizer.momentun: there is no such key; did you mean 'optimizer.momentum'?"),
@@ -102,19 +104,19 @@ def test_a_missing_key_is_named():
 
 def test_the_rules_are_those_of_the_declared_keys_and_admit_their_defaults():
     config = base.get_config()
-    assert sorted(v.RULES) == sorted(v.config_keys(config))
+    assert sorted(KEYS) == sorted(v.config_keys(config))
     v.check_keys(config)
     v.check_together(config)
-    for key, rule in v.RULES.items():
+    for key, entry in KEYS.items():
         value = v.get_key(config, key)
-        assert isinstance(value, tuple) if rule.many else type(value) is rule.kind, key
-    assert set(v.USES) <= set(v.RULES)
+        assert isinstance(value, tuple) if entry.rule.many else type(value) is entry.rule.kind, key
+        assert bool(entry.expects) == entry.rule.many, key
 
 
 def test_a_configuration_of_before_a_key_is_completed_with_what_its_run_went_by():
     whole = base.get_config()
     old = whole.to_dict()
-    for key, value in v.LATER.items():
+    for key, value in LATER.items():
         assert v.get_key(whole, key) == value and type(v.get_key(whole, key)) is type(value), key
         group, name = key.split(".")
         del old[group][name]
@@ -126,15 +128,15 @@ def test_a_configuration_of_before_a_key_is_completed_with_what_its_run_went_by(
 
 def test_each_key_that_runs_may_lack_has_what_they_went_by():
     """The first version's keys apart, which every run has."""
-    first = {key for key in v.RULES if key not in v.LATER}
-    assert len(first) == 46, f"a new key of configs/base.py belongs into LATER, too: {sorted(first)}"
+    first = {key for key in KEYS if key not in LATER}
+    assert len(first) == 46, f"a new key of configs/base.py needs `before`: {sorted(first)}"
 
 
 def test_a_list_is_as_good_as_a_tuple():
     v.check_keys(changed(data__mean=[0.5], schedule__decay_at_steps=[3, 4]))
 
 
-# What makes each key of `USES` count; it is refused in `BAD`, or here, where it does nothing.
+# What makes each key of `KEYS` with an effect count; it is refused in `BAD`, or here, where it does nothing.
 @pytest.mark.parametrize(
     ("key", "idle", "used"),
     [
@@ -171,7 +173,7 @@ def test_a_list_is_as_good_as_a_tuple():
 )
 def test_a_key_given_by_hand_must_change_something(key, idle, used):
     name = key.split("=")[0]
-    assert name in v.USES
+    assert KEYS[name].effect
     with pytest.raises(ConfigError, match=f"^{name}=.*: changes nothing here: "):
         configure("configs/digits.py", [f"--config.{o}" for o in (*SMALL, key, *idle)])
     configure("configs/digits.py", [f"--config.{o}" for o in (*SMALL, key, *used)])

@@ -195,18 +195,18 @@ def test_one_file_is_fetched_once_and_again_when_it_changes(bucket, tmp_path, mo
     monkeypatch.setattr(Remote, "files", lambda self: pytest.fail("what lies beside it is not listed"))
     remote = Remote(f"{bucket}/weights", "key")
     remote.write("a.pth", b"1")
-    file = fetch_file(f"{bucket}/weights/a.pth", "init.from")
+    file = fetch_file(f"{bucket}/weights/a.pth", "init.weights")
     assert file.read_bytes() == b"1" and file.name == "a.pth"
     time.sleep(0.01)
     remote.write("a.pth", b"2")
-    assert fetch_file(f"{bucket}/weights/a.pth", "init.from").read_bytes() == b"2"
+    assert fetch_file(f"{bucket}/weights/a.pth", "init.weights").read_bytes() == b"2"
     with pytest.raises(UserError, match=rf"^init\.from={bucket}/weights/b\.pth: there is no such file$"):
-        fetch_file(f"{bucket}/weights/b.pth", "init.from")
+        fetch_file(f"{bucket}/weights/b.pth", "init.weights")
     with pytest.raises(UserError, match=rf"^init\.from={bucket}/weights: there is no such file$"):
-        fetch_file(f"{bucket}/weights", "init.from")  # a folder
+        fetch_file(f"{bucket}/weights", "init.weights")  # a folder
     with pytest.raises(Unreachable, match="there is no bucket nobucket; create it, or mend the name"):
-        fetch_file("s3://nobucket/weights/a.pth", "init.from")
+        fetch_file("s3://nobucket/weights/a.pth", "init.weights")
     (tmp_path / "full").write_text("")
     monkeypatch.setenv(storage.CACHE_VARIABLE, str(tmp_path / "full"))
     with pytest.raises(UserError, match=rf"^{bucket}/weights cannot be copied to .*: Not a directory; set HGA_FLAX_"):
-        fetch_file(f"{bucket}/weights/a.pth", "init.from")
+        fetch_file(f"{bucket}/weights/a.pth", "init.weights")

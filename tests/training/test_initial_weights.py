@@ -24,7 +24,7 @@ TINY_RESNET = "stage_sizes=(1, 1), features=8"  # with torchvision's names
 
 
 def start(name, **overrides):
-    """A configuration with `init.from`."""
+    """A configuration with `init.weights`."""
     return tiny.config(**{"init__from": str(name)} | overrides)
 
 
@@ -289,7 +289,7 @@ def logits(model, variables, images):
 
 
 def load(path, attention_options, classes, **overrides):
-    """The network of a configuration with `init.from`, and its initial variables."""
+    """The network of a configuration with `init.weights`, and its initial variables."""
     c = start(path, model__attention_options=attention_options, **overrides)
     model, state, _ = tiny.build(c, tiny.mesh(), (32, 32, 3), classes)
     state, found = w.start_from(c, state, tiny.mesh())
