@@ -240,7 +240,7 @@ def test_found_by_its_path_an_address_is_brought_up_to_date_each_time(remote, tm
     remote.delete(checkpoint(1))
     find(remote.address, light=True)
     assert (folder / "checkpoints/2/state/d/x").exists() and not (folder / "checkpoints/1").exists()
-    with pytest.raises(UserError, match=r"^init\.from=s3://: write s3://BUCKET/FOLDER$"):
+    with pytest.raises(UserError, match=r"^init\.weights=s3://: write s3://BUCKET/FOLDER$"):
         find("s3://", "init.weights")
 
 
