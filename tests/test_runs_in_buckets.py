@@ -65,7 +65,7 @@ def test_every_command_takes_the_address_of_a_run(remote, tmp_path, capsys):
     for source in (remote.address, f"{remote.address}@latest", f"{remote.address}@2"):
         origin = read_source(tiny.config(init__from=source), {}).origin
         assert origin.startswith(f"step 2 of {remote.address}, cifar_resnet8 with attention hga")
-    with pytest.raises(UserError, match=rf"^init\.from={remote.address}/x\.pth: there is no such file$"):
+    with pytest.raises(UserError, match=rf"^init\.weights={remote.address}/x\.pth: there is no such file$"):
         read_source(tiny.config(init__from=f"{remote.address}/x.pth"), {})
     with pytest.raises(UserError, match=rf"^{remote.address}x: no run here"):
         restore_workdir(f"{remote.address}x")

@@ -200,9 +200,9 @@ def test_one_file_is_fetched_once_and_again_when_it_changes(bucket, tmp_path, mo
     time.sleep(0.01)
     remote.write("a.pth", b"2")
     assert fetch_file(f"{bucket}/weights/a.pth", "init.weights").read_bytes() == b"2"
-    with pytest.raises(UserError, match=rf"^init\.from={bucket}/weights/b\.pth: there is no such file$"):
+    with pytest.raises(UserError, match=rf"^init\.weights={bucket}/weights/b\.pth: there is no such file$"):
         fetch_file(f"{bucket}/weights/b.pth", "init.weights")
-    with pytest.raises(UserError, match=rf"^init\.from={bucket}/weights: there is no such file$"):
+    with pytest.raises(UserError, match=rf"^init\.weights={bucket}/weights: there is no such file$"):
         fetch_file(f"{bucket}/weights", "init.weights")  # a folder
     with pytest.raises(Unreachable, match="there is no bucket nobucket; create it, or mend the name"):
         fetch_file("s3://nobucket/weights/a.pth", "init.weights")

@@ -125,7 +125,7 @@ def test_a_stem_for_other_channels_answers_a_grey_image_as_before(there, here):
     [
         (
             {"features": 8},
-            r"^init\.from=FILE: these are not the weights of ours: stage1_block1/conv1/kernel \[3, 3, 8, 8\] "
+            r"^init\.weights=FILE: these are not the weights of ours: stage1_block1/conv1/kernel \[3, 3, 8, 8\] "
             r"instead of \[3, 3, 4, 4\], .*; set config\.model to the network that they belong to$",
         ),
         ({"channels": 3, "here": 4}, r"stem_conv/kernel \[3, 3, 3, 4\] instead of \[3, 3, 4, 4\]"),
@@ -280,7 +280,7 @@ def test_a_file_of_another_network_shows_its_keys(change, message, tmp_path):
 
 
 def test_a_checkpoint_that_is_not_there(run):
-    with pytest.raises(UserError, match=r"init\.from=.*@9: choose best, latest or one of the steps 3"):
+    with pytest.raises(UserError, match=r"init\.weights=.*@9: choose best, latest or one of the steps 3"):
         w.read_source(start(f"{run}@9"), {})
 
 
@@ -351,7 +351,7 @@ def test_a_resumed_run_does_not_ask_for_the_source_again(run, tmp_path, capsys):
     assert "changed: optimizer.freeze: ('stem*',) -> ()" in capsys.readouterr().out
     thawed = restore_workdir(str(workdir), "latest").state.params
     assert (thawed["stem_conv"]["kernel"] != ours["stem_conv"]["kernel"]).any()
-    with pytest.raises(UserError, match=r"belongs to another run: there init\.from is '.*', here ''"):
+    with pytest.raises(UserError, match=r"belongs to another run: there init\.weights is '.*', here ''"):
         train(tiny.config(model__attention="none"), str(workdir))
 
 
