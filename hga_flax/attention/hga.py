@@ -340,7 +340,8 @@ class HGA(nn.Module):
                 operator = operator.transpose(1, 2, 3, 0)
             else:
                 operator = jnp.einsum("crhw,dc->rhwd", operator, weight, precision="highest")
-            return (apply_operator(x.astype(dtype), operator.astype(dtype)) + hidden).astype(dtype)
+            hidden = (apply_operator(x.astype(dtype), operator.astype(dtype)) + hidden).astype(dtype)
+            return lax.optimization_barrier(hidden)  # else the ReLU, its mask and the product each add the offset
 
         return by_platform(by_cells, stacked, suppress, *given, **on_gpus(by_operator))
 

@@ -45,25 +45,25 @@ def excitation_operator(
     kernels = kernels.astype(wide).reshape(scales, size, size, group_size, -1, group_size)
     grid = _grid(suppress.astype(wide), bins)
     grid = grid.reshape(*grid.shape[:3], channels // group_size, group_size, -1)
-    # [groups, I, R, H, columns of taps, rows of cells, columns of cells, S, I]; sums of a few products each, which as
-    # reductions are one small kernel on a GPU, in full precision.
-    by_row = (rows[:, :, :, None] * kernels.transpose(1, 4, 3, 2, 0, 5).reshape(1, size, 1, -1)).sum(axis=1)
+    # Sums of a few products each, not products of matrices: on a GPU each is one small kernel, its gradients are one
+    # each, and nothing is padded to the tiles of a product. What is summed over, here or backwards, lies together.
+    by_row = (rows[..., None] * kernels.transpose(1, 4, 3, 2, 0, 5).reshape(size, 1, 1, -1)).sum(axis=0)
     by_row = by_row.reshape(sum(bins), height, -1, group_size, size, scales, group_size)  # [rows, H, g, I, K, S, I]
     by_row = by_row.transpose(2, 3, 1, 4, 0, 5, 6)[:, :, None, :, :, None]
     grid = grid.transpose(3, 5, 2, 1, 0, 4)[:, None, :, None, None]
-    hidden = (by_row * grid).sum(axis=(-3, -2, -1))  # [groups, I, R, H, K, columns of cells]
-    hidden = hidden.reshape(-1, size * sum(bins))
-    columns = columns.transpose(1, 0, 2).reshape(size * sum(bins), width)
-    return jnp.dot(hidden, columns, precision="highest").reshape(channels, -1, height, width)
+    # [groups, I, R, H, columns of taps, columns of cells, rows of cells, S, I] without the last three
+    hidden = (by_row * grid).sum(axis=(-3, -2, -1))
+    hidden = hidden.reshape(channels, -1, height, size * sum(bins), 1)
+    return (hidden * columns.reshape(size * sum(bins), width)).sum(axis=-2)
 
 
 def _shifted_means(length: int, bins: Sequence[int], radius: int) -> np.ndarray:
-    """Returns `[sum(bins), taps, length]`: `shifted_cells` of each bin, divided by the cells' extents."""
+    """Returns `[taps, sum(bins), length]`: `shifted_cells` of each bin, divided by the cells' extents."""
     means = []
     for j in bins:
         extents = np.array([stop - start for start, stop in cell_edges(length, j)])
         means.append(shifted_cells(length, j, radius) / extents[:, None, None])
-    return np.concatenate(means)
+    return np.concatenate(means).swapaxes(0, 1)
 
 
 def _grid(suppress: jax.Array, bins: Sequence[int]) -> jax.Array:

@@ -9,6 +9,7 @@ import optax
 from ml_collections import ConfigDict
 
 from hga_flax.errors import ConfigError
+from hga_flax.training.norm import clip_by_global_norm
 from hga_flax.training.parameters import by_parameter
 
 
@@ -107,7 +108,9 @@ def create_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Grad
     """
     optimizer = config.optimizer
     mask = None if optimizer.decay_norm_and_bias else decays
-    clip = optax.clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity()
+    clip = optax.identity()
+    if optimizer.clip_norm:
+        clip = optax.stateless(lambda updates, params: clip_by_global_norm(updates, optimizer.clip_norm))
     decay = optax.stateless(lambda updates, params: _add_decay(optimizer.weight_decay, mask, updates, params))
     if optimizer.name == "sgd":
         update = optax.chain(clip, decay, optax.sgd(schedule, optimizer.momentum, optimizer.nesterov))

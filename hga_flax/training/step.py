@@ -33,6 +33,7 @@ from hga_flax.models.norm import frozen_statistics
 from hga_flax.processes.mesh import DATA_AXIS
 from hga_flax.training.ema import update_ema
 from hga_flax.training.metrics import LOSSES, ClassificationMetrics, TrainMetrics, batch_metrics, cross_entropy
+from hga_flax.training.norm import global_norm
 from hga_flax.training.parameters import hold_frozen
 from hga_flax.training.state import TrainState
 
@@ -210,7 +211,7 @@ def make_train_step(
         grads, batch_stats, mean_loss, logits, loss = accumulated_gradient(
             model, config, state.params, state.batch_stats, batch, root, dropout, unroll=unroll
         )
-        norm = optax.tree.norm(grads)
+        norm = global_norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = batch_metrics(logits, batch["label"], loss, None, DATA_AXIS)
