@@ -1,7 +1,7 @@
 """Trains a network, or goes on where a killed run stopped.
 
 python train.py --config=configs/digits.py --workdir=runs/digits [--config.key=value ...]
-python train.py --config=configs/digits.py --dry_run     checks and describes the run without making it
+python train.py --config=configs/digits.py --dry-run     checks and describes the run without making it
 
 Exit codes: 0 finished, 1 an error (one line), 143 stopped by SIGTERM, 130 by Ctrl-C, 129 by SIGHUP. A stopped
 run has saved its last step; the same command goes on.
@@ -19,8 +19,8 @@ def main() -> None:
     parser = ArgumentParser(description=f"{first} {codes}")
     parser.add_argument("--workdir", metavar="DIR", help="where checkpoints and metrics go")
     parser.add_argument(
-        "--dry_run",
         "--dry-run",
+        "--dry_run",
         nargs="?",
         const="lower",
         choices=("lower", "compile"),
@@ -40,7 +40,7 @@ def main() -> None:
     distributed.add_flags(parser)
     arguments, config = parse_arguments(parser)
     if arguments.workdir is None and arguments.dry_run is None:
-        raise UserError("--workdir=DIR is missing: where checkpoints and metrics go; or try --dry_run")
+        raise UserError("--workdir=DIR is missing: where checkpoints and metrics go; or try --dry-run")
 
     if arguments.profile < 0:
         raise UserError(f"--profile={arguments.profile}: the number of steps to trace; it cannot be negative")

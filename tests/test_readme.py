@@ -19,9 +19,15 @@ def test_the_example_runs():
 
 
 def test_the_names_are_the_registered_ones():
-    for title, names in (("attentions", attention_names()), ("networks", [*model_names(), CIFAR_PATTERN])):
-        (row,) = re.findall(rf"^\| {title} \| (.*) \|$", README, flags=re.MULTILINE)
-        assert set(names) <= set(re.findall(r"`([^`]+)`", row))
+    (row,) = re.findall(r"^\| attentions \| (.*) \|$", README, flags=re.MULTILINE)
+    assert set(attention_names()) == set(re.findall(r"`([^`]+)`", row))
+    networks = re.findall(r"`([^`]+)`", (ROOT / "docs" / "networks.md").read_text())
+    assert {name.removesuffix("_bn") for name in (*model_names(), CIFAR_PATTERN)} <= set(networks)
+
+
+def test_its_first_commands_stand_in_the_first_lines():
+    lines = README.splitlines()
+    assert any(line.startswith("    make demo") for line in lines[:25]) and len(lines) <= 140
 
 
 def test_files_and_targets_that_it_names_exist():

@@ -44,12 +44,16 @@ class ProcessLost(UserError):
     """Another process of the run was lost or failed."""
 
 
+def _spelled(flag: str) -> str:
+    return "--" + flag.replace("_", "-")
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that make a command one of several processes."""
     group = parser.add_argument_group("several processes, each with its own devices (else detected: docs/scaling.md)")
     group.add_argument("--coordinator", metavar="HOST:PORT", help="an address of process 0, with a free port")
-    group.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
-    group.add_argument("--process_id", type=int, metavar="I", help="which one this is, from 0")
+    group.add_argument("--num-processes", "--num_processes", type=int, metavar="N", help="how many there are")
+    group.add_argument("--process-id", "--process_id", type=int, metavar="I", help="which one this is, from 0")
 
 
 def launcher(environment: dict[str, str] | os._Environ = os.environ) -> str | None:
@@ -92,7 +96,7 @@ def start(arguments: argparse.Namespace, config: ConfigDict) -> None:
     where = f"found by {by}"
     if given:
         _check(given)
-        where = " ".join(f"--{flag}={given[flag]}" for flag in FLAGS)
+        where = " ".join(f"{_spelled(flag)}={given[flag]}" for flag in FLAGS)
         given = {"coordinator_address": given.pop("coordinator"), **given, "cluster_detection_method": "deactivate"}
     check_keys(config)
     jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM for itself; preemption.py handles it
@@ -106,7 +110,7 @@ def start(arguments: argparse.Namespace, config: ConfigDict) -> None:
                 shutdown_timeout_seconds=timeout,
             )
     except (ValueError, RuntimeError, OSError) as error:
-        hint = "" if by == "flags" else "; or give --coordinator, --num_processes and --process_id"
+        hint = "" if by == "flags" else "; or give --coordinator, --num-processes and --process-id"
         raise UserError(f"the processes ({where}) cannot be connected: {one_line(error)[:300]}{hint}") from None
 
 
@@ -135,16 +139,16 @@ def _deadline(where: str) -> Iterator[None]:
 
 
 def _check(given: dict) -> None:
-    missing = [f"--{flag}" for flag in FLAGS if flag not in given]
+    missing = [_spelled(flag) for flag in FLAGS if flag not in given]
     if missing:
-        raise UserError(f"--{next(iter(given))}: also needs {' and '.join(missing)}")
+        raise UserError(f"{_spelled(next(iter(given)))}: also needs {' and '.join(missing)}")
     host, _, port = given["coordinator"].rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UserError(f"--coordinator={given['coordinator']}: write HOST:PORT, as in 10.0.0.1:1234")
     if given["num_processes"] < 1:
-        raise UserError(f"--num_processes={given['num_processes']}: must be at least 1")
+        raise UserError(f"--num-processes={given['num_processes']}: must be at least 1")
     if not 0 <= given["process_id"] < given["num_processes"]:
-        raise UserError(f"--process_id={given['process_id']}: must be 0 to {given['num_processes'] - 1}")
+        raise UserError(f"--process-id={given['process_id']}: must be 0 to {given['num_processes'] - 1}")
 
 
 def union(indices: Iterable[int], limit: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""`train.py --dry_run`: what a run would be, without its parameters, its images or its workdir.
+"""`train.py --dry-run`: what a run would be, without its parameters, its images or its workdir.
 
 Everything is traced with abstract arrays. The step is lowered but not compiled, unless that is quick
 or asked for; then it is also timed on zeros, if it is short. What is an estimate says so.
@@ -320,7 +320,7 @@ def memory_rows(experiment: Experiment, cost: Cost) -> list[tuple[str, str]]:
                          f"{size(temporaries)} of temporaries")
         )  # fmt: skip
     else:
-        rows.append(("compiled", "not compiled; --dry_run=compile does so and asks XLA, which takes minutes"))
+        rows.append(("compiled", "not compiled; --dry-run=compile does so and asks XLA, which takes minutes"))
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     if limit:
         rows.append(("available", size(limit)))

@@ -53,12 +53,12 @@ def test_one_process_starts_nothing(monkeypatch):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"coordinator": "a:1"}, "--coordinator: also needs --num_processes and --process_id"),
-        ({"process_id": 0, "num_processes": 2}, "--num_processes: also needs --coordinator"),
+        ({"coordinator": "a:1"}, "--coordinator: also needs --num-processes and --process-id"),
+        ({"process_id": 0, "num_processes": 2}, "--num-processes: also needs --coordinator"),
         ({"coordinator": "a", "process_id": 0, "num_processes": 2}, "--coordinator=a: write HOST:PORT"),
         ({"coordinator": "a:99999", "process_id": 0, "num_processes": 2}, "write HOST:PORT"),
-        ({"coordinator": "a:1", "process_id": 0, "num_processes": 0}, "--num_processes=0: must be at least 1"),
-        ({"coordinator": "a:1", "process_id": 2, "num_processes": 2}, "--process_id=2: must be 0 to 1"),
+        ({"coordinator": "a:1", "process_id": 0, "num_processes": 0}, "--num-processes=0: must be at least 1"),
+        ({"coordinator": "a:1", "process_id": 2, "num_processes": 2}, "--process-id=2: must be 0 to 1"),
     ],
 )
 def test_wrong_flags_are_named(given, message):
@@ -212,7 +212,7 @@ def test_a_process_does_not_wait_for_the_others_for_ever_and_ctrl_c_ends_it(proc
     (told,) = finish([waits], 100)
     assert told.code == 1
     assert told.lines == [
-        f"error: the processes (--coordinator={address} --num_processes=2 --process_id={process}) cannot be connected: "
+        f"error: the processes (--coordinator={address} --num-processes=2 --process-id={process}) cannot be connected: "
         "not all of them came within 2 s; is each one started, under a number of its own, and can it reach process 0's "
         "address and port?"
     ]

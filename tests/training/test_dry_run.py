@@ -172,9 +172,10 @@ def test_the_papers_network_is_told_in_less_than_a_minute(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--dry_run"], (None, False)),
+        (["--dry-run"], (None, False)),
         (["--dry-run", "--workdir=runs/x"], ("runs/x", False)),
-        (["--dry_run=compile"], (None, True)),
+        (["--dry-run=compile"], (None, True)),
+        (["--dry_run"], (None, False)),
     ],
 )
 def test_the_flag_makes_a_dry_run_in_the_place_of_a_run(arguments, expected, monkeypatch):
@@ -186,9 +187,9 @@ def test_the_flag_makes_a_dry_run_in_the_place_of_a_run(arguments, expected, mon
 
 
 def test_the_command_refuses_what_training_refuses():
-    result = commands.run("train.py", "--config=configs/digits.py", "--dry_run", "--config.training.batch_size=1501")
+    result = commands.run("train.py", "--config=configs/digits.py", "--dry-run", "--config.training.batch_size=1501")
     assert result.returncode == 1 and result.stdout == ""
     assert result.stderr == "error: training.batch_size=1501: the training split has only 1500 examples\n"
     result = commands.run("train.py", "--config=configs/digits.py")
     assert result.returncode == 1
-    assert result.stderr == "error: --workdir=DIR is missing: where checkpoints and metrics go; or try --dry_run\n"
+    assert result.stderr == "error: --workdir=DIR is missing: where checkpoints and metrics go; or try --dry-run\n"
