@@ -72,7 +72,10 @@ def __getattr__(name: str) -> Any:
     """Imports JAX and Flax at the first use of a name, so that `python -m hga_flax --help` is quick."""
     if name not in __all__:
         raise AttributeError(f"module 'hga_flax' has no attribute '{name}'")
-    return getattr(importlib.import_module(_HOMES.get(name, "hga_flax.attention")), name)
+    try:
+        return getattr(importlib.import_module(_HOMES.get(name, "hga_flax.attention")), name)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"hga_flax.{name}: {error.name} is not installed; pip install 'hga-flax[train]'") from error
 
 
 def __dir__() -> list[str]:

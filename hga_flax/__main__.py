@@ -1,7 +1,9 @@
 """The commands: `python -m hga_flax COMMAND`."""
 
+import contextlib
 import importlib
 import sys
+from collections.abc import Iterator
 
 from hga_flax.config.command_line import split_overrides
 from hga_flax.errors import ArgumentParser, UserError, run_main
@@ -48,14 +50,29 @@ def main(argv: list[str] | None = None) -> int | None:
     for name, (module, line) in COMMANDS.items():
         subparser = commands.add_parser(name, help=line, description=line[0].upper() + line[1:] + ".")
         if name == called:
-            command = importlib.import_module(module)
+            with _needs_extras(name):
+                command = importlib.import_module(module)
             command.add_arguments(subparser)
             subparser.set_defaults(run=command.run)
     arguments = parser.parse_args(argv)
     if overrides and "config" not in arguments and "takes_overrides" not in arguments:
         raise UserError(f"{overrides[0]}: {arguments.command} takes no configuration")
     arguments.overrides = overrides
-    return arguments.run(arguments)
+    with _needs_extras(arguments.command):
+        return arguments.run(arguments)
+
+
+@contextlib.contextmanager
+def _needs_extras(command: str) -> Iterator[None]:
+    """Turns a missing package of others into one line: `pip install .` brings the attentions and networks alone."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "hga_flax").startswith("hga_flax"):
+            raise
+        raise UserError(
+            f"{command}: {error.name} is not installed; pip install 'hga-flax[pictures]', or requirements.txt"
+        ) from None
 
 
 if __name__ == "__main__":

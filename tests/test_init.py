@@ -66,3 +66,29 @@ def test_the_library_needs_no_data_package_for_attentions_and_networks():
 
 def test_the_package_says_that_it_is_typed():
     assert (ROOT / "hga_flax" / "py.typed").read_text() == ""
+
+
+# What `pip install .` does not bring: the packages of the extras [train] and [pictures].
+EXTRAS = ("optax", "orbax", "tensorflow_datasets", "grain", "ml_collections", "clu", "fsspec", "cv2", "simplejpeg",
+          "sklearn", "scipy", "tensorboardX", "matplotlib")  # fmt: skip
+WITHOUT = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS})); "
+
+
+def test_attentions_and_networks_need_jax_flax_and_numpy_alone():
+    code = "import jax, jax.numpy as jnp; from hga_flax import HGA, create_model, register_attention; "
+    code += "m = create_model('cifar_resnet8', attention='hga', num_classes=3); "
+    code += (
+        "print(jax.eval_shape(m.init, jax.random.key(0), jnp.ones((1, 8, 8, 3)))['params']['classifier']['bias'].shape)"
+    )
+    result = run("-c", WITHOUT + code)
+    assert (result.returncode, result.stdout) == (0, "(3,)\n"), result.stderr
+
+
+def test_what_an_extra_lacks_is_said_in_one_line():
+    result = run("-c", WITHOUT + "from hga_flax import Predictor")
+    assert "ImportError: hga_flax.Predictor: " in result.stderr and "pip install 'hga-flax[train]'" in result.stderr
+    main = "from hga_flax.errors import run_main; from hga_flax.__main__ import main; "
+    main += "run_main(lambda: main(['report', 'x']))"
+    result = run("-c", WITHOUT + main)
+    assert result.returncode == 1 and len(result.stderr.splitlines()) == 1, result.stderr
+    assert result.stderr.startswith("error: report: ") and "pip install 'hga-flax[pictures]'" in result.stderr

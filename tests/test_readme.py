@@ -40,13 +40,15 @@ def test_files_and_targets_that_it_names_exist():
         assert (ROOT / "configs" / config).exists()
 
 
-def test_the_library_needs_what_the_requirements_list():
+def test_the_requirements_are_what_the_library_and_its_extras_need():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     wanted = [line.split("#")[0].strip() for line in lines]
     runtime, tools = wanted[: wanted.index("tensorboard>=2.20,<3")], wanted[wanted.index("tensorboard>=2.20,<3") :]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["dependencies"] == [line for line in runtime if line]
-    onnx = project["optional-dependencies"]["onnx"]
+    extras = project["optional-dependencies"]
+    installed = [*project["dependencies"], *extras["train"], *extras["pictures"]]
+    assert sorted(installed) == sorted([*filter(None, runtime), "hga-flax[train]"])
+    onnx = extras["onnx"]
     assert set(onnx) <= set(tools)
     kept = ["tensorboard", "pytest", "pytest-xdist", "hypothesis", "ruff"]
     kept += ["setuptools", "zensical", "mkdocstrings-python"]
