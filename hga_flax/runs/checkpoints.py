@@ -1,12 +1,12 @@
-"""Checkpoints with Orbax: asynchronous, the latest N and the best, newest whole one first.
+"""Checkpoints with Orbax: saves asynchronously, keeps the latest N and the best, restores the newest intact one.
 
-A checkpoint holds two items: `state` (the TrainState) and `run` (JSON: what the trainer wants to know again,
-and the evaluation that the checkpoint was saved with); its seal tells whether it is whole.
+A checkpoint holds two items: `state` (the TrainState) and `run` (JSON: the trainer's progress and the evaluation
+that the checkpoint was saved with). Its manifest shows whether it is intact.
 
-checkpoints/STEP       what is complete; only Orbax writes and removes here
-damaged/STEP           what could not be read when an older one could: moved here, never deleted
-superseded/STEP        the former checkpoint of a step that is being saved again, until that is complete
-newest_checkpoint.json a step that was once complete: a workdir that has lost all of them does not start from zero
+checkpoints/STEP       complete checkpoints; only Orbax writes and deletes here
+damaged/STEP           unreadable checkpoints, moved here when an older one was restored; never deleted
+superseded/STEP        the former checkpoint of a step that is being saved again, until the new one is complete
+newest_checkpoint.json the last complete step, so that a run that lost all its checkpoints does not restart from zero
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from hga_flax.runs.uploader import Mirror
 from hga_flax.runs.workdir import write_text
 
 Warn = Callable[[str], None]
-TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is not complete
+TEMPORARY = ".orbax-checkpoint-tmp"  # part of the name of an incomplete checkpoint
 
 
 class UnreadableCheckpoint(UserError):
@@ -45,12 +45,15 @@ class Checkpoints:
     """The checkpoints of one workdir.
 
     Args:
-        workdir: they lie in its folder `checkpoints`.
-        keep: how many of the latest to keep; the best is kept beside them.
-        read_only: never create, write or remove anything.
-        warn: called with one line for each checkpoint that cannot be read.
-        changes: how the configuration differs from the one that they were saved with ("key: old -> new").
-        mirror: copies them to the bucket whose twin the workdir is.
+        workdir: folder of the run; the checkpoints are in its subfolder `checkpoints`.
+        keep: number of latest checkpoints to keep, in addition to the best.
+        read_only: never create, write or delete anything.
+        warn: called with one line for each unreadable checkpoint.
+        changes: differences from the configuration that they were saved with ("key: old -> new").
+        mirror: uploader of the run's bucket, if the workdir is a local copy.
+
+    Raises:
+        UserError: the processes see different checkpoints (each has its own local copy).
     """
 
     def __init__(
@@ -68,7 +71,7 @@ class Checkpoints:
         self._changes = list(changes)
         self._manager: ocp.CheckpointManager | None = None
         self._writing: int | None = None
-        # Each process has a twin of its own: the first writes, and each reads for itself.
+        # Every process has its own local copy: process 0 writes, and each reads its own.
         self._apart, self._mirror = jax.process_count() > 1 and is_twin(self._workdir), mirror
         self._reader = self._checkpointer(ocp.CompositeCheckpointHandler(handler_registry=_handlers()))
         self._evaluations: dict[int, dict[str, Any] | None] = {}
@@ -80,22 +83,22 @@ class Checkpoints:
     def save(self, step: int, state: Any, run: dict[str, Any], metrics: dict[str, Any] | None) -> None:
         """Starts writing a checkpoint; returns once the state is copied off the devices.
 
-        A checkpoint that the step already has stays readable until the new one is complete.
+        An existing checkpoint of the same step stays readable until the new one is complete.
 
         Raises:
-            UserError: this one or the one before cannot be written.
+            UserError: this checkpoint or the previous one cannot be written.
         """
         self.wait()
         if self._mirror:
-            self._mirror.finish()  # before the one that it uploads may be removed
+            self._mirror.finish()  # saving may delete the checkpoint that is being uploaded
         if self._apart:
             barrier("a checkpoint can be saved")
             if jax.process_index():
                 return
-            state = jax.tree.map(np.asarray, state)  # which has no process but this one
+            state = jax.tree.map(np.asarray, state)  # host arrays, saved without the other processes
         with self._written(step):
             again = self._directory.joinpath(str(step)).exists()
-            if again if self._apart else agree(again):  # process 0 decides: it is the one that moves the folder
+            if again if self._apart else agree(again):  # process 0 decides because it moves the folder
                 self._supersede(step)
             if self._manager is None:
                 self._manager = self._create_manager()
@@ -106,7 +109,7 @@ class Checkpoints:
             self._manager.save(step, args=items, force=True)
 
     def _processes(self) -> ocp.options.MultiprocessingOptions:
-        """Which of them Orbax reckons with: all, or at a twin this one."""
+        """Returns the processes that Orbax synchronises: all, or only this one if it has its own local copy."""
         own = jax.process_index()
         return ocp.options.MultiprocessingOptions(*((own, {own}, f"process_{own}") if self._apart else ()))
 
@@ -116,7 +119,7 @@ class Checkpoints:
     def _create_manager(self) -> ocp.CheckpointManager:
         self._directory.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
-            create=False,  # Orbax will not where it does not reckon with all processes
+            create=False,  # Orbax cannot create folders for a subset of the processes
             multiprocessing_options=self._processes(),
             preservation_policy=LatestAndBest(self._keep, self.metrics),
             cleanup_tmp_directories=True,
@@ -126,7 +129,7 @@ class Checkpoints:
         return ocp.CheckpointManager(self._directory, options=options, handler_registry=_handlers())
 
     def _seal(self) -> None:
-        """Called by Orbax on the first process, when all items are complete and the folder has not yet its name."""
+        """Writes the manifest; Orbax calls this on process 0 once all items are complete, before the final rename."""
         step = self._writing
         final = self._directory / str(step)
         temporary = sorted(self._directory.glob(f"{step}{TEMPORARY}*"))
@@ -143,11 +146,11 @@ class Checkpoints:
             self._manager.reload()
 
     def steps(self) -> list[int]:
-        """Returns the steps that have a checkpoint, whole or not, ascending."""
+        """Returns the steps that have a checkpoint, intact or not, in ascending order."""
         return sorted({step for step, _ in self._entries()})
 
     def _entries(self) -> list[tuple[int, pathlib.Path]]:
-        """Every (step, path), the newest last; a superseded one before its successor."""
+        """Returns every (step, path), newest last; a superseded checkpoint comes before its replacement."""
         places = enumerate((self._workdir / "superseded", self._directory))
         found = [(p, place) for place, folder in places if folder.is_dir() for p in folder.iterdir()]
         named = [(int(p.name), place, p) for p, place in found if p.name.isdecimal() and str(int(p.name)) == p.name]
@@ -157,21 +160,21 @@ class Checkpoints:
         return dict(self._entries())[step]
 
     def best_step(self) -> int | None:
-        """Returns the step that ranks first, or None where no kept step has been evaluated."""
+        """Returns the step with the best evaluation, or None if no kept step was evaluated."""
         return next(iter(self._ranked()), None)
 
     def _ranked(self) -> list[int]:
-        """The steps that were evaluated, the best first."""
+        """Returns the evaluated steps, best first."""
         evaluated = {step: metrics for step in self.steps() if (metrics := self.metrics(step))}
         return sorted(evaluated, key=lambda step: rank(evaluated[step]))
 
     def metrics(self, step: int) -> dict[str, Any] | None:
-        """Returns the evaluation that a checkpoint was saved with, if any; None, with a warning, if it is damaged."""
+        """Returns the evaluation saved with a checkpoint; None if there is none or (with a warning) it is damaged."""
         if step not in self._evaluations:
             self._evaluations[step] = None
             try:
                 evaluation = self._read_run(step, self._path(step))["evaluation"]
-                # Older versions booked an evaluation of no image at all, whose error is null.
+                # Older versions recorded evaluations of zero images, with a null error.
                 self._evaluations[step] = evaluation if evaluation and evaluation["top1_error"] is not None else None
             except UnreadableCheckpoint as error:
                 self._warn(f"warning: {error}; its evaluation is not known")
@@ -184,10 +187,10 @@ class Checkpoints:
             return self._reader.restore(path, args=ocp.args.Composite(run=ocp.args.JsonRestore())).run
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        """Returns (state, run) of a step, placed as the tree `like` is.
+        """Returns (state, run) of a step, with the state placed on devices like the tree `like`.
 
         Raises:
-            UserError: it cannot be read, or it holds another network's state.
+            UserError: the checkpoint cannot be read, or holds the state of another network.
         """
         path = self._path(step)
         with self._reading(path):
@@ -195,7 +198,7 @@ class Checkpoints:
         return self._restore(path, like)
 
     def _check_whole(self, step: int, path: pathlib.Path, item: str | None = None) -> None:
-        # The first process looks for all of them, so that all restore the same step; at twins each at its own.
+        # Process 0 checks for all processes, so that all restore the same step; with local copies, each checks its own.
         damage = find_damage(path, step, item) if self._apart or jax.process_index() == 0 else None
         if not (all_true if self._apart else agree)(damage is None):
             raise UnreadableCheckpoint(f"checkpoint {path} cannot be read: {damage or 'another process says so'}")
@@ -212,15 +215,15 @@ class Checkpoints:
             return saved_state.filled(abstract, restored), run["run"]
 
     def _saved(self, path: pathlib.Path) -> Any:
-        """Returns the tree of what a checkpoint says of its arrays."""
+        """Returns the tree of array metadata in a checkpoint."""
         saved = self._reader.metadata(path).item_metadata["state"]
         return getattr(saved, "tree", saved)
 
     def restore_weights(self, step: int) -> dict[str, Any]:
-        """Returns {"params", "batch_stats"} of a step as NumPy arrays, whatever the network; a run's average if any.
+        """Returns {"params", "batch_stats"} of a step as NumPy arrays, for any network; the moving average if kept.
 
         Raises:
-            UserError: they cannot be read.
+            UserError: the checkpoint cannot be read.
         """
         path = self._path(step)
         with self._reading(path), self._checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
@@ -233,12 +236,12 @@ class Checkpoints:
         return state.get("ema", state)
 
     def restore_best(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """Returns (step, state, run) of the best whole checkpoint, or None where no kept step has been evaluated.
+        """Returns (step, state, run) of the best intact checkpoint, or None if no kept step was evaluated.
 
-        A damaged one is named through `warn` and passed over.
+        Damaged checkpoints are reported through `warn` and skipped.
 
         Raises:
-            UserError: none of those that were evaluated reads, or they are another network's.
+            UserError: none of the evaluated checkpoints can be read, or they belong to another network.
         """
         ranked = self._ranked()
         for place, step in enumerate(ranked, 1):
@@ -251,14 +254,14 @@ class Checkpoints:
         return None
 
     def restore_latest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """Returns (step, state, run) of the newest whole checkpoint, or None if there never was one.
+        """Returns (step, state, run) of the newest intact checkpoint, or None if there never was one.
 
-        A damaged one is named through `warn`, passed over and, unless read-only, moved to `damaged/`.
+        Damaged checkpoints are reported through `warn`, skipped and, unless read-only, moved to `damaged/`.
 
         Raises:
-            UserError: there are or were checkpoints, but none reads, or they are another network's.
+            UserError: there are or were checkpoints, but none can be read, or they belong to another network.
         """
-        self.wait()  # a step that is still being written counts as there
+        self.wait()  # a checkpoint that is still being written counts too
         entries, bad = self._entries(), []
         once = self._newest_complete()
         while entries:
@@ -289,7 +292,7 @@ class Checkpoints:
         return None
 
     def _tidy(self, step: int, path: pathlib.Path, bad: Sequence[pathlib.Path]) -> None:
-        """Moves what is damaged out of the way of the steps to come, and clears up after a kill in `save`."""
+        """Moves damaged checkpoints out of the way of future steps, and cleans up after a kill during `save`."""
         for damaged in bad:
             aside = self._workdir / "damaged"
             aside.mkdir(exist_ok=True)
@@ -305,14 +308,14 @@ class Checkpoints:
         shutil.rmtree(self._workdir / "superseded", ignore_errors=True)
 
     def check_structure(self, step: int, like: Any) -> None:
-        """Raises a UserError where a step holds other arrays than `like`, or is not whole."""
+        """Raises a UserError if the checkpoint of a step is damaged or holds other arrays than `like`."""
         path = self._path(step)
         with self._reading(path):
             self._check_whole(step, path)
             self._check_structure(path, like)
 
     def _check_structure(self, path: pathlib.Path, like: Any) -> None:
-        """Raises a UserError where the checkpoint's arrays have other names, shapes or types."""
+        """Raises a UserError if the checkpoint's arrays have other names, shapes or dtypes."""
         saved_state.check_same_arrays(str(path), self._saved(path), like, self._changes)
 
     @contextlib.contextmanager
@@ -321,7 +324,7 @@ class Checkpoints:
             yield
         except UserError:
             raise
-        except Exception as error:  # Orbax and TensorStore raise whatever the damage provokes
+        except Exception as error:  # on damaged files Orbax and TensorStore may raise anything
             raise_if_lost(error)
             raise UnreadableCheckpoint(f"checkpoint {path} cannot be read: {one_line(error)[:300]}") from error
 
@@ -341,7 +344,7 @@ class Checkpoints:
             ) from error
 
     def _forget(self, step: int) -> None:
-        """Drops Orbax's manager, which counts a step as there once it has begun to write it, and would keep it."""
+        """Drops Orbax's manager: it counts a step as existing, and keeps it, as soon as it has begun to write it."""
         self._evaluations.pop(step, None)
         self._close_manager()
 
@@ -355,7 +358,7 @@ class Checkpoints:
         """Blocks until the last checkpoint is complete on disk.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: the checkpoint cannot be written.
         """
         if self._manager is None or self._writing is None:
             return
@@ -368,15 +371,15 @@ class Checkpoints:
         self._writing = None
 
     def close(self) -> None:
-        """Waits for the last checkpoint and releases the writer's threads.
+        """Waits for the last checkpoint and stops the writer's threads.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: the checkpoint cannot be written.
         """
         try:
             self.wait()
         finally:
-            self._close_manager()  # what went wrong has been raised by `wait`
+            self._close_manager()  # suppresses errors: `wait` has raised the relevant one
             self._reader.close()
 
     def _newest_complete(self) -> int | None:
@@ -386,7 +389,7 @@ class Checkpoints:
 
 
 def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
-    """How each item of a checkpoint is written and read."""
+    """Returns the handlers that write and read the items of a checkpoint."""
     return ocp.handlers.create_default_handler_registry(
         state=ocp.StandardCheckpointHandler(), run=ocp.JsonCheckpointHandler()
     )

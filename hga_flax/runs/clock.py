@@ -1,4 +1,4 @@
-"""Time of a run: its start, images per second, the share spent waiting for data, time left."""
+"""Timing of a run: start-up, images per second, share of time spent waiting for data, time left."""
 
 import time
 from collections.abc import Iterator
@@ -6,28 +6,28 @@ from contextlib import contextmanager
 
 
 class StartUp:
-    """The parts of the time before the first step is done.
+    """Times the phases from process start to the end of the first step.
 
     Args:
-        began: when the process began, by `time.monotonic()`.
+        began: start of the process, as a value of `time.monotonic()`.
     """
 
     def __init__(self, began: float):
         self._marks = [("", began)]
 
     def mark(self, part: str) -> None:
-        """Ends a part, which began where the last one ended."""
+        """Ends a phase, which began where the last one ended."""
         self._marks.append((part, time.monotonic()))
 
     def text(self) -> str:
-        """Returns a line for a person, seconds in all and part by part."""
+        """Returns a line to print: total seconds, and seconds per phase."""
         ends = [end for _, end in self._marks]
         parts = zip(self._marks[1:], ends, strict=False)
         shown = ", ".join(f"{part} {end - start:.1f}" for (part, end), start in parts)
         return f"started in {ends[-1] - ends[0]:.1f} s: {shown}"
 
 
-# Metrics of training that are times: all that may differ between two runs of one configuration.
+# Training metrics that are times: the only ones that may differ between two runs of one configuration.
 TIMINGS = tuple(
     f"train/{name}"
     for name in ("images_per_second", "data_wait_share", "step_seconds", "data_wait_seconds", "checkpoint_seconds")
@@ -35,49 +35,49 @@ TIMINGS = tuple(
 
 
 class Clock:
-    """Measures training apart from compilation, evaluation and checkpoints.
+    """Measures training speed, excluding compilation, evaluation and checkpoints.
 
     Args:
-        total_steps: where training ends.
-        batch_size: images in each step.
-        elapsed: seconds that earlier sessions of this run took.
+        total_steps: step at which training ends.
+        batch_size: images per step.
+        elapsed: seconds spent in earlier sessions of this run.
     """
 
     def __init__(self, total_steps: int, batch_size: int, elapsed: float = 0.0):
         self._total, self._batch, self._before = total_steps, batch_size, elapsed
         self._session = time.monotonic()
-        self._first: tuple[int, float] | None = None  # step and time at which the steady state began
+        self._first: tuple[int, float] | None = None  # step and time at which the first step had compiled and run
         self._window = (0, self._session)
         self._waited = self._paused = self._saved = 0.0
 
     @property
     def elapsed(self) -> float:
-        """Seconds that the run took so far, over all its sessions."""
+        """Seconds that the run has taken so far, over all its sessions."""
         return self._before + time.monotonic() - self._session
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Counts the time inside as waiting for data."""
+        """Counts time in this context as waiting for data."""
         start = time.monotonic()
         yield
         self._waited += time.monotonic() - start
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves the time inside out of the training speed (evaluation, checkpoints)."""
+        """Excludes time in this context from the training speed (evaluation, checkpoints)."""
         start = time.monotonic()
         yield
         self._paused += time.monotonic() - start
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Counts the time inside as held up by a checkpoint."""
+        """Counts time in this context as spent on a checkpoint."""
         start = time.monotonic()
         yield
         self._saved += time.monotonic() - start
 
     def start(self, step: int) -> None:
-        """Marks the end of the first step, which compiled: speed counts from here."""
+        """Marks the end of the first step, which includes compilation; speed is measured from here."""
         self._first = (step, time.monotonic())
         self._restart(step)
 
@@ -85,11 +85,11 @@ class Clock:
         self._window, self._waited, self._paused, self._saved = (step, time.monotonic()), 0.0, 0.0, 0.0
 
     def speed(self, step: int) -> dict[str, float]:
-        """Returns what the steps since the last `reset` took; nothing before a whole step.
+        """Returns the speed of the steps since the last `reset`, or {} before a whole step is done.
 
-        `images_per_second`, `data_wait_share` (0..1), of one step `step_seconds` and, within it,
-        `data_wait_seconds`, and `checkpoint_seconds`, of all checkpoints together. The first step of a
-        session compiles and tells nothing about speed.
+        Keys: `images_per_second`; `data_wait_share` (0..1); `step_seconds` and the `data_wait_seconds` within it,
+        both per step; `checkpoint_seconds`, the total of all checkpoints. The first step of a session is left
+        out because it compiles.
         """
         if step <= self._window[0]:
             return {}
@@ -104,11 +104,11 @@ class Clock:
         }
 
     def reset(self, step: int) -> None:
-        """Starts a new window of `speed`."""
+        """Starts a new measuring window for `speed`."""
         self._restart(step)
 
     def eta(self, step: int) -> float:
-        """Returns the seconds left at the pace so far, evaluations and checkpoints included."""
+        """Returns the estimated seconds left at the pace so far, including evaluations and checkpoints."""
         if self._first is None or step <= self._first[0]:
             return 0.0
         return (time.monotonic() - self._first[1]) / (step - self._first[0]) * (self._total - step)

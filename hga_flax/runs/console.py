@@ -1,4 +1,4 @@
-"""What a person sees of a run: lines, and on a terminal a live progress bar below them."""
+"""Console output of a run: lines, and on a terminal a live progress bar below them."""
 
 from types import TracebackType
 
@@ -12,7 +12,7 @@ PLAIN_WIDTH = 200
 
 
 def duration(seconds: float) -> str:
-    """Returns hours, minutes and seconds, "1:02:03" or "2:03"."""
+    """Formats seconds as hours, minutes and seconds: "1:02:03" or "2:03"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
@@ -21,17 +21,17 @@ def duration(seconds: float) -> str:
 class _Rich(RichConsole):
     goes_on = False
 
-    def _check_buffer(self) -> None:  # which writes what was printed
+    def _check_buffer(self) -> None:  # Rich writes the output here
         try:
             super()._check_buffer()
-        except OSError:  # a terminal that is gone, a full disk
+        except OSError:  # for example a closed terminal or a full disk
             if not self.goes_on:
                 raise
             self.quiet = True
 
     def on_broken_pipe(self) -> None:
         if not self.goes_on:
-            raise BrokenPipeError  # which ends the command, see errors.run_main
+            raise BrokenPipeError  # ends the command, see errors.run_main
         drop_unread_output()
         self.quiet = True
 
@@ -40,20 +40,20 @@ class Console:
     """Prints lines and, between `__enter__` and `__exit__`, a live progress bar (on terminals only).
 
     Args:
-        active: False prints nothing (processes other than the first).
-        goes_on: where nobody reads what is printed any more (`| head -1`), or it cannot be written, print nothing
-            from there on; else that ends the command.
+        active: False prints nothing (for processes other than process 0).
+        goes_on: if output can no longer be written (closed pipe as in `| head -1`, full disk), keep running
+            silently; otherwise that ends the command.
     """
 
     def __init__(self, *, active: bool = True, goes_on: bool = False):
         self._rich = _Rich(quiet=not active, highlight=False, soft_wrap=True)
         self._rich.goes_on = goes_on
         if not self._rich.is_terminal:
-            self._rich.width = max(self._rich.width, PLAIN_WIDTH)  # a log file has no edge to fold paths at
+            self._rich.width = max(self._rich.width, PLAIN_WIDTH)  # do not wrap paths in a log file
         self._progress: Progress | None = None
 
     def line(self, text: str, style: str | None = None) -> None:
-        """Prints one line, above the bar if there is one."""
+        """Prints one line, above the progress bar if there is one."""
         self._rich.print(called(text), style=style, markup=False)
 
     def table(self, title: str, rows: list[tuple[str, str]]) -> None:
@@ -68,7 +68,7 @@ class Console:
         self._show(table)
 
     def columns(self, title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-        """Prints rows below a header; what looks like a number stands at the right of its column."""
+        """Prints rows below a header; columns of numbers are right-aligned."""
         table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
         for i, name in enumerate(header):
             numbers = all(row[i].rstrip("%").replace(",", "").replace(".", "").isdecimal() for row in rows)
@@ -81,13 +81,13 @@ class Console:
         if self._rich.is_terminal:
             self._rich.print(table, markup=False)
             return
-        with self._rich.capture() as captured:  # a file or a pipe has no use for the blanks that fill a table's lines
+        with self._rich.capture() as captured:  # strip the trailing blanks of table lines in files and pipes
             self._rich.print(table, markup=False)
         for text in captured.get().splitlines():
             self.line(text.rstrip())
 
     def start_progress(self, done: int, total: int) -> "Console":
-        """Shows a bar of `total` steps of which `done` are done; use as a context."""
+        """Prepares a bar with `done` of `total` steps done; use the result as a context manager."""
         if self._rich.is_terminal:
             columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(24), TaskProgressColumn())
             self._progress = Progress(*columns, TextColumn("{task.description}"), console=self._rich, transient=True)
@@ -95,7 +95,7 @@ class Console:
         return self
 
     def update(self, step: int, text: str) -> None:
-        """Moves the bar and replaces the text behind it."""
+        """Moves the bar to `step` and replaces the text after it."""
         if self._progress is not None:
             self._progress.update(self._task, completed=step, description=text)
 

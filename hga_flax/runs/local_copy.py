@@ -1,12 +1,13 @@
-"""A run in a bucket has a twin on this machine, a folder with which everything works as with any workdir.
+"""The local copy of a run in a bucket: a folder on this machine that works like any other workdir.
 
-The bucket is the truth: opening a twin makes it what is there, and copies only what is not here already. Of the
-checkpoints only those count that are complete there: a step's seal is uploaded last and deleted first.
+The bucket is authoritative: opening a local copy syncs it from the bucket and downloads only what is missing here. A
+checkpoint in the bucket counts as complete if it has a manifest, which is uploaded last and deleted first.
 
-The twin that a session trained in may be ahead of the bucket, where the session was killed or lost the network. That
-is kept, and uploaded, if no other session has trained in the bucket since: each begins by leaving its number there
-(session.json). What was uploaded once and is in the bucket no more was removed by somebody, and is not brought back.
-What is damaged here is not ahead: a checkpoint that does not fit its seal, a log that is shorter than the bucket's.
+The local copy that a session trained in may be newer than the bucket if the session was killed or lost the network.
+Newer files are kept and uploaded if no other session has trained in the bucket since: each session first writes its
+ID there (session.json). Files that were uploaded once but are gone from the bucket were removed by somebody, and are
+not restored. A damaged local file never counts as newer than the bucket's: a checkpoint that does not match its
+manifest, or a log shorter than the bucket's.
 """
 
 import contextlib
@@ -33,47 +34,47 @@ from hga_flax.storage.buckets import (
 from hga_flax.storage.locks import claimed
 
 SESSION = "session.json"
-RECORD = ".mirror.json"  # in a twin: what of it equals what in the bucket
-CHECKPOINT = re.compile(r"((?:checkpoints|superseded)/\d+)/(.+)")  # folder, name in it
-LOGS = ("metrics.jsonl", "tensorboard/")  # which grow; what the trainer cuts off them it cuts off again
-TRIES = 3  # of reading a run that goes on meanwhile
+RECORD = ".mirror.json"  # in a local copy: records which of its files are equal to the bucket's
+CHECKPOINT = re.compile(r"((?:checkpoints|superseded)/\d+)/(.+)")  # folder, file name in it
+LOGS = ("metrics.jsonl", "tensorboard/")  # append-only; lines that a sync brings back, the trainer drops again
+TRIES = 3  # attempts to read a run that is being trained meanwhile
 
-Here = tuple[int, int]  # bytes and time of a file, which changes when it is written
+Here = tuple[int, int]  # size in bytes and modification time of a file
 
 
 class Pair(NamedTuple):
-    """A file as it was here and there when the two were equal."""
+    """State of a local file and its object in the bucket when the two were equal."""
 
     here: Here
     there: Fact
 
 
 def seal_of(name: str) -> str | None:
-    """Returns the seal of the checkpoint that a file belongs to, None where it belongs to none."""
+    """Returns the name of the manifest of the checkpoint that a file belongs to, or None if it belongs to none."""
     match = CHECKPOINT.fullmatch(name)
     return f"{match[1]}/{seal.NAME}" if match else None
 
 
 class Overtaken(UserError):
-    """A bucket that is another session's now."""
+    """Another session has begun to train in the bucket."""
 
 
 class Twin:
-    """The twin of one address, of this process alone until it is closed.
+    """The local copy of one address; exclusive to this process until it is closed.
 
     Args:
-        address: of the run.
-        key: what messages call it.
-        trains: it is trained in; else it is read.
+        address: address of the run in a bucket.
+        key: name of the address in messages.
+        trains: whether the run will be trained, or only read.
 
     Raises:
-        UserError: another command trains there on this machine.
+        UserError: another command on this machine trains this run.
 
     Attributes:
-        folder: the twin.
-        remote: the bucket's folder.
-        pairs: what is equal here and there, by name.
-        there: the bucket's files when it was last asked.
+        folder: folder of the local copy.
+        remote: the folder in the bucket.
+        pairs: files that are equal here and in the bucket, by name.
+        there: the bucket's files at the last listing.
     """
 
     def __init__(self, address: str, key: str, *, trains: bool = False):
@@ -83,20 +84,20 @@ class Twin:
         self._sessions, self.pairs = self._recorded()
 
     def close(self) -> None:
-        """Leaves the twin to the next process."""
+        """Releases the local copy for the next process."""
         self._claim.close()
 
     def pull(self, *, light: bool = False) -> None:
-        """Makes the twin what the bucket holds.
+        """Syncs the local copy from the bucket.
 
         Args:
-            light: of the checkpoints only the seals, which tell what steps there are.
+            light: of the checkpoints download only the manifests, enough to list the steps.
 
         Raises:
-            UserError: the bucket cannot be read, or there is no room here.
+            UserError: the bucket cannot be read, or this machine's disk is too full.
         """
         for _ in range(TRIES):
-            with contextlib.suppress(FileNotFoundError):  # the run goes on, and has removed an old checkpoint
+            with contextlib.suppress(FileNotFoundError):  # the run is still training and removed an old checkpoint
                 return self._pull(light=light)
         raise UserError(f"{self.remote.key}={self.remote.address}: it changes while it is read; try again")
 
@@ -130,7 +131,7 @@ class Twin:
         return None
 
     def check_own(self) -> None:
-        """Asked before anything in the bucket is replaced or removed.
+        """Checks that the bucket still belongs to this session; call before replacing or deleting anything there.
 
         Raises:
             Overtaken: another session has begun there since.
@@ -141,31 +142,31 @@ class Twin:
             raise Overtaken(f"{what} {self.remote.address}; this one stops, and what it had not uploaded is lost")
 
     def _is_stale(self, name: str, here: Here | None, there: Fact, own: bool) -> bool:
-        """Returns whether a file of the bucket must be copied."""
+        """Returns whether a file of the bucket must be downloaded."""
         pair, sealed = self.pairs.get(name), seal_of(name)
         if here is None:
             return True
-        own = own and not (sealed and self.is_up(sealed))  # nothing of a checkpoint changes after its upload
+        own = own and not (sealed and self.is_up(sealed))  # a checkpoint does not change after its upload
         if own and name.startswith(LOGS) and here[0] < there.size:
             return True
         if pair is None:
-            return not own  # else uploaded just before the session ended
+            return not own  # if own, it was uploaded just before the session ended
         return (pair.there != there and (not own or pair.here == here)) or (pair.here != here and not own)
 
     def _damaged(self) -> set[str]:
-        """Returns the seals of the checkpoints that the bucket has and that are damaged or absent here."""
+        """Returns the manifests of the bucket's checkpoints that are damaged or missing here."""
         sealed = {name: (self.folder / name).parent for name in self.there if seal_of(name) == name}
         return {name for name, folder in sealed.items() if seal.find_damage(folder, int(folder.name))}
 
     def _is_ahead(self, name: str, here: dict[str, Here]) -> bool:
-        """Returns whether a file that the bucket lacks has not been uploaded yet; a checkpoint's as its seal."""
+        """Returns whether a file missing from the bucket is still to be uploaded; a checkpoint's manifest decides."""
         name = seal_of(name) or name
         return name not in self.pairs or self.pairs[name].here != here.get(name)
 
     def here(self) -> dict[str, Here]:
-        """Returns every file of the twin, but for what is being removed meanwhile."""
+        """Returns every file of the local copy, except those deleted meanwhile."""
         found = {}
-        for folder, _, files in os.walk(self.folder):  # which passes over a folder that vanishes
+        for folder, _, files in os.walk(self.folder):  # os.walk skips a folder that vanishes
             for file in files:
                 name = (pathlib.Path(folder) / file).relative_to(self.folder).as_posix()
                 with contextlib.suppress(FileNotFoundError):
@@ -174,34 +175,34 @@ class Twin:
         return found
 
     def stat(self, name: str) -> Here:
-        """Returns a file's bytes and time.
+        """Returns a file's size in bytes and its modification time.
 
         Raises:
-            FileNotFoundError: it is not there.
+            FileNotFoundError: there is no such file.
         """
         facts = (self.folder / name).stat()
         return facts.st_size, facts.st_mtime_ns
 
     def is_up(self, name: str) -> bool:
-        """Returns whether the bucket has a file of the twin as it is now."""
+        """Returns whether the bucket has the current version of a local file."""
         with contextlib.suppress(FileNotFoundError):
             return name in self.pairs and name in self.there and self.pairs[name].here == self.stat(name)
         return False
 
     def uploaded(self, files: Iterable[tuple[str, Here]]) -> None:
-        """Notes that files, as they were then, are in the bucket; asks it for their marks."""
+        """Records that these versions of files are in the bucket, after listing it for their marks."""
         self.there = self.remote.files()
         self.pairs |= {name: Pair(here, self.there[name]) for name, here in files if name in self.there}
         self.pairs = {name: pair for name, pair in self.pairs.items() if name in self.there}
         self.save()
 
     def begin(self, session: str) -> None:
-        """Leaves a session's number here and in the bucket, which also shows that the bucket can be written to.
+        """Writes the session's ID here and to the bucket, which also shows that the bucket is writable.
 
-        Whether it has arrived there is not known if this is cut short: until then the one before counts too.
+        If this is interrupted, the ID may or may not have arrived there, so the previous ID remains valid until then.
 
         Raises:
-            UserError: it cannot.
+            UserError: the bucket or the record here cannot be written.
         """
         self._sessions.append(session)
         self.save()
@@ -210,7 +211,7 @@ class Twin:
         self.save()
 
     def save(self) -> None:
-        """Writes what equals what."""
+        """Writes the record of sessions and of files equal to the bucket's."""
         record = {"sessions": self._sessions, "files": self.pairs}
         scratch = self.folder / f"{RECORD}.new"
         try:
@@ -229,11 +230,11 @@ class Twin:
 
 
 class _Taken(UserError):
-    """A twin that another process has."""
+    """The local copy is in use by another process."""
 
 
 def _take(remote: Remote, trains: bool) -> tuple[pathlib.Path, contextlib.ExitStack]:
-    """Returns the first twin of an address that no process has, and its claim; there is but one to train in."""
+    """Returns the first unused local copy of an address, with its claim; only one copy may be trained in."""
     address, kind = remote.address, "train" if trains else "read"
     line = f"another command trains in {address}: {{}}; wait for its end, or choose another {remote.key}"
     taken = lambda who: _Taken(line.format(who))
@@ -259,25 +260,25 @@ def _is_wanted(name: str, there: dict[str, Fact]) -> bool:
 
 
 def _drop_empty(folder: pathlib.Path) -> None:
-    """Removes the folders in which nothing is left."""
+    """Removes empty folders."""
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_dir() and not any(path.iterdir()):
             shutil.rmtree(path)
 
 
-_read: dict[tuple[pathlib.Path, str], Twin] = {}  # of this process, by cache and address
+_read: dict[tuple[pathlib.Path, str], Twin] = {}  # this process's local copies, by cache folder and address
 
 
 def find(path: str, key: str = "--workdir", *, light: bool = False) -> pathlib.Path:
-    """Returns the folder in which a run can be read: a path's own, or of an address the twin, brought up to date.
+    """Returns the folder to read a run from: the path itself, or the updated local copy of a bucket address.
 
     Args:
-        path: as the user gave it.
-        key: what messages call it.
-        light: of checkpoints in a bucket only the seals.
+        path: path or address as given by the user.
+        key: name of the path in messages.
+        light: of checkpoints in a bucket download only the manifests.
 
     Raises:
-        UserError: it cannot be used.
+        UserError: the path or address cannot be used.
     """
     if not is_remote(path):
         return expand(path, key).absolute()
@@ -289,5 +290,5 @@ def find(path: str, key: str = "--workdir", *, light: bool = False) -> pathlib.P
 
 
 def is_twin(folder: pathlib.Path) -> bool:
-    """Returns whether a folder is a twin, which each process has of its own."""
+    """Returns whether a folder is a local copy, of which each process has its own."""
     return folder.parent == cache_folder() / "runs"

@@ -1,8 +1,8 @@
-"""A checkpoint's seal: size and checksum of each of its files, written before the checkpoint gets its name.
+"""A checkpoint's manifest: size and checksum of each of its files, written before the folder gets its final name.
 
-So whatever happens to a checkpoint afterwards is noticed before anything is read from it: a file that is
-shorter, empty, gone or changed in one bit, a folder that was copied in part or that got another step's name.
-Orbax alone notices most of that, but not a changed byte of its JSON, nor a renamed folder.
+It detects later damage before anything is read: a file that is truncated, empty, missing or changed in one bit,
+a folder that was copied partially or renamed to another step. Orbax alone detects most of this, but neither a
+changed byte of its JSON nor a renamed folder.
 """
 
 import json
@@ -10,24 +10,24 @@ import pathlib
 import zlib
 
 NAME = "seal.json"
-CHUNK = 1 << 22  # bytes read at once
+CHUNK = 1 << 22  # bytes per read
 
 
 def write_seal(folder: pathlib.Path, step: int) -> None:
-    """Writes the seal of a checkpoint whose items are complete in `folder`."""
+    """Writes the manifest of the checkpoint in `folder`, whose items must be complete."""
     (folder / NAME).write_text(json.dumps({"step": step, "files": _files(folder)}))
 
 
 def find_damage(folder: pathlib.Path, step: int, item: str | None = None) -> str | None:
-    """Compares a checkpoint with its seal.
+    """Compares a checkpoint with its manifest.
 
     Args:
-        folder: the checkpoint.
-        step: that its name says.
-        item: check the files of this item alone.
+        folder: folder of the checkpoint.
+        step: expected step, from the folder's name.
+        item: check only the files of this item.
 
     Returns:
-        What is wrong with it, or None.
+        A description of the damage, or None.
     """
     if not folder.is_dir():
         return "it is not a folder"
@@ -56,7 +56,7 @@ def find_damage(folder: pathlib.Path, step: int, item: str | None = None) -> str
 
 
 def _files(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
-    """The files of the items; what Orbax keeps beside them changes after the seal and is not needed to read them."""
+    """Returns size and checksum of the items' files; Orbax's other files may change later, and reading needs none."""
     files = [file for item in sorted(folder.iterdir()) if item.is_dir() for file in sorted(item.rglob("*"))]
     return {file.relative_to(folder).as_posix(): _facts(file) for file in files if file.is_file()}
 

@@ -1,4 +1,4 @@
-"""A trace of some steps, in the form that TensorBoard's profile page (the package `xprof`) opens."""
+"""Traces a few steps for TensorBoard's profile page (package `xprof`)."""
 
 import contextlib
 import pathlib
@@ -12,10 +12,10 @@ class Profiler:
     """Traces consecutive steps of a session into `folder/plugins/profile`.
 
     Args:
-        folder: where TensorBoard finds the curves of the run.
-        first: the first step traced, by its number; 0 traces none.
-        count: of the steps traced.
-        log: takes a line that says where the trace is.
+        folder: TensorBoard folder of the run.
+        first: number of the first step to trace; 0 disables tracing.
+        count: number of steps to trace.
+        log: called with a line that says where the trace is.
     """
 
     def __init__(self, folder: pathlib.Path, first: int, count: int, log: Callable[[str], None]):
@@ -25,7 +25,7 @@ class Profiler:
 
     @contextlib.contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """Marks what happens inside as a step; begins the trace if it is the first."""
+        """Marks this context as one step; starts the trace at the first step to trace."""
         if number not in self._steps:
             yield
             return
@@ -36,13 +36,13 @@ class Profiler:
             yield
 
     def after(self, number: int, result: Any) -> None:
-        """Ends the trace after the last of its steps, whose `result` is awaited for that."""
+        """Ends the trace after its last step, once the step's `result` is ready."""
         if self._tracing and number >= self._steps[-1]:
             jax.block_until_ready(result)
             self.close()
 
     def close(self) -> None:
-        """Ends a trace that is still going on, as where training ends before it."""
+        """Stops a running trace, such as when training ends before the last traced step."""
         if self._tracing:
             self._tracing = False
             jax.profiler.stop_trace()

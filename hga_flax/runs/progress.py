@@ -1,4 +1,4 @@
-"""How far a run has come: what a checkpoint keeps beside the state, and what is printed where nothing is left."""
+"""Progress of a run: the JSON item of its checkpoints, and the message printed when no step is left."""
 
 import dataclasses
 import pathlib
@@ -9,15 +9,15 @@ from ml_collections import ConfigDict
 
 @dataclasses.dataclass
 class Progress:
-    """What a checkpoint keeps beside the state, as JSON.
+    """What a checkpoint stores next to the state, as JSON.
 
     Attributes:
-        examples_seen: place in the global order of training examples.
-        num_examples: of the training split, to notice a data set that has changed.
+        examples_seen: position in the global order of training examples.
+        num_examples: size of the training split, to detect a changed data set.
         best: the best evaluation so far and its `step`, or None.
-        elapsed_seconds: over all sessions.
-        bad_images: indices of training images that could not be decoded, as far as this process has met them.
-        evaluation_due: the plan's evaluation of this step was given up for a signal, and is made on going on.
+        elapsed_seconds: training time over all sessions.
+        bad_images: indices of undecodable training images that this process has found so far.
+        evaluation_due: a signal cancelled the evaluation planned for this step; it is made up for on resume.
     """
 
     examples_seen: int = 0
@@ -29,21 +29,21 @@ class Progress:
 
     @classmethod
     def restored(cls, run: dict[str, Any]) -> "Progress":
-        """Returns what a checkpoint kept."""
+        """Returns the progress stored in a checkpoint."""
         progress = cls(**run)
-        if progress.best and progress.best["top1_error"] is None:  # older versions booked an evaluation of no image
+        if progress.best and progress.best["top1_error"] is None:  # older versions recorded evaluations of zero images
             progress.best = None
         return progress
 
 
 def planned_steps(config: ConfigDict, num_examples: int) -> int:
-    """Returns at which step the training of a run ends, for a training split of `num_examples`."""
+    """Returns the step at which training ends, for a training split of `num_examples`."""
     training = config.training
     return training.steps or max(1, round(training.epochs * (num_examples / training.batch_size)))
 
 
 def complete(workdir: pathlib.Path, step: int, total: int) -> str:
-    """Returns what is printed about a run that has no step left to make."""
+    """Returns the message for a run that has no steps left."""
     if step == total:
         return f"training is complete: {workdir} holds step {step} of {total}"
     return (

@@ -1,7 +1,7 @@
-"""The arrays of a checkpoint, matched by name with those of the state that goes on from it.
+"""Matches the arrays of a checkpoint by name with those of the state being restored.
 
-What nests one transformation of an optimizer in another is no part of a name, so that checkpoints of versions that
-nested them otherwise are read as well: with frozen parameters apart, or without a momentum that was 0.
+Names leave out the nesting of an optimizer's transformations, so that checkpoints of older versions with another
+nesting can be read: those that kept frozen parameters apart, or stored no momentum when it was 0.
 """
 
 from collections.abc import Callable
@@ -13,15 +13,15 @@ import numpy as np
 from hga_flax.errors import UserError
 
 OPTIMIZER = "opt_state"
-# What an optimizer keeps of each parameter. It is zero before the first gradient, and so for one that was frozen.
+# Per-parameter optimizer state; zero before the first gradient, hence zero for a parameter that was frozen.
 MOMENTS = ("trace", "mu", "nu")
 NESTING = ("inner_states", "trained", "inner_state")
-# Configuration keys on which it depends what arrays a state has beside the network's.
+# Configuration keys that decide which arrays a state has besides the network's.
 STATE_KEYS = ("optimizer.name", "training.ema_decay")
 
 
 def array_name(path: tuple[Any, ...]) -> str:
-    """Returns the name of a leaf from its path in a state, or in what a checkpoint says of one."""
+    """Returns the name of a leaf from its path in a state or in a checkpoint's metadata."""
     first, *rest = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
     if first == OPTIMIZER:
         while rest and (rest[0].isdecimal() or rest[0] in NESTING):
@@ -30,7 +30,7 @@ def array_name(path: tuple[Any, ...]) -> str:
 
 
 def named_arrays(tree: Any) -> dict[str, Any]:
-    """Returns every array by its name; of several with one name the later ones are numbered, "count.2"."""
+    """Returns all arrays by name; repeated names are numbered from the second on, such as "count.2"."""
     found: dict[str, Any] = {}
     for path, leaf in jax.tree.leaves_with_path(tree):
         name = array_name(path)
@@ -42,12 +42,12 @@ def named_arrays(tree: Any) -> dict[str, Any]:
 
 
 def _facts(tree: Any) -> dict[str, str]:
-    """Shape and type of every array, by its name."""
+    """Returns the shape and dtype of every array, by name."""
     return {name: f"{tuple(leaf.shape)} {leaf.dtype}" for name, leaf in named_arrays(tree).items()}
 
 
 def _begins_at_zero(name: str, saved: dict[str, str]) -> bool:
-    """Whether an array that a checkpoint lacks is a moment that its optimizer has not needed so far."""
+    """Returns whether an array missing from a checkpoint is a moment that its optimizer has not needed so far."""
     group, _, rest = name.partition("/")
     moment = rest.partition("/")[0]
     if group != OPTIMIZER or moment not in MOMENTS:
@@ -60,13 +60,13 @@ def check_same_arrays(where: str, saved: Any, like: Any, changes: list[str]) -> 
     """Checks that a checkpoint holds the arrays of a state.
 
     Args:
-        where: the checkpoint, as messages call it.
-        saved: what it says of its arrays.
+        where: name of the checkpoint in messages.
+        saved: tree of the checkpoint's array metadata.
         like: the state.
-        changes: how the configuration differs from the one that it was saved with ("key: old -> new").
+        changes: differences from the configuration that it was saved with ("key: old -> new").
 
     Raises:
-        UserError: they have other names, shapes or types; the line names the key of the configuration that did it.
+        UserError: names, shapes or dtypes differ; the message names the configuration key responsible.
     """
     there, here = _facts(saved), _facts(like)
     differ = [name for name in {**here, **there} if there.get(name) != here.get(name)]
@@ -90,7 +90,7 @@ def check_same_arrays(where: str, saved: Any, like: Any, changes: list[str]) -> 
 
 
 def placed(saved: Any, like: Any) -> Any:
-    """Returns the tree of a checkpoint's arrays as `jax.ShapeDtypeStruct`s, placed on devices as the state's are."""
+    """Returns a checkpoint's arrays as a tree of `jax.ShapeDtypeStruct`, with the shardings of the state `like`."""
     wanted = named_arrays(like)
     names = iter(named_arrays(saved))
 
@@ -102,7 +102,7 @@ def placed(saved: Any, like: Any) -> Any:
 
 
 def filled(like: Any, restored: Any) -> Any:
-    """Returns the state whose arrays are those that were restored, or zeros where a moment begins."""
+    """Returns the state `like` filled with the restored arrays; moments that were not saved start at zero."""
     found = named_arrays(restored)
     names = iter(named_arrays(like))
 

@@ -1,8 +1,9 @@
-"""What a session writes into its twin, copied to the bucket by a thread (see local_copy.py).
+"""Uploads a session's local copy to the bucket from a thread (see local_copy.py).
 
-A checkpoint when it is complete, its seal last; then what the session removed, the seal first; the other files, whole,
-before each checkpoint, so that who goes on from it has every line up to it, and every half minute. A step that is
-saved again stays in the bucket as `superseded/STEP` until its successor is complete there, as it does here.
+Each complete checkpoint is uploaded, its manifest last; then checkpoints that the session removed are deleted, the
+manifest first. Other files are uploaded whole before each checkpoint, so that a run resumed from it has every line up
+to it, and every 30 s. A step that is saved again stays in the bucket as `superseded/STEP` until the new checkpoint
+is complete there, as it does here.
 """
 
 import contextlib
@@ -23,15 +24,15 @@ from hga_flax.storage.locks import claimed
 
 POLL_SECONDS = 1.0
 LOG_SECONDS = 30.0
-PAUSES = (5.0, 15.0)  # seconds before a checkpoint is tried again; the libraries themselves try for 7 to 50 s
+PAUSES = (5.0, 15.0)  # seconds before retrying a checkpoint; the libraries themselves retry for 7 to 50 s
 NEWEST = "newest_checkpoint.json"
 
 
 class Mirror:
-    """Copies a twin to its bucket from `begin` to `close`.
+    """The uploader: copies a local copy to its bucket from `begin` to `close`.
 
     Args:
-        twin: that the session trains in.
+        twin: local copy that the session trains in.
     """
 
     def __init__(self, twin: Twin):
@@ -40,13 +41,13 @@ class Mirror:
         self._busy, self._over = threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
         self._warned = self._given_up = False
-        self._listed = True  # the twin knows what the bucket holds, which it does not after a try that failed
+        self._listed = True  # whether the local copy knows the bucket's files; it does not after a failed attempt
 
     def catch_up(self) -> pathlib.Path:
-        """Makes the twin what is in the bucket, uploads what an earlier session could not, and returns the folder.
+        """Syncs with the bucket, uploads what an earlier session could not, and returns the local copy's folder.
 
         Raises:
-            UserError: the bucket cannot be read, or a checkpoint that it lacks cannot be uploaded.
+            UserError: the bucket cannot be read, or a checkpoint missing there cannot be uploaded.
         """
         try:
             self._twin.pull()
@@ -57,13 +58,13 @@ class Mirror:
         return self._folder
 
     def begin(self, warn: Callable[[str], None]) -> None:
-        """Starts copying.
+        """Starts the upload thread.
 
         Args:
-            warn: called with one line where something could not be uploaded.
+            warn: called with one line when an upload fails.
 
         Raises:
-            UserError: the bucket cannot be written to.
+            UserError: the bucket is not writable.
         """
         self._warn = warn
         self._twin.begin(uuid.uuid4().hex)
@@ -78,9 +79,9 @@ class Mirror:
                     if self._push_checkpoints() or time.monotonic() >= due:
                         self._push_others()
                         due = time.monotonic() + LOG_SECONDS
-            except Overtaken:  # `finish` and `close` say so
+            except Overtaken:  # `finish` and `close` raise it too
                 return
-            except (UserError, OSError) as error:  # `finish` and `close` try again
+            except (UserError, OSError) as error:  # `finish` and `close` retry
                 due = time.monotonic() + LOG_SECONDS
                 self._warn_once(f"warning: {one_line(error)}; it is tried again")
 
@@ -90,17 +91,17 @@ class Mirror:
             self._warn(text)
 
     def finish(self) -> None:
-        """Returns when every complete checkpoint is in the bucket.
+        """Blocks until every complete checkpoint is in the bucket.
 
         Raises:
-            UserError: one cannot be uploaded.
+            UserError: a checkpoint cannot be uploaded.
         """
         with self._busy:
             for pause in (*PAUSES, None):
                 try:
                     self._push_checkpoints()
                     return
-                except (Unreachable, OSError) as error:  # of the bucket, of this machine's disk
+                except (Unreachable, OSError) as error:  # OSError: from this machine's disk
                     if pause is None:
                         self._given_up = True
                         raise UserError(
@@ -110,10 +111,10 @@ class Mirror:
                     time.sleep(pause)
 
     def close(self) -> None:
-        """Returns when everything is in the bucket.
+        """Blocks until everything is in the bucket, and releases the local copy.
 
         Raises:
-            UserError: a checkpoint cannot be uploaded; for other files there is a warning.
+            UserError: a checkpoint cannot be uploaded; other files only cause a warning.
             Overtaken: another session has begun there.
         """
         self._over.set()
@@ -140,7 +141,7 @@ class Mirror:
         return set()
 
     def _push_checkpoints(self) -> bool:
-        """Makes the bucket's checkpoints the twin's; returns whether anything was to be done."""
+        """Makes the bucket's checkpoints equal to the local ones; returns whether anything had to be done."""
         if not self._listed:
             self._twin.uploaded([])
         self._listed = False
@@ -153,7 +154,7 @@ class Mirror:
         if new:
             try:
                 self._push_others()
-            except (Unreachable, OSError) as error:  # which is no reason to lose the checkpoint
+            except (Unreachable, OSError) as error:  # still upload the checkpoint
                 self._warn_once(f"warning: {one_line(error)}; it is tried again")
         done = [files for step in new if (files := self._push_checkpoint(step))]
         if new:
@@ -161,14 +162,14 @@ class Mirror:
         return bool(done)
 
     def _new(self) -> list[int]:
-        """Returns the steps that are complete here and not yet in the bucket."""
+        """Returns the steps that are complete here but not yet in the bucket."""
         complete = [step for step in sorted(self._steps("checkpoints")) if (self._folder / _sealed(step)).exists()]
         return [step for step in complete if not self._twin.is_up(_sealed(step))]
 
     def _remove_old(self) -> bool:
-        # In this order, so that one that is moved from the first to the second or replaced there is not missed.
+        # checkpoints/ is listed before and after superseded/, so that no step that moves meanwhile is missed.
         kept = self._steps("checkpoints") | self._steps("superseded") | self._steps("checkpoints")
-        if self._new():  # complete since `_upload_new` looked, or cut short: its predecessors are needed
+        if self._new():  # completed since `_upload_new` looked, or its upload failed: older steps are still needed
             return False
         folders = {match[1] for name in self._twin.there if (match := CHECKPOINT.fullmatch(name))}
         gone = []
@@ -183,7 +184,7 @@ class Mirror:
         return bool(gone)
 
     def _push_checkpoint(self, step: int) -> list[tuple[str, Here]] | None:
-        """Uploads a complete checkpoint; returns its files, None where it is being removed here."""
+        """Uploads a complete checkpoint and returns its files, or None if it is being deleted here."""
         folder = f"checkpoints/{step}"
         try:
             files = [p.relative_to(self._folder).as_posix() for p in (self._folder / folder).rglob("*") if p.is_file()]
@@ -194,7 +195,7 @@ class Mirror:
                 return None
             self._twin.check_own()
             old = [name for name in self._twin.there if name.startswith(f"{folder}/")]
-            if last in old:  # else a try before this one has put it aside
+            if last in old:  # otherwise an earlier attempt has already put it aside
                 self._put_aside(step, [name.removeprefix(f"{folder}/") for name in old])
                 self._remote.delete([last])
             self._remote.put(self._folder, [name for name in here if name != last])
@@ -205,21 +206,21 @@ class Mirror:
         return list(here.items())
 
     def _put_aside(self, step: int, names: list[str]) -> None:
-        """Copies a step's former checkpoint to `superseded/`, its seal last."""
+        """Copies a step's former checkpoint to `superseded/`, its manifest last."""
         old, new = f"checkpoints/{step}", f"superseded/{step}"
-        self._remote.delete([f"{new}/{seal.NAME}"])  # of one before
+        self._remote.delete([f"{new}/{seal.NAME}"])  # the manifest of an earlier superseded checkpoint
         self._remote.copy([name for name in names if name != seal.NAME], old, new)
         self._remote.copy([seal.NAME], old, new)
 
     def _remove(self, folder: str) -> None:
-        """Removes a checkpoint from the bucket, its seal first."""
+        """Deletes a checkpoint from the bucket, its manifest first."""
         self._twin.check_own()
         names = [name for name in self._twin.there if name.startswith(f"{folder}/")]
         self._remote.delete([f"{folder}/{seal.NAME}"])
         self._remote.delete(names)
 
     def _push_others(self) -> None:
-        """Uploads what has changed beside the checkpoints."""
+        """Uploads changed files other than checkpoints."""
         names = [name for name in self._twin.here() if _is_other(name) and not self._twin.is_up(name)]
         if NEWEST in names and not self._newest_is_up():
             names.remove(NEWEST)
@@ -231,7 +232,7 @@ class Mirror:
                 self._twin.uploaded(here)
 
     def _newest_is_up(self) -> bool:
-        """A step that is said to have been complete must be in the bucket, or a run there would miss it."""
+        """Returns whether the step in newest_checkpoint.json is in the bucket; otherwise it would count as lost."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             step = json.loads((self._folder / NEWEST).read_text())["step"]
             return _sealed(step) in self._twin.there
@@ -248,7 +249,7 @@ def _is_other(name: str) -> bool:
 
 
 def _claimed(path: str) -> contextlib.AbstractContextManager[None]:
-    """Keeps every other command from training in a folder, also on other machines that share it."""
+    """Prevents other commands from training in a folder, also on other machines that share it."""
     line = f"--workdir={path}: another command trains there: {{}}; wait for its end, or choose another --workdir"
     return claimed(
         open_workdir(path),
@@ -261,19 +262,19 @@ def _claimed(path: str) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def run_folder(path: str, process: int) -> Iterator[tuple[pathlib.Path, Mirror | None]]:
-    """Yields the folder in which a run is trained, and in process 0 of a run in a bucket what copies it there.
+    """Yields the folder in which a run is trained, and for a run in a bucket the uploader (in process 0, else None).
 
-    A folder of this machine, or of a file system that several share, is process 0's alone until the end: a second
-    command that would train there is refused. With a run in a bucket each process has a folder of its own and process
-    0 alone writes; `begin` the mirror when the run is known to be the right one. Leaving returns when everything is in
-    the bucket.
+    A folder on this machine or on a shared file system is claimed by process 0 until the end: a second command that
+    wants to train there is refused. For a run in a bucket each process has its own local copy, and only process 0
+    writes; call the uploader's `begin` once the run is known to be the right one. On exit, blocks until everything is
+    in the bucket.
 
     Args:
-        path: the workdir, as the user gave it.
-        process: this one's number.
+        path: workdir as given by the user.
+        process: index of this process.
 
     Raises:
-        UserError: it cannot be used, or something cannot be uploaded.
+        UserError: the workdir cannot be used, or something cannot be uploaded.
     """
     if not is_remote(path):
         with contextlib.ExitStack() as claim:
@@ -293,14 +294,14 @@ def run_folder(path: str, process: int) -> Iterator[tuple[pathlib.Path, Mirror |
         if isinstance(error, Interrupted) and not error.alone:
             _finish(mirror)
         elif mirror:
-            with contextlib.suppress(UserError):  # that of the run is the one to tell
+            with contextlib.suppress(UserError):  # the run's own error is the one to report
                 mirror.close()
         raise
     _finish(mirror)
 
 
 def _finish(mirror: Mirror | None) -> None:
-    """Uploads what is left, where all processes stop at the same step; the others wait for process 0."""
+    """Uploads the rest while the other processes wait; call only where all processes stop at the same step."""
     if mirror:
         mirror.close()
     barrier("process 0 has uploaded")

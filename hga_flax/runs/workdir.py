@@ -1,9 +1,9 @@
-"""The folder of a run: what lies where, and reading it back.
+"""The folder of a run: its layout, and functions that read and write its files.
 
 config.json       the whole configuration          checkpoints/   Orbax
 dataset.json      classes and their names          tensorboard/   event files
 metrics.jsonl     one JSON object per logged line  parameters.txt every parameter, its shape and statistics
-initial_weights.txt  what a run with init.weights began with
+initial_weights.txt  what a run with init.weights started from
 """
 
 import contextlib
@@ -21,16 +21,16 @@ from hga_flax.config.rules import complete
 from hga_flax.data.sources import FOLDER, DatasetInfo, other_data
 from hga_flax.errors import UserError, expand, one_line
 
-# Whatever these say, a checkpoint's arrays are those of one network, and of one beginning.
+# Fixed for a run: its checkpoints belong to one network, one data set and one set of initial weights.
 MODEL_KEYS = ("model.name", "model.options", "model.attention", "model.attention_options", "data.name", "init.weights")
-CLAIM = ".trained_by"  # says who trains in a folder of this machine; see locks.py
+CLAIM = ".trained_by"  # names the process that trains in a local folder; see locks.py
 
 
 def open_workdir(path: str) -> pathlib.Path:
-    """Creates the folder where it is missing and makes sure that it can be written to.
+    """Creates the folder if it is missing and checks that it is writable.
 
     Raises:
-        UserError: it cannot.
+        UserError: the folder cannot be created or written to.
     """
     if not path:
         raise UserError("--workdir is empty; name the folder of the run")
@@ -38,7 +38,7 @@ def open_workdir(path: str) -> pathlib.Path:
     try:
         _check_way(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        # Under a name of its own: the processes of a run do this at once.
+        # A unique name, because all processes of a run do this at the same time.
         file, probe = tempfile.mkstemp(prefix=".writable-", dir=workdir)
         os.close(file)
         os.unlink(probe)
@@ -50,7 +50,7 @@ def open_workdir(path: str) -> pathlib.Path:
 
 
 def _check_way(workdir: pathlib.Path) -> None:
-    """Raises an OSError that names what on the way to a folder, or in its place, is no folder."""
+    """Raises an OSError that names the first part of the path that exists but is not a folder."""
     for part in (*reversed(workdir.parents), workdir):
         if part.is_symlink() and not part.exists():
             raise OSError(0, f"{part} is a link to {os.readlink(part)}, which does not exist")
@@ -59,10 +59,10 @@ def _check_way(workdir: pathlib.Path) -> None:
 
 
 def check_same_run(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
-    """Returns how the configuration differs from the one the workdir was started with.
+    """Returns the differences from the configuration that the workdir was last trained with.
 
     Raises:
-        UserError: the workdir belongs to another model or data set.
+        UserError: the workdir belongs to a run of another model or data set, or with other initial weights.
     """
     if not (workdir / "config.json").exists():
         return []
@@ -79,9 +79,9 @@ def check_same_run(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
 
 
 def absolute_paths(config: ConfigDict) -> ConfigDict:
-    """Returns a copy whose `data.dir` and `training.compilation_cache` mean the same seen from any folder.
+    """Returns a copy with `data.dir` and `training.compilation_cache` as absolute paths.
 
-    Addresses of buckets, paths from `~` and empty ones are left as they are.
+    Bucket addresses, paths that start with `~` and empty paths stay as they are.
     """
     config = config.copy_and_resolve_references()
     with config.unlocked():
@@ -96,7 +96,7 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     """Returns the configuration that a workdir was last trained with.
 
     Raises:
-        UserError: the workdir holds none, or it cannot be read.
+        UserError: there is no config.json, or it cannot be read.
     """
     file = workdir / "config.json"
     try:
@@ -104,7 +104,7 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     except (FileNotFoundError, NotADirectoryError):
         why = "it is a file, not a folder" if workdir.is_file() else "there is no config.json"
         raise UserError(f"{workdir}: no run here ({why})") from None
-    except (OSError, ValueError, UserError) as error:  # ValueError: no text at all
+    except (OSError, ValueError, UserError) as error:  # ValueError: not a text file
         raise UserError(f"{file} cannot be read: {one_line(error)}") from None
 
 
@@ -114,23 +114,24 @@ def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
 
 
 def write_dataset(workdir: pathlib.Path, info: DatasetInfo) -> None:
-    """Writes dataset.json, unless it is there: the labels of a run mean what they meant when it began."""
+    """Writes dataset.json unless it exists: the labels of a run keep their original meaning."""
     if not (workdir / "dataset.json").exists():
         write_text(workdir / "dataset.json", json.dumps(dataclasses.asdict(info)) + "\n")
 
 
 def check_same_data(workdir: pathlib.Path, info: DatasetInfo) -> list[str]:
-    """Compares data with those that a workdir was begun with.
+    """Compares the data set with the one that a workdir was started with.
 
     Args:
-        workdir: of the run.
-        info: of the data as they are now, with the sizes of the splits in use.
+        workdir: folder of the run.
+        info: the data set as it is now, with the sizes of the splits in `num_examples`.
 
     Returns:
-        A sentence for each split that has another size now; the training split's is compared with the checkpoint's.
+        One sentence per split whose size has changed. (The trainer also checks the training split's size against
+        the checkpoint.)
 
     Raises:
-        UserError: the classes are others, or in another order.
+        UserError: the classes or their order differ.
     """
     if not (workdir / "dataset.json").exists():
         return []
@@ -145,10 +146,10 @@ def check_same_data(workdir: pathlib.Path, info: DatasetInfo) -> list[str]:
 
 
 def read_dataset(workdir: pathlib.Path) -> DatasetInfo:
-    """Returns what a workdir knows of its data set.
+    """Returns the description of a workdir's data set.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: dataset.json cannot be read.
     """
     try:
         fields = json.loads((workdir / "dataset.json").read_text())
@@ -163,7 +164,7 @@ def read_dataset(workdir: pathlib.Path) -> DatasetInfo:
 
 @contextlib.contextmanager
 def writing(file: pathlib.Path) -> Iterator[None]:
-    """Turns an error of the file system inside (disk full, no right to write) into a UserError that names the file."""
+    """Turns an OSError in this context (disk full, no permission) into a UserError that names the file."""
     try:
         yield
     except OSError as error:
@@ -174,10 +175,10 @@ def writing(file: pathlib.Path) -> Iterator[None]:
 
 
 def write_text(file: pathlib.Path, text: str) -> None:
-    """Replaces a file in one move, so that a kill leaves the old one or the new one.
+    """Replaces a file atomically: a kill leaves either the old or the new content.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     scratch = file.with_name(f".{file.name}.new")
     with writing(file):

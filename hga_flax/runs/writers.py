@@ -1,4 +1,4 @@
-"""Where metrics go: TensorBoard's event files and metrics.jsonl. Written by process 0 alone."""
+"""Writes metrics to TensorBoard event files and metrics.jsonl, in process 0 only."""
 
 import contextlib
 import json
@@ -18,24 +18,25 @@ from hga_flax.runs.workdir import write_text, writing
 
 
 def finite_or_none(values: dict[str, float]) -> dict[str, float | None]:
-    """Replaces what is not finite, which JSON cannot hold, by None."""
+    """Replaces values that are not finite, which JSON cannot represent, with None."""
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 class MetricWriter:
     """Writes scalars to `workdir/tensorboard` and `workdir/metrics.jsonl`.
 
-    Not by tensorboardX's SummaryWriter: its thread dies of a full disk in silence, and then its queue blocks.
+    It does not use tensorboardX's SummaryWriter, whose thread dies silently when the disk is full; its queue
+    then blocks.
 
     Args:
-        workdir: the folder of the run.
-        step: the step that the run starts or goes on from; what an earlier, killed run wrote
-            about later steps is dropped, so that no step appears twice.
-        active: False makes every method do nothing (processes other than the first).
-        again: a group whose values at `step` itself are dropped too, because they will be written again.
+        workdir: folder of the run.
+        step: step from which the run starts or resumes; lines about later steps, written by a killed
+            session, are dropped, so that no step appears twice.
+        active: False makes every method do nothing (for processes other than process 0).
+        again: group whose values at `step` itself are dropped too, because they will be written again.
 
     Raises:
-        UserError: of each method: a file cannot be written.
+        UserError: a file cannot be written (also raised by the methods).
     """
 
     def __init__(self, workdir: pathlib.Path, step: int, *, active: bool = True, again: str | None = None):
@@ -49,9 +50,9 @@ class MetricWriter:
         self._events_file = folder
         with writing(folder):
             folder.mkdir(exist_ok=True)
-            # Event files are named by the second: the suffix keeps a quick restart from overwriting the last one.
+            # Event files are named by the second; the suffix keeps a quick restart from overwriting the last file.
             self._events = EventsWriter(str(folder / "events"), f".{step:08}.{os.getpid()}")
-        if step:  # TensorBoard forgets what it has read of later steps
+        if step:  # tells TensorBoard to discard what it has read about later steps
             self._event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
         self.flush()
 
@@ -61,7 +62,7 @@ class MetricWriter:
             self._events.write_event(event)
 
     def scalars(self, step: int, group: str, values: dict[str, float]) -> None:
-        """Writes values under "group/name"; a value that is not finite is null in the JSON."""
+        """Writes values as "group/name"; values that are not finite become null in the JSON."""
         if not self._active:
             return
         named = {f"{group}/{name}": value for name, value in values.items()}
@@ -72,7 +73,7 @@ class MetricWriter:
         self.flush()
 
     def config(self, config: ConfigDict, metrics: list[str]) -> None:
-        """Writes the configuration as text and as hyperparameters whose results are `metrics`."""
+        """Writes the configuration as text and as TensorBoard hyperparameters with the result metrics `metrics`."""
         if not self._active:
             return
         text = "    " + to_json(config).replace("\n", "\n    ")
@@ -87,7 +88,7 @@ class MetricWriter:
         self.flush()
 
     def flush(self) -> None:
-        """Makes what was written visible to readers."""
+        """Flushes both files, so that readers see what was written."""
         if self._active:
             with writing(self._lines_file):
                 self._lines.flush()
@@ -95,17 +96,17 @@ class MetricWriter:
                 self._events.flush()
 
     def close(self) -> None:
-        """Closes the files; after an error it does nothing but that."""
+        """Closes the files; never raises, so that it can follow an error."""
         if self._active:
             self._active = False
-            with contextlib.suppress(OSError):  # each line was flushed: what is left could not be written then
+            with contextlib.suppress(OSError):  # every line was flushed: anything left already failed to write
                 self._lines.close()
             with contextlib.suppress(OSError):
                 self._events.close()
 
 
 def _drop_after(file: pathlib.Path, step: int, again: str | None) -> None:
-    """Drops the lines about later steps, those of a group at `step`, and a last line that a kill cut short."""
+    """Drops lines after `step`, lines of group `again` at `step`, and a last line truncated by a kill."""
     if not file.exists():
         return
     kept = []
