@@ -22,13 +22,13 @@ import numpy as np
 from hga_flax.config.command_line import add_import_flag, add_weights_flags, check_weights_flags, names_weights
 from hga_flax.errors import UserError, expand, one_line
 from hga_flax.images.bad_images import BadImage
-from hga_flax.images.device_augmentation import normalize
 from hga_flax.inference import export_weights as weights
 from hga_flax.inference.fold import fold
 from hga_flax.inference.from_weights import describe_weights, restore_given
 from hga_flax.inference.predictor import Predictor
 from hga_flax.inference.to_stablehlo import load, to_stablehlo
 from hga_flax.runs.console import Console
+from hga_flax.training.evaluation import apply_network
 from hga_flax.training.restore import configure_for
 from hga_flax.version import __version__
 
@@ -143,7 +143,7 @@ def inference_network(predictor: Predictor) -> Network:
     variables = jax.tree.map(np.asarray, jax.device_get(predictor.variables))
 
     def network(images: jax.Array) -> dict[str, jax.Array]:
-        logits = model.apply(variables, normalize(images, data.mean, data.std), train=False)
+        logits = apply_network(model, data, variables, images)
         return {"logits": logits, "probabilities": jax.nn.softmax(logits)}
 
     return network

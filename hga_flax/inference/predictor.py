@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 
 from hga_flax.data.pipeline import available_cores
 from hga_flax.images.bad_images import BadImage
-from hga_flax.images.device_augmentation import normalize
 from hga_flax.images.host_augmentation import host_transform
 from hga_flax.images.image_files import SUFFIXES, Endings, images_below
 from hga_flax.processes.mesh import replicate, to_devices
+from hga_flax.training.evaluation import apply_network
 from hga_flax.training.restore import Restored, restore_workdir
 from hga_flax.training.step import REPLICATED, SPLIT
 
@@ -53,8 +53,7 @@ class Predictor:
         self._threads = max(1, min(config.data.num_threads, available_cores()))
 
         def step(variables: Any, images: jax.Array) -> jax.Array:
-            images = normalize(images, config.data.mean, config.data.std)
-            return jax.nn.softmax(experiment.model.apply(variables, images, train=False))
+            return jax.nn.softmax(apply_network(experiment.model, config.data, variables, images))
 
         specs = (REPLICATED, SPLIT)
         self._step = jax.jit(jax.shard_map(step, mesh=experiment.mesh, in_specs=specs, out_specs=SPLIT))

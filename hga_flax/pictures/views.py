@@ -10,10 +10,10 @@ import numpy as np
 
 from hga_flax.errors import UserError, nearest
 from hga_flax.images.bad_images import BadImage
-from hga_flax.images.device_augmentation import normalize
 from hga_flax.images.host_augmentation import host_transform
 from hga_flax.pictures.gates import BlockGates, read_gates
 from hga_flax.pictures.gradcam import look
+from hga_flax.training.evaluation import normalized
 from hga_flax.training.restore import Restored, configure_for, restore_workdir
 
 
@@ -64,7 +64,7 @@ def explain_restored(restored: Restored, path: str, encoded: Sequence[tuple[str,
     chosen = None if wanted is None else find_class(wanted, info.class_names, info.num_classes, path)
     images = preprocess(encoded, config, info.channels)
     classes = None if chosen is None else np.full(len(images), chosen)
-    seen = look(experiment.model, variables, normalize(images, config.data.mean, config.data.std), classes)
+    seen = look(experiment.model, variables, normalized(images, config.data), classes)
     titles = class_titles(seen.logits, seen.classes, info.class_names)
     blocks = read_gates(experiment.model, variables, seen.intermediates)
     return View(config.model.attention, path, images, titles, seen.cams, blocks)

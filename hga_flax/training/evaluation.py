@@ -3,14 +3,42 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from hga_flax.images.device_augmentation import normalize
 from hga_flax.processes.mesh import replicate, to_devices
 from hga_flax.training.metrics import ClassificationMetrics, read
 
 EvalStep = Callable[[Any, Any, ClassificationMetrics, dict[str, jax.Array]], ClassificationMetrics]
+
+
+def normalized(images: jax.Array, data: ConfigDict) -> jax.Array:
+    """Returns raw images `[B, H, W, C]` (values 0..255) as the network takes them, float32.
+
+    Args:
+        images: uint8 or float32.
+        data: the group `data` of a configuration, for its mean and standard deviation.
+    """
+    return normalize(images, data.mean, data.std)
+
+
+def apply_network(model: nn.Module, data: ConfigDict, variables: Any, images: jax.Array) -> jax.Array:
+    """Normalises raw images and applies a trained network: for evaluation, prediction and export alike.
+
+    Args:
+        model: the network.
+        data: the group `data` of the configuration that it was trained with.
+        variables: `{"params", "batch_stats"}`.
+        images: uint8 or float32 `[B, H, W, C]`, values 0..255.
+
+    Returns:
+        Logits `[B, num_classes]`.
+    """
+    return model.apply(variables, normalized(images, data), train=False)
 
 
 def no_images(split: str) -> str:

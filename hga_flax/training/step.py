@@ -26,12 +26,12 @@ from hga_flax.images.device_augmentation import (
     augment,
     example_keys,
     mix,
-    normalize,
     random_erasing,
 )
 from hga_flax.models.norm import frozen_statistics
 from hga_flax.processes.mesh import DATA_AXIS
 from hga_flax.training.ema import update_ema
+from hga_flax.training.evaluation import apply_network, normalized
 from hga_flax.training.metrics import LOSSES, ClassificationMetrics, TrainMetrics, batch_metrics, cross_entropy
 from hga_flax.training.norm import global_norm
 from hga_flax.training.parameters import hold_frozen
@@ -50,39 +50,36 @@ class StepReport:
     gradient_norm: jax.Array
 
 
-def prepare_images(
-    batch: Batch, config: ConfigDict, root: jax.Array | None
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Augments (in training) and normalises the images of a batch.
+def prepare_images(batch: Batch, config: ConfigDict, root: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Augments and normalises the images of a training batch.
 
     Args:
-        batch: `image` uint8 `[B, H, W, C]`, `label`, and in training `index` and `epoch` int32 `[B]`.
+        batch: `image` uint8 `[B, H, W, C]`; `label`, `index` and `epoch` int32 `[B]`.
         config: of the run.
-        root: the key that all random streams of the run are made of; None in evaluation.
+        root: the key that all random streams of the run are derived from.
 
     Returns:
         float32 `[B, H, W, C]`, and where images are mixed the label of the other one and, float32
         `[B]`, the share of the own label; else the own label and None.
     """
     data, images, other, share = config.data, batch["image"], batch["label"], None
-    if root is not None:
-        keys = lambda name: example_keys(stream(root, name), batch["epoch"], batch["index"])
-        if data.augmentation == "small":
-            images = augment(
-                images.astype("float32"),
-                keys(AUGMENTATION),
-                data.crop_padding,
-                flip=data.flip and not data.alternating_flip,
-                rotation_degrees=data.rotation_degrees,
-            )
-            if data.alternating_flip:
-                images = alternating_flip(images, stream(root, FLIP), batch["epoch"], batch["index"])
-        if data.random_erasing:
-            erase = lambda key, image: random_erasing(key, image, data.random_erasing)
-            images = jax.vmap(erase)(keys(ERASING), images.astype("float32"))
-        if data.mixup or data.cutmix:
-            images, other, share = mix(images.astype("float32"), other, keys(MIXING), data.mixup, data.cutmix)
-    return normalize(images, data.mean, data.std), other, share
+    keys = lambda name: example_keys(stream(root, name), batch["epoch"], batch["index"])
+    if data.augmentation == "small":
+        images = augment(
+            images.astype("float32"),
+            keys(AUGMENTATION),
+            data.crop_padding,
+            flip=data.flip and not data.alternating_flip,
+            rotation_degrees=data.rotation_degrees,
+        )
+        if data.alternating_flip:
+            images = alternating_flip(images, stream(root, FLIP), batch["epoch"], batch["index"])
+    if data.random_erasing:
+        erase = lambda key, image: random_erasing(key, image, data.random_erasing)
+        images = jax.vmap(erase)(keys(ERASING), images.astype("float32"))
+    if data.mixup or data.cutmix:
+        images, other, share = mix(images.astype("float32"), other, keys(MIXING), data.mixup, data.cutmix)
+    return normalized(images, data), other, share
 
 
 class Gradient(NamedTuple):
@@ -311,7 +308,7 @@ def make_eval_step(
 
     def step(params: Any, batch_stats: Any, sums: ClassificationMetrics, batch: Batch) -> ClassificationMetrics:
         variables = {"params": params, "batch_stats": batch_stats}
-        logits = model.apply(variables, prepare_images(batch, config, None)[0], train=False)
+        logits = apply_network(model, config.data, variables, batch["image"])
         loss = cross_entropy(logits, batch["label"])
         return sums.merge(batch_metrics(logits, batch["label"], loss, batch["mask"], DATA_AXIS))
 
