@@ -1,4 +1,4 @@
-"""The paper's tables and equations as data, and ours beside them.
+"""The paper's tables and equations as data, next to our own figures.
 
 Imports counting/. Start at command.py.
 """

@@ -1,7 +1,7 @@
 """`python -m hga_flax paper TABLE`: the paper's figures, ours, and the difference.
 
-Ours are counted from the traced networks (`complexity.py`); errors come from a file of results
-(`results.py`) and are "not run" without one.
+Our costs are counted from the traced networks (`complexity.py`). Our errors are read from a results
+file (`results.py`); networks without an entry there show "not run".
 """
 
 import argparse
@@ -25,7 +25,7 @@ CHOICES = ("table1", *TABLES, "equations", "all")
 DATASETS = {"imagenet2012": ((224, 224, 3), 1000), "cifar10": ((32, 32, 3), 10), "cifar100": ((32, 32, 3), 100)}
 EQUATION_CHANNELS = (32, 64, 256)
 EQUATION_SIZE = (56, 56)
-EQUAL_EQUATIONS = ("8", "9", "10", "12")  # Eq. 11 adds an Eq. 9 that leaves out three quarters of the pooling
+EQUAL_EQUATIONS = ("8", "9", "10", "12")  # Eq. 11 includes Eq. 9, which counts a quarter of the pooling
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,19 +41,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints a table; returns 1 where an equation that must hold does not.
+    """Prints the tables; returns 1 if an equation that must match the count does not, else 0.
 
     Raises:
-        UserError: the file of results is bad.
+        UserError: the results file is invalid.
     """
-    jax.config.update("jax_platforms", "cpu")  # tracing needs no accelerator: do not take one
+    jax.config.update("jax_platforms", "cpu")  # tracing needs no accelerator, so do not occupy one
     chosen = CHOICES[:-1] if arguments.table == "all" else (arguments.table,)
     rows: list[dict[str, Any]] = []
     for table in chosen:
         table_rows = make_rows(table, arguments.results)
         rows += table_rows
         if not arguments.json:
-            from hga_flax.paper.view import print_table  # rich is of no use to --json
+            from hga_flax.paper.view import print_table  # --json does not need rich
 
             print_table(table, table_rows)
     if arguments.json:
@@ -62,18 +62,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def make_rows(table: str, results_file: pathlib.Path | None = None) -> list[dict[str, Any]]:
-    """Returns a table as dictionaries, ready for JSON.
+    """Returns the rows of a table as JSON-ready dictionaries.
 
     Every row has `table`, `model`, `attention`, `attention_options`, `params`, `conv_fc_macs`,
     `bn_elements`, `gflops` (conv + fc + 2 BatchNorm, in 1e9) and the paper's `paper_params_m`,
-    `paper_gflops`, `paper_top1_error` (None where it prints none).
+    `paper_gflops` and `paper_top1_error` (None if the paper does not print it).
 
     Args:
-        table: one of `CHOICES`, without "all".
-        results_file: see `read_results`.
+        table: one of `CHOICES` except "all".
+        results_file: path of the results file, see `read_results`.
 
     Raises:
-        UserError: the file of results is bad.
+        UserError: the results file is invalid.
     """
     if table == "table1":
         return [row for model, attention in TABLE1 for row in _architecture_rows(model, attention)]
@@ -95,7 +95,7 @@ def _counted(model: str, attention: str, options: str, dataset: str) -> Complexi
 
 
 def count(model: str, attention: str, options: dict[str, Any], dataset: str = "imagenet2012") -> Complexity:
-    """Counts a network, once for every table that has it."""
+    """Counts a network's cost; cached, since several tables share a network."""
     return _counted(model, attention, json.dumps(attention_options(attention) | options, sort_keys=True), dataset)
 
 
@@ -126,7 +126,7 @@ def _network_row(row: Row, result: dict[str, Any]) -> dict[str, Any]:
         "table": row.table,
         "label": row.label,
         **figures,
-        "gflops_shift": shift,  # of the default form, where it differs; not traced for the ablations
+        "gflops_shift": shift,  # GFLOPs of the default form, where it differs; not traced for the ablations
         "paper_params_m": row.params_m,
         "params_m_difference": None if row.params_m is None else figures["params"] / 1e6 - row.params_m,
         "paper_gflops": row.gflops,
@@ -167,7 +167,7 @@ def _equation_rows(channels: int) -> list[dict[str, Any]]:
 
 
 def _architecture_rows(model: str, attention: str) -> list[dict[str, Any]]:
-    """Table 1: the network's stages as printed, and as they are in its traced parameters."""
+    """Returns the rows of Table 1: the stages as printed and as found in the traced parameters."""
     network = create_model(model, attention=attention)
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     traced = jax.eval_shape(

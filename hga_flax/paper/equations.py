@@ -1,6 +1,6 @@
-"""Eqs. 8-12 of the paper, beside what the traced modules count.
+"""Eqs. 8-12 of the paper, compared with the counts of the traced modules.
 
-Cao, Gao, Choi, Duan, Future Internet 12(11):178, 2020, section 4. One multiply-accumulate is two
+Cao, Gao, Choi, Duan, Future Internet 12(11):178, 2020, section 4. A multiply-accumulate counts as two
 FLOPs here, as in Eqs. 8 and 10 (the paper's tables count it as one).
 """
 
@@ -18,21 +18,21 @@ from hga_flax.attention import (
 from hga_flax.counting.complexity import Counts, complexity, count_operations
 
 KERNELS = (1, 3, 5, 7)
-CELLS = 21  # of the grids 1x1, 2x2 and 4x4
+CELLS = 21  # total cells of the 1x1, 2x2 and 4x4 grids
 
 
 def mfe_flops(height: int, width: int, channels: int) -> int:
-    """Eq. 8: FLOPs of the four depthwise convolutions of an `[H, W, C]` map."""
+    """Eq. 8: FLOPs of the four depthwise convolutions on an `[H, W, C]` map."""
     return 2 * height * width * channels * sum(k * k for k in KERNELS)
 
 
 def hap_flops(height: int, width: int, channels: int) -> int:
-    """Eq. 9: additions of three average poolings of an `[H, W, C]` map."""
+    """Eq. 9: additions of the three average poolings of an `[H, W, C]` map."""
     return 3 * height * width * channels
 
 
 def ee_flops(channels: int) -> int:
-    """Eq. 10: FLOPs of the two FCs; the first meets each of the four scales. `channels` is even."""
+    """Eq. 10: FLOPs of the two FCs; the first is applied to each of the four scales. `channels` must be even."""
     return 85 * channels**2 // 2
 
 
@@ -42,13 +42,13 @@ def hga_flops(height: int, width: int, channels: int) -> int:
 
 
 def hga_params(channels: int) -> int:
-    """Eq. 12: parameters of the whole mechanism. `channels` is even."""
+    """Eq. 12: parameters of the whole mechanism. `channels` must be even."""
     return sum(k * k for k in KERNELS) * channels + 11 * channels**2 // 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """An equation's value beside the count of the traced module, both in FLOPs or both in parameters."""
+    """An equation's value and the traced module's count, both in FLOPs or both in parameters."""
 
     equation: str
     what: str
@@ -58,9 +58,9 @@ class Comparison:
 
 
 def compare_equations(height: int, width: int, channels: int) -> list[Comparison]:
-    """Evaluates Eqs. 8-12 for an `[H, W, C]` map and counts the modules of the convolution form.
+    """Evaluates Eqs. 8-12 for an `[H, W, C]` map and counts the modules in the convolution form.
 
-    Height and width must be multiples of 4 for Eq. 9 to be exact: elsewhere the cells of the
+    Eq. 9 is exact only if height and width are multiples of 4: otherwise the cells of the
     adaptive pooling overlap and some elements are read twice.
     """
     mfe = _count(MultiScaleFeatureExploitation(channels, KERNELS), 1, height, width, channels)
@@ -89,7 +89,7 @@ def compare_equations(height: int, width: int, channels: int) -> list[Comparison
 
 
 def _count(module: nn.Module, *shape: int) -> Counts:
-    """Counts one call of a module on a float32 array of this shape."""
+    """Counts the operations of one call of a module on a float32 array of this shape."""
     x = jax.ShapeDtypeStruct(shape, "float32")
     variables = jax.eval_shape(module.init, jax.eval_shape(lambda: jax.random.key(0)), x)
     return count_operations(module.apply, variables, x)

@@ -1,8 +1,8 @@
-"""The paper's tables as data, in its own numbers, misprints included.
+"""The paper's tables as data, with the numbers as printed, misprints included.
 
 Cao, Gao, Choi, Duan: Learning a Hierarchical Global Attention for Image Classification, Future
 Internet 12(11):178, 2020. Errors are in %, FLOPs in 1e9 (a multiply-accumulate is one), parameters
-in 1e6; the tables cut them to two decimals. Deltas are printed in the paper in parentheses.
+in 1e6; the tables truncate them to two decimals. The deltas are those the paper prints in parentheses.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ NETWORKS = {
 }
 IMAGENET_NETWORKS = tuple(NETWORKS)[:5]
 
-# Table 1: (output size, widths of the block's three convolutions, the HGA(a, b, c), blocks as printed).
+# Table 1: (output size, widths of the block's three convolutions, HGA(a, b, c), number of blocks as printed).
 TABLE1: dict[tuple[str, str], list[tuple[int, tuple[int, ...], tuple[int, ...] | None, int]]] = {
     ("resnet50", "none"): [
         (56, (64, 64, 256), None, 3),
@@ -102,7 +102,7 @@ TABLE6: dict[tuple[int, ...], tuple[tuple[float, float], tuple[float, float]]] =
     (1, 3, 5, 7): ((21.50, 5.60), (19.82, 4.59)),
 }
 
-# The abstract's averages over Table 2, in %: both errors' improvement and the growth in FLOPs.
+# The abstract's averages over Table 2, in %: the reduction of both errors and the growth in FLOPs.
 ABSTRACT = {"top1_error": 7.94, "top5_error": 16.63, "gflops": 6.23}
 
 NOTES = {
@@ -137,11 +137,11 @@ class Row:
 
     Attributes:
         table: "table2" ... "table6".
-        model, attention, options: what `create_model` is given.
+        model, attention, options: arguments for `create_model`.
         dataset: "imagenet2012", "cifar10" or "cifar100".
-        label: what tells the row from its neighbours, beside model and attention.
-        top1_error, top5_error, gflops, params_m: the paper's figures, None where it prints none.
-        top1_delta: the paper's difference to the plain network.
+        label: distinguishes rows of the same model and attention.
+        top1_error, top5_error, gflops, params_m: the paper's figures; None if not printed.
+        top1_delta: the top-1 difference from the plain network, as printed.
         notes: keys of `NOTES`.
     """
 
@@ -159,12 +159,12 @@ class Row:
     notes: tuple[str, ...] = ()
 
 
-# What the paper counts: Eqs. 8-12 describe the convolutions, not the equal and cheaper shift pooling.
+# The form the paper counts: Eqs. 8-12 describe convolutions, not the equivalent but cheaper shift pooling.
 CONVOLUTIONS = {"form": "conv"}
 
 
 def table2_rows() -> list[Row]:
-    """Table 2; `hga_table2` stands beside the paper's HGA figures too."""
+    """Returns Table 2; the paper's HGA figures are compared with `hga` and with `hga_table2`."""
     rows = []
     for i, model in enumerate(IMAGENET_NETWORKS):
         for attention in ("none", "hga", "hga_table2"):
@@ -179,7 +179,7 @@ def table2_rows() -> list[Row]:
 
 
 def table3_rows() -> list[Row]:
-    """Table 3; its plain rows repeat Table 2's errors, without FLOPs."""
+    """Returns Table 3; its plain rows repeat Table 2's errors, without FLOPs."""
     rows = []
     for attention, columns in TABLE3.items():
         for i, model in enumerate(IMAGENET_NETWORKS):
@@ -196,7 +196,7 @@ def table3_rows() -> list[Row]:
 
 
 def table4_rows() -> list[Row]:
-    """Table 4: pre-activation networks, whose published errors the paper took."""
+    """Returns Table 4: pre-activation networks, whose errors the paper copied from earlier publications."""
     rows = []
     for dataset, columns in TABLE4.items():
         for attention, errors in columns.items():
@@ -208,7 +208,7 @@ def table4_rows() -> list[Row]:
 
 
 def table5_rows() -> list[Row]:
-    """Table 5: HGA with stages removed."""
+    """Returns Table 5: HGA with stages removed."""
     rows = []
     for i, model in enumerate(("resnet101", "resnext101_32x4d")):
         for (mfe, hap, ee), errors in TABLE5.items():
@@ -220,7 +220,7 @@ def table5_rows() -> list[Row]:
 
 
 def table6_rows() -> list[Row]:
-    """Table 6: HGA with some of the MFE's kernels."""
+    """Returns Table 6: HGA with subsets of the MFE's kernels."""
     rows = []
     for i, model in enumerate(("resnet101", "resnext101_32x4d")):
         for kernels, errors in TABLE6.items():
@@ -240,7 +240,7 @@ TABLES = {
 
 
 def averages() -> dict[str, float]:
-    """Recomputes the abstract's averages from Table 2, in %: ratios of sums over the five networks."""
+    """Returns the abstract's averages recomputed from Table 2, in %: ratios of sums over the five networks."""
     plain, ours = TABLE2["none"], TABLE2["hga"]
     change = {key: 100 * (sum(ours[key]) / sum(plain[key]) - 1) for key in ("top1_error", "top5_error", "gflops")}
     return {key: abs(value) for key, value in change.items()}

@@ -1,17 +1,17 @@
-"""Our own errors: the runs that were made, each with its command, as `results/paper.json`.
+"""Reads our own results, `results/paper.json`: the error of each finished run and its command.
 
-The file is a list of objects with these keys, and no others:
+The file is a list of objects with exactly these keys:
 
     model              a name of `create_model`, as in the paper's rows: "resnet50", ...
     attention          "none", "hga", "hga_table2", "se", "sk"
-    attention_options  optional; options that differ from the defaults, such as {"kernels": [7]}
+    attention_options  optional; non-default options, such as {"kernels": [7]}
     dataset            "imagenet2012", "cifar10" or "cifar100"
     top1_error         in %, over the whole validation set
     top5_error         optional, in %
-    command            what was run, so that another can run it again
+    command            the command that reproduces the run
 
-A row's errors appear beside the paper's in every table that has this network. `form` does not tell
-rows apart, for the two forms of HGA are equal; HGA without its three stages is "none".
+The errors are shown next to the paper's in every table that contains the network. `form` is ignored
+when matching rows, because the two forms of HGA are equivalent; HGA without its three stages counts as "none".
 """
 
 import json
@@ -31,10 +31,10 @@ Key = tuple[str, str, str, str]
 
 
 def network_key(model: str, attention: str, options: dict[str, Any], dataset: str) -> Key:
-    """Returns what tells the networks of the tables apart; equal networks have equal keys.
+    """Returns the key that identifies a network of the tables; equal networks have equal keys.
 
     Raises:
-        ValueError: no such attention, or it has no such option.
+        ValueError: unknown attention, or an option the attention does not have.
     """
     known = attention_options(attention)
     if unknown := sorted(set(options) - set(known)):
@@ -47,14 +47,14 @@ def network_key(model: str, attention: str, options: dict[str, Any], dataset: st
 
 
 def read_results(path: pathlib.Path | None, known: set[Key]) -> dict[Key, dict[str, Any]]:
-    """Reads a file of results; without a `path`, `DEFAULT_FILE` if it exists.
+    """Reads a results file into a dictionary from network key to row.
 
     Args:
-        path: the file, or None.
-        known: keys of the tables' rows.
+        path: the file; None reads `DEFAULT_FILE`, or returns {} if it does not exist.
+        known: the keys of the tables' rows.
 
     Raises:
-        UserError: the file cannot be read, a row is malformed, names no row of the tables, or
+        UserError: the file cannot be read, or a row is malformed, matches no row of the tables, or
             repeats another.
     """
     if path is None and not DEFAULT_FILE.exists():

@@ -1,4 +1,4 @@
-"""The paper's tables on the terminal."""
+"""Prints the paper's tables in the terminal."""
 
 import textwrap
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from rich.table import Table
 
 from hga_flax.paper.published import ABSTRACT, NETWORKS, TABLES, averages
 
-# A line is left out where these change.
+# A gap is printed between rows where these keys change.
 GROUPS = {
     "table1": ("model", "attention"),
     "table2": ("model",),
@@ -28,7 +28,7 @@ Column = tuple[str, Callable[[dict[str, Any]], str]]
 
 
 def print_table(table: str, rows: Rows) -> None:
-    """Prints the rows of `paper.make_rows(table)`, their notes below."""
+    """Prints the rows of `command.make_rows(table)` with their notes below."""
     titles = {"table1": "HGA in ResNet-50 and ResNeXt-50", "equations": "Cost of HGA(C) on a map of 56x56"}
     titles |= {name: title for name, (title, _) in TABLES.items()}
     heading = "Equations" if table == "equations" else f"Table {table[-1]}"
@@ -51,7 +51,7 @@ def print_table(table: str, rows: Rows) -> None:
         view.add_row(*(value(row) for _, value in columns), marks)
 
     console = Console()
-    # A terminal that is too narrow wraps the lines; rich would cut the cells.
+    # Let a narrow terminal wrap the lines; rich would truncate the cells.
     needed = console.measure(view, options=console.options.update(max_width=1000)).maximum
     console.width = max(console.width, needed)
     console.print(view)

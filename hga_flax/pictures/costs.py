@@ -1,4 +1,4 @@
-"""Error against cost, as the paper argues: parameters, FLOPs and, where it was measured, the time of a step."""
+"""Plots error against cost: parameters, FLOPs and, where measured, the time of a training step."""
 
 import pathlib
 from typing import Any
@@ -6,26 +6,26 @@ from typing import Any
 from hga_flax.pictures.style import COLOURS, MARKERS, save, styled
 
 COSTS = {"params": ("parameters", 1), "gflops": ("MFLOPs an image", 1000), "step_ms": ("training step, ms", 1)}
-LETTER = 0.032  # of the span of all intervals that a letter of a name takes
-SLOT = 0.42  # inches between two points: room for a name written upright
+LETTER = 0.032  # height of a letter, as a fraction of the span of all intervals
+SLOT = 0.42  # inches between two points: room for a vertical name
 
 
 def draw_costs(results: dict[str, Any], folder: pathlib.Path, metric: str) -> list[pathlib.Path]:
-    """Draws mean and 95 % interval of each row over its costs.
+    """Draws each row's mean error and 95 % interval against its costs.
 
-    Along each axis the rows stand in the order of that cost, a step apart, each under its name and above its cost:
-    to scale, rows that cost nearly the same would lie on each other.
+    Along each axis the rows are sorted by that cost and evenly spaced, labelled with name and cost. On a true
+    scale, rows of nearly equal cost would overlap.
 
     Args:
-        results: analysed by hga_flax.lab.results.
-        folder: where NAME.png and NAME.svg go; it is there.
-        metric: what the errors are called.
+        results: results analysed by hga_flax.lab.results.
+        folder: existing folder for NAME.png and NAME.svg, where NAME is the study's.
+        metric: label of the error axis.
 
     Returns:
-        The files, none where no row has a result and a cost.
+        The files written; none if no row has both a result and a cost.
 
     Raises:
-        UserError: they cannot be written.
+        UserError: the files cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -48,7 +48,7 @@ def draw_costs(results: dict[str, Any], folder: pathlib.Path, metric: str) -> li
 
 
 def look(index: int) -> dict[str, str]:
-    """Returns the marker and the colour of a study's row by its place; no two of the first 84 share both."""
+    """Returns marker and colour of a study's row by its index; the first 84 combinations are distinct."""
     turn = index // len(MARKERS)
     return {"marker": MARKERS[index % len(MARKERS)], "color": COLOURS[(index + turn) % len(COLOURS)]}
 
@@ -62,7 +62,7 @@ def _panel(axis: Any, rows: list[tuple[dict[str, Any], dict[str, str]]], cost: s
     for place, (row, style) in enumerate(known):
         half = _own_interval(row)
         axis.errorbar(place, row["mean"], yerr=half, markersize=7, capsize=3, linewidth=1, linestyle="", **style)
-        up = 1 if row["mean"] < middle else -1  # towards the middle, where there is room for it
+        up = 1 if row["mean"] < middle else -1  # towards the middle, where there is room
         ends.append(row["mean"] + up * ((half or 0) + span * (0.05 + LETTER * len(row["row"]))))
         axis.annotate(
             row["row"],
@@ -84,7 +84,7 @@ def _panel(axis: Any, rows: list[tuple[dict[str, Any], dict[str, str]]], cost: s
 
 
 def _own_interval(row: dict[str, Any]) -> float | None:
-    """Half of the t interval of a row's own mean; wider than the paired differences in the table."""
+    """Returns half the t interval of a row's own mean; wider than that of the paired differences in the table."""
     from scipy import stats
 
     if row["sd"] is None:

@@ -1,4 +1,4 @@
-"""The curves of runs, as their metrics.jsonl holds them, and what the paper reports for the same network."""
+"""Reads the curves of runs from metrics.jsonl, and the paper's values for the same network."""
 
 import dataclasses
 import json
@@ -11,18 +11,18 @@ from ml_collections import ConfigDict
 from hga_flax.errors import UserError, one_line
 from hga_flax.runs import workdir as files
 
-EVALUATED = "cross_entropy"  # the loss that evaluation logs, whatever was trained
+EVALUATED = "cross_entropy"  # the loss that evaluation logs, whatever the training loss
 
 
 class Curve(NamedTuple):
-    """Values by step; None where one was not finite."""
+    """The values of a metric by step; NaN where a value was not finite."""
 
     steps: list[int]
     values: list[float]
 
 
 class PaperValue(NamedTuple):
-    """What the paper's tables say of a metric."""
+    """A metric's value in the paper, and the table it is from."""
 
     table: str
     value: float
@@ -30,15 +30,15 @@ class PaperValue(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run as it is drawn.
+    """A run to be drawn.
 
     Attributes:
-        label: its name in the legend.
-        curves: by name, such as "train/loss" and "eval/top1_error".
-        steps_per_epoch: None where steps are drawn.
+        label: name in the legend.
+        curves: the curves by name, such as "train/loss" and "eval/top1_error".
+        steps_per_epoch: None if the x axis shows steps.
         paper: the paper's values by metric, such as "top1_error".
-        damaged: lines of the file that could not be read.
-        other_loss: the name of what was minimised where it was not the evaluation's cross entropy; else "".
+        damaged: number of lines that could not be read.
+        other_loss: name of the training loss if it differs from the evaluation's cross entropy; else "".
     """
 
     label: str
@@ -49,16 +49,16 @@ class Run:
     other_loss: str = ""
 
     def curve(self, name: str) -> tuple[list[float], list[float]]:
-        """Returns (epochs or steps, values) of a curve, empty where there is none."""
+        """Returns (epochs or steps, values) of a curve, both empty if there is no such curve."""
         steps, values = self.curves.get(name, Curve([], []))
         return [step / (self.steps_per_epoch or 1) for step in steps], values
 
 
 def read_curves(file: pathlib.Path) -> tuple[dict[str, Curve], int]:
-    """Reads a metrics.jsonl: (curves by name, number of damaged lines).
+    """Reads a metrics.jsonl and returns (curves by name, number of damaged lines).
 
-    A run that was killed may have logged steps that it made again: of each curve, a later line replaces those of its
-    step and of the steps behind. A value that was not finite is NaN, which leaves a gap.
+    A run that was killed may have repeated steps it had already logged: within a curve, a line replaces all earlier
+    lines of the same or later steps. Non-finite values become NaN, which leaves a gap.
 
     Raises:
         UserError: the file cannot be read, or holds no metrics.
@@ -94,17 +94,17 @@ def read_curves(file: pathlib.Path) -> tuple[dict[str, Curve], int]:
 
 
 def read_run(path: str, label: str | None, epochs: bool) -> Run:
-    """Reads a workdir; without a readable config.json the curves are drawn and nothing else is known.
+    """Reads the run in a workdir; without a readable config.json only its curves are known.
 
     Args:
         path: the workdir.
-        label: its name in the legend; None: the folder's, with network and attention.
-        epochs: count in epochs, for which the training data's size is asked.
+        label: name in the legend; None uses the folder's name with network and attention.
+        epochs: use epochs for the x axis; requires the data set, to know its size.
 
     Raises:
-        UserError: it has no curves, or epochs are asked for and its data set is not here.
+        UserError: the run has no curves, or epochs are requested and the data set is not available.
     """
-    from hga_flax.runs.local_copy import find  # which loads JAX; who only reads files does without
+    from hga_flax.runs.local_copy import find  # loads JAX, which the callers of read_curves do not need
 
     workdir = find(path, "WORKDIR", light=True)
     curves, damaged = read_curves(workdir / "metrics.jsonl")
@@ -122,10 +122,10 @@ def read_run(path: str, label: str | None, epochs: bool) -> Run:
 
 
 def steps_per_epoch(workdir: pathlib.Path, config: ConfigDict) -> float:
-    """Returns how many steps of a run are an epoch.
+    """Returns the number of steps in an epoch of a run.
 
     Raises:
-        UserError: its data set is not where it was.
+        UserError: the data set is no longer where it was.
     """
     from hga_flax.data.pipeline import Dataset
 
@@ -134,9 +134,9 @@ def steps_per_epoch(workdir: pathlib.Path, config: ConfigDict) -> float:
 
 
 def paper_values(config: ConfigDict) -> dict[str, PaperValue]:
-    """Returns the errors that the paper's tables report for a run's network on its data set, if they do.
+    """Returns the errors that the paper's tables report for a run's network and data set, {} if there are none.
 
-    The network must be the tables' own: an option that makes it another has no value.
+    The network must be exactly the tables' own: options that change it leave no value to compare with.
     """
     from hga_flax.config.loading import parse_options
     from hga_flax.models.registry import model_options
@@ -148,13 +148,13 @@ def paper_values(config: ConfigDict) -> dict[str, PaperValue]:
         return {}
     try:
         default = model_options(model.name)
-        # How the last norm starts makes no other network.
+        # The initialisation of the last norm does not make it a different network.
         same = {"zero_init_residual": True} | parse_options(model.options, "model.options")
         if {**default, **same, "zero_init_residual": True} != {**default, "zero_init_residual": True}:
             return {}
         options = parse_options(model.attention_options, "model.attention_options")
         key = network_key(model.name, model.attention, options, config.data.name)
-    except (ValueError, UserError):  # an attention of the user's own, or one that is no more
+    except (ValueError, UserError):  # the user's own attention, or one that has been removed
         return {}
     found: dict[str, PaperValue] = {}
     for table, (_, rows) in TABLES.items():

@@ -1,10 +1,10 @@
-"""`python -m hga_flax explain`: what trained networks look at in images.
+"""`python -m hga_flax explain`: shows what trained networks look at in images.
 
     explain --workdir=DIR [--workdir=DIR2 ...] IMAGE|FOLDER... [--out=explain.png] [--class=NAME] [--checkpoint=best]
 
-Beside each image Grad-CAM of every run, for the class that it predicts or for `--class`. For HGA the
-cells that drive its gates, stage by stage, for HGA, SE and ECA the gates themselves. The images are
-decoded and normalised as in evaluation. One that cannot be is named and left out; the exit status is then 1.
+Draws each image with the Grad-CAM map of every run, for the predicted class or for `--class`. For HGA it adds
+the cells that drive the gates, stage by stage; for HGA, SE and ECA the gates themselves. Images are decoded and
+normalised as in evaluation. Unreadable images are named and left out, and the exit status is then 1.
 """
 
 import argparse
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hga_flax.pictures.gates import BlockGates
 
 MOST_IMAGES = 16
-EXTREMES = 3  # channels named at both ends of a block's gates
+EXTREMES = 3  # how many of the most closed and of the most open channels are listed per block
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Draws, writes and prints what the picture shows in numbers.
+    """Draws and saves the picture, and prints its numbers.
 
     Raises:
         UserError: an image, a run or a class cannot be used, or the picture cannot be written.
@@ -94,10 +94,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def read_images(paths: Sequence[str]) -> tuple[list[tuple[str, bytes]], int]:
-    """Returns (path, content) of the files that hold an image, and how many do not, which standard error names.
+    """Returns (path, content) of each readable image, and the number of bad ones; prints those on standard error.
 
     Raises:
-        UserError: none holds one; the message names the only one.
+        UserError: no file holds an image; if there is only one file, the message names it.
     """
     from hga_flax.images.bad_images import BadImage
     from hga_flax.images.host_augmentation import decode
@@ -110,7 +110,7 @@ def read_images(paths: Sequence[str]) -> tuple[list[tuple[str, bytes]], int]:
             encoded.append((path, content))
         except BadImage as error:
             problems.append(f"{path}: {error}")
-        except UserError as error:  # which names the file
+        except UserError as error:  # its message names the file
             problems.append(str(error))
     if not encoded and len(problems) < 2:
         raise UserError(problems[0] if problems else "no images: standard input was empty")
@@ -122,7 +122,7 @@ def read_images(paths: Sequence[str]) -> tuple[list[tuple[str, bytes]], int]:
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """Returns the files' names; where one repeats, with as many of the folders above as tell its files apart."""
+    """Returns the file names; repeated names get as many parent folders as needed to tell them apart."""
     parts = [pathlib.Path(path).parts for path in paths]
     names = []
     for own in parts:
@@ -136,18 +136,21 @@ def read_image(path: str) -> bytes:
     """Returns the bytes of a file.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
     try:
         return expand(path, "IMAGE").read_bytes()
     except IsADirectoryError:
         raise UserError(f"{path}: a folder without images") from None
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+    except (OSError, ValueError) as error:  # ValueError: an impossible file name
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or one_line(error)}") from None
 
 
 def gate_rows(blocks: "Sequence[BlockGates]") -> list[tuple[str, ...]]:
-    """Returns (block, mean factor, most closed and most open channels, the grids' shares), averaged over the images."""
+    """Returns rows (block, mean factor, most closed channels, most open channels, shares of the grids).
+
+    The values are averages over the images.
+    """
     from hga_flax.pictures.gates import cell_shares, split_cells
     from hga_flax.pictures.views import percent
 
@@ -155,7 +158,7 @@ def gate_rows(blocks: "Sequence[BlockGates]") -> list[tuple[str, ...]]:
     for block in blocks:
         gate = block.factor.mean(axis=0)
         order = np.argsort(gate, kind="stable")
-        decimals = 2 if block.share is None else 4  # factors lie around 1, often closely
+        decimals = 2 if block.share is None else 4  # factors are often very close to 1
         tell = lambda channels, gate=gate, decimals=decimals: ", ".join(
             f"{c}: {gate[c]:.{decimals}f}" for c in channels
         )

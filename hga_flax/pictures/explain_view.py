@@ -1,4 +1,4 @@
-"""The picture of `explain`: rows of images with Grad-CAM and HGA's cells, below them the gates."""
+"""Draws the picture of `explain`: rows of images with Grad-CAM and HGA's cells, and the gates below."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,12 +11,12 @@ from hga_flax.pictures.gates import BlockGates, cell_shares, split_cells, title
 from hga_flax.pictures.style import GREY, INK
 from hga_flax.pictures.views import View, percent
 
-# Inches. Each colour map runs from dark to light or light to dark throughout, so that it survives grey print.
+# Lengths in inches. The colour maps are monotonic in lightness, so that they survive greyscale printing.
 MARGIN, TILE, GAP, LINE, HEAD = 0.18, 1.16, 0.1, 0.2, 0.72
-SMALL, CLOSE, APART, BETWEEN = 0.62, 0.07, 0.2, 0.32  # grids of cells, of a stage, of two; between two sections
+SMALL, CLOSE, APART, BETWEEN = 0.62, 0.07, 0.2, 0.32  # a grid of cells; gaps between grids, stages, sections
 NARROWEST = 6.4
 CAM_COLOURS, CELL_COLOURS, GATE_COLOURS = "inferno", "Blues", "cividis"
-LETTERS = 15  # of a caption that fit below an inch
+LETTERS = 15  # of a caption per inch
 
 
 class Page:
@@ -27,7 +27,7 @@ class Page:
         self.figure = Figure(figsize=(width, height))
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        """Returns axes in a rectangle, without ticks."""
+        """Returns axes without ticks or frame in a rectangle."""
         place = (left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height)
         axes = self.figure.add_axes(place)
         axes.set_xticks([])
@@ -36,11 +36,11 @@ class Page:
         return axes
 
     def text(self, left: float, top: float, words: str, **style: Any) -> None:
-        """Writes a line whose top is at `top`."""
+        """Writes a line of text with its top at `top`."""
         self.figure.text(left / self.width, 1 - top / self.height, words, **{"va": "top", "color": INK} | style)
 
     def scale(self, right: float, top: float, colours: str, low: str, high: str) -> None:
-        """Draws a colour map as a bar that ends at `right`, what its ends mean at both sides."""
+        """Draws a colour bar ending at `right`, with the meaning of its ends written on both sides."""
         width, after = 0.7, 0.076 * len(high) + 0.11
         axes = self.axes(right - after - width, top + 0.04, width, 0.12)
         axes.imshow(np.linspace(0, 1, 128)[None], cmap=colours, aspect="auto")
@@ -49,11 +49,11 @@ class Page:
 
 
 def draw(views: Sequence[View], names: Sequence[str]) -> Figure:
-    """Returns the figure of some runs on the same images; to be called inside `styled()`.
+    """Returns the figure for some runs on the same images. Call inside `styled()`.
 
     Args:
-        views: what each run makes of the images.
-        names: of the images.
+        views: results of each run.
+        names: names of the images.
     """
     with_cells = [view for view in views if view.blocks and view.blocks[0].drive is not None]
     with_gates = [view for view in views if view.blocks]
@@ -81,12 +81,12 @@ def draw(views: Sequence[View], names: Sequence[str]) -> Figure:
 
 
 class Grid(NamedTuple):
-    """Where the images and maps lie.
+    """Layout of the images and maps.
 
     Attributes:
-        pictures: of one image, from left to right: a run and whether its map is drawn over the image.
-        across: images beside each other.
-        tile: a picture's width and height in inches.
+        pictures: the pictures of one image from left to right: (run, whether its map is drawn over the image).
+        across: number of images side by side.
+        tile: width and height of a picture in inches.
     """
 
     pictures: list[tuple[View, bool]]
@@ -95,19 +95,19 @@ class Grid(NamedTuple):
 
     @property
     def width(self) -> float:
-        """Of one image's pictures, in inches."""
+        """Width of one image's pictures, in inches."""
         return len(self.pictures) * (self.tile + GAP) - GAP
 
     @property
     def letters(self) -> int:
-        """How many fit below a picture."""
+        """Number of letters that fit below a picture."""
         return int(LETTERS * self.tile)
 
 
 def _grid(views: Sequence[View], images: int, with_cells: bool) -> Grid:
-    """Returns the images' places: without cells at their right they fill the width of the page.
+    """Returns the layout of the images; without cells at their right they fill the width of the page.
 
-    Runs that see the same image share it; otherwise each has its own, so that a map lies beside what its run saw.
+    Runs with the same input share one image; otherwise each shows its own, so that a map is next to the run's input.
     """
     same = all(np.array_equal(view.images, views[0].images) for view in views)
     pictures = [(views[0], False), *((view, True) for view in views)]
@@ -123,7 +123,7 @@ def _grid(views: Sequence[View], images: int, with_cells: bool) -> Grid:
 
 
 def _shown(image: np.ndarray) -> dict[str, Any]:
-    """Returns how imshow is to show a uint8 image `[H, W, C]`."""
+    """Returns the arguments of imshow for a uint8 image `[H, W, C]`."""
     if image.shape[-1] == 1:
         return {"X": image[..., 0], "cmap": "gray", "vmin": 0, "vmax": 255}
     return {"X": image}
@@ -135,7 +135,7 @@ def _grey(image: np.ndarray) -> np.ndarray:
 
 
 def _cams(page: Page, views: Sequence[View], names: Sequence[str], grid: Grid, tops: Sequence[float]) -> None:
-    """Draws of each image the image, and over its grey the map of each run."""
+    """Draws each image, and the map of each run over the image in grey."""
     whole = grid.across * (grid.width + BETWEEN) - BETWEEN
     page.text(MARGIN, MARGIN, "Grad-CAM", fontweight="bold")
     page.scale(MARGIN + whole, MARGIN, CAM_COLOURS, "0", "max")
@@ -164,7 +164,7 @@ def _overlay(axes: Axes, image: np.ndarray, cam: np.ndarray) -> None:
 
 
 def _lines(title: str, letters: int) -> list[str]:
-    """Returns a class's caption: "predicted" has its own line where it must, long names are cut, their shares not."""
+    """Returns a caption's lines: "predicted" gets its own line if needed; long names are cut, but not their shares."""
     lines = []
     if max(map(len, title.split("\n"))) > letters:
         title = title.replace("\npredicted ", "\npredicted:\n")
@@ -177,7 +177,7 @@ def _lines(title: str, letters: int) -> list[str]:
 
 
 def _end(name: str, letters: int) -> str:
-    """Returns a file's name, of a long one its end, which tells it from others."""
+    """Returns a file's name; of a long name only the end, which distinguishes it."""
     return name if len(name) <= letters else ".." + name[2 - letters :]
 
 
@@ -197,7 +197,7 @@ def _cells_width(view: View) -> float:
 
 
 def _cells(page: Page, view: View, left: float, width: float, tops: Sequence[float]) -> None:
-    """Draws for each image and stage the grids of cells, each cell coloured by its share in driving the gates."""
+    """Draws the grids of cells for each image and stage; a cell's colour is its share in driving the gates."""
     stages = {stage: cell_shares(blocks) for stage, blocks in _stages(view.blocks).items()}
     bins = view.blocks[0].bins
     most = max(shares.max() for shares in stages.values())
@@ -219,7 +219,7 @@ def _cells(page: Page, view: View, left: float, width: float, tops: Sequence[flo
 
 
 def _rows(view: View) -> int:
-    """Returns the most lines that a stage's strip has: one for each block and image."""
+    """Returns the largest number of lines in a stage's strip, one for each block and image."""
     return max(len(blocks) for blocks in _stages(view.blocks).values()) * len(view.images)
 
 
@@ -232,10 +232,10 @@ def _strips_height(view: View) -> float:
 
 
 def _range(blocks: Sequence[BlockGates]) -> tuple[float, float, str, str]:
-    """Returns the least and greatest of the colours, and what is written at them.
+    """Returns the limits of the colour scale and their labels.
 
-    Gates are drawn from 0 to 1. Where a share is included the factors lie around 1, often closely: from the least
-    to the greatest.
+    Gates use the range 0 to 1. Factors that include a share are often very close to 1, so they use their own
+    minimum and maximum.
     """
     if all(block.share is None for block in blocks):
         return 0, 1, "0, closed", "1, open"
@@ -246,7 +246,7 @@ def _range(blocks: Sequence[BlockGates]) -> tuple[float, float, str, str]:
 
 
 def _strips(page: Page, view: View, top: float) -> None:
-    """Draws each stage's gates: a column for each channel, a line for each block and image."""
+    """Draws the gates of each stage: a column for each channel, a line for each block and image."""
     several = ", in each block one line for each image" if len(view.images) > 1 else ""
     low, high, *ends = _range(view.blocks)
     page.text(MARGIN, top + 0.12, f"{view.label}: {title(view.blocks)}", fontweight="bold")

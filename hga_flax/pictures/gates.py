@@ -1,4 +1,4 @@
-"""What the attentions of a network did to an image: the channel gates, and which cells of HGA drove them."""
+"""What a network's attentions did to an image: the channel gates, and the cells of HGA that drove them."""
 
 import functools
 import re
@@ -15,19 +15,20 @@ from hga_flax.attention import HGA
 from hga_flax.attention.hga import ExcitationExploration
 from hga_flax.attention.identity_start import SHARE, IdentityStart
 
-SHARED = " (share of the attention included)"  # said of factors that are not the gates alone
+SHARED = " (share of the attention included)"  # appended to the title if the factors are not the gates alone
 
 
 class BlockGates(NamedTuple):
-    """The gates of one attention, for B images.
+    """The gates of one attention for B images.
 
     Attributes:
-        stage: of its block, such as "stage1".
+        stage: stage of the block, such as "stage1".
         block: name of the module that holds the attention, such as "stage1_block2".
-        gate: `[B, C]`, from 0 (closed) to 1 (open).
-        drive: HGA: `[B, cells, C]`, what each cell adds to each gate's pre-activation, see `cell_drive`; else None.
-        bins: HGA: the grids that the cells form, such as (1, 2, 4); else ().
-        share: `[C]`, how much of the gate acts, see `IdentityStart`; None: all of it.
+        gate: gates `[B, C]`, from 0 (closed) to 1 (open).
+        drive: for HGA `[B, cells, C]`, each cell's contribution to each gate's pre-activation, see `cell_drive`;
+            else None.
+        bins: for HGA the grids of cells, such as (1, 2, 4); else ().
+        share: `[C]`, the share of the gate that takes effect, see `IdentityStart`; None means all of it.
     """
 
     stage: str
@@ -39,12 +40,12 @@ class BlockGates(NamedTuple):
 
     @property
     def factor(self) -> np.ndarray:
-        """What each channel is multiplied by, `[B, C]`: the gate, or what the share leaves of it."""
+        """The factor of each channel, `[B, C]`: the gate, weighted by the share if there is one."""
         return self.gate if self.share is None else 1 + self.share * (self.gate - 1)
 
 
 def title(blocks: Sequence[BlockGates]) -> str:
-    """Returns what the factors of some blocks are."""
+    """Returns a title for the factors of some blocks."""
     return "gates" + (SHARED if any(block.share is not None for block in blocks) else "")
 
 
@@ -55,17 +56,17 @@ def stage_of(block: str) -> str:
 
 
 def _natural(path: tuple[str, ...]) -> list[Any]:
-    """Sorts "block10" behind "block9"."""
+    """Returns a sort key that puts "block10" after "block9"."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", "/".join(path))]
 
 
 def read_gates(model: nn.Module, variables: Any, intermediates: dict[str, Any]) -> list[BlockGates]:
-    """Returns the gates that the attentions sowed, in the order of the blocks; none for attentions without.
+    """Returns the gates that the attentions sowed, in block order; empty for attentions without gates.
 
     Args:
-        model: a network of `create_model`; its `attention` says what the gates are of.
+        model: a network from `create_model`; its `attention` made the gates.
         variables: `params` and `batch_stats`.
-        intermediates: what the network sowed.
+        intermediates: the intermediates that the network sowed.
     """
     sown = flatten_dict(intermediates)
     blocks = []
@@ -77,7 +78,7 @@ def read_gates(model: nn.Module, variables: Any, intermediates: dict[str, Any]) 
         module = model.attention(gate.shape[-1])
         if isinstance(module, IdentityStart):
             module, share = module.attention(gate.shape[-1]), own["params"].get(SHARE)
-            if np.shape(share) != gate.shape[-1:]:  # restore="features": its gate is that of other channels
+            if np.shape(share) != gate.shape[-1:]:  # restore="features": the gate is for other channels
                 share = None
         if isinstance(module, HGA):
             (cells,) = sown[*path, "cells"]
@@ -88,14 +89,14 @@ def read_gates(model: nn.Module, variables: Any, intermediates: dict[str, Any]) 
 
 
 def preactivation(module: HGA, variables: Any, cells: jax.Array) -> jax.Array:
-    """The rest of HGA behind its cells, in inference: `[B, S, cells, C]`, as it sows them, -> `[B, A]`.
+    """Returns the gates' pre-activations in inference: cells `[B, S, cells, C]`, as HGA sows them, -> `[B, A]`.
 
-    The gate is the sigmoid of the result. Without `restore_norm`, which adds constants, it is piecewise
-    linear and has no constant term.
+    The gate is the sigmoid of the result. Without `restore_norm`, which adds constants, the function is
+    piecewise linear without a constant term.
     """
     params = variables["params"]
     if module.ee:
-        # Its output's width shows in its own weights, which `channels` only sizes.
+        # The output width follows from the given weights; `channels` only sizes new ones.
         ee = ExcitationExploration(cells.shape[-1], module.reduction, module.excitation, module.dtype)
         e = ee.apply({"params": params["ee"]}, cells)
     else:
@@ -111,11 +112,11 @@ def preactivation(module: HGA, variables: Any, cells: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=0)
 def cell_drive(module: HGA, variables: Any, cells: jax.Array) -> jax.Array:
-    """What each cell adds to each gate's pre-activation: gradient x input, `[B, S, cells, C]` -> `[B, cells, A]`.
+    """Returns each cell's contribution to each gate's pre-activation: `[B, S, cells, C]` -> `[B, cells, A]`.
 
-    The derivative in the direction of a cell's own values. Since nothing between cells and gate has a
-    constant term (but for `restore_norm`), the cells' parts add up to the pre-activation exactly, by Euler's theorem
-    on homogeneous functions.
+    The contribution is gradient x input, the derivative in the direction of the cell's own values. Since nothing
+    between cells and gate has a constant term (except `restore_norm`), the contributions add up to exactly the
+    pre-activation, by Euler's theorem on homogeneous functions.
     """
 
     def part(cell: jax.Array) -> jax.Array:
@@ -128,9 +129,9 @@ def cell_drive(module: HGA, variables: Any, cells: jax.Array) -> jax.Array:
 def cell_shares(blocks: list[BlockGates]) -> np.ndarray:
     """Returns how much each cell drives the gates of some blocks: `[B, cells]`, shares that add up to 1.
 
-    A cell's strength is the mean over the gates of the absolute values of what it adds; the blocks' strengths are
-    summed, so that a block whose gates hardly move hardly counts. Where no cell adds anything, as behind a ReLU that
-    passes nothing, the shares are 0.
+    A cell's strength is the mean absolute contribution over the gates. Strengths are summed over the blocks, so
+    that a block whose gates hardly move hardly counts. If no cell contributes, as after a ReLU that passes nothing,
+    the shares are 0.
     """
     strength = sum(np.abs(block.drive).mean(axis=-1) for block in blocks)
     whole = strength.sum(axis=-1, keepdims=True)
@@ -138,6 +139,6 @@ def cell_shares(blocks: list[BlockGates]) -> np.ndarray:
 
 
 def split_cells(values: np.ndarray, bins: tuple[int, ...]) -> list[np.ndarray]:
-    """Splits `[cells]` into the grids `[j, j]` of `bins`."""
+    """Splits `[cells]` into the grids `[j, j]`, one for each j in `bins`."""
     ends = np.cumsum([j * j for j in bins])
     return [part.reshape(j, j) for j, part in zip(bins, np.split(values, ends[:-1]), strict=True)]

@@ -1,8 +1,8 @@
-"""Grad-CAM: where in an image the network found what speaks for a class.
+"""Grad-CAM: where in an image the network found evidence for a class.
 
 Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization,
-ICCV 2017, https://arxiv.org/abs/1610.02391, Eqs. 1-2, on the map that the last block returns. The
-network is called as it is: the gradient is that by a zero which is added to this map from outside.
+ICCV 2017, https://arxiv.org/abs/1610.02391, Eqs. 1-2, on the output map of the last block. The network
+needs no change: the gradient is taken with respect to a zero that an interceptor adds to this map.
 """
 
 from typing import Any, NamedTuple
@@ -17,14 +17,14 @@ from hga_flax.models.norm import BatchNorm
 
 
 class Seen(NamedTuple):
-    """What one pass forward and back through a network shows of B images.
+    """Results of one forward and backward pass on B images.
 
     Attributes:
         logits: `[B, classes]`.
-        classes: int `[B]`, which are explained.
-        cams: `[B, h, w]`, Grad-CAM's maps, never negative.
+        classes: int `[B]`, the explained classes.
+        cams: `[B, h, w]`, the Grad-CAM maps, never negative.
         layer: name of the module that returned the last map, `[B, h, w, C]`.
-        intermediates: what the modules sowed, a nested dictionary.
+        intermediates: nested dictionary of everything the modules sowed.
     """
 
     logits: np.ndarray
@@ -35,12 +35,12 @@ class Seen(NamedTuple):
 
 
 def last_map(model: nn.Module, variables: Any, images: Any) -> tuple[str, tuple[int, ...]]:
-    """Returns name and shape of the last map `[B, h, w, C]` that a module at the top of the network returns.
+    """Returns name and shape of the last map `[B, h, w, C]` returned by a top-level module of the network.
 
-    A norm between it and the pooling, as pre-activation networks have one, is not asked.
+    Skips a norm before the pooling, as pre-activation networks have.
 
     Raises:
-        UserError: there is none.
+        UserError: no module returns a map.
     """
     found: list[tuple[str, tuple[int, ...]]] = []
 
@@ -51,7 +51,7 @@ def last_map(model: nn.Module, variables: Any, images: Any) -> tuple[str, tuple[
         return result
 
     with nn.intercept_methods(watch):
-        # A function of its own: JAX would otherwise reuse a trace that was not watched.
+        # A new function each time: JAX would otherwise reuse a trace made without the interceptor.
         jax.eval_shape(lambda variables, images: model.apply(variables, images, train=False), variables, images)
     if not found:
         raise UserError(f"{type(model).__name__}: no module of it returns a map, which Grad-CAM would need")
@@ -63,16 +63,16 @@ def _at_top(context: nn.module.InterceptorContext) -> bool:
 
 
 def look(model: nn.Module, variables: Any, images: Any, classes: Any = None) -> Seen:
-    """Runs the network on images and explains one class of each.
+    """Runs the network on images and explains one class for each.
 
     Args:
-        model: a network of `create_model`, or any Flax module that is called with (images, train).
+        model: a network from `create_model`, or any Flax module called with (images, train).
         variables: `params` and `batch_stats`.
         images: `[B, H, W, C]`, normalised as in evaluation.
-        classes: int `[B]`; None explains the class that the network predicts.
+        classes: int `[B]`; None explains the predicted classes.
 
     Raises:
-        UserError: the network has no map.
+        UserError: no top-level module returns a map.
     """
     layer, shape = last_map(model, variables, images)
 
@@ -89,7 +89,7 @@ def look(model: nn.Module, variables: Any, images: Any, classes: Any = None) -> 
         with nn.intercept_methods(add):
             logits, sown = model.apply(variables, images, train=False, mutable=["intermediates"])
         classes = logits.argmax(axis=-1) if classes is None else classes
-        # In inference no image sees another: the gradient of the sum holds that of each.
+        # In inference the images are independent, so the gradient of the sum contains that of each.
         chosen = jnp.take_along_axis(logits, classes[:, None], axis=-1).sum()
         return chosen, (logits, classes, maps[-1], sown.get("intermediates", {}))
 

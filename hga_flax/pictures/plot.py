@@ -1,9 +1,9 @@
-"""`python -m hga_flax plot`: the loss and error curves of one or several runs.
+"""`python -m hga_flax plot`: draws the loss and error curves of one or several runs.
 
     plot WORKDIR... [--out=curves] [--metric=loss,top1_error] [--x=step|epoch] [--log] [--label=NAME ...]
 
-The evaluation is bold with markers, training thin. Where the paper's tables have the run's network,
-attention and data set, a dashed line shows their value. `--out` without an ending writes a PNG and an SVG.
+Evaluation curves are bold with markers, training curves thin. If the paper's tables contain the run's network,
+attention and data set, a dashed line shows their value. `--out` without a suffix writes a PNG and an SVG.
 """
 
 import argparse
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hga_flax.pictures.curves import Run
 
 AXES = {"loss": "loss (nats)", "top1_error": "top-1 error (%)", "top5_error": "top-5 error (%)"}
-# Decades of a logarithmic axis, and what is labelled in each where there are no more of them.
+# (most decades that a logarithmic axis spans, multiples labelled in each decade).
 TICKS = (
     (0.7, (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)),
     (1.3, (1, 1.5, 2, 3, 4, 6, 8)),
@@ -45,10 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Draws, writes and prints the last and best values.
+    """Draws and saves the curves, and prints each run's last and best values.
 
     Raises:
-        UserError: a run has no curves, no such metric, or the picture cannot be written.
+        UserError: a run has no curves, no run has a requested metric, or the picture cannot be written.
     """
     labels = arguments.label or [None] * len(arguments.workdirs)
     if len(labels) != len(arguments.workdirs):
@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def table_row(run: "Run", metrics: Sequence[str]) -> tuple[str, ...]:
-    """Returns a run's label, its last step and of each metric "last (best)" of the evaluations."""
+    """Returns a run's label, its last step, and "last (best)" of the evaluations for each metric."""
     row = [run.label, f"{max(curve.steps[-1] for curve in run.curves.values()):,}"]
     for metric in metrics:
         values = [value for value in run.curve(f"eval/{metric}")[1] if not math.isnan(value)]
@@ -94,7 +94,7 @@ def table_row(run: "Run", metrics: Sequence[str]) -> tuple[str, ...]:
 
 
 def draw(runs: Sequence["Run"], metrics: Sequence[str], x: str, log: bool) -> "Figure":
-    """Returns the figure: a panel for each metric, one legend above; to be called inside `styled()`."""
+    """Returns the figure: a panel for each metric and one legend above. Call inside `styled()`."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -129,7 +129,7 @@ def draw(runs: Sequence["Run"], metrics: Sequence[str], x: str, log: bool) -> "F
 
 
 def _paper_lines(axes: "Axes", runs: Sequence["Run"], colours: Sequence[str], metric: str) -> None:
-    """Draws the paper's values, each once, with its number at the right end of the line."""
+    """Draws each of the paper's values once, as a line labelled with its value at the right end."""
     drawn = set()
     for run, colour in zip(runs, colours, strict=True):
         paper = run.paper.get(metric)
@@ -154,12 +154,12 @@ def _axes(axes: "Axes", metric: str, x: str, log: bool) -> None:
     if log:
         axes.set_yscale("log", nonpositive="mask")
         low, high = axes.get_ylim()
-        # As many labels as find room: the fewer decades, the more of each.
+        # As many labels as fit: the fewer decades, the more labels in each.
         subs = next((subs for decades, subs in TICKS if high < 10**decades * low), (1,))
         axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
     elif metric in AXES:
-        # A single point leaves no margin of itself.
+        # matplotlib adds no margin around a single point.
         axes.set_ylim(bottom=0, top=max(axes.get_ylim()[1], 1.05 * axes.dataLim.ymax))
     axes.set_xlim(right=max(axes.get_xlim()[1], 1.05 * axes.dataLim.xmax))

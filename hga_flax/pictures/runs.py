@@ -1,9 +1,9 @@
-"""`python -m hga_flax runs DIR...`: the runs in folders, old and new ones in one table.
+"""`python -m hga_flax runs DIR...`: lists the runs found in folders, of old and new versions, in one table.
 
     runs DIR... [--sort=folder|error|written] [--json]
 
-Only the small files of a workdir are read, so that fifty take a second: config.json, metrics.jsonl,
-newest_checkpoint.json, dataset.json and the JSON that a checkpoint keeps beside its arrays.
+Reads only the small files of each workdir, about a second for fifty runs: config.json, metrics.jsonl,
+newest_checkpoint.json, dataset.json and the JSON that a checkpoint stores beside its arrays.
 """
 
 import argparse
@@ -22,28 +22,31 @@ from typing import Any
 
 from hga_flax.errors import UserError, called, expand, one_line
 
-FILES = ("config.json", "metrics.jsonl", "newest_checkpoint.json")  # a folder that has one of them is a run's
-OWN = {"checkpoints", "damaged", "superseded", "tensorboard"}  # folders of a run, in which no other run lies
-GROUPS = ("model", "data", "training")  # of the configuration; a config.json with none of them is another program's
+FILES = ("config.json", "metrics.jsonl", "newest_checkpoint.json")  # a folder with one of these is a run
+OWN = {"checkpoints", "damaged", "superseded", "tensorboard"}  # subfolders of a run, not searched for other runs
+GROUPS = ("model", "data", "training")  # a config.json without any of these groups is another program's
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A run as it is listed.
+    """One run in the listing.
 
     Attributes:
-        workdir: its folder, as reached from the folder that was named.
-        network: its name; `network_options` what was changed about it.
-        attention: its name; `attention_options` what was changed about it.
-        data: the data set's name; `data_dir` its folder, if one was given.
-        fake: trained on synthetic images.
-        steps: the last one that was logged or saved.
-        planned_steps: None where the size of the training split is not known.
-        saved_step: that of the newest checkpoint; None without one.
-        best_error: the lowest top-1 error of an evaluation, in percent; None before the first.
-        best_step: the step of that evaluation.
-        written: when a file of the run was last written, in seconds since 1970.
-        state: "complete", "running" (a process trains there now) or "unfinished".
+        workdir: the run's folder, as reached from the folder given on the command line.
+        network: network name.
+        network_options: non-default options of the network.
+        attention: attention name.
+        attention_options: non-default options of the attention.
+        data: name of the data set.
+        data_dir: folder of the data set, if one was given.
+        fake: whether the run trains on synthetic images.
+        steps: last step logged or saved.
+        planned_steps: steps of the whole run; None if the size of the training split is unknown.
+        saved_step: step of the newest checkpoint; None without a checkpoint.
+        best_error: lowest top-1 error of an evaluation, in percent; None before the first evaluation.
+        best_step: step of that evaluation.
+        written: time of the last write to a file of the run, in seconds since 1970.
+        state: "complete", "running" (a process is training there now) or "unfinished".
     """
 
     workdir: str
@@ -63,13 +66,13 @@ class Row:
     state: str
 
     def as_json(self) -> dict[str, Any]:
-        """Returns the fields for JSON: the time in UTC, as ISO 8601 has it, and whether the run is complete."""
+        """Returns the fields for JSON, with the time as ISO 8601 in UTC, plus `complete`."""
         written = datetime.datetime.fromtimestamp(self.written, datetime.UTC).isoformat(timespec="seconds")
         return dataclasses.asdict(self) | {"written": written, "complete": self.state == "complete"}
 
 
 SORTS: dict[str, Callable[[Row], Any]] = {
-    "folder": lambda row: _natural(row.workdir),  # to which the others go back where two are equal
+    "folder": lambda row: _natural(row.workdir),  # also breaks ties in the other orders
     "error": lambda row: math.inf if row.best_error is None else row.best_error,
     "written": lambda row: -row.written,
 }
@@ -85,10 +88,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prints a row for each run, and on standard error a line for each folder that is damaged.
+    """Prints a row for each run, and a line on standard error for each damaged folder.
 
     Raises:
-        UserError: there is no run, or a folder that was named cannot be searched; the others are listed before.
+        UserError: no run was found, or a given folder cannot be searched (after listing the others).
     """
     rows, bad = [], 0
     say = lambda text: print(f"warning: {one_line(called(text))}", file=sys.stderr, flush=True)
@@ -132,14 +135,14 @@ def _root(directory: str) -> pathlib.Path:
 def find_runs(
     root: pathlib.Path, say: Callable[[str], None], seen: set[tuple[int, int]] | None = None
 ) -> Iterator[pathlib.Path]:
-    """Yields the folders of runs in a folder, itself included; hidden ones are passed over.
+    """Yields the run folders at or below a folder; hidden folders are skipped.
 
-    Links are followed after everything else, so that a run that is reached twice is listed once and by its own name.
+    Symbolic links are followed last, so that a run reachable in two ways is listed once, under its real path.
 
     Args:
-        root: the folder.
+        root: the folder to search.
         say: called with one line for each folder that cannot be read.
-        seen: the folders that were searched before, to which these are added.
+        seen: folders (device, inode) already searched; updated in place.
     """
     seen = set() if seen is None else seen
     here, links = [root], []
@@ -164,7 +167,7 @@ def find_runs(
 
 def _is_run(folder: pathlib.Path, names: set[str]) -> bool:
     found = names.intersection(FILES)
-    if found == {"config.json"}:  # other programs call a file so, too
+    if found == {"config.json"}:  # other programs use this file name, too
         with contextlib.suppress(OSError, ValueError, RecursionError):
             config = json.loads((folder / "config.json").read_text())
             return not isinstance(config, dict) or not config or any(group in config for group in GROUPS)
@@ -172,20 +175,20 @@ def _is_run(folder: pathlib.Path, names: set[str]) -> bool:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    with contextlib.suppress(OSError):  # a link that leads round in a circle
+    with contextlib.suppress(OSError):  # a circular link
         return entry.is_dir()
     return False
 
 
 def read_row(workdir: pathlib.Path, say: Callable[[str], None]) -> Row:
-    """Reads a workdir of this or an older version.
+    """Reads a workdir written by this or an older version.
 
     Args:
         workdir: the folder of the run.
-        say: called with one line for each file that is damaged while the run can still be listed.
+        say: called with one line for each damaged file that does not prevent listing the run.
 
     Raises:
-        UserError: its configuration cannot be read.
+        UserError: the configuration cannot be read.
     """
     from hga_flax.runs.progress import planned_steps
     from hga_flax.runs.ranking import rank
@@ -234,7 +237,7 @@ def read_row(workdir: pathlib.Path, say: Callable[[str], None]) -> Row:
 
 
 def _check_ours(workdir: pathlib.Path, config: Any) -> None:
-    """Raises a UserError where a key that is listed is not there, or is of another kind."""
+    """Raises a UserError if a configuration key shown in the listing is missing or has the wrong type."""
     kinds = {
         "model": {"name": str, "options": str, "attention": str, "attention_options": str},
         "data": {"name": str, "dir": str, "fake": bool, "train_split": str},
@@ -253,12 +256,12 @@ def _check_ours(workdir: pathlib.Path, config: Any) -> None:
 
 
 def _logged(workdir: pathlib.Path, say: Callable[[str], None]) -> tuple[list[dict[str, Any]], int]:
-    """Returns the evaluations in metrics.jsonl and the last step in it, 0 where there is none."""
+    """Returns the evaluations in metrics.jsonl and the last logged step, 0 if nothing is logged."""
     from hga_flax.pictures.curves import Curve, read_curves
 
     file = workdir / "metrics.jsonl"
     try:
-        if not file.exists() or not file.stat().st_size:  # nothing is logged yet
+        if not file.exists() or not file.stat().st_size:  # nothing logged yet
             return [], 0
         curves, damaged = read_curves(file)
     except (UserError, OSError) as error:
@@ -276,7 +279,7 @@ def _logged(workdir: pathlib.Path, say: Callable[[str], None]) -> tuple[list[dic
 
 
 def _saved_step(workdir: pathlib.Path) -> tuple[int | None, int | None]:
-    """Returns the newest step that has a checkpoint, and one that had and is lost while none is left."""
+    """Returns (newest step with a checkpoint, None), or (None, recorded step) if all checkpoints are gone."""
     steps = []
     for folder in ("checkpoints", "superseded"):
         with contextlib.suppress(OSError):
@@ -289,13 +292,13 @@ def _saved_step(workdir: pathlib.Path) -> tuple[int | None, int | None]:
 
 
 def _progress(workdir: pathlib.Path, step: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Returns what a checkpoint keeps beside its arrays, as far as it is what the listing needs."""
+    """Returns what the listing needs of the JSON that a checkpoint stores beside its arrays."""
     folders = [workdir / name / str(step) for name in ("checkpoints", "superseded")]
     folder = next((folder for folder in folders if folder.exists()), folders[0])
     try:
         kept = json.loads((folder / "run" / "metadata").read_text())["run"]
         best = kept["best"]
-        if best and best["top1_error"] is None:  # older versions booked an evaluation of no image
+        if best and best["top1_error"] is None:  # older versions recorded evaluations of zero images
             best = None
         if best:
             best = {"step": int(best["step"]), "top1_error": float(best["top1_error"]), "loss": best["loss"]}
@@ -321,7 +324,7 @@ def _written(workdir: pathlib.Path) -> float:
 
 
 def _is_running(workdir: pathlib.Path) -> bool:
-    """Whether a `train.py` has the workdir; one on another machine is believed while its sign of life is recent."""
+    """Returns whether a `train.py` holds the workdir; one on another machine counts while its heartbeat is recent."""
     from hga_flax.runs.workdir import CLAIM
     from hga_flax.storage.locks import STALE_SECONDS, Claims
 
@@ -332,7 +335,7 @@ def _is_running(workdir: pathlib.Path) -> bool:
 
 
 def lines(rows: Sequence[Row]) -> list[str]:
-    """Returns the table that people read: a heading and a line for each run."""
+    """Returns the lines of the printed table: a heading and a line for each run."""
     head = ("workdir", "network", "attention", "data", "steps", "best error", "last written", "state")
     cells = [head, *map(_cells, rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -360,10 +363,10 @@ def _cells(row: Row) -> tuple[str, ...]:
         datetime.datetime.fromtimestamp(row.written).strftime("%Y-%m-%d %H:%M"),
         row.state,
     )
-    # A name that is no text, or has a line break, must not break the table.
+    # Undecodable names and line breaks must not break the table.
     return tuple(one_line(cell.encode(errors="surrogateescape").decode(errors="replace")) for cell in cells)
 
 
 def _natural(text: str) -> list[Any]:
-    """Orders seed_2 before seed_10."""
+    """Returns a sort key that orders seed_2 before seed_10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split("([0-9]+)", text)]

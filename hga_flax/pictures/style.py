@@ -1,4 +1,4 @@
-"""How all pictures look, and how they are written: matplotlib without pyplot, so that no window system is asked for."""
+"""The common style of all pictures, and how they are saved; without pyplot, so no window system is needed."""
 
 import pathlib
 from typing import Any
@@ -8,13 +8,13 @@ from matplotlib.figure import Figure
 
 from hga_flax.errors import UserError, expand, one_line
 
-# Okabe and Ito, Color Universal Design, 2008: told apart with every kind of colour vision; without their yellow,
-# which is lost on white. In grey, line and marker tell.
+# Okabe and Ito, Color Universal Design, 2008: distinguishable with every kind of colour vision. Their yellow is left
+# out, as it is hard to see on white. In greyscale, line style and marker make the difference.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 LINES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1.5, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "p", ">", "*", "h")
 INK, GREY = "#1f2933", "#52606d"
-PIXELS = 1280  # the width of a PNG: sharp at a README's width on a dense screen; SVG and PDF are for print
+PIXELS = 1280  # width of a PNG: sharp in a README on a high-density screen; SVG and PDF are for print
 FORMATS = (".png", ".svg", ".pdf")
 STYLE = {
     "font.size": 11,
@@ -32,20 +32,20 @@ STYLE = {
     "ytick.labelsize": 10,
     "legend.frameon": False,
     "legend.fontsize": 10,
-    "svg.hashsalt": "hga_flax",  # the same picture is the same file
+    "svg.hashsalt": "hga_flax",  # reproducible files: equal pictures give equal bytes
 }
 
 
 def styled() -> Any:
-    """Returns a context in which figures are drawn and saved in the project's style, whatever the user's own is."""
+    """Returns a context manager for drawing and saving in the project's style; ignores the user's matplotlibrc."""
     return matplotlib.rc_context(matplotlib.rcParamsDefault | STYLE)
 
 
 def output_files(out: str) -> list[pathlib.Path]:
-    """Returns the files that `--out` means: the one it names, or a PNG and an SVG where it has no ending.
+    """Returns the files that `--out` names: the given one, or a PNG and an SVG if it has no suffix.
 
     Raises:
-        UserError: another ending, or no such folder.
+        UserError: unsupported suffix, or the folder does not exist.
     """
     path = expand(out, "--out")
     if path.is_dir() or not path.name:
@@ -60,13 +60,13 @@ def output_files(out: str) -> list[pathlib.Path]:
 
 
 def save(figure: Figure, files: list[pathlib.Path]) -> None:
-    """Writes a figure to each of the files.
+    """Writes a figure to each file.
 
     Raises:
-        UserError: one cannot be written.
+        UserError: a file cannot be written.
     """
     for file in files:
-        # No date and no version: the same picture is the same file.
+        # No date and no version, so that equal pictures give equal bytes.
         metadata = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
         smaller = {"pil_kwargs": {"optimize": True}} if file.suffix.lower() == ".png" else {}
         options = {"dpi": PIXELS / figure.get_figwidth(), "metadata": metadata[file.suffix.lower()]} | smaller

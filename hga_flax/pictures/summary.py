@@ -1,10 +1,10 @@
-"""`python -m hga_flax summary`: a network part by part.
+"""`python -m hga_flax summary`: shapes and costs of a network, part by part.
 
     summary --workdir=DIR | --config=FILE | --weights=FILE --model=NAME
             [--blocks] [--format=terminal|markdown|json] [--config.key=value]
 
-Shapes, parameters and multiply-accumulates of each stage or block, and what of them is the
-attention's. The network is traced, not run: nothing is computed and no memory is taken.
+Prints shapes, parameters and multiply-accumulates of each stage or block, and the attention's
+share of them. The network is only traced: nothing is computed and no memory is allocated.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Prints the table.
 
     Raises:
-        UserError: the workdir or the configuration cannot be used.
+        UserError: the workdir, the configuration or the weights cannot be used.
     """
     if names_weights(arguments):
         check_weights_flags(arguments)
@@ -73,6 +73,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a Markdown table, the names at the left and the numbers at the right of their columns."""
+    """Returns a Markdown table with the first column left-aligned and the others right-aligned."""
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))

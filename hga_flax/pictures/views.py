@@ -1,4 +1,4 @@
-"""What runs make of images: classes, Grad-CAM and gates, ready to be drawn."""
+"""Runs trained networks on images and collects classes, Grad-CAM maps and gates for drawing."""
 
 import dataclasses
 import pathlib
@@ -19,15 +19,15 @@ from hga_flax.training.restore import Restored, configure_for, restore_workdir
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What one run makes of B images.
+    """Results of one run on B images.
 
     Attributes:
-        label: the name of its attention, or of its folder where that does not tell the runs apart.
-        workdir: its folder.
-        images: uint8 `[B, H, W, C]`, as the network is given them, before normalisation.
-        titles: the explained class of each image and its probability.
-        cams: `[B, h, w]`.
-        blocks: the gates, none for an attention without.
+        label: name of the run's attention, or of its folder if the attentions are not distinct.
+        workdir: the run's folder.
+        images: uint8 `[B, H, W, C]`, the network's input before normalisation.
+        titles: explained class and its probability for each image.
+        cams: Grad-CAM maps `[B, h, w]`.
+        blocks: gates of each block; empty for attentions without gates.
     """
 
     label: str
@@ -41,24 +41,24 @@ class View:
 def explain(
     path: str, checkpoint: str, encoded: Sequence[tuple[str, bytes]], wanted: str | None, weights: str | None = None
 ) -> View:
-    """Restores a run and explains a class of each image.
+    """Restores a run and explains one class for each image.
 
     Args:
         path: the workdir.
         checkpoint: "best", "latest" or a step.
-        encoded: (name, content) of each image's file.
-        wanted: the class's name or index; None explains the predicted one.
-        weights: "ema" or "raw"; None for the average where the run keeps one.
+        encoded: (name, content) of each image file.
+        wanted: name or index of the class; None explains the predicted class.
+        weights: "ema" or "raw"; None uses the moving average if the run keeps one.
 
     Raises:
-        UserError: the run or an image cannot be used, or it has no such class.
+        UserError: the run or an image cannot be used, or there is no such class.
     """
     configure_for(path)
     return explain_restored(restore_workdir(path, checkpoint, weights=weights), path, encoded, wanted)
 
 
 def explain_restored(restored: Restored, path: str, encoded: Sequence[tuple[str, bytes]], wanted: str | None) -> View:
-    """Explains a class of each image with a restored network; `path` is what it is called. See `explain`."""
+    """Explains one class for each image with a restored network, like `explain`; `path` names it in messages."""
     experiment, variables = restored.experiment, variables_of(restored)
     config, info = experiment.config, experiment.dataset.info
     chosen = None if wanted is None else find_class(wanted, info.class_names, info.num_classes, path)
@@ -71,7 +71,7 @@ def explain_restored(restored: Restored, path: str, encoded: Sequence[tuple[str,
 
 
 def variables_of(restored: Restored) -> dict[str, Any]:
-    """Returns the weights that a restored run is used with, {"params", "batch_stats"}, on the host."""
+    """Returns the variables of a restored run, {"params", "batch_stats"}, on the host."""
     return jax.device_get(restored.variables)
 
 
@@ -79,7 +79,7 @@ def preprocess(encoded: Sequence[tuple[str, bytes]], config: Any, channels: int)
     """Decodes and crops images as evaluation does: uint8 `[B, size, size, channels]`.
 
     Raises:
-        UserError: the bytes are no image; the message gives its name.
+        UserError: the bytes are not an image; the message gives its name.
     """
     transform = host_transform(config.data, channels, train=False, seed=config.seed, size=config.evaluation.image_size)
     images = []
@@ -92,7 +92,7 @@ def preprocess(encoded: Sequence[tuple[str, bytes]], config: Any, channels: int)
 
 
 def find_class(wanted: str, names: Sequence[str], count: int, path: str) -> int:
-    """Returns the index of a class by its name, or else by its index.
+    """Returns the index of the class with a given name or, if no class has that name, a given index.
 
     Raises:
         UserError: there is no such class.
@@ -106,7 +106,7 @@ def find_class(wanted: str, names: Sequence[str], count: int, path: str) -> int:
 
 
 def class_titles(logits: np.ndarray, classes: np.ndarray, names: Sequence[str]) -> list[str]:
-    """Returns "name (99 %)" for each image; where another class was predicted, that one on a second line."""
+    """Returns "name (99 %)" for each image, with a second line if a different class was predicted."""
     exact = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
     shares = exact / exact.sum(axis=-1, keepdims=True)
     name = lambda index: names[index] if index < len(names) else str(index)
@@ -120,13 +120,13 @@ def class_titles(logits: np.ndarray, classes: np.ndarray, names: Sequence[str]) 
 
 
 def percent(share: float) -> str:
-    """Returns a share in percent, with a decimal near the ends, where it tells something."""
+    """Returns a share in percent, with one decimal near 0 and 100 %."""
     decimals = 1 if 0.0005 <= share < 0.01 or 0.99 < share < 0.9995 else 0
     return f"{100 * share:.{decimals}f} %"
 
 
 def with_labels(views: Sequence[View]) -> list[View]:
-    """Gives the runs labels that tell them apart: attentions, else folders, else paths."""
+    """Returns the views with distinct labels: attentions, else folder names, else paths."""
     for label in (lambda view: view.label, lambda view: pathlib.Path(view.workdir).name, lambda view: view.workdir):
         labels = [label(view) for view in views]
         if len(set(labels)) == len(views):
