@@ -1,4 +1,4 @@
-"""Measurements: the loader, attentions, training steps, killed runs, and programs compiled for absent accelerators.
+"""Measures the loader, attentions, training steps, killed runs, and programs compiled for absent accelerators.
 
-Imports training/; the networks and loaders of others lie in benchmarks/. Start at step.py, or compile.py.
+Imports training/; other projects' networks and loaders are in benchmarks/. Start at step.py, or compile.py.
 """

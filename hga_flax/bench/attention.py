@@ -1,4 +1,4 @@
-"""Every attention alone, on the maps of ResNet-50's four stages, timed in turns."""
+"""Times every attention alone on the feature maps of ResNet-50's four stages, taking turns."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,27 +7,27 @@ from hga_flax.bench.race import race
 from hga_flax.bench.step import parse_attention
 from hga_flax.errors import UserError
 
-STAGES = ((56, 256), (28, 512), (14, 1024), (7, 2048))  # height and width, channels of the blocks' outputs
-WIDTH = 4  # a block's output has so many times the channels of its 3x3
+STAGES = ((56, 256), (28, 512), (14, 1024), (7, 2048))  # (height and width, channels) of the blocks' outputs
+WIDTH = 4  # ratio of a block's output channels to those of its 3x3 convolution
 
 
 def bench_attention(
     names: Sequence[str] | None, batch: int, dtype: str, rounds: int, log: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """Times attentions, forward and with the gradients of their parameters and their input.
+    """Times attentions, forward and with the gradients of their parameters and input.
 
     Args:
-        names: registered names and "hga-conv", HGA by its convolutions; None takes all.
-        batch: images.
-        dtype: of the maps and of the computation.
-        rounds: turns of each.
-        log: takes lines about what is going on.
+        names: registered names and "hga-conv", HGA's convolution form; None takes all.
+        batch: number of images.
+        dtype: type of the maps and of the computation.
+        rounds: number of turns of each attention.
+        log: called with progress lines.
 
     Returns:
-        Rows with `attention`, `height`, `width`, `channels` (SK stands in a 3x3's place and has
+        Rows with `attention`, `height`, `width`, `channels` (SK replaces a 3x3 convolution and has
         a quarter of them), `params`, and for `forward` and `gradient` (which includes the forward)
-        `_ms`, `_fastest_ms`, `_spread`, `_bytes` (accessed, as XLA counts them) and `_ratio`, the
-        time relative to SE's, or to the first attention's without SE.
+        `_ms`, `_fastest_ms`, `_spread`, `_bytes` (accessed, as counted by XLA) and `_ratio`, the
+        time relative to SE's, or to the first attention's if SE is not among them.
 
     Raises:
         UserError: an unknown attention.
@@ -42,7 +42,7 @@ def bench_attention(
             check_attention(name, ["hga-conv"])
         except ValueError as error:
             raise UserError(f"--attentions: {error}") from None
-    # The first is what the others are compared with.
+    # The others are compared with the first.
     names = sorted(names, key=lambda name: name != "se")
     rows = []
     for size, channels in STAGES:
@@ -61,7 +61,7 @@ def bench_attention(
 
 
 def _build(name: str, size: int, channels: int, batch: int, dtype: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns an attention's row and, for both kinds, (its work, the bytes that it accesses)."""
+    """Returns an attention's row and, for both kinds, (function to time, bytes it accesses)."""
     import jax
     import jax.numpy as jnp
 
@@ -107,7 +107,7 @@ def _repeat(compiled: Callable[..., Any], arguments: tuple[Any, ...]) -> Callabl
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Returns the rows as a table for a person."""
+    """Returns the rows as a printable table."""
     reference = rows[0]["attention"]
     lines = [
         f"{'map':>13} {'attention':10} {'params':>10} {'forward ms':>11} {'spread':>7} {'MB':>9} {'ratio':>7}"

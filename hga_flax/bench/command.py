@@ -1,14 +1,14 @@
-"""`python -m hga_flax bench`: how fast a part of the system is, alone.
+"""`python -m hga_flax bench`: measures the speed of one part of the system.
 
     bench input --config=FILE [--compare] [--json] [--config.key=value]
 
 times the loader of a configuration: reading, decoding, augmenting and batching, without a network.
-With --config.data.fake=true it loads JPEGs of 500x375 made from photographs. `--compare` runs
-tf.data and torch's DataLoader with Pillow beside it, where they are installed.
+With --config.data.fake=true it loads 500x375 JPEGs made from photographs. `--compare` also times
+tf.data and torch's DataLoader with Pillow, if they are installed.
 
     bench attention [--batch=8] [--dtype=float32] [--attentions=se,hga,hga-conv,...] [--json]
 
-times every attention on the maps of ResNet-50's four stages, forward and with gradients.
+times every attention on the feature maps of ResNet-50's four stages, forward and with gradients.
 
     bench step [--models=resnet50:none,resnet50:se,...] [--batch=16] [--dtype=float32] [--vs-torch] [--json]
 
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(json.dumps(rows, indent=2) if arguments.json else text)
 
 
-# Imports stand in the functions, so that --help answers at once.
+# Imports are inside the functions so that --help is fast.
 def _log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 

@@ -1,15 +1,15 @@
-"""`python -m hga_flax compile`: the training step compiled for accelerators that are not here, and what it costs.
+"""`python -m hga_flax compile`: compiles the training step for absent accelerators and reports its costs.
 
     compile --config=FILE [--topology=h100|h100:8|v5e:2x4|...] [--batch=IMAGES_A_DEVICE] [--compare=none,se,hga]
             [--top=20] [--sweep] [--json] [--config.key=value]
 
 compiles what train.py would run on every device and prints its memory, FLOPs, memory traffic, kernels and
-collectives, and the time below which the device's published limits allow no step. Nothing is run. The compilers
-are the accelerators' own: libtpu for TPUs, the package jax-cuda12-pjrt for NVIDIA GPUs. The GPU's has no GPU to
-try algorithms on: what it says of bytes, kernels and memory holds, but it has not chosen as a run would among a
-library's convolutions. Bytes and FLOPs for GPUs are counted by `program_text.py`. `--sweep` looks for the largest
-batch that fits; near a TPU's memory the compiler may look for hours for what to compute twice, so that it is given up
-in time.
+collectives, and the shortest step time that the device's published limits allow. Nothing is run. The compilers
+are the accelerators' own: libtpu for TPUs, the package jax-cuda12-pjrt for NVIDIA GPUs. Without a GPU, the latter
+cannot autotune: bytes, kernels and memory are right, but a real run may choose other convolution algorithms of
+the library. Bytes and FLOPs for GPUs are counted by `program_text.py`. `--sweep` searches for the largest batch
+that fits; near a TPU's memory limit the compiler may search for hours for what to rematerialise, so each
+compilation has a time limit.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from hga_flax.config.command_line import add_config_flags
 from hga_flax.config.loading import configure, validate
 from hga_flax.errors import ConfigError, UserError
 
-COMPILE_LIMIT = 600  # seconds that a sweep waits for one compilation
+COMPILE_LIMIT = 600  # seconds a sweep allows for one compilation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> list[Any]:
-    """Returns the configurations to compile, one for each attention, before a compiler is looked for."""
+    """Checks the arguments, which needs no compiler; returns the configurations to compile, one per attention."""
     configs = [validate(configure(arguments.config, arguments.overrides, arguments.recipe))]
     if arguments.compare is not None:
         if arguments.sweep:
@@ -110,7 +110,7 @@ def _check(arguments: argparse.Namespace) -> list[Any]:
 
 
 def _lines(row: dict[str, Any]) -> list[tuple[str, str]]:
-    """What a person reads of a row: names and texts."""
+    """Returns the printed (name, text) lines of a row."""
     peak, capacity = row["peak_memory_bytes"], row["memory_capacity_bytes"]
     kinds = [f"{kind} {c['count']} x, {c['bytes'] / 1e6:,.1f} MB" for kind, c in sorted(row["collectives"].items())]
     calls = [f"{target} {count} x" for target, count in sorted(row["custom_calls"].items())]
@@ -137,13 +137,13 @@ def _what(row: dict[str, Any]) -> str:
 
 
 def table(row: dict[str, Any]) -> str:
-    """Returns a row as the lines that a person reads."""
+    """Returns a row as printable lines."""
     lines = [("topology", _what(row)), ("network", f"{row['model']} with {row['attention']}"), *_lines(row)]
     return "\n".join(f"{name:12} {text}" for name, text in lines) + "\n(all per device and step)"
 
 
 def comparison(rows: list[dict[str, Any]]) -> str:
-    """Returns several attentions' rows as a table, with the ratios to the first."""
+    """Returns the rows of several attentions as a table, with ratios to the first."""
     first = rows[0]
     lines = [
         f"{first['model']} on {_what(first)}",
@@ -162,7 +162,7 @@ def comparison(rows: list[dict[str, Any]]) -> str:
 
 
 def top_kernels(row: dict[str, Any]) -> str:
-    """Returns the kernels that move the most as lines: bytes, share of the step's, what it is, where it comes from."""
+    """Returns a line for each of the kernels that move the most bytes: bytes, share of the step, kind and source."""
     lines = [f"the kernels of {row['attention']} that move the most:"]
     for kernel in row["top"]:
         lines.append(

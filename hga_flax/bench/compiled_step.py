@@ -1,10 +1,10 @@
-"""train.py's step, compiled for devices that need not be here, and what the compiler says of it."""
+"""Compiles train.py's step for devices that may be absent, and collects the compiler's figures."""
 
 import dataclasses
 import time
 from typing import Any
 
-IMAGENET = 1_281_167  # the length of the schedule that is compiled, which changes no cost
+IMAGENET = 1_281_167  # training images, for the schedule's length; does not affect any cost
 
 
 def compile_step(
@@ -13,15 +13,15 @@ def compile_step(
     """Compiles the training step of a configuration for the devices of a mesh.
 
     Args:
-        config: a whole configuration; its batch size is replaced, its compilation cache not used.
+        config: a complete configuration; its batch size is replaced and its compilation cache ignored.
         topology: name of the topology, for the report.
-        mesh: of the devices, see `topology_mesh`.
-        platform: that they belong to, likewise.
-        batch: images a device.
-        top: how many of the kernels that move the most to list.
+        mesh: mesh of the devices, see `topology_mesh`.
+        platform: platform of the devices, see `topology_mesh`.
+        batch: images per device.
+        top: how many of the kernels that move the most bytes to list.
 
     Returns:
-        The row that `--json` prints, all quantities per device and step, or None where the memory does not suffice.
+        The row that `--json` prints, with all quantities per device and step; None if the device runs out of memory.
 
     Raises:
         UserError: the configuration cannot be run.
@@ -30,7 +30,7 @@ def compile_step(
 
     config = config.copy_and_resolve_references()
     config.training.batch_size = batch * mesh.devices.size
-    config.training.compilation_cache = ""  # a program for devices that are not here cannot be read back
+    config.training.compilation_cache = ""  # programs for absent devices cannot be loaded back from it
     step, state, shapes = training_step(config, mesh)
     start = time.monotonic()
     try:
@@ -49,7 +49,7 @@ def compile_step(
 
 
 def training_step(config: Any, mesh: Any) -> tuple[Any, Any, Any]:
-    """Returns train.py's step for the devices of a mesh, with the shapes of its state and its batch.
+    """Returns train.py's step for the devices of a mesh, and the shapes of its state and batch.
 
     Raises:
         UserError: the configuration cannot be run.
@@ -78,13 +78,13 @@ def training_step(config: Any, mesh: Any) -> tuple[Any, Any, Any]:
 
 
 def roofline(measured: Any, device: Any, batch: int, chips: int) -> dict[str, Any]:
-    """Returns the least time that a chip's published limits allow for a step, and what sets it.
+    """Returns the least time that a chip's published limits allow for a step, and the limit that binds.
 
     Args:
         measured: a `hga_flax.counting.compiled.Cost`.
-        device: a chip.
-        batch: images a chip.
-        chips: of the topology.
+        device: one chip.
+        batch: images per chip.
+        chips: number of chips in the topology.
     """
     from hga_flax.counting.devices import limits
 
@@ -93,7 +93,7 @@ def roofline(measured: Any, device: Any, batch: int, chips: int) -> dict[str, An
     seconds = {
         "compute": measured.flops / limit.flops,
         "memory": measured.bytes_accessed / limit.memory_bandwidth,
-        # An all-reduce over a ring or torus sends each value out about twice: reduced, then spread.
+        # An all-reduce over a ring or torus sends each value about twice: reduce-scatter, then all-gather.
         "links": 2 * exchanged * (chips - 1) / chips / limit.link_bandwidth if chips > 1 else 0.0,
     }
     bound = max(seconds, key=seconds.get)

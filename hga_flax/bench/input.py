@@ -1,4 +1,4 @@
-"""The speed of the loader alone, and of other loaders on the same JPEGs."""
+"""Times the loader alone, and other loaders on the same JPEGs."""
 
 import contextlib
 import functools
@@ -23,16 +23,16 @@ from hga_flax.images.host_augmentation import decode, decode_for_crop, draw_crop
 
 BATCH = 64
 PHOTOS = 64
-EXAMPLES = 1_281_167  # ImageNet's: the photographs again and again
-PHOTO_SIZE = (500, 375)  # width and height of most of ImageNet's images
-SAMPLE = 200  # images by which the shares are measured
+EXAMPLES = 1_281_167  # as many as ImageNet has; the photographs repeat
+PHOTO_SIZE = (500, 375)  # the most common width and height in ImageNet
+SAMPLE = 200  # number of images used to measure the shares
 
 
 class PhotoSource:
-    """A training split of JPEGs of 500x375, cut at random from the photographs that scikit-learn ships."""
+    """A training split of 500x375 JPEGs, random crops of the photographs that scikit-learn ships."""
 
     def __init__(self, count: int = PHOTOS):
-        # Read here: scikit-learn's own reader needs Pillow.
+        # Not load_sample_images: scikit-learn's reader needs Pillow.
         folder = importlib.resources.files("sklearn.datasets.images")
         photos = [decode((folder / name).read_bytes(), 3) for name in ("china.jpg", "flower.jpg")]
         random, self.jpegs = np.random.default_rng(0), []
@@ -51,9 +51,9 @@ class PhotoSource:
 
 
 def cpu_seconds() -> float:
-    """Returns the processor time of this process and of the processes that it has running."""
+    """Returns the CPU seconds of this process and its running child processes."""
     total, ticks = time.process_time(), os.sysconf("SC_CLK_TCK")
-    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):  # none but on Linux
+    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):  # exists on Linux only
         with contextlib.suppress(OSError, ValueError, IndexError):
             fields = stat.read_text().rpartition(")")[2].split()
             if int(fields[1]) == os.getpid():
@@ -62,9 +62,9 @@ def cpu_seconds() -> float:
 
 
 def measure(batches: Iterator[Any], batch_size: int, seconds: float) -> tuple[float, float]:
-    """Returns images a second, and images a second of processor time."""
+    """Returns images per second, and images per second of CPU time."""
     for _ in range(3):
-        next(batches)  # threads and processes are up, buffers as full as they will be
+        next(batches)  # warm up: start threads and processes, fill the buffers
     count, cpu, start = 0, cpu_seconds(), time.perf_counter()
     while time.perf_counter() - start < seconds:
         next(batches)
@@ -74,17 +74,17 @@ def measure(batches: Iterator[Any], batch_size: int, seconds: float) -> tuple[fl
 
 
 def bench_input(config: ConfigDict, compare: bool, seconds: float, log: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Times the loader of a configuration, and others beside it.
+    """Times the loader of a configuration, and optionally other loaders.
 
     Args:
-        config: a whole configuration.
-        compare: time tf.data and torch with Pillow too, on the JPEGs that `data.fake` makes.
+        config: a complete configuration.
+        compare: also time tf.data and torch with Pillow, on the JPEGs that `data.fake` makes.
         seconds: length of each measurement.
-        log: takes lines about what is not there.
+        log: called with a line for each loader that is not installed.
 
     Returns:
-        Rows with `loader`, `images_per_s`, `images_per_s_per_core` (of processor time) and
-        `ratio_to_first` (of the latter); ours first, with `shares` of its processor time.
+        Rows with `loader`, `images_per_s`, `images_per_s_per_core` (per second of CPU time) and
+        `ratio_to_first` (of the latter); ours is first, with the `shares` of its CPU time.
 
     Raises:
         UserError: the data cannot be used.
@@ -124,7 +124,7 @@ def _speeds(speeds: tuple[float, float], first: tuple[float, float]) -> dict[str
 
 
 def _shares(dataset: Dataset, source: Source, per_core: float) -> dict[str, float]:
-    """Returns the shares of decoding, warping (or resizing) and the rest, which reads, orders and batches."""
+    """Returns the shares of decoding, warping (or resizing) and the rest: reading, ordering and batching."""
     if isinstance(source, MemorySource):
         return {"decode": 0.0, "warp": 0.0, "batching": 1.0}
     data, channels, clock = dataset.data, dataset.info.channels, time.thread_time

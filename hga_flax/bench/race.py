@@ -1,4 +1,4 @@
-"""Fair timing: contenders take turns, A B C A B C ..., so that what slows the machine down slows all of them."""
+"""Fair timing: contenders take turns, A B C A B C ..., so that disturbances of the machine affect all of them."""
 
 import dataclasses
 import importlib
@@ -9,16 +9,16 @@ from types import ModuleType
 
 from hga_flax.errors import UserError
 
-TURN_SECONDS = 0.2  # a turn repeats short work for about this long, so that waiting for the device weighs little
+TURN_SECONDS = 0.2  # a turn repeats short work for about this long, to amortise waiting for the device
 MOST_REPEATS = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Times of one contender.
+    """Timing of one contender.
 
     Attributes:
-        median, fastest: seconds of one repetition.
+        median, fastest: seconds per repetition.
         spread: (upper quartile - lower quartile) / median, over the rounds.
         ratio_to_first: median over the rounds of the time relative to the first contender's in the same round.
     """
@@ -32,13 +32,13 @@ class Timing:
 def race(
     contenders: Sequence[Callable[[int], None]], rounds: int, clock: Callable[[], float] = time.perf_counter
 ) -> list[Timing]:
-    """Times contenders in turns.
+    """Times contenders, taking turns.
 
     Args:
-        contenders: each repeats its work as many times as asked, and returns when it is done. Each
-            has run at least once before.
-        rounds: turns of each.
-        clock: tells the time in seconds.
+        contenders: functions that do their work the given number of times and return when it is
+            finished. Each must have run at least once before.
+        rounds: number of turns of each contender.
+        clock: returns the time in seconds.
     """
 
     def turn(work: Callable[[int], None], repeats: int) -> float:
@@ -55,7 +55,7 @@ def race(
 
 
 def summarise(times: Sequence[float], first: Sequence[float]) -> Timing:
-    """Returns the `Timing` of a contender's seconds round by round, beside the first's."""
+    """Returns the `Timing` of a contender, from its seconds and the first contender's in each round."""
     median = statistics.median(times)
     low, _, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else (median,) * 3
     ratios = [own / other for own, other in zip(times, first, strict=True)]
@@ -63,10 +63,10 @@ def summarise(times: Sequence[float], first: Sequence[float]) -> Timing:
 
 
 def benchmarks_of_others(name: str, flag: str) -> ModuleType:
-    """Returns a module of benchmarks/, which lies in the clone beside the package and is not installed with it.
+    """Returns a module of benchmarks/, which is part of the clone but not of the installed package.
 
     Raises:
-        UserError: the command was not started in the clone, or the module's own reason, such as no PyTorch.
+        UserError: the command was not started in the clone, or the module cannot be used, for example without PyTorch.
     """
     try:
         return importlib.import_module(f"benchmarks.{name}")

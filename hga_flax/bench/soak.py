@@ -1,9 +1,9 @@
-"""`python -m hga_flax soak`: trains once undisturbed, then again under SIGKILL, and compares the results bit for bit.
+"""`python -m hga_flax soak`: trains once undisturbed and once with SIGKILLs, and compares the results bit for bit.
 
     soak --config=FILE [--kills=N] [--workdir=DIR] [--seed=N] [--json] [--config.key=value]
 
-The kills come at random moments of the run: every other one while a checkpoint is being written, one in
-five while a session starts, the rest anywhere. After each the same command goes on.
+The kills come at random times: every other one while a checkpoint is being written, one in five while
+a session starts, the rest at any time. After each kill the same command resumes the run.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from hga_flax.config.loading import configure, validate
 from hga_flax.errors import UserError, expand, one_line
 from hga_flax.runs.clock import TIMINGS
 
-# A session as `train.py` is one, but for the place of the file.
+# A session equivalent to `train.py`, which is not part of the installed package.
 SESSION = """
 import sys
 from hga_flax.errors import run_main
@@ -37,19 +37,19 @@ def main():
     train(from_json(sys.argv[1]), sys.argv[2])
 run_main(main)
 """
-LAST_TARGET = 0.8  # of the run: a kill that is aimed later might find it over
+LAST_TARGET = 0.8  # as a share of the run: with a later target, the run might end before the kill
 
 
 @dataclasses.dataclass
 class Kill:
-    """One kill: when it was due, and what it met.
+    """One kill: when it was planned, and what it interrupted.
 
     Attributes:
         aim: "start", "anywhere" or "checkpoint".
-        target: not before this step is logged or saved.
-        step: the last that was logged or saved when it came.
-        phase: what the process was doing: "training", "writing a checkpoint", or "start": nothing new yet.
-        seconds: since the session's start.
+        target: the kill waits until this step is logged or saved.
+        step: last step logged or saved when it came.
+        phase: what it interrupted: "training", "writing a checkpoint", or "start" (no progress yet).
+        seconds: seconds since the session's start.
     """
 
     aim: str
@@ -69,13 +69,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the soak test and prints what was found.
+    """Runs the soak test and prints the result.
 
     Returns:
-        0 where the results are identical, else 1.
+        0 if the results are identical, else 1.
 
     Raises:
-        UserError: bad arguments, or a session ended by itself.
+        UserError: invalid arguments, or a session that failed or finished before its kill.
     """
     if arguments.kills < 1:
         raise UserError(f"--kills={arguments.kills}: must be at least 1")
@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder = _folder(arguments.workdir)
     result = soak(config, folder, arguments.kills, random.Random(arguments.seed), print)
     if arguments.workdir is None and result["identical"]:
-        shutil.rmtree(folder)  # not where something went wrong: then it is worth a look
+        shutil.rmtree(folder)  # keep it for inspection if something went wrong
     print(result["verdict"])
     if arguments.json:
         print(json.dumps(result))
@@ -103,20 +103,20 @@ def _folder(path: str | None) -> pathlib.Path:
 def soak(
     config: Any, folder: pathlib.Path, kills: int, chance: random.Random, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Trains in `folder/undisturbed` and, under kills, in `folder/killed`.
+    """Trains in `folder/undisturbed` and, with kills, in `folder/killed`, and compares the two.
 
     Args:
-        config: of the run.
-        folder: for both workdirs.
-        kills: how many.
-        chance: draws their moments.
+        config: configuration of the run.
+        folder: parent of both workdirs.
+        kills: number of kills.
+        chance: random generator for the times of the kills.
         say: called with each line to show.
 
     Returns:
         `kills` (list), `checkpoint_writes_hit`, `differences` (list), `identical`, `verdict` and the seconds taken.
 
     Raises:
-        UserError: a session failed by itself.
+        UserError: a session failed or finished before its kill.
     """
     whole, killed = folder / "undisturbed", folder / "killed"
     start = time.monotonic()
@@ -148,7 +148,7 @@ def soak(
 
 
 def plan_kills(number: int, total: int, chance: random.Random) -> list[Kill]:
-    """Draws what each kill aims at and its step, in the order in which a run meets them."""
+    """Draws the aim and target step of each kill, sorted by step."""
     targets = sorted(chance.randrange(max(1, math.floor(total * LAST_TARGET))) for _ in range(number))
     aims = [
         "checkpoint" if i % 2 == 0 else "start" if i % 10 == 3 or i % 10 == 7 else "anywhere" for i in range(number)
@@ -172,23 +172,23 @@ def _finish(process: subprocess.Popen) -> None:
 def _kill(
     process: subprocess.Popen, workdir: pathlib.Path, kill: Kill, total: int, usual: float, chance: random.Random
 ) -> None:
-    """Waits for the kill's moment, kills, and notes what it met.
+    """Waits for the right time, kills the process and records what the kill interrupted.
 
     Args:
-        process: to kill.
-        workdir: of its run.
-        kill: aim and target; the rest is filled in.
-        total: steps of the run.
-        usual: seconds that the run takes undisturbed.
-        chance: draws what the target leaves open.
+        process: the process to kill.
+        workdir: workdir of its run.
+        kill: has aim and target; the other fields are filled in.
+        total: total steps of the run.
+        usual: seconds that the undisturbed run takes.
+        chance: random generator for the exact time.
     """
     start = time.monotonic()
-    before, left = _progress(workdir), _writing(workdir)  # what an earlier kill left lies there until the next save
+    before, left = _progress(workdir), _writing(workdir)  # leftovers of an earlier kill stay until the next save
     if kill.aim == "start":
-        moment = start + chance.uniform(0.0, min(4.0, usual / 6))  # most sessions take longer to their first step
+        moment = start + chance.uniform(0.0, min(4.0, usual / 6))  # most sessions take longer to reach their first step
         _until(process, lambda: time.monotonic() > moment)
     else:
-        goal = min(max(kill.target, before + 1), total)  # something new, unless the last step is already logged
+        goal = min(max(kill.target, before + 1), total)  # require progress, unless the last step is already logged
         _until(process, lambda: _progress(workdir) >= goal)
         if kill.aim == "checkpoint":
             _until(process, lambda: bool(_writing(workdir) - left), pause=0.0005)
@@ -222,20 +222,20 @@ def _over(process: subprocess.Popen, error: str) -> str:
 
 
 def _writing(workdir: pathlib.Path) -> set[tuple[str, int, int]]:
-    """The checkpoints that are not complete: (name, inode, time of the last change), to tell them from new ones."""
+    """Returns the incomplete checkpoints as (name, inode, modification time), to tell old ones from new ones."""
     found = set()
     folder = workdir / "checkpoints"
     for path in folder.glob("*.orbax-checkpoint-tmp*") if folder.is_dir() else ():
         try:
             facts = path.stat()
-        except FileNotFoundError:  # it has just been completed
+        except FileNotFoundError:  # just completed
             continue
         found.add((path.name, facts.st_ino, facts.st_mtime_ns))
     return found
 
 
 def _progress(workdir: pathlib.Path) -> int:
-    """The last step that was logged or saved, 0 at the start."""
+    """Returns the last step logged or saved, 0 at the start."""
     steps = [0]
     folder, lines = workdir / "checkpoints", workdir / "metrics.jsonl"
     if folder.is_dir():
@@ -246,7 +246,7 @@ def _progress(workdir: pathlib.Path) -> int:
 
 
 def _rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """What was logged, but for the timings; a last line that a kill cut short is left out."""
+    """Returns the logged rows without timings; skips a last line that a kill cut short."""
     rows = []
     for line in (workdir / "metrics.jsonl").read_text().splitlines():
         try:
@@ -258,7 +258,7 @@ def _rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def compare(ours: pathlib.Path, expected: pathlib.Path) -> list[str]:
-    """Returns what differs between two finished workdirs: the last state bit for bit, the best, and what was logged."""
+    """Returns the differences of two finished workdirs: last state (bit for bit), best checkpoint, and log."""
     import jax
     import numpy as np
 

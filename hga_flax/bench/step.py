@@ -1,4 +1,4 @@
-"""The training steps of several networks, as train.py runs them, timed in turns on one device."""
+"""Times train.py's training step for several networks, taking turns on one device."""
 
 import dataclasses
 import os
@@ -22,10 +22,10 @@ class Contender:
     Attributes:
         model, attention: names for the report.
         params: number of parameters.
-        compile_s: seconds until its first step could run.
-        run: takes a number of steps and returns when they are done.
-        flops: of one step, as XLA counts them, or None.
-        peak_memory_bytes: of one step, or None where it is not known.
+        compile_s: seconds of compilation before the first step.
+        run: runs the given number of steps and returns when they are finished.
+        flops: FLOPs of one step, as counted by XLA, or None.
+        peak_memory_bytes: peak memory of one step, or None if unknown.
     """
 
     model: str
@@ -38,7 +38,7 @@ class Contender:
 
 
 def parse_attention(name: str) -> tuple[str, dict[str, Any]]:
-    """Returns an attention's registered name and options: "hga-conv" is HGA by its convolutions."""
+    """Returns an attention's registered name and options; "hga-conv" is HGA's convolution form."""
     return ("hga", {"form": "conv"}) if name == "hga-conv" else (name, {})
 
 
@@ -54,26 +54,26 @@ def bench_step(
     """Times training steps: forward, backward, the optimizer's update, metrics.
 
     Args:
-        models: "NETWORK:ATTENTION"; the attention "hga-conv" is HGA by its convolutions.
-        batch: images a step.
-        image_size: height and width of the images, pixels.
-        dtype: of the computation.
-        rounds: turns of each.
-        vs_torch: time PyTorch's networks on the same device too.
-        log: takes lines about what is going on.
+        models: "NETWORK:ATTENTION"; the attention "hga-conv" is HGA's convolution form.
+        batch: images per step.
+        image_size: height and width of the images in pixels.
+        dtype: type of the computation.
+        rounds: number of turns of each network.
+        vs_torch: also time PyTorch's networks on the same device.
+        log: called with progress lines.
 
     Returns:
-        Rows with the names, `params`, `step_ms` (median), `fastest_ms`, `spread` (quartiles over
-        median), `images_per_s`, `ratio_to_first`, `flops_per_s`, `peak_share`, `peak_memory_bytes`,
-        `compile_s`, `device`; None where a figure is not known.
+        Rows with the names, `params`, `step_ms` (median), `fastest_ms`, `spread` (interquartile range
+        over median), `images_per_s`, `ratio_to_first`, `flops_per_s`, `peak_share`, `peak_memory_bytes`,
+        `compile_s`, `device`; None for unknown figures.
 
     Raises:
-        UserError: an unknown network or attention, or PyTorch is asked for and not there.
+        UserError: an unknown network or attention, or PyTorch is requested but not installed.
     """
     named = [_split(model) for model in models]
     if vs_torch:
         torch_networks = benchmarks_of_others("torch_networks", "bench step --vs-torch")
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave GPU memory for PyTorch
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves GPU memory for PyTorch
     import jax
 
     configurations = [configuration(*names, batch, image_size, dtype) for names in named]
@@ -99,10 +99,10 @@ def _split(model: str) -> tuple[str, str]:
 
 
 def configuration(model: str, attention: str, batch: int, image_size: int, dtype: str) -> ConfigDict:
-    """Returns the configuration of a contender: ImageNet's, without what is computed on the host.
+    """Returns the configuration of a contender: ImageNet's, without the work done on the host.
 
     Raises:
-        UserError: an unknown network or attention, or one that does not fit the other.
+        UserError: an unknown network or attention, or a combination that does not fit.
     """
     name, options = parse_attention(attention)
     config = base_config()
@@ -110,7 +110,7 @@ def configuration(model: str, attention: str, batch: int, image_size: int, dtype
     config.model.attention_options = ", ".join(f"{key}={value!r}" for key, value in options.items())
     config.data.image_size, config.data.augmentation = image_size, "none"
     config.training.batch_size = batch
-    config.training.compilation_cache = ""  # `compile_s` is of a compilation
+    config.training.compilation_cache = ""  # so that `compile_s` measures a real compilation
     try:
         return validate(config)
     except ConfigError as error:
@@ -118,7 +118,7 @@ def configuration(model: str, attention: str, batch: int, image_size: int, dtype
 
 
 def random_state(shapes: Any) -> Any:
-    """Returns a training state of random numbers: a proper one would have to be compiled first.
+    """Returns a training state of random numbers, which saves compiling the real initialisation.
 
     Args:
         shapes: a `TrainState` of shapes, see `hga_flax.training.state.abstract_state`.
@@ -193,7 +193,7 @@ def _row(contender: Contender, timing: Timing, batch: int, dtype: str, device: A
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Returns the rows as a table for a person."""
+    """Returns the rows as a printable table."""
     lines = [
         f"{'network':22} {'attention':10} {'params':>11} {'step ms':>9} {'fastest':>9} {'spread':>7} {'images/s':>9} "
         f"{'ratio':>6} {'TFLOP/s':>8} {'of peak':>8} {'GiB':>6} {'compile s':>9}"

@@ -1,4 +1,4 @@
-"""`python -m hga_flax compile --sweep`: the largest batch a device that fits."""
+"""`python -m hga_flax compile --sweep`: finds the largest batch per device that fits."""
 
 import multiprocessing
 from collections.abc import Callable
@@ -9,19 +9,19 @@ from hga_flax.bench.topologies import topology_mesh
 from hga_flax.config.loading import from_json, to_json
 from hga_flax.errors import UserError
 
-SWEEP_UNIT = 32  # a sweep tries multiples of this many images a device
-SWEEP_LIMIT = 4096  # and none above
+SWEEP_UNIT = 32  # a sweep tries multiples of this many images per device
+SWEEP_LIMIT = 4096  # largest batch tried
 
 
 def largest_fitting(fits: Callable[[int], int | None], capacity: int, start: int, unit: int, limit: int) -> int:
     """Returns the largest multiple of `unit` up to `limit` that fits, or 0.
 
     Args:
-        fits: takes a batch and returns the bytes that it needs, or None where it does not fit.
-        capacity: bytes that there are; it guides the search, `fits` decides.
-        start: the first batch tried.
-        unit: see above.
-        limit: see above.
+        fits: takes a batch and returns the bytes it needs, or None if it does not fit.
+        capacity: available bytes; only guides the search, `fits` decides.
+        start: first batch to try.
+        unit: granularity of the search.
+        limit: largest batch to try.
     """
     known: dict[int, int | None] = {}
     good, bad = 0, limit // unit + 1  # in units; the answer lies in [good, bad)
@@ -32,7 +32,7 @@ def largest_fitting(fits: Callable[[int], int | None], capacity: int, start: int
             bad = trial
         else:
             good = trial
-        # Memory grows evenly with the batch, more or less: from two points, or from one and the origin.
+        # Memory is roughly linear in the batch: extrapolate from two points, or from one and the origin.
         points = sorted((units, size) for units, size in known.items() if size is not None)
         (u0, m0), (u1, m1) = ((0, 0), *points)[-2:] if points else ((0, 0), (0, 0))
         guess = int(u0 + (capacity - m0) * (u1 - u0) / max(m1 - m0, 1)) if points else 0
@@ -43,18 +43,18 @@ def largest_fitting(fits: Callable[[int], int | None], capacity: int, start: int
 def sweep(
     config: Any, topology: str, device: Any, start: int, compile_limit: float, log: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """Compiles for several batches, each in a process of its own, until it is known which is the largest that fits.
+    """Compiles several batches, each in its own process, until the largest that fits is known.
 
     Args:
-        config: a whole configuration.
-        topology: see `topology_mesh`.
+        config: a complete configuration.
+        topology: name of the topology, see `topology_mesh`.
         device: one of its chips.
-        start: the first batch tried.
-        compile_limit: seconds; a batch whose compilation takes longer counts as one that does not fit.
-        log: takes lines about the progress.
+        start: first batch to try.
+        compile_limit: seconds; a batch whose compilation takes longer counts as not fitting.
+        log: called with progress lines.
 
     Returns:
-        The rows of `compile_step`, by batch, with `fits`, `given_up` and `largest`.
+        The rows of `compile_step`, sorted by batch, with `fits`, `given_up` and `largest` added.
 
     Raises:
         UserError: the configuration cannot be run.
@@ -67,7 +67,7 @@ def sweep(
         log(f"compiling for {topology}, {batch} images a chip ...")
         done, row = within(compile_limit, _compile_afresh, to_json(config), topology, batch)
         rows[batch] = row or {"topology": topology, "batch_per_chip": batch}
-        # The compiler for GPUs does not mind a step that is too large.
+        # The GPU compiler does not reject a step that exceeds the memory.
         fitting = row is not None and row["peak_memory_bytes"] <= row["memory_capacity_bytes"]
         rows[batch] |= {"fits": fitting, "given_up": not done}
         if not done:
@@ -79,7 +79,7 @@ def sweep(
 
 
 def _compile_afresh(config: str, topology: str, batch: int) -> dict[str, Any] | None:
-    """`compile_step` in a new process."""
+    """Calls `compile_step`; runs in a new process."""
     from hga_flax.bench.compiled_step import compile_step
 
     mesh, platform = topology_mesh(topology)
@@ -87,10 +87,10 @@ def _compile_afresh(config: str, topology: str, batch: int) -> dict[str, Any] | 
 
 
 def within(seconds: float, function: Callable, *arguments: Any) -> tuple[bool, Any]:
-    """Calls a function in a new process: (True, its result), or (False, None) where it takes longer and is killed.
+    """Calls a function in a new process: returns (True, result), or kills it after `seconds`: (False, None).
 
     Raises:
-        UserError: the function does, or its process ends without a result.
+        UserError: raised by the function, or its process ended without a result.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)

@@ -1,7 +1,7 @@
-"""Accelerators that are not here, for compilers that know them: TPU slices, and one host's NVIDIA GPUs.
+"""Descriptions of absent accelerators to compile for: TPU slices, and the NVIDIA GPUs of one host.
 
-For TPUs the compiler and its topologies are libtpu's. For GPUs the compiler is in the package jax-cuda12-pjrt, which
-runs without a GPU and without a driver if it is told what the GPU has; no library is asked for its fastest algorithm.
+For TPUs, compiler and topologies come from libtpu. For GPUs the compiler is in the package jax-cuda12-pjrt, which
+needs neither GPU nor driver if it is given a description of the GPU; it then does no autotuning.
 """
 
 import contextlib
@@ -14,22 +14,22 @@ from typing import Any, NamedTuple
 
 from hga_flax.errors import UserError, one_line
 
-TPUS = {"v5e": "v5litepod-8", "v5p": "v5p-8", "v6e": "v6e-8"}  # what libtpu asks for, by generation
-MOST_GPUS = 8  # of one host: among hosts the links are others
+TPUS = {"v5e": "v5litepod-8", "v5p": "v5p-8", "v6e": "v6e-8"}  # accelerator type for libtpu, by generation
+MOST_GPUS = 8  # on one host; between hosts the links are different
 
 
 class Gpu(NamedTuple):
-    """What a compiler must know of a GPU, from its maker's data sheet and the CUDA C++ Programming Guide's tables.
+    """What a compiler must know about a GPU, from NVIDIA's data sheets and the CUDA C++ Programming Guide's tables.
 
     Attributes:
-        kind: JAX's `device_kind`, by which `devices.py` knows its memory.
+        kind: JAX's `device_kind`, the key for its memory in `devices.py`.
         capability: compute capability.
-        cores: streaming multiprocessors.
-        clock_ghz: boost clock.
-        fpus: float32 units of a core.
-        threads: resident on a core.
-        shared: bytes of shared memory of a core.
-        cache: bytes of the second-level cache.
+        cores: number of streaming multiprocessors (SMs).
+        clock_ghz: boost clock in GHz.
+        fpus: float32 units per SM.
+        threads: resident threads per SM.
+        shared: bytes of shared memory per SM.
+        cache: bytes of L2 cache.
     """
 
     kind: str
@@ -52,13 +52,13 @@ EXAMPLES = "h100, h100:8 (of one host), h200, a100, l4, v5e:2x4, v5e:16x16, v5p:
 
 
 def topology_mesh(name: str) -> tuple[Any, str]:
-    """Returns the mesh of a topology's devices, none of which is here, and the platform to lower for.
+    """Returns a mesh of a topology's (absent) devices, and the platform to lower for.
 
     Args:
-        name: a GPU of `GPUS`, with ":N" for N of one host, or GENERATION:SHAPE of a TPU.
+        name: a GPU of `GPUS`, with ":N" for N on one host, or GENERATION:SHAPE for a TPU.
 
     Raises:
-        UserError: the compiler is not installed, or there is no such topology.
+        UserError: the compiler is not installed, or the topology is unknown.
     """
     kind = name.partition(":")[0]
     if kind not in GPUS and not re.fullmatch(r"v\d+\w*", kind):
@@ -76,7 +76,7 @@ def topology_mesh(name: str) -> tuple[Any, str]:
 
 
 def has_compiler(platform: str) -> bool:
-    """True where the package is installed that compiles for "cuda" or "tpu"."""
+    """Returns whether the compiler package for "cuda" or "tpu" is installed."""
     if platform == "tpu":
         return importlib.util.find_spec("libtpu") is not None
     plugins = importlib.util.find_spec("jax_plugins")
@@ -102,7 +102,7 @@ def _gpus(name: str) -> list[Any]:
 
 
 def _target(gpu: Gpu) -> str:
-    """XLA's description of a GPU, a GpuTargetConfigProto as text."""
+    """Returns XLA's description of a GPU, a GpuTargetConfigProto in text format."""
     from hga_flax.counting.devices import DEVICES
 
     device = DEVICES[gpu.kind]
@@ -138,7 +138,7 @@ def _target(gpu: Gpu) -> str:
 def _tpus(name: str) -> list[Any]:
     if not has_compiler("tpu"):
         raise UserError('the compiler for TPUs is not installed; pip install ".[tpu]", or libtpu alone')
-    # Without these libtpu asks the cloud where it runs, and bars other processes that only compile too.
+    # Without these libtpu queries the cloud metadata server and locks out other processes that only compile.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
@@ -151,7 +151,7 @@ def _tpus(name: str) -> list[Any]:
     try:
         with _without_chatter():
             return topologies.get_topology_desc(name, platform="tpu").devices
-    except Exception as error:  # what libtpu raises is no narrower
+    except Exception as error:  # libtpu raises nothing more specific
         raise UserError(
             f"--topology={name}: {one_line(error)[:200]}; write GENERATION:SHAPE, such as v5e:4x4, v5p:2x2x1, v6e:2x4"
         ) from None
@@ -159,7 +159,7 @@ def _tpus(name: str) -> list[Any]:
 
 @contextlib.contextmanager
 def _without_chatter() -> Iterator[None]:
-    """Within it standard error is dropped: compilers log there, from C++, what their exception then says again."""
+    """Suppresses standard error, where the C++ compilers log what their exception repeats."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:

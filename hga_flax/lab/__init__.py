@@ -1,4 +1,4 @@
-"""Studies: one recipe in several variants and seeds, made by any number of workers and compared with statistics.
+"""Studies: one recipe in several variants and seeds, run by any number of workers and compared statistically.
 
-Imports everything; nothing imports it but the commands. Start at study.py.
+May import every other room; only the commands import it. Start at study.py.
 """

@@ -1,7 +1,7 @@
-"""`python -m hga_flax study FILE`: runs what a study lacks.
+"""`python -m hga_flax study FILE`: makes the missing runs of a study.
 
-The same command, as often and on as many machines as there are, with the same folder: workers share the runs
-through it, go on with those that were interrupted, and leave alone what is made.
+Start the same command as often as you like, on any number of machines that share the folder: workers divide the
+runs through it, resume those that were interrupted, and skip those that are finished.
 """
 
 import argparse
@@ -44,28 +44,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--retry", action="store_true", help="make runs that failed again")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and an estimate of time, and stop")
-    parser.add_argument("--part", help=argparse.SUPPRESS)  # I/N of this machine, of a worker that the command starts
+    parser.add_argument("--part", help=argparse.SUPPRESS)  # I/N: marks a worker that this command starts
 
 
 def add_study_flags(parser: argparse.ArgumentParser) -> None:
-    """Declares what chooses among the studies that a file holds: `--scale`, and any key of the configuration."""
+    """Declares the flags that select a variant of a study file: `--scale`, and any configuration key."""
     parser.add_argument("--scale", metavar="NAME", help="one of the sizes that the file has (default: its first)")
     parser.epilog = "A key of the configuration is a flag too, for all rows: --config.data.name=cifar10"
     parser.set_defaults(takes_overrides=True)
 
 
 def study_flags(arguments: argparse.Namespace) -> list[str]:
-    """Returns the flags that choose the same study and folder again."""
+    """Returns the flags that select the same study and folder."""
     named = {"scale": arguments.scale, "dir": arguments.dir}
     return [f"--{name}={value}" for name, value in named.items() if value] + arguments.overrides
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Makes the missing runs, and returns 1 where one failed.
+    """Makes the missing runs; returns 1 if any run failed, else 0.
 
     Raises:
         UserError: the study, one of its rows, its data or its folder cannot be used.
-        Interrupted: a signal ended the command; the same command goes on.
+        Interrupted: a signal ended the command; the same command resumes.
     """
     if not 1 <= arguments.workers <= MOST_WORKERS:
         raise UserError(f"--workers={arguments.workers}: from 1 to {MOST_WORKERS}")
@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     from hga_flax.lab.plan import check_rows, print_plan
 
     check_same_rows(study)
-    if arguments.workers > 1 and not arguments.dry_run:  # the devices are the workers'
+    if arguments.workers > 1 and not arguments.dry_run:  # leave the devices to the workers
         jax.config.update("jax_platforms", "cpu")
     check_rows(study)
     print_plan(study, arguments.workers, estimate=arguments.dry_run)
@@ -110,16 +110,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def say(line: str) -> None:
-    """Prints a line at once, so that those of several workers do not mix."""
+    """Prints a line with a single write, so that lines of several workers do not mix."""
     try:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
-    except BrokenPipeError:  # the runs go on, whoever reads this
+    except BrokenPipeError:  # continue the runs without a reader
         drop_unread_output()
 
 
 def more_workers(study: "Study", workers: int) -> str | None:
-    """Returns the advice to start more workers, where so many leave cores or GPUs idle; None where they do not."""
+    """Returns a hint to start more workers if some cores or GPUs would be idle, else None."""
     from hga_flax.data.pipeline import available_cores
     from hga_flax.lab.hardware import gpus
 
@@ -130,13 +130,13 @@ def more_workers(study: "Study", workers: int) -> str | None:
 
 
 def start_workers(arguments: argparse.Namespace) -> int:
-    """Starts the workers, hands signals on to them, and waits for all.
+    """Starts the workers, forwards signals to them, and waits for all of them.
 
     Returns:
-        1 where a run failed or a worker ended by an error, else 0.
+        1 if a run failed or a worker ended with an error, else 0.
 
     Raises:
-        Interrupted: a signal ended them.
+        Interrupted: a signal ended the workers.
     """
     command = [sys.executable, "-m", "hga_flax", "study", arguments.file, *study_flags(arguments)]
     command += [f"--minutes={arguments.minutes}"] if arguments.minutes else []
@@ -149,12 +149,12 @@ def start_workers(arguments: argparse.Namespace) -> int:
         for worker in workers:
             worker.send_signal(signum)
 
-    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # by nohup
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # under nohup
     stopping = (signal.SIGTERM, signal.SIGINT, *(() if ignored else (signal.SIGHUP,)))
     before = {signum: signal.signal(signum, hand_on) for signum in stopping}
     try:
         for index in range(arguments.workers):
-            # In a session of its own: a terminal's Ctrl-C comes once, from here.
+            # In its own session, so that it gets a terminal's Ctrl-C only once, forwarded from here.
             part = f"--part={index}/{arguments.workers}"
             workers.append(subprocess.Popen([*command, part], start_new_session=True))
         running = list(workers)

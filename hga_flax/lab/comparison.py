@@ -1,9 +1,9 @@
-"""Paired comparison of rows: what a difference between two recipes is, and how sure that is.
+"""Paired comparison of rows: the difference between two recipes and its uncertainty.
 
-Rows are compared seed by seed, for the seed decides the order of the examples and their augmentation in both:
-what that does to both cancels. The interval is Student's t for the mean of the differences; the p-values of all
-comparisons of a study are corrected together by Holm's method (Scandinavian Journal of Statistics 6, 1979), so
-that the chance of one false claim or more in the whole study is at most 1 - confidence.
+Rows are compared seed by seed, because the seed determines the order and augmentation of the examples in both, and
+the common effect cancels. The interval is Student's t interval for the mean difference. The p-values of all
+comparisons in a study are corrected together by Holm's method (Scandinavian Journal of Statistics 6, 1979), so
+that the probability of any false claim in the whole study is at most 1 - confidence.
 """
 
 import dataclasses
@@ -19,10 +19,10 @@ class Comparison:
     """The mean of a row's values minus its baseline's, paired by seed.
 
     Attributes:
-        pairs: seeds that both have.
-        difference: mean of the differences, None without a pair.
-        low, high: of the interval, None where there is none: fewer than two pairs, or differences that do not vary.
-        p: two-sided p-value of "no difference", None where there is no interval.
+        pairs: number of seeds that both have.
+        difference: mean of the differences; None without pairs.
+        low, high: ends of the interval; None with fewer than two pairs or with differences that do not vary.
+        p: two-sided p-value of "no difference"; None if there is no interval.
     """
 
     pairs: int
@@ -33,29 +33,29 @@ class Comparison:
 
     @property
     def half_width(self) -> float | None:
-        """Half of the interval's length: differences below it could not have been seen."""
+        """Half the length of the interval; smaller differences could not have been detected."""
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """The mean, None of nothing."""
+    """Returns the mean, or None for no values."""
     return statistics.fmean(values) if values else None
 
 
 def deviation(values: Sequence[float]) -> float | None:
-    """The standard deviation of a sample (n - 1), None of fewer than two."""
+    """Returns the sample standard deviation (n - 1), or None for fewer than two values."""
     return statistics.stdev(values) if len(values) > 1 else None
 
 
 def compare(row: Mapping[int, float], baseline: Mapping[int, float], confidence: float = CONFIDENCE) -> Comparison:
-    """Compares two rows' values by seed; a value that is not finite, as of a diverged run, makes no pair."""
-    from scipy import stats  # half a second
+    """Compares the values of two rows by seed; ignores non-finite values, as of diverged runs."""
+    from scipy import stats  # takes half a second to import
 
     seeds = [seed for seed in row if seed in baseline and math.isfinite(row[seed]) and math.isfinite(baseline[seed])]
     differences = [row[seed] - baseline[seed] for seed in seeds]
     pairs, centre = len(differences), mean(differences)
     spread = deviation(differences)
-    if not spread:  # one pair, or differences without any variance, which tells nothing of their distribution
+    if not spread:  # one pair, or no variance: nothing is known about the distribution
         return Comparison(pairs, centre)
     error = spread / math.sqrt(pairs)
     half = float(stats.t.ppf((1 + confidence) / 2, pairs - 1)) * error
@@ -64,7 +64,7 @@ def compare(row: Mapping[int, float], baseline: Mapping[int, float], confidence:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Returns Holm's corrected p-values in the order given; a comparison without one does not count."""
+    """Returns Holm-corrected p-values in the given order; None stays None and does not count as a comparison."""
     order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)
     highest = 0.0
@@ -75,7 +75,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def verdict(comparison: Comparison, p_corrected: float | None, confidence: float = CONFIDENCE) -> str:
-    """Returns what may be said of a difference between errors."""
+    """Returns the conclusion about a difference between errors, in words."""
     if comparison.pairs == 0:
         return "no pair yet"
     if comparison.pairs == 1:

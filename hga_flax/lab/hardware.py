@@ -1,12 +1,12 @@
-"""What hardware each run of a study has: the same for all of them, whoever makes them.
+"""Ensures that all runs of a study have the same hardware, whichever worker makes them.
 
-XLA adds up in an order that depends on the number of its threads, so a run on two threads and the same run on one
-end with other weights. On CPUs the size of XLA's thread pool is what counts, not the cores that the process may use:
-XLA takes it from the variables PJRT_NPROC and NPROC where they are set, else from the affinity mask (jax 0.10.2 and
-0.12; `tests/lab/test_hardware.py` compares the bits). On accelerators it is the number of devices, over which the
-batch is split.
+XLA's order of summation depends on its number of threads, so the same run on one and on two threads ends with
+different weights. On CPUs the size of XLA's thread pool matters, not the cores available to the process: XLA takes
+it from the variables PJRT_NPROC and NPROC if set, else from the affinity mask (jax 0.10.2 and 0.12;
+`tests/lab/test_hardware.py` compares the bits). On accelerators it is the number of devices, over which the batch
+is split.
 
-The first worker writes DIR/hardware.json, which binds all later ones, on whatever machine.
+The first worker writes DIR/hardware.json, which is binding for all later workers on any machine.
 """
 
 import contextlib
@@ -26,20 +26,20 @@ from hga_flax.lab.runs import all_runs, read_json
 from hga_flax.lab.study import Study
 
 FILE = "hardware.json"
-THREADS = 1  # of a run on CPUs, where nobody says more: several workers use several cores better than several threads
+THREADS = 1  # default per run on CPUs: several workers use the cores better than several threads
 POOL_VARIABLES = ("PJRT_NPROC", "NPROC")  # XLA reads the first that is set
-CORES = re.compile(r"(\d+) CPU (?:core|thread)s?")  # as results name them, those of older versions "cores"
+CORES = re.compile(r"(\d+) CPU (?:core|thread)s?")  # device name in results; older versions wrote "cores"
 GPU_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 
 @dataclasses.dataclass(frozen=True)
 class Hardware:
-    """What a run is made on.
+    """Hardware of a run.
 
     Attributes:
         platform: "cpu", "gpu" or "tpu".
-        devices: over which its batch is split.
-        threads: of XLA's pool, None where the platform is no CPU.
+        devices: number of devices that share the batch.
+        threads: size of XLA's thread pool; None if the platform is not a CPU.
     """
 
     platform: str
@@ -57,7 +57,7 @@ def count(number: int, noun: str) -> str:
 
 
 def gpus() -> list[str]:
-    """Returns the NVIDIA GPUs that a process started here would see, as CUDA_VISIBLE_DEVICES names them."""
+    """Returns the NVIDIA GPUs visible to a process started here, named as in CUDA_VISIBLE_DEVICES."""
     if os.environ.get("JAX_PLATFORMS", "").startswith("cpu") or not any(map(importlib.util.find_spec, GPU_PLUGINS)):
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -67,17 +67,17 @@ def gpus() -> list[str]:
 
 
 def settle(study: Study, say: Callable[[str], None]) -> Study:
-    """Decides what each run gets: what the folder's runs have, else what the study says, else the default.
+    """Determines the hardware of each run: as in the folder's runs, else as the study says, else the default.
 
     Args:
-        study: its `threads` and `devices` are 0 where it says nothing.
+        study: `threads` and `devices` are 0 if the study does not set them.
         say: called with each line to show.
 
     Returns:
-        The study with both set; `devices` stays 0 where all that there are will be used.
+        The study with both set; `devices` stays 0 if all available devices will be used.
 
     Raises:
-        UserError: the folder's runs have other hardware than the study asks for.
+        UserError: the study requires different hardware from that of the folder's runs.
     """
     kept = read_json(study.directory / FILE) or {}
     threads = kept.get("threads") or _earlier_threads(study, say)
@@ -92,7 +92,7 @@ def settle(study: Study, say: Callable[[str], None]) -> Study:
 
 
 def _earlier_threads(study: Study, say: Callable[[str], None]) -> int | None:
-    """Returns the number that the runs of a folder without a hardware.json were made with, as their results say."""
+    """Returns the threads of the runs in a folder without hardware.json, according to their results."""
     runs = [run for run in all_runs(study) if run.workdir.exists()]
     results = [result for run in runs if (result := run.result())]
     found = Counter(int(m[1]) for r in results if (m := CORES.fullmatch(str(r.get("device", "")))))
@@ -110,11 +110,11 @@ def _earlier_threads(study: Study, say: Callable[[str], None]) -> int | None:
 
 
 def arrange(study: Study, part: tuple[int, int] = (0, 1)) -> None:
-    """Gives this process the hardware of one run, before JAX looks at the machine.
+    """Restricts this process to the hardware of one run. Call before JAX initialises its devices.
 
     Args:
-        study: settled.
-        part: (index, number) of this worker among those of this machine, which share its cores and GPUs.
+        study: a study from `settle`.
+        part: (index, number) of this worker among the workers on this machine, which share its cores and GPUs.
 
     Raises:
         UserError: the machine has fewer devices than a run needs.
@@ -140,12 +140,12 @@ def _take_gpus(visible: list[str], study: Study, index: int, number: int) -> Non
         )
     own = [visible[(index * study.devices + i) % len(visible)] for i in range(study.devices)]
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(own)
-    if number * study.devices > len(visible):  # several share one: none may take all of its memory
+    if number * study.devices > len(visible):  # workers share GPUs: none may take all the memory
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 def present() -> Hardware:
-    """Returns what a run in this process has."""
+    """Returns the hardware of a run in this process."""
     import jax
 
     from hga_flax.data.pipeline import available_cores
@@ -158,10 +158,10 @@ def present() -> Hardware:
 
 
 def hold(study: Study) -> Hardware:
-    """Writes down what the runs of a study's folder have, or makes sure that this process has the same.
+    """Records the hardware of the runs in a study's folder, or checks that this process has the recorded one.
 
     Raises:
-        UserError: it has other hardware, or the file cannot be written.
+        UserError: this process has different hardware, or the file cannot be written.
     """
     here = present()
     wanted = dataclasses.replace(here, devices=study.devices or here.devices)
@@ -178,13 +178,13 @@ def hold(study: Study) -> Hardware:
 
 
 def _keep(file: pathlib.Path, values: dict[str, Any]) -> dict[str, Any]:
-    """Writes a file unless there is one, whoever else does so at the same time; returns what it holds."""
+    """Writes a JSON file unless it exists; safe against concurrent writers. Returns the file's content."""
     scratch = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     text = json.dumps(values) + "\n"
     try:
         scratch.write_text(text)
         try:
-            os.link(scratch, file)  # unlike a rename it replaces nothing
+            os.link(scratch, file)  # unlike a rename, never replaces a file
         except FileExistsError:
             pass
         except OSError:  # a file system without links

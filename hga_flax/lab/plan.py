@@ -1,4 +1,4 @@
-"""What a study would do: its rows, what is made of them already, and how long the rest will take."""
+"""Prints the plan of a study: its rows, which runs are finished, and how long the rest will take."""
 
 import statistics
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from hga_flax.training.step import make_train_step
 
 
 def check_rows(study: Study) -> None:
-    """Builds rows as training does before its first image: data, schedule and the traced network.
+    """Builds each row as training does before the first step: data, schedule and the traced network.
 
-    A row of which a run was made needs no check.
+    Rows with a finished run are not checked again.
 
     Raises:
         UserError: a data set is not prepared, or a row cannot be trained; the message names the row.
@@ -39,7 +39,7 @@ def _experiment(row: Row) -> Experiment:
 
 
 def print_plan(study: Study, workers: int, estimate: bool) -> None:
-    """Prints the rows and what is left to do; with `estimate` also how long it will take."""
+    """Prints the study and the number of runs left; with `estimate` also the rows and how long they will take."""
     console, runs = Console(), all_runs(study)
     made = {row: [run for run in runs if run.row is row and run.result()] for row in study.rows.values()}
     failed = {row: [run for run in runs if run.row is row and run.failure()] for row in study.rows.values()}
@@ -90,7 +90,7 @@ def _short(overrides: Sequence[str]) -> list[str]:
 
 
 def row_seconds(row: Row, made: list[Run]) -> tuple[float, str]:
-    """Returns how long a run of a row takes on one worker, and how that is known."""
+    """Returns the seconds of a row's run on one worker, and the source of this figure."""
     seconds = [result["seconds"] for run in made if (result := run.result()) and result["sessions"] == 1]
     if seconds:
         return statistics.mean(seconds), f"{len(seconds)} made"
@@ -98,7 +98,7 @@ def row_seconds(row: Row, made: list[Run]) -> tuple[float, str]:
 
 
 def counted_seconds(row: Row) -> float:
-    """Estimates a run's length from XLA's count of operations and the speed of a convolution here."""
+    """Estimates a run's seconds from XLA's operation count and the speed of a convolution on this machine."""
     experiment = _experiment(row)
     prepared = prepare(experiment)
     optimizer = experiment.optimizer(prepared.schedule)

@@ -1,4 +1,4 @@
-"""`python -m hga_flax report STUDY`: means, paired differences, how sure they are, and what they cost."""
+"""`python -m hga_flax report STUDY`: means, paired differences with confidence intervals, and costs."""
 
 import argparse
 import pathlib
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prints the report and writes its files.
+    """Prints the report and saves its files.
 
     Raises:
         UserError: there is no such study or row, or a file cannot be read or written.
@@ -52,10 +52,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def save(told: dict, folder: pathlib.Path) -> list[pathlib.Path]:
-    """Writes a report in every format and its plots; returns the files.
+    """Writes a report in every format, and its plots; returns the files.
 
     Raises:
-        UserError: one cannot be written.
+        UserError: a file cannot be written.
     """
     from hga_flax.lab import results, tables
     from hga_flax.pictures.costs import draw_costs

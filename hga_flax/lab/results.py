@@ -1,4 +1,4 @@
-"""What came out of a study, gathered from its folder or from a report that was saved, and compared."""
+"""Collects the results of a study from its folder or from a saved report, and compares its rows."""
 
 import pathlib
 import shlex
@@ -16,26 +16,26 @@ from hga_flax.runs.workdir import read_dataset
 
 METRICS = {"top1_error": "top-1 error, %", "top5_error": "top-5 error, %", "loss": "loss, nats"}
 RUN_KEYS = ("seed", "top1_error", "top5_error", "loss", "step", "seconds", "device", "devices", "threads", "jax")
-STEP_TIMES = "{study}.step_times.json"  # of rows that were timed in turns: not those of two studies together
+STEP_TIMES = "{study}.step_times.json"  # one file per study: only rows timed in turns are comparable
 
 
 def load(
     study: str, directory: str | None = None, scale: str | None = None, overrides: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Gathers a study's results.
+    """Collects a study's results, without comparing them.
 
     Args:
         study: a study file, the folder of one study, or a report's JSON.
-        directory: the study's folder, where it is not the file's own.
-        scale: of a study file that has several.
-        overrides: that the study was run with, of all rows.
+        directory: the study's folder; None uses the one from the file.
+        scale: the scale, for a study file with several; None uses the first.
+        overrides: the overrides for all rows that the study was run with.
 
     Returns:
-        The study's `study`, `about`, `config`, `file`, `seeds` and `rows`; each row's `row`, `overrides`,
-        `baseline`, `runs`, `missing` (seeds), `failed`, `params`, `gflops` and `step_ms`; nothing is compared yet.
+        The study's `study`, `about`, `config`, `file`, `seeds` and `rows`, and each row's `row`, `overrides`,
+        `baseline`, `runs`, `missing` (seeds), `failed`, `params`, `gflops` and `step_ms`.
 
     Raises:
-        UserError: there is no such study, or something of it cannot be read.
+        UserError: there is no such study, or part of it cannot be read.
     """
     path = expand(study, "STUDY")
     if (chosen := [f"--scale={scale}"] * bool(scale) + list(overrides)) and (path.suffix == ".json" or path.is_dir()):
@@ -110,7 +110,7 @@ def _gather(name: str, described: dict[str, Any], folder: pathlib.Path) -> dict[
 
 
 def _size(folder: pathlib.Path, workdirs: Any) -> dict[str, Any]:
-    """Parameters and GFLOPs of a row's network, None where its data set is not known here."""
+    """Returns parameters and GFLOPs of a row's network; None if its data set is not available here."""
     from hga_flax.counting.complexity import complexity
 
     try:
@@ -125,19 +125,19 @@ def _size(folder: pathlib.Path, workdirs: Any) -> dict[str, Any]:
 
 
 def analyse(results: dict[str, Any], metric: str = "top1_error", baseline: str | None = None) -> dict[str, Any]:
-    """Adds the statistics to gathered results.
+    """Adds the statistics to a study's results.
 
     Args:
-        results: see `load`.
+        results: results from `load`.
         metric: one of `METRICS`.
-        baseline: a row that all others are compared with, in place of the study's own.
+        baseline: row to compare all others with, instead of the study's baselines.
 
     Returns:
-        The same with `metric`, `confidence`, `correction`, and in each row `seeds` (number), `mean`, `sd`,
-        `pairs`, `difference`, `low`, `high`, `half_width`, `p`, `p_holm` and `verdict`.
+        The results with `metric`, `confidence`, `interval`, `correction`, and in each row `seeds` (number), `mean`,
+        `sd`, `pairs`, `difference`, `low`, `high`, `half_width`, `p`, `p_holm` and `verdict`.
 
     Raises:
-        UserError: there is no such row.
+        UserError: there is no such row, or no run has the metric.
     """
     rows = results["rows"]
     names = [row["row"] for row in rows]

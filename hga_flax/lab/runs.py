@@ -1,10 +1,10 @@
-"""The folder of a study: which runs there are, which are made, and what came out.
+"""The folder of a study: its runs, which of them are finished, and their results.
 
-DIR/NAME.json               the study, for the report       DIR/claims/           who makes which run
-DIR/ROW/row.json            the row's configuration         DIR/ROW/seed_N/       an ordinary workdir, and
-DIR/ROW/seed_N/result.json  the last evaluation             DIR/ROW/seed_N/log.txt  what training printed
-DIR/ROW/seed_N/failure.json why it could not be made, in that file's place
-DIR/hardware.json           what each run is made on, see hardware.py
+DIR/NAME.json               the study, for the report       DIR/claims/             which worker makes which run
+DIR/ROW/row.json            the row's configuration         DIR/ROW/seed_N/         an ordinary workdir, with
+DIR/ROW/seed_N/result.json  the last evaluation             DIR/ROW/seed_N/log.txt  training's output
+DIR/ROW/seed_N/failure.json the error of a failed run, instead of result.json
+DIR/hardware.json           the hardware of each run, see hardware.py
 """
 
 import dataclasses
@@ -32,26 +32,26 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What the claim and messages call it."""
+        """Name of the run in claims."""
         return f"{self.row.name}.seed_{self.seed}"
 
     @property
     def workdir(self) -> pathlib.Path:
-        """Of training."""
+        """Workdir of the run."""
         return self.study.directory / self.row.name / f"seed_{self.seed}"
 
     @property
     def config(self) -> ConfigDict:
-        """Of this seed."""
+        """Configuration of the row with this seed."""
         return with_seed(self.row.config, self.seed)
 
     @property
     def command(self) -> str:
-        """The command that makes the same run by itself."""
+        """Command that makes the same run on its own."""
         return command(self.study.config, self.row.overrides, self.seed, self.workdir, self.study.threads)
 
     def result(self) -> dict[str, Any] | None:
-        """Returns the last evaluation and what is known of the run, or None before its end."""
+        """Returns the last evaluation and facts about the run, or None if it is not finished."""
         return read_json(self.workdir / "result.json")
 
     def failure(self) -> str | None:
@@ -60,21 +60,21 @@ class Run:
 
     @property
     def is_over(self) -> bool:
-        """True where there is nothing left to do: a result, or a failure."""
+        """Whether the run has a result or a failure."""
         return any((self.workdir / name).exists() for name in ("result.json", "failure.json"))
 
 
 def command(config: str, overrides: Sequence[str], seed: int, workdir: pathlib.Path, threads: int | None = None) -> str:
-    """Returns the command of one run; NPROC sets the number of XLA's threads, see hardware.py."""
+    """Returns the command of one run; its NPROC sets the number of XLA's threads, see hardware.py."""
     parts = [f"--config={config}", *overrides, f"--config.seed={seed}", f"--workdir={workdir}"]
     return (f"NPROC={threads} " if threads else "") + "python train.py " + shlex.join(parts)
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any] | None:
-    """Returns a file's dictionary, or None where there is no such file.
+    """Returns the dictionary in a JSON file, or None if the file does not exist.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
     try:
         values = json.loads(file.read_text())
@@ -88,10 +88,10 @@ def read_json(file: pathlib.Path) -> dict[str, Any] | None:
 
 
 def write_text(file: pathlib.Path, text: str) -> None:
-    """Replaces a file in one move, whoever else writes the same; creates its folder.
+    """Replaces a file atomically, safe against concurrent writers; creates its folder.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     scratch = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     try:
@@ -103,15 +103,15 @@ def write_text(file: pathlib.Path, text: str) -> None:
 
 
 def all_runs(study: Study) -> list[Run]:
-    """Returns the runs seed by seed, so that a study that is not finished has as many of every row."""
+    """Returns the runs ordered by seed, so that an unfinished study has equally many of every row."""
     return [Run(row, seed, study) for seed in study.seeds for row in study.rows.values()]
 
 
 def open_directory(study: Study) -> pathlib.Path:
-    """Creates the study's folder, writes down what the study is, and returns the folder of its claims.
+    """Creates the study's folder, records the study in it, and returns the folder for claims.
 
     Raises:
-        UserError: the folder cannot be written to, or holds rows of the same names that are configured otherwise.
+        UserError: the folder is not writable, or has rows of the same names with different configurations.
     """
     check_same_rows(study)
     for row in study.rows.values():
@@ -123,7 +123,7 @@ def open_directory(study: Study) -> pathlib.Path:
 
 
 def record(study: Study) -> dict[str, Any]:
-    """Returns the study as its folder keeps it."""
+    """Returns the study as recorded in its folder."""
     return {
         "file": study.file,
         "config": study.config,
@@ -134,10 +134,10 @@ def record(study: Study) -> dict[str, Any]:
 
 
 def last_evaluation(workdir: pathlib.Path) -> dict[str, Any]:
-    """Returns the last evaluation that a finished run logged: `step`, `top1_error`, `top5_error`, `loss`, in %.
+    """Returns the last logged evaluation of a finished run: `step`, `top1_error`, `top5_error` (in %), `loss`.
 
     Raises:
-        UserError: it logged none.
+        UserError: the run logged no evaluation.
     """
     last: dict[str, Any] | None = None
     for line in (workdir / "metrics.jsonl").read_text().splitlines():

@@ -1,4 +1,4 @@
-"""The time of a training step of each row of a study, measured in turns on one machine."""
+"""Measures the training step of each row of a study, taking turns on one machine."""
 
 import json
 import pathlib
@@ -16,14 +16,14 @@ ROUNDS = 11
 
 
 def measure(results: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Times the training step of every row, the rows in turns, and keeps the medians in the study's folder.
+    """Times the training step of every row, taking turns, and saves the medians in the study's folder.
 
     Args:
-        results: gathered from the study's folder; each row's `step_ms` is set.
+        results: results loaded from the study's folder; sets each row's `step_ms`.
         say: called with each line to show.
 
     Raises:
-        UserError: the results are a saved report's, or a row cannot be trained here.
+        UserError: the results are from a saved report, or a row cannot be trained here.
     """
     import jax
 
@@ -43,7 +43,7 @@ def measure(results: dict[str, Any], say: Callable[[str], None]) -> None:
 
 
 def _turn(folder: pathlib.Path) -> Callable[[int], None]:
-    """Compiles a row's training step and returns a function that makes as many steps as it is told."""
+    """Compiles a row's training step and returns a function that makes a given number of steps."""
     import jax
 
     from hga_flax.data.sources import dataset_info

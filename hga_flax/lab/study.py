@@ -1,21 +1,21 @@
-"""A study file: one recipe, its variants (rows), the seeds, and what each row is compared with.
+"""Reads study files: one recipe, its variants (rows), the seeds, and the baseline of each row.
 
-A Python file whose `get_study()` returns a dictionary, or a TOML file, with these keys:
+A study is a Python file whose `get_study()` returns a dictionary, or a TOML file, with these keys:
 
     config          the recipe, a file of configs/
     rows            {name: overrides}; an override is "key=value" as on train.py's command line
     baseline        the row that the others are compared with, or {row: its baseline}
-    seeds           a list, or a number n for 0 ... n - 1; they vary `config.seed` and nothing else
-    overrides       optional: overrides of all rows
-    about           optional: what it asks, a line or a paragraph for the report
-    name            optional: default is the file's own
-    directory       optional: where the runs go, default runs/studies/NAME; studies that name the same one share
-                    the rows that have the same name, which must then be configured alike
-    scales          optional: {name: overrides of all rows}, the same study in several sizes; `--scale=NAME` chooses,
-                    the first is the default, and each has runs and a report of its own, NAME_SCALE
-    budget_minutes  optional: a worker begins no run that it does not expect to finish within so many minutes
-    threads         optional: of XLA's pool on CPUs, for each run; their number changes the results (default 1)
-    devices         optional: GPUs (or simulated CPU devices) of each run; their number changes the results (default 1)
+    seeds           a list, or a number n for 0 ... n - 1; they change `config.seed` and nothing else
+    overrides       optional: overrides for all rows
+    about           optional: the question of the study, a line or a paragraph for the report
+    name            optional: default is the file's name
+    directory       optional: folder of the runs, default runs/studies/NAME; studies with the same folder share
+                    rows of the same name, which must have the same configuration
+    scales          optional: {name: overrides for all rows}, the same study in several sizes; `--scale=NAME` selects
+                    one, default is the first; each has its own runs and report, NAME_SCALE
+    budget_minutes  optional: a worker starts no run that it does not expect to finish within this many minutes
+    threads         optional: XLA's threads for each run on CPUs; their number changes the results (default 1)
+    devices         optional: GPUs (or simulated CPU devices) for each run; their number changes the results (default 1)
 """
 
 import dataclasses
@@ -36,9 +36,9 @@ from hga_flax.errors import ConfigError, UserError, expand, nearest, one_line
 REQUIRED = ("config", "rows", "baseline", "seeds")
 OPTIONAL = ("overrides", "about", "name", "directory", "scales", "budget_minutes", "threads", "devices")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-MOST_PARTS = 1024  # threads or devices of a run
-CLAIMS = "claims"  # the folder beside those of the rows
-# Where and how fast it runs, not what: a run may be continued or joined with others of it.
+MOST_PARTS = 1024  # most threads or devices of a run
+CLAIMS = "claims"  # folder next to those of the rows
+# Keys that do not change results: runs that differ only in these may be resumed and compared.
 MACHINE_KEYS = (
     "data.dir",
     "data.num_threads",
@@ -58,10 +58,10 @@ class Row:
     """One variant.
 
     Attributes:
-        name: of the row and of its folder.
-        overrides: of the recipe, first those of all rows, as train.py takes them.
-        baseline: the row that it is compared with, or None.
-        config: whole, with the recipe's own seed.
+        name: name of the row and of its folder.
+        overrides: overrides of the recipe in train.py's format, those for all rows first.
+        baseline: the row to compare with, or None.
+        config: complete configuration, with the recipe's own seed.
     """
 
     name: str
@@ -72,9 +72,9 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Study:
-    """A study as its file says; see the module's text for the fields.
+    """A study read from a file; the module's docstring describes the fields.
 
-    `threads` and `devices` are 0 where the file says nothing, until `hardware.settle` decides.
+    `threads` and `devices` are 0 if the file does not set them; `hardware.settle` then determines them.
     """
 
     name: str
@@ -101,14 +101,14 @@ def load_study(
     """Reads a study file and configures all its rows.
 
     Args:
-        file: Python or TOML.
-        directory: where the runs go instead of where the file says.
-        check: also build each row's network, as training does before its first step.
-        scale: one of the file's scales; None is its first, where it has any.
-        overrides: of all rows, after the file's own, as train.py takes them.
+        file: path of a Python or TOML file.
+        directory: folder for the runs, instead of the file's.
+        check: also build each row's network, as training does before the first step.
+        scale: one of the file's scales; None uses the first, if there are any.
+        overrides: overrides for all rows in train.py's format, applied after the file's own.
 
     Raises:
-        UserError: the file, a row, or the configuration of a row is wrong; nothing has been run then.
+        UserError: the file, a row, or the configuration of a row is invalid. Nothing has been run.
     """
     values = _read(file)
     _check_keys(file, values)
@@ -188,7 +188,7 @@ def _seeds(file: str, seeds: Any) -> tuple[int, ...]:
 
 
 def _scale(file: str, scales: Any, wanted: str | None) -> tuple[str, tuple[str, ...]]:
-    """Returns the name and the overrides of the wanted scale, "" and none for a study without."""
+    """Returns name and overrides of the wanted scale; "" and () for a study without scales."""
     if scales is None:
         if wanted is not None:
             raise UserError(f"--scale={wanted}: {file} has one scale only")
@@ -251,7 +251,7 @@ def _baselines(file: str, given: Any, names: Sequence[str]) -> dict[str, str | N
 
 
 def with_seed(config: ConfigDict, seed: int) -> ConfigDict:
-    """Returns a copy that differs in its seed alone."""
+    """Returns a copy of a configuration with another seed."""
     copy = config.copy_and_resolve_references()
     with copy.unlocked():
         copy.seed = seed
@@ -259,7 +259,7 @@ def with_seed(config: ConfigDict, seed: int) -> ConfigDict:
 
 
 def identity(config: ConfigDict) -> str:
-    """Returns what makes runs the same but for their seeds, as text."""
+    """Returns a text that is equal for runs that differ at most in their seeds and `MACHINE_KEYS`."""
     values = json.loads(to_json(config))
     values.pop("seed")
     for key in MACHINE_KEYS:
@@ -269,7 +269,7 @@ def identity(config: ConfigDict) -> str:
 
 
 def changes(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """Returns the keys that make two configurations different runs, as "key: old -> new"."""
+    """Returns the differences that make two configurations different runs, as "key: old -> new"."""
     changed = []
     for change in differences(old, new):
         key = change.partition(": ")[0]
@@ -280,10 +280,10 @@ def changes(old: ConfigDict, new: ConfigDict) -> list[str]:
 
 
 def check_same_rows(study: Study) -> None:
-    """Makes sure that what lies in the study's folder belongs to it.
+    """Checks that the rows in the study's folder belong to this study.
 
     Raises:
-        UserError: a row there was begun with another configuration.
+        UserError: a row there was started with another configuration.
     """
     for row in study.rows.values():
         begun = study.directory / row.name / "row.json"

@@ -1,4 +1,4 @@
-"""A study's results as text: for the terminal, as Markdown, CSV and JSON."""
+"""Formats a study's results for the terminal, or as Markdown, CSV or JSON."""
 
 import csv
 import io
@@ -26,7 +26,7 @@ def render(results: dict[str, Any], form: str) -> str:
 
 
 def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Returns the header and the cells of the table that people read."""
+    """Returns header and cells of the table for the terminal and Markdown."""
     digits = 4 if results["metric"] == "loss" else 2
     several = len({row["baseline"] for row in results["rows"]} - {None}) > 1
     header = ["row", "seeds", METRICS[results["metric"]], "difference"]
@@ -60,12 +60,12 @@ def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def probability(p: float) -> str:
-    """Returns a p-value with as many digits as it deserves."""
+    """Returns a p-value with a sensible number of digits."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
 def notes(results: dict[str, Any]) -> list[str]:
-    """Returns what a reader of the table must know, a sentence each."""
+    """Returns the notes that belong below the table, a sentence or two each."""
     rows = results["rows"]
     seeds = ", ".join(map(str, results["seeds"]))
     lines = [
@@ -81,7 +81,7 @@ def notes(results: dict[str, Any]) -> list[str]:
     if missing := sum(len(row["missing"]) for row in rows):
         lines.append(f"UNFINISHED: {missing} of {len(rows) * len(results['seeds'])} runs are not made yet.")
     lines += [f"Failed: {row['row']} seed {f['seed']}: {f['error']}" for row in rows for f in row["failed"]]
-    # Older versions called cores what is the number of threads; both are the same.
+    # Older versions wrote "cores" for the number of threads; treat both alike.
     names = {}
     devices = Counter(
         names.setdefault(made.replace("CPU core", "CPU thread"), made)
@@ -102,7 +102,7 @@ def _made_on(run: dict[str, Any]) -> str:
 
 
 def run_lines(results: dict[str, Any]) -> list[str]:
-    """Returns where each number comes from: the workdir and the command of every run."""
+    """Returns the source of each number: workdir and command of every run."""
     lines = []
     for row in results["rows"]:
         for run in row["runs"]:
@@ -119,7 +119,7 @@ def _left(header: list[str]) -> set[str]:
 
 
 def _aligned(header: list[str], rows: list[list[str]]) -> list[list[str]]:
-    """Pads cells; what is to be compared by its digits stands at the right."""
+    """Pads the cells; numbers are right-aligned."""
     lines = [header, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     left = _left(header)

@@ -1,7 +1,7 @@
-"""One worker of a study: claims a run that is missing, makes it, writes down what came out, until none is left.
+"""One worker of a study: claims a missing run, makes it and records the result, until none is left.
 
-Runs are made in this process, one after another: a killed worker leaves nothing running behind it, and what is
-imported and compiled is imported and compiled once.
+All runs are made in this process, one after another: a killed worker leaves no processes behind, and imports and
+compilations happen only once.
 """
 
 import contextlib
@@ -33,24 +33,24 @@ POLL_SECONDS = 2.0
 
 
 def work(study: Study, say: Callable[[str], None], budget_minutes: float = 0.0, parent: int | None = None) -> int:
-    """Makes runs until all are over, or the budget is spent; waits for those of other workers.
+    """Makes runs until all are finished or the budget is used up; waits for the runs of other workers.
 
     Args:
-        study: all its rows are valid.
+        study: a study whose rows are valid.
         say: called with each line to show.
-        budget_minutes: no run is begun that is expected to end later; 0 is no end.
-        parent: the process that started this worker, which does not outlive it.
+        budget_minutes: start no run that is expected to end later than this; 0 means no limit.
+        parent: process that started this worker; the worker stops when it is gone.
 
     Returns:
-        How many of the study's runs failed.
+        The number of failed runs of the study.
 
     Raises:
         UserError: the study's folder cannot be used, or its runs were made on other hardware.
-        Interrupted: a signal ended the worker in good order; the run in flight goes on from its last step.
+        Interrupted: a signal stopped the worker cleanly; its current run will resume from its last step.
     """
     began = time.monotonic()
     claims = Claims(open_directory(study))
-    configure_process(next(iter(study.rows.values())).config)  # before a device is touched
+    configure_process(next(iter(study.rows.values())).config)  # before JAX initialises its devices
     hardware = hold(study)
     study = dataclasses.replace(study, threads=hardware.threads or 0)
     runs = all_runs(study)
@@ -72,7 +72,7 @@ def work(study: Study, say: Callable[[str], None], budget_minutes: float = 0.0, 
                 continue
             run, claim = taken
             try:
-                if not run.is_over:  # another worker has ended it since
+                if not run.is_over:  # another worker may have finished it meanwhile
                     stop.signal = _make(run, claim, claims, runs, say, parent, hardware) or stop.signal
             finally:
                 claims.release(claim)
@@ -80,7 +80,7 @@ def work(study: Study, say: Callable[[str], None], budget_minutes: float = 0.0, 
 
 
 class _Stop:
-    """A context: between two runs a signal ends the worker by an exception; during a run training has them."""
+    """Context manager: between runs a signal raises Interrupted; during a run, training handles signals."""
 
     def __enter__(self) -> "_Stop":
         self.signal = 0
@@ -98,14 +98,14 @@ class _Stop:
         self.check()
 
     def check(self) -> None:
-        """Raises Interrupted if a signal came, also one whose exception was lost in a callback of a library."""
+        """Raises Interrupted after a signal, even if a library's callback swallowed the handler's exception."""
         if self.signal:
             name = signal.Signals(self.signal).name
             raise Interrupted(f"stopped by {name}; the same command goes on", 128 + self.signal)
 
 
 def expected_seconds(runs: list[Run]) -> Callable[[Run], float]:
-    """Returns a function that tells how long runs of the same row took, else those of any row, else 0."""
+    """Returns a function for a run's expected seconds: the mean of its row, else of all rows, else 0."""
     made: dict[str, list[float]] = {}
     for run in runs:
         if result := run.result():
@@ -123,7 +123,7 @@ def _make(
     parent: int | None,
     hardware: Hardware,
 ) -> int:
-    """Trains, and writes result.json or failure.json; returns the signal that came after the last step, or 0."""
+    """Trains and writes result.json or failure.json; returns a signal received after the last step, or 0."""
     title, begun = f"{run.row.name} seed {run.seed}", run.workdir.exists()
     say(f"{title:<28} {'goes on' if begun else 'begins'}")
     write_text(run.workdir / "command.txt", run.command + "\n")
@@ -137,7 +137,7 @@ def _make(
             write_text(run.workdir / "result.json", json.dumps(end, indent=2) + "\n")
     except Interrupted:
         raise
-    except Exception as error:  # also what is no user's mistake, as a device out of memory: the other rows go on
+    except Exception as error:  # not only user errors, also running out of memory for example: the other rows go on
         if not isinstance(error, UserError):
             with (run.workdir / "log.txt").open("a") as log:
                 traceback.print_exc(file=log)
@@ -160,11 +160,11 @@ def _train(run: Run) -> int:
         with (run.workdir / "log.txt").open("a") as log, contextlib.redirect_stdout(log):
             return train(run.config, str(run.workdir))
     finally:
-        jax.clear_caches()  # the next run is another network; a long study would keep them all
+        jax.clear_caches()  # the next run may be another network; a long study would keep them all
 
 
 def _facts(hardware: Hardware, claim: Claim, seconds: float) -> dict[str, Any]:
-    """What is known of a run beside its evaluation; `seconds` are of its last session."""
+    """Returns facts about a run besides its evaluation; `seconds` is the time of its last session."""
     import jax
 
     device = jax.devices()[0]
@@ -181,7 +181,7 @@ def _facts(hardware: Hardware, claim: Claim, seconds: float) -> dict[str, Any]:
 
 
 def _check(claim: Claim, parent: int | None) -> None:
-    """Runs in the heartbeat's thread: a worker whose run is another's by now must not write to it any more."""
+    """Runs in the heartbeat thread: exits if another worker took the run over, as this one must no longer write."""
     if claim.is_lost:
         _leave()
     if parent is not None and os.getppid() != parent:
@@ -194,7 +194,7 @@ def _leave() -> None:
 
 
 def clear_failures(study: Study) -> None:
-    """Forgets the failures, so that these runs are made again."""
+    """Deletes the recorded failures, so that these runs are made again."""
     for run in all_runs(study):
         with contextlib.suppress(FileNotFoundError):
             pathlib.Path(run.workdir / "failure.json").unlink()
