@@ -1,7 +1,7 @@
-"""ResNeXt's grouped 3x3 in three forms, forward and backward, in turns: python benchmarks/grouped_forms.py [BATCH]
+"""Times three forms of ResNeXt's grouped 3x3, forward and backward: python benchmarks/grouped_forms.py [BATCH]
 
-grouped: feature_group_count; dense: one convolution with a block-diagonal kernel; einsum: for each of the
-nine taps a product of matrices, batched over the groups.
+grouped: feature_group_count; dense: one convolution with a block-diagonal kernel; einsum: a matrix product
+for each of the nine taps, batched over the groups.
 """
 
 import sys

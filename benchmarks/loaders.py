@@ -1,6 +1,6 @@
-"""Other loaders that `bench input --compare` times: as their users write them, on the JPEGs in memory.
+"""Other loaders that `bench input --compare` times, written as is common, on JPEGs in memory.
 
-Both crop 8-100 % of the area at aspect 3/4-4/3 and flip; Pillow rotates too, tf.data does not.
+Both crop 8-100 % of the area at aspect ratios 3/4-4/3 and flip; only Pillow also rotates.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from hga_flax.images.host_augmentation import AREA, ASPECT, random_crop_box
 def tf_data(
     jpegs: list[bytes], size: int, rotation_degrees: float, batch_size: int, cores: int
 ) -> Iterator[Iterator[Any]]:
-    """tf.data as in Flax's ImageNet example; it has no rotation of its own, so `rotation_degrees` means nothing."""
+    """tf.data as in Flax's ImageNet example; it has no rotation, so `rotation_degrees` is ignored."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
@@ -45,7 +45,7 @@ def tf_data(
 
 
 class PillowImages:
-    """JPEGs decoded, cropped, flipped and rotated by Pillow, as a data set of torch."""
+    """A torch data set of JPEGs decoded, cropped, flipped and rotated by Pillow."""
 
     def __init__(self, jpegs: list[bytes], size: int, rotation_degrees: float):
         self._jpegs, self._size, self._degrees = jpegs, size, rotation_degrees
@@ -72,7 +72,7 @@ class PillowImages:
 def torch_pillow(
     jpegs: list[bytes], size: int, rotation_degrees: float, batch_size: int, cores: int
 ) -> Iterator[Iterator[Any]]:
-    """torch's DataLoader over Pillow, with one worker process for each core."""
+    """torch's DataLoader with Pillow and one worker process per core."""
     from torch.utils.data import DataLoader
 
     options = {"num_workers": cores, "multiprocessing_context": "spawn"}
@@ -80,4 +80,4 @@ def torch_pillow(
     try:
         yield iterator
     finally:
-        iterator._shutdown_workers()  # now, not whenever it is collected: the next measurement needs the cores
+        iterator._shutdown_workers()  # now, not at garbage collection: the next measurement needs the cores

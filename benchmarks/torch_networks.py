@@ -1,4 +1,4 @@
-"""PyTorch's networks beside ours: timm's where it is installed, and plain ones with HGA as one writes it there."""
+"""PyTorch networks to compare with ours: timm's if it is installed, and plain ones with idiomatic PyTorch HGA."""
 
 import importlib.util
 import time
@@ -34,7 +34,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class HierarchicalGlobalAttention(nn.Module):
-    """HGA as the paper's equations read: four depthwise convolutions, adaptive poolings, a shared FC."""
+    """HGA as written in the paper's equations: four depthwise convolutions, adaptive poolings, a shared FC."""
 
     def __init__(self, channels: int, reduced: int = 32):
         super().__init__()
@@ -67,7 +67,7 @@ ATTENTIONS: dict[str, Callable[[int], nn.Module]] = {
 
 
 class Bottleneck(nn.Module):
-    """ResNet's bottleneck (v1.5) with an attention before the sum."""
+    """ResNet's bottleneck (v1.5) with an attention before the addition."""
 
     def __init__(self, channels: int, features: int, stride: int, attention: str):
         super().__init__()
@@ -89,7 +89,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet-50 with an attention, or with other stages: `[B, 3, H, W]` -> logits."""
+    """ResNet with an attention, by default ResNet-50: `[B, 3, H, W]` -> logits."""
 
     def __init__(self, attention: str, stage_sizes: tuple[int, ...] = (3, 4, 6, 3)):
         super().__init__()
@@ -109,19 +109,19 @@ class ResNet(nn.Module):
 
 
 def contenders(batch: int, image_size: int, dtype: str, log: Callable[[str], None]) -> list[Contender]:
-    """Returns PyTorch's networks, ready to train on a GPU where PyTorch sees one.
+    """Returns the PyTorch networks, ready to train, on a GPU if PyTorch sees one.
 
-    channels_last; with bfloat16 under autocast; compiled by torch.compile on a GPU.
+    They use channels_last, autocast for bfloat16, and torch.compile on a GPU.
 
     Args:
-        batch: images a step.
-        image_size: height and width, pixels.
-        dtype: of the computation.
-        log: takes lines about what is not there.
+        batch: images per step.
+        image_size: height and width in pixels.
+        dtype: type of the computation.
+        log: called with progress lines and missing packages.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.benchmark = True
-    torch.set_float32_matmul_precision("high")  # TF32, which is JAX's default there too
+    torch.set_float32_matmul_precision("high")  # TF32, also JAX's default on GPUs
     found = []
     if importlib.util.find_spec("timm") is None:
         log("timm is not installed (pip install timm); plain PyTorch networks stand in for its resnet50 and seresnet50")
@@ -143,7 +143,7 @@ def contenders(batch: int, image_size: int, dtype: str, log: Callable[[str], Non
 
 
 def contender(name: str, attention: str, network: nn.Module, batch: int, image_size: int, dtype: str) -> Contender:
-    """Returns a PyTorch network as a contender; its first step, which compiles, is done."""
+    """Returns a PyTorch network as a contender that has already made its first, compiling step."""
     device = next(network.parameters()).device
     on_gpu = device.type == "cuda"
     params = sum(p.numel() for p in network.parameters())
@@ -180,7 +180,7 @@ def contender(name: str, attention: str, network: nn.Module, batch: int, image_s
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run(1)
-        # What this network holds and needs, without the others that live beside it.
+        # The memory of this network alone, without the others on the device.
         own = sum(p.numel() * p.element_size() for p in network.parameters()) * 2
         memory = torch.cuda.max_memory_allocated() - before + own
     return Contender(name, attention, params, compile_s, run, peak_memory_bytes=memory)

@@ -1,11 +1,11 @@
-"""Attentions compared on images of your own: small networks, trained alike, and a table of their errors.
+"""Compares attentions on your own images: trains small networks in the same way and prints a table of errors.
 
     python -m examples.compare_attentions [--attentions=none,se,hga] [--steps=200] [--seeds=3]
     python -m examples.compare_attentions --data=folder --dir=DIR --eval-split=val --size=32
 
-The first compares on scikit-learn's digits, the second on DIR/{train,val}/CLASS/*.jpg; arrays become
-a data set by `python -m hga_flax prepare arrays FILE.npz`. Prints for each attention the parameters,
-the mean error over the seeds and the errors themselves: where these overlap, nothing is decided yet.
+The first command uses scikit-learn's digits, the second DIR/{train,val}/CLASS/*.jpg. To use arrays, make
+a data set with `python -m hga_flax prepare arrays FILE.npz`. For each attention, prints the parameters,
+the mean error over the seeds, and the error of each seed: if these overlap, nothing is decided yet.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from hga_flax.images.host_augmentation import decode, resize
 
 
 def load(name: str, directory: str, split: str, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a whole split: images float32 `[N, size, size, C]` in -1..1 and labels `[N]`."""
+    """Returns a whole split: images float32 `[N, size, size, C]` from -1 to 1, and labels `[N]`."""
     channels, source = dataset_info(name, directory).channels, open_source(name, split, directory)
     records = [source[i] for i in range(len(source))]
     images = np.stack([resize(decode(record["image"], channels), size, size) for record in records])
@@ -29,7 +29,7 @@ def load(name: str, directory: str, split: str, size: int) -> tuple[np.ndarray, 
 
 
 def compare(attention: str, train: tuple, test: tuple, steps: int, seeds: int) -> tuple[int, list[float]]:
-    """Trains a network for each seed; returns its number of parameters and the errors in percent on `test`."""
+    """Trains a network for each seed; returns the number of parameters and the errors on `test` in percent."""
     (x, y), (x_test, y_test) = train, test
     model = create_model("cifar_resnet8", attention=attention, num_classes=int(y.max()) + 1)
     optimizer = optax.sgd(optax.cosine_decay_schedule(0.05, max(1, steps)), momentum=0.9)
@@ -48,7 +48,7 @@ def compare(attention: str, train: tuple, test: tuple, steps: int, seeds: int) -
     for seed in range(seeds):
         variables, random = jax.jit(model.init)(jax.random.key(seed), x[:1]), np.random.default_rng(seed)
         state = optimizer.init(variables["params"])
-        for _ in range(steps):  # with one seed every attention sees the same images in the same order
+        for _ in range(steps):  # for a given seed, every attention sees the same images in the same order
             rows = random.integers(len(x), size=64)
             variables, state = train_step(variables, state, x[rows], y[rows])
         labels = np.concatenate([predict(variables, x_test[i : i + 500]) for i in range(0, len(x_test), 500)])

@@ -1,8 +1,8 @@
-"""HGA in a Flax NNX module, trained on scikit-learn's handwritten digits with nnx.Optimizer.
+"""Uses HGA in a Flax NNX module and trains it on scikit-learn's handwritten digits with nnx.Optimizer.
 
     python -m examples.hga_in_nnx [--steps=200] [--attention=hga]
 
-prints the loss as it falls, the error on other digits and how far the gates, if any, are open for them.
+prints the loss during training, the error on unseen digits, and how far the gates (if any) are open for them.
 """
 
 import argparse
@@ -25,21 +25,21 @@ class Net(nnx.Module):
         self.stem = nnx.Conv(1, channels, (3, 3), rngs=rngs)
         self.conv = nnx.Conv(channels, channels, (3, 3), use_bias=False, rngs=rngs)
         self.norm = nnx.BatchNorm(channels, rngs=rngs)
-        module = create_attention(attention, channels, **options)  # a Linen module, as HGA(channels) is
+        module = create_attention(attention, channels, **options)  # a Linen module, like HGA(channels)
         self.attention = nnx.bridge.ToNNX(module, rngs=rngs).lazy_init(jnp.ones((1, 8, 8, channels)))
         self.classifier = nnx.Linear(channels, 10, rngs=rngs)
 
     def __call__(self, x: jax.Array, train: bool = False, sow: bool = False) -> jax.Array:
         x = nnx.relu(self.stem(x))
         y = self.norm(self.conv(x), use_running_average=not train)
-        mutable = ["batch_stats"] * train + ["intermediates"] * sow  # what Linen may change, and what it sows
+        mutable = ["batch_stats"] * train + ["intermediates"] * sow  # batch statistics to update, intermediates to sow
         x = nnx.relu(x + self.attention(y, train, mutable=mutable))
         return self.classifier(x.mean(axis=(1, 2)))
 
 
 @nnx.jit
 def train_step(model: nnx.Module, optimizer: nnx.Optimizer, images: jax.Array, labels: jax.Array) -> jax.Array:
-    """Changes parameters and batch statistics in place and returns the loss."""
+    """Updates parameters and batch statistics in place; returns the loss."""
 
     def loss_fn(model: nnx.Module) -> jax.Array:
         logits = model(images, train=True)
@@ -59,8 +59,8 @@ def main() -> None:
     digits = load_digits()
     images, labels = digits.images[..., None].astype("float32") / 16, digits.target
     x, x_test, y, y_test = train_test_split(images, labels, test_size=297, stratify=labels, random_state=0)
-    model = nnx.jit(Net, static_argnums=0)(arguments.attention, nnx.Rngs(0))  # compiled as one
-    optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)  # batch statistics are no nnx.Param
+    model = nnx.jit(Net, static_argnums=0)(arguments.attention, nnx.Rngs(0))  # initialises in one compiled function
+    optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)  # batch statistics are not nnx.Param
 
     random = np.random.default_rng(0)
     for step in range(1, arguments.steps + 1):
@@ -69,10 +69,10 @@ def main() -> None:
         if step % 50 == 0 or step == arguments.steps:
             print(f"step {step:4}  loss {loss:.4f}")
 
-    logits = nnx.jit(lambda model: model(x_test, sow=True))(model)  # also puts what is sown into the model
+    logits = nnx.jit(lambda model: model(x_test, sow=True))(model)  # also stores sown values in the model
     print(f"error on {len(x_test)} digits: {100 * jnp.mean(logits.argmax(-1) != y_test):.2f} %")
-    sown = nnx.to_pure_dict(nnx.pop(model, nnx.Intermediate))  # taken out of the model again
-    for gate in sown.get("attention", {}).get("gate", ()):  # one, [B, channels], where the attention has gates
+    sown = nnx.to_pure_dict(nnx.pop(model, nnx.Intermediate))  # removes them from the model
+    for gate in sown.get("attention", {}).get("gate", ()):  # one array [B, channels] if the attention has gates
         print(f"gates: mean {gate.mean():.3f}, from {gate.min():.3f} to {gate.max():.3f}")
 
 

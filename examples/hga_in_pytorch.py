@@ -1,11 +1,11 @@
-"""HGA in PyTorch, with the weights of a network that was trained here.
+"""Uses HGA in PyTorch, with the weights of a network trained with hga_flax.
 
     python -m hga_flax export --workdir=RUN --format=safetensors --out=network.safetensors
     python -m examples.hga_in_pytorch network.safetensors [images.npy]
 
 builds timm's network, adds an HGA after the last norm of every block, loads the file, and prints the classes of
-normalised images, float32 `[B, C, H, W]`, or of noise. It needs torch, timm and safetensors, and nothing of
-hga_flax: copy `HGA` and `add_hga` into your own program; torchvision's networks of these names will do, too.
+normalised images, float32 `[B, C, H, W]`, or of noise. It needs torch, timm and safetensors, but not hga_flax:
+copy `HGA` and `add_hga` into your own program. torchvision's networks of the same names work, too.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from torch import nn
 
 
 class HGA(nn.Module):
-    """`[B, channels, H, W]` -> the same. Options, and the parameters' names, are those of hga_flax and its files."""
+    """`[B, channels, H, W]` -> the same shape. Options and parameter names are those of hga_flax and its files."""
 
     def __init__(self, channels, reduced_channels=32, kernels=(1, 3, 5, 7), bins=(1, 2, 4), group_size=1, **start):
         super().__init__()

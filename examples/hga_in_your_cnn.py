@@ -1,9 +1,9 @@
-"""HGA in a CNN of your own, trained on scikit-learn's handwritten digits with Optax.
+"""Uses HGA in your own CNN and trains it on scikit-learn's handwritten digits with Optax.
 
     python -m examples.hga_in_your_cnn [--steps=200]
 
-prints the loss as it falls, the error on digits that were not trained on, and how far the gates of
-each block are open for them (0 closed, 1 open).
+prints the loss during training, the error on unseen digits, and how far the gates of each block are
+open for them (0 closed, 1 open).
 """
 
 import argparse
@@ -20,13 +20,13 @@ from hga_flax import HGA
 
 
 class Net(nn.Module):
-    """Two convolutions, each with its HGA: images `[B, 8, 8, 1]` -> logits `[B, 10]`."""
+    """Two convolutions, each followed by an HGA: images `[B, 8, 8, 1]` -> logits `[B, 10]`."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         for block, channels in enumerate((16, 48), start=1):
             x = nn.relu(nn.Conv(channels, (3, 3), name=f"conv{block}")(x))
-            x = HGA(channels, name=f"hga{block}")(x, train)  # [B, H, W, channels] -> the same shape
+            x = HGA(channels, name=f"hga{block}")(x, train)  # [B, H, W, channels] -> same shape
             x = nn.max_pool(x, (2, 2), (2, 2))
         return nn.Dense(10, name="classifier")(x.mean(axis=(1, 2)))
 

@@ -1,10 +1,10 @@
-"""What `train.py` wrote, in Python: the network with its parameters, logits of images, and HGA's gates.
+"""Reads a checkpoint of `train.py` in Python: the network with its parameters, logits of images, and HGA's gates.
 
     python train.py --config=configs/digits.py --workdir=runs/digits
     python -m examples.read_checkpoint runs/digits [--checkpoint=best|latest|STEP] [--images=8]
 
-prints the checkpoint's step and its largest parameters, the classes it gives to the first images of
-the evaluation split, and the mean gate of each block that has one.
+prints the checkpoint's step and largest parameters, the predicted classes of the first images of the
+evaluation split, and the mean gate of each block with gates.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def main() -> None:
 
     restored = restore_workdir(arguments.workdir, arguments.checkpoint)
     model, config, dataset = restored.experiment.model, restored.experiment.config, restored.experiment.dataset
-    variables = restored.variables  # the moving average's where the run kept one
+    variables = restored.variables  # of the moving average, if the run kept one
     leaves = jax.tree.leaves_with_path(variables["params"])
     print(f"step {restored.step} of {config.model.name}, attention {config.model.attention}")
     print(f"{sum(leaf.size for _, leaf in leaves):,} parameters, the largest:")
@@ -35,14 +35,14 @@ def main() -> None:
 
     batches = dataset.eval_batches(dataset.source(config.data.eval_split), arguments.images, restored.experiment.shard)
     batch = next(iter(batches))  # image uint8 [B, H, W, C], label [B], mask [B]
-    images = normalize(batch["image"], config.data.mean, config.data.std)  # as the network was trained to see them
+    images = normalize(batch["image"], config.data.mean, config.data.std)  # as in training
     logits, sown = jax.jit(lambda *inputs: model.apply(*inputs, mutable=["intermediates"]))(variables, images)
     names = dataset.info.class_names or [str(label) for label in range(dataset.info.num_classes)]
     for label, row in zip(batch["label"][batch["mask"]], jax.nn.softmax(logits), strict=False):
         print(f"a {names[label]} is taken for a {names[int(row.argmax())]} ({100 * row.max():.1f} %)")
 
     for block, inner in sown.get("intermediates", {}).items():
-        for gate in inner.get("attention", {}).get("gate", ()):  # [B, channels], HGA's
+        for gate in inner.get("attention", {}).get("gate", ()):  # [B, channels]
             print(f"gates of {block}: mean {np.mean(gate):.3f}, from {np.min(gate):.3f} to {np.max(gate):.3f}")
 
 

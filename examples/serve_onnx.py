@@ -1,4 +1,4 @@
-"""Labels images with an exported network: nothing but ONNX Runtime, NumPy and OpenCV (no JAX, no hga_flax).
+"""Classifies images with an exported network; needs only ONNX Runtime, NumPy and OpenCV (no JAX, no hga_flax).
 
 python -m hga_flax export --workdir=DIR --format=onnx --out=network.onnx
 python examples/serve_onnx.py network.onnx IMAGE... [--top=5]
@@ -14,10 +14,14 @@ import onnxruntime
 
 
 def read_image(file: str, how: dict) -> np.ndarray:
-    """Reads, resizes and crops a file as `how`, the network's "preprocessing", says: uint8 `[height, width, channels]`.
+    """Reads, resizes and crops an image: uint8 `[height, width, channels]`.
+
+    Args:
+        file: path of the image.
+        how: the network's "preprocessing" metadata.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: the file cannot be decoded.
     """
     with open(file, "rb") as opened:
         data = np.frombuffer(opened.read(), np.uint8)
@@ -30,7 +34,7 @@ def read_image(file: str, how: dict) -> np.ndarray:
     else:
         scale = how["short_side"] / min(image.shape[:2])
         image = resize(image, *(max(n, round(m * scale)) for n, m in zip((height, width), image.shape, strict=False)))
-        if scale < 1:  # averaging areas is half of an antialiased bilinear filter, these taps are the rest
+        if scale < 1:  # area averaging is half of an antialiased bilinear filter, these taps the rest
             taps = np.array([1 / 24, 22 / 24, 1 / 24])
             image = cv2.sepFilter2D(image, -1, taps, taps, borderType=cv2.BORDER_REPLICATE)
         top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
@@ -39,7 +43,7 @@ def read_image(file: str, how: dict) -> np.ndarray:
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes by averaging areas where the image shrinks, bilinearly where it grows."""
+    """Resizes by area averaging to shrink, bilinearly to enlarge."""
     if image.shape[:2] == (height, width):
         return image
     shrinks = height < image.shape[0]
@@ -55,7 +59,7 @@ def main() -> int:
 
     try:
         session = onnxruntime.InferenceSession(arguments.network, providers=onnxruntime.get_available_providers())
-    except Exception as error:  # ONNX Runtime has no base class for what it raises
+    except Exception as error:  # ONNX Runtime has no common exception class
         sys.exit(f"error: {arguments.network} cannot be read: {' '.join(str(error).split())}")
     known = session.get_modelmeta().custom_metadata_map
     if not {"preprocessing", "class_names"} <= known.keys():
@@ -69,7 +73,7 @@ def main() -> int:
             print(f"{file}: {error}", file=sys.stderr)
             failed = True
             continue
-        # Raw pixels go in; any number of images may be stacked.
+        # The input is raw pixels; the batch may have any size.
         (probabilities,) = session.run(["probabilities"], {"images": image[None]})[0]
         best = (-probabilities).argsort(kind="stable")[: arguments.top]
         print(f"{file}  " + "  ".join(f"{facts['class_names'][i]} {probabilities[i]:.2%}" for i in best))

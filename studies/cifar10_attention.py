@@ -1,4 +1,4 @@
-"""Which attention helps on photographs? CIFAR-10, 9 seeds a row, in two sizes: for two CPU cores and for a GPU.
+"""Which attention helps on photographs? CIFAR-10, 9 seeds per row, in two sizes: for two CPU cores and for a GPU.
 
     python -m hga_flax prepare folder DIR --name=cifar10_jpeg     # DIR/{train,test}/CLASS/*.jpg
     python -m hga_flax study studies/cifar10_attention.py
@@ -8,21 +8,21 @@
     python -m hga_flax report studies/cifar10_attention.py --scale=gpu
 
 The images are "CIFAR-10 as JPEG": a public copy recoded with 4:2:0 chroma, so the errors are not comparable with
-figures on the original, which is the same study with --config.data.name=cifar10 (and --dir=ANOTHER, for its runs).
+figures on the original. For the original, run the same study with --config.data.name=cifar10 (and --dir=ANOTHER).
 
 The plan, written down before the first run:
 
-* All 50,000 training images; the 10,000 test images are looked at once a run, at its end.
+* Training uses all 50,000 training images; the 10,000 test images are evaluated once per run, at its end.
 * The recipe is configs/cifar10.py and `RECIPE`, which studies/cifar10_recipe.py decides on a split of the training
   images with the plain network alone, before any two rows are compared. It is the same for all rows.
-* 9 seeds of each of 6 rows, 54 runs, seed by seed through all rows. With a deviation of 0.2 points between seeds
-  9 seeds a row see 0.3 points (half of a paired 95 % interval is then about 0.2 points before correction).
-  The comparisons of this table are the five rows against `none`, corrected together by Holm's method.
-* Nobody looks at differences before all 54 runs are made. A report of an unfinished study is marked so, and shows how
-  far it came, not what it found.
-* The CPU's size is what two cores make in several working days: ResNet-14 for 10 epochs. The GPU's is ResNet-20 for
-  30 epochs. Both are long enough for the plain network to fit, which RESULTS.md checks by its error on the training
-  images (evaluate.py --split=train) beside that on the test images.
+* 6 rows with 9 seeds each, 54 runs, made seed by seed through all rows. With a standard deviation of 0.2 points
+  between seeds, 9 seeds per row can detect 0.3 points (half a paired 95 % interval is then about 0.2 points before
+  correction). The comparisons are the five other rows against `none`, corrected together by Holm's method.
+* Nobody looks at differences before all 54 runs are finished. The report of an unfinished study is marked as such; it
+  shows progress, not findings.
+* The CPU size is what two cores can do in several working days: ResNet-14 for 10 epochs. The GPU size is ResNet-20
+  for 30 epochs. Both are long enough for the plain network to fit, which RESULTS.md checks by comparing its errors on
+  the training images (evaluate.py --split=train) and on the test images.
 """
 
 RECIPE: list[str] = []  # what studies/cifar10_recipe.py changes in configs/cifar10.py

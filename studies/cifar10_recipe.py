@@ -1,16 +1,16 @@
-"""Which ideas make few epochs go far? The recipe of configs/cifar10.py with one thing changed in each row.
+"""Which changes help most in few epochs? The recipe of configs/cifar10.py with one change in each row.
 
     python -m hga_flax prepare folder DIR --name=cifar10_jpeg     # DIR/{train,test}/CLASS/*.jpg
     python -m hga_flax study studies/cifar10_recipe.py
     python -m hga_flax report studies/cifar10_recipe.py
 
-The recipe of studies/cifar10_attention.py is fixed here, before any two of its rows are compared: with the plain
-network alone, on a split of the training images (45,000 to train on, 5,000 to evaluate on), never on the test images.
+This decides the recipe of studies/cifar10_attention.py before any two of its rows are compared: with the plain
+network alone, on a split of the training images (45,000 for training, 5,000 for evaluation), never on the test images.
 
-The rule, written down before the first run: a change is taken into the study's recipe where its error is at least
-half a point lower. Each row is one short run, and the error on 5,000 images is known to about half a point: smaller
-differences are chance, and the recipe stays as it is. Where two changes of the same key pass, the lower error wins.
-Changes that pass are not tried together.
+The rule, written down before the first run: a change enters the study's recipe if its error is at least half a point
+lower. Each row is one short run, and the error on 5,000 images has an uncertainty of about half a point: smaller
+differences count as chance and do not change the recipe. If two changes of the same key pass, the lower error wins.
+The changes that pass are not tried in combination.
 """
 
 

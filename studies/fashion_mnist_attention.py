@@ -3,7 +3,7 @@
     python -m hga_flax study studies/fashion_mnist_attention.py --workers=2
     python -m hga_flax report studies/fashion_mnist_attention.py
 
-The small twin of Tables 2 and 3. Rows that the other studies of Fashion-MNIST have too are made once.
+A small version of Tables 2 and 3. Rows shared with the other studies of Fashion-MNIST are made only once.
 """
 
 

@@ -3,7 +3,7 @@
     python -m hga_flax study studies/fashion_mnist_mfe.py --workers=2
     python -m hga_flax report studies/fashion_mnist_mfe.py
 
-Its runs are those of fashion_mnist_attention.py and fashion_mnist_stages.py, compared with HGA without its MFE.
+Uses the runs of fashion_mnist_attention.py and fashion_mnist_stages.py, compared with HGA without its MFE.
 """
 
 

@@ -3,7 +3,7 @@
     python -m hga_flax study studies/smoke.py --workers=2
     python -m hga_flax report studies/smoke.py
 
-It shows how a study runs. The digits are so easy that it can tell little about attentions.
+This demonstrates how a study runs. The digits are too easy to learn much about attentions.
 """
 
 

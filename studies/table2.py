@@ -1,9 +1,9 @@
-"""Table 2 of the paper: HGA in five networks on ImageNet, 3 seeds, each beside its plain network.
+"""Table 2 of the paper: HGA in five networks on ImageNet, 3 seeds, each compared with its plain network.
 
-    python -m hga_flax study studies/table2.py --dir=SHARED_DIR          on as many machines as there are
+    python -m hga_flax study studies/table2.py --dir=SHARED_DIR          on any number of machines
     python -m hga_flax report studies/table2.py --dir=SHARED_DIR
 
-Ready to start, not run: 45 runs of 100 epochs. `hga_table2` has the parameters that the paper reports.
+Ready to start, not run: 45 runs of 100 epochs. `hga_table2` has the parameter counts of the paper.
 """
 
 NETWORKS = ("resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x4d")

@@ -1,9 +1,9 @@
-"""Table 3 of the paper: SE, SK and HGA on ImageNet, 3 seeds, each beside its plain network.
+"""Table 3 of the paper: SE, SK and HGA on ImageNet, 3 seeds, each compared with its plain network.
 
-    python -m hga_flax study studies/table3.py --dir=SHARED_DIR          on as many machines as there are
+    python -m hga_flax study studies/table3.py --dir=SHARED_DIR          on any number of machines
     python -m hga_flax report studies/table3.py --dir=SHARED_DIR
 
-Ready to start, not run: 51 runs of 100 epochs, of which 30 are Table 2's. SK stands where the paper has it.
+Ready to start, not run: 51 runs of 100 epochs, of which 30 are shared with Table 2. SK only where the paper reports it.
 """
 
 NETWORKS = {

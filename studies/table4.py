@@ -1,7 +1,7 @@
 """Table 4 of the paper: plain, SE and HGA R-110 and R-164 on CIFAR-10 and CIFAR-100, 5 seeds.
 
     python -m hga_flax prepare cifar10 && python -m hga_flax prepare cifar100
-    python -m hga_flax study studies/table4.py --dir=SHARED_DIR          on as many machines as there are
+    python -m hga_flax study studies/table4.py --dir=SHARED_DIR          on any number of machines
     python -m hga_flax report studies/table4.py --dir=SHARED_DIR
 
 Ready to start, not run: 60 runs of 64,000 steps.

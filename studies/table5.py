@@ -1,13 +1,13 @@
 """Table 5 of the paper: HGA with stages removed, in ResNet-101 and ResNeXt-101 on ImageNet, 3 seeds.
 
-    python -m hga_flax study studies/table5.py --dir=SHARED_DIR          on as many machines as there are
+    python -m hga_flax study studies/table5.py --dir=SHARED_DIR          on any number of machines
     python -m hga_flax report studies/table5.py --dir=SHARED_DIR
 
-Ready to start, not run: 48 runs of 100 epochs, of which 12 are Table 2's.
+Ready to start, not run: 48 runs of 100 epochs, of which 12 are shared with Table 2.
 """
 
 NETWORKS = ("resnet101", "resnext101_32x4d")
-STAGES = {  # those that are left: what removes the others
+STAGES = {  # remaining stages: options that remove the others
     "hap_ee": "mfe=False",
     "mfe_ee": "hap=False",
     "mfe_hap": "ee=False",

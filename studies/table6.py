@@ -1,9 +1,9 @@
 """Table 6 of the paper: HGA with one kernel size, in ResNet-101 and ResNeXt-101 on ImageNet, 3 seeds.
 
-    python -m hga_flax study studies/table6.py --dir=SHARED_DIR          on as many machines as there are
+    python -m hga_flax study studies/table6.py --dir=SHARED_DIR          on any number of machines
     python -m hga_flax report studies/table6.py --dir=SHARED_DIR
 
-Ready to start, not run: 30 runs of 100 epochs, of which 6 are Table 2's.
+Ready to start, not run: 30 runs of 100 epochs, of which 6 are shared with Table 2.
 """
 
 NETWORKS = ("resnet101", "resnext101_32x4d")

@@ -1,1 +1,1 @@
-"""What waits for a GPU: `wheels.py` collects what a bare machine lacks, `run.py` measures there, in one command."""
+"""GPU checks: `wheels.py` collects the packages a bare machine lacks, `run.py` runs all checks with one command."""

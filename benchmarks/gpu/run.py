@@ -1,21 +1,21 @@
-"""Everything that waits for a GPU, in one command of at most 8 minutes that prints as it goes and can be called again.
+"""Runs all GPU checks in one command of at most 8 minutes, which prints as it goes and can be repeated.
 
     python -m benchmarks.gpu.run --out=DIR [--images=FOLDER] [--minutes=8]
 
-The parts, most valuable first: the fast tests that touch the device, whole training steps of three networks in
-bfloat16 beside PyTorch's (timm under torch.compile), the attentions alone, and runs of the CIFAR-10 study as far as
-the time goes. A part that is over is not made again; one that was cut short begins anew in the next call, and the
-study goes on where it was. DIR/summary.txt holds what is known so far; DIR stays small, as it may have to travel:
-images and workdirs lie in --scratch, and the finished runs' small files in DIR/study.tar.gz, from which a call on
-another machine takes them up.
+The parts, most valuable first: the fast tests that use the device; whole training steps of three networks in
+bfloat16 compared with PyTorch's (timm under torch.compile); the attentions alone; and as many runs of the CIFAR-10
+study as time allows. Finished parts are not repeated; one that was cut short starts again in the next call, and the
+study resumes. DIR/summary.txt has the results so far. DIR stays small, as it may have to be copied: images and
+workdirs are in --scratch, and the small files of finished runs in DIR/study.tar.gz, from which a call on another
+machine continues.
 
-FOLDER holds CIFAR-10 as JPEG: {train,test}/CLASS/*.jpg, or train.tar.xz and test.tar.xz of them; without it there
-are no runs of the study. What `python -m hga_flax compile` says of the same steps is printed beside the measured
-times where it was made beforehand, on any machine, into the same DIR:
+FOLDER holds CIFAR-10 as JPEG: {train,test}/CLASS/*.jpg, or train.tar.xz and test.tar.xz of them; without it the
+study is skipped. The figures of `python -m hga_flax compile` for the same steps are printed next to the measured
+times if they have been computed before, on any machine, into the same DIR:
 
     python -m benchmarks.gpu.run --out=DIR --predict=h100
 
-A machine without internet takes what it lacks as wheels: python -m benchmarks.gpu.wheels. --tiny is the rehearsal,
+Missing packages for a machine without internet: python -m benchmarks.gpu.wheels. --tiny is a rehearsal that takes
 minutes on a CPU.
 """
 
@@ -36,7 +36,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 MODELS = ("resnet50", "resnext50_32x4d")
 ATTENTIONS = ("none", "se", "hga")
 BATCH = 256
-# Values and gradients of what runs on the device; the rest of the suite wants eight devices, which CPUs simulate.
+# Values and gradients of device code; the rest of the suite needs eight devices, which CPUs simulate.
 TESTS = (
     "tests/attention",
     "tests/models/test_norm.py",
@@ -49,9 +49,9 @@ TINY_STUDY = (
     "data.name=cifar10", "data.fake=true", "data.fake_examples=64", "data.image_size=16", "model.name=cifar_resnet8",
     "model.options=features=4", "training.batch_size=32", "training.epochs=2", "evaluation.batch_size=32",
 )  # fmt: skip
-KEPT = ("result.json", "failure.json", "metrics.jsonl", "command.txt", "config.json", "dataset.json")  # of a run
+KEPT = ("result.json", "failure.json", "metrics.jsonl", "command.txt", "config.json", "dataset.json")  # per run
 OVER = ("passed", "failed", "too long")
-END_SECONDS = 25  # from a part's SIGTERM to its end: the study saves its runs
+END_SECONDS = 25  # between a part's SIGTERM and SIGKILL, for the study to save its runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +59,11 @@ class Part:
     """One command.
 
     Attributes:
-        name: of the part and of its output, OUT/NAME.txt.
-        command: what follows `python`.
-        most: seconds that it may take.
-        least: seconds below which it is not begun.
-        environment: added to this process's.
+        name: name of the part and of its output, OUT/NAME.txt.
+        command: arguments of `python`.
+        most: time limit in seconds.
+        least: do not start with fewer seconds left than this.
+        environment: variables added to this process's environment.
     """
 
     name: str
@@ -74,15 +74,15 @@ class Part:
 
 
 def parts(study_folder: pathlib.Path, tiny: bool, data: pathlib.Path | None) -> list[Part]:
-    """Returns what there is to do, most valuable first.
+    """Returns the parts, most valuable first.
 
     Args:
-        study_folder: where the study's runs go.
-        tiny: the rehearsal.
-        data: the prepared images, None where there are none.
+        study_folder: folder for the study's runs.
+        tiny: return the parts of the rehearsal.
+        data: folder of the prepared images, or None.
     """
     tests = ("tests/attention/test_se.py",) if tiny else TESTS
-    # Products in full float32: the tests compare with float64, and a GPU's default rounds to 10 bits.
+    # Full float32 products: the tests compare with float64, and a GPU by default rounds to 10 bits.
     exact = {"HGA_TEST_PLATFORM": "" if tiny else "cuda", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
     pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--maxfail=20", *tests]
     found = [Part("tests", pytest, most=100, environment=exact)]
@@ -101,12 +101,12 @@ def parts(study_folder: pathlib.Path, tiny: bool, data: pathlib.Path | None) -> 
         study += [f"--config.data.dir={data}", "--workers=4"]
     if tiny or data:
         found.append(Part("study", study, most=3600, least=40))
-    # A rehearsal is to end, however slow the machine is.
+    # A generous limit, so that a rehearsal is complete even on a slow machine.
     return [dataclasses.replace(part, most=1800) for part in found] if tiny else found
 
 
 def keep_study(folder: pathlib.Path, archive: pathlib.Path) -> None:
-    """Writes the small files of the study's finished runs into an archive."""
+    """Archives the small files of the study's finished runs."""
     over = {file.parent for file in [*folder.glob("*/seed_*/result.json"), *folder.glob("*/seed_*/failure.json")]}
     files = [run / name for run in sorted(over) for name in KEPT if (run / name).exists()]
     files += sorted([*folder.glob("*.json"), *folder.glob("*/row.json")])
@@ -118,7 +118,7 @@ def keep_study(folder: pathlib.Path, archive: pathlib.Path) -> None:
 
 
 def prepare_images(images: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
-    """Unpacks and packs the images of the study into `out`, once; returns the folder of the data set."""
+    """Prepares the images of the study in `out`, once; returns the folder of the data set."""
     data = out / "data"
     if not (data / "cifar10_jpeg").is_dir():
         archives = sorted(images.glob("*.tar.xz"))
@@ -132,7 +132,7 @@ def prepare_images(images: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
 
 
 def run_part(part: Part, out: pathlib.Path, seconds: float) -> int | None:
-    """Runs a part, its output on the screen and in OUT/NAME.txt; returns its exit status, None if it was cut short."""
+    """Runs a part, printing its output and writing it to OUT/NAME.txt; returns its exit status, None if cut short."""
     with (out / f"{part.name}.txt").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, *part.command],
@@ -154,7 +154,7 @@ def run_part(part: Part, out: pathlib.Path, seconds: float) -> int | None:
                     process.send_signal(signal.SIGTERM)
                 if cut is not None and now > cut + END_SECONDS:
                     os.killpg(process.pid, signal.SIGKILL)
-        except BaseException:  # Ctrl-C, or SIGTERM of this command: the part does not outlive it
+        except BaseException:  # Ctrl-C or SIGTERM to this command: end the part, too
             process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(END_SECONDS)
@@ -173,12 +173,12 @@ def _show(file: pathlib.Path, start: int) -> int:
 
 
 def read_json(file: pathlib.Path) -> dict:
-    """Returns a file's dictionary, empty where there is no such file."""
+    """Returns the dictionary in a JSON file, {} if the file does not exist."""
     return json.loads(file.read_text()) if file.exists() else {}
 
 
 def json_rows(file: pathlib.Path) -> list[dict]:
-    """Returns the list that ends a command's output, none where it ended before."""
+    """Returns the JSON list at the end of a command's output, [] if it is missing or incomplete."""
     text = file.read_text() if file.exists() else ""
     begin = text.find("\n[\n") + 1 if "\n[\n" in text else 0 if text.startswith("[\n") else -1
     try:
@@ -188,7 +188,7 @@ def json_rows(file: pathlib.Path) -> list[dict]:
 
 
 def summary(out: pathlib.Path, done: dict[str, dict], study: pathlib.Path) -> str:
-    """Returns what is known so far: the parts, the measured steps beside their predictions, and the runs in `study`."""
+    """Returns the results so far: the parts, measured steps with their predictions, and the number of study runs."""
     lines = [f"{name:24} {about['status']:10} {about['seconds']:7.0f} s" for name, about in done.items()]
     predicted = {(row["model"], row["attention"]): row for row in read_json(out / "predictions.json").get("rows", [])}
     for model in MODELS:
@@ -212,7 +212,7 @@ def summary(out: pathlib.Path, done: dict[str, dict], study: pathlib.Path) -> st
 
 
 def predict(out: pathlib.Path, topology: str, tiny: bool) -> int:
-    """Compiles the steps for a GPU that is not here and keeps what each may cost in OUT/predictions.json."""
+    """Compiles the steps for an absent GPU and saves their predicted costs in OUT/predictions.json."""
     rows = []
     for model in MODELS[:1] if tiny else MODELS:
         command = ["-m", "hga_flax", "compile", "--config=configs/hga_resnet50.py", f"--config.model.name={model}"]
@@ -253,7 +253,7 @@ def main() -> int:
     state = out / "state.json"
     done = read_json(state)
     for part in parts(study, arguments.tiny, data):
-        # The study itself knows which of its runs are made.
+        # The study skips its finished runs itself.
         if part.name != "study" and done.get(part.name, {}).get("status") in OVER:
             print(f"== {part.name}: made before", flush=True)
             continue

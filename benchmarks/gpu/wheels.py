@@ -1,8 +1,8 @@
-"""Collects wheels of what a machine with JAX, Flax, Optax, Orbax and PyTorch still lacks, for one without internet.
+"""Collects the wheels that an offline machine with JAX, Flax, Optax, Orbax and PyTorch still needs.
 
     python -m benchmarks.gpu.wheels --out=wheels [--python=3.12] [--limit-mib=60]
 
-and on that machine
+Then, on that machine:
 
     python3 -m pip install --no-index --no-deps --target=site wheels/*.whl && export PYTHONPATH=site
 """
@@ -12,7 +12,7 @@ import pathlib
 import subprocess
 import sys
 
-# What the project imports, and what those packages import in turn, beyond JAX's and PyTorch's own.
+# The project's imports and their dependencies, except JAX, PyTorch and their dependencies.
 NEEDED = (
     "ml_collections>=1.1,<2",
     "clu>=0.0.12,<0.1",
@@ -30,16 +30,16 @@ NEEDED = (
     "simplejpeg>=1.9,<2",
     "tensorboardX>=2.6.5,<3",
     "pytest>=9,<10",
-    "portpicker",  # of Grain
-    "termcolor",  # of TFDS
-    "googleapis-common-protos",  # of tensorflow-metadata
+    "portpicker",  # for Grain
+    "termcolor",  # for TFDS
+    "googleapis-common-protos",  # for tensorflow-metadata
 )
-SOURCE = ("promise", "tensorflow-metadata")  # published without a wheel at times: built here, they are pure Python
+SOURCE = ("promise", "tensorflow-metadata")  # pure Python, sometimes published without a wheel: build them here
 PLATFORMS = ("manylinux2014_x86_64", *(f"manylinux_2_{n}_x86_64" for n in (17, 24, 26, 27, 28, 31, 34, 35)))
 
 
 def commands(python: str, out: pathlib.Path) -> list[list[str]]:
-    """Returns pip's commands: one fetches wheels for the other machine, one builds the rest."""
+    """Returns two pip commands: download wheels for the other machine, and build the rest."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     foreign = ["--only-binary=:all:", f"--python-version={python}", "--implementation=cp"]
     foreign += [f"--platform={platform}" for platform in PLATFORMS]
