@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint of a run, or weights without a run, on a split of a data set.
+"""Evaluates a run's checkpoint, or a file of weights, on a split of a data set.
 
 python evaluate.py --workdir=DIR [--checkpoint=best|latest|STEP] [--split=NAME] [--weights=ema|raw] [--json]
 python evaluate.py --weights=FILE --model=NAME [--attention=NAME] --config=FILE [--config.key=value ...] [--json]
@@ -28,7 +28,7 @@ def main() -> None:
 
     from hga_flax.runs.local_copy import find
     from hga_flax.runs.workdir import read_config
-    from hga_flax.training.restore import configure_for, evaluate_workdir  # after the arguments: --help answers at once
+    from hga_flax.training.restore import configure_for, evaluate_workdir  # imported late: --help answers at once
 
     config = read_config(find(arguments.workdir, light=True))
     distributed.start(arguments, config)
@@ -75,14 +75,14 @@ def evaluate_weights(arguments) -> None:
 
 
 def show(rows: list[tuple[str, str]], result: dict, as_json: bool) -> None:
-    """Prints a result, once for all processes."""
+    """Prints the result, in process 0 only."""
     import jax
 
     from hga_flax.runs.console import Console
     from hga_flax.runs.writers import finite_or_none
 
     if jax.process_index():
-        return  # process 0 prints
+        return
     rows += [
         ("split", f"{result['split']}, {result['num_examples']:,} images"),
         ("top-1 error", f"{result['top1_error']:.2f} %"),

@@ -1,4 +1,4 @@
-"""Labels images with a checkpoint of a run, or with weights without a run.
+"""Labels images with a run's checkpoint, or with a file of weights.
 
 python predict.py --workdir=DIR IMAGE... [--top=5] [--json|--csv] [--checkpoint=best|latest|STEP]
 python predict.py --weights=FILE --model=NAME IMAGE... [--top=5] [--json|--csv]
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from hga_flax.config.command_line import add_import_flag, add_weights_flags, names_weights, parse_with_weights
 from hga_flax.errors import ArgumentParser, UserError, run_main
 
-Prediction = tuple[str, int, float]  # name and index of a class, probability
+Prediction = tuple[str, int, float]  # class name, class index, probability
 CSV_HEADER = ("file", "rank", "class", "index", "probability")
 
 
@@ -57,14 +57,14 @@ def main() -> int:
         raise UserError(f"--top={arguments.top}: must be at least 1")
 
     from hga_flax.images.image_files import Endings, ignored_line
-    from hga_flax.inference.predictor import Predictor, find_images  # after the arguments: --help answers at once
+    from hga_flax.inference.predictor import Predictor, find_images  # imported late: --help answers at once
     from hga_flax.training.restore import configure_for
 
     if names_weights(arguments):
         from hga_flax.inference.from_weights import describe_weights, restore_given
 
         restored = restore_given(arguments, batch_size=arguments.batch_size)
-        for name, value in describe_weights(restored):  # beside the labels, which may go to a file
+        for name, value in describe_weights(restored):  # not on stdout: the labels may go to a file
             print(f"{name}: {value}", file=sys.stderr)
         predictor = Predictor(restored)
     else:
@@ -75,7 +75,7 @@ def main() -> int:
     ignored = Endings()
     total = None if "-" in arguments.images else sum(1 for _ in find_images(arguments.images, sys.stdin))
     files = find_images(arguments.images, sys.stdin, ignored)
-    sys.stdout.reconfigure(errors="surrogateescape")  # a file's name need not be text
+    sys.stdout.reconfigure(errors="surrogateescape")  # a file name need not be valid UTF-8
     form = as_json if arguments.json else as_csv if arguments.csv else as_text
     if arguments.csv:
         print(",".join(CSV_HEADER))
@@ -90,19 +90,19 @@ def main() -> int:
 
 
 def likeliest(predictor, probabilities, top: int) -> list[Prediction]:
-    """Returns the `top` likeliest classes, the likeliest first; equals in the order of their index."""
+    """Returns the `top` most probable classes, most probable first; ties are in the order of their indices."""
     order = (-probabilities).argsort(kind="stable")[:top]
     return [(predictor.class_names[i], int(i), float(probabilities[i])) for i in order]
 
 
 def label(predictor, files, total: int | None, line: Callable[..., str]) -> tuple[int, int]:
-    """Prints a line for each file, and on a terminal a bar below; returns how many there were, and how many bad."""
+    """Prints a line per file, and a progress bar on a terminal; returns the number of files and of bad images."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from hga_flax.images.bad_images import BadImage
 
-    # The lines and the bar share the terminal; where the lines go to a file, the bar stands on standard error.
+    # The lines and the bar share the terminal; if the lines go to a file, the bar goes to stderr.
     console = Console(stderr=not sys.stdout.isatty(), highlight=False, soft_wrap=True)
     write = (lambda text: console.print(text, markup=False)) if sys.stdout.isatty() else print
     columns = TextColumn("images"), MofNCompleteColumn(), BarColumn(24), TimeRemainingColumn()

@@ -1,10 +1,10 @@
-"""Trains a network, or goes on where a killed run stopped.
+"""Trains a network, or resumes a run that was stopped.
 
 python train.py --config=configs/digits.py --workdir=runs/digits [--config.key=value ...]
 python train.py --config=configs/digits.py --dry-run     checks and describes the run without making it
 
 Exit codes: 0 finished, 1 an error (one line), 143 stopped by SIGTERM, 130 by Ctrl-C, 129 by SIGHUP. A stopped
-run has saved its last step; the same command goes on.
+run has saved its last step; repeat the command to resume it.
 """
 
 from hga_flax.config.command_line import add_import_flag
@@ -45,7 +45,7 @@ def main() -> None:
     if arguments.profile < 0:
         raise UserError(f"--profile={arguments.profile}: the number of steps to trace; it cannot be negative")
 
-    if arguments.dry_run is not None:  # imported after the arguments: --help and mistakes answer at once
+    if arguments.dry_run is not None:  # imported late, so that --help and mistakes answer at once
         from hga_flax.training.dry_run import dry_run
 
         dry_run(config, arguments.workdir, compile_step=arguments.dry_run == "compile")

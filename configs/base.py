@@ -1,4 +1,4 @@
-"""Every configuration key with its default. The other files override a few; any key is also a flag:
+"""Every configuration key with its default. The other files override a few; every key is also a flag:
 
 python train.py --config=configs/digits.py --config.optimizer.learning_rate=0.05
 """
@@ -9,98 +9,98 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
 
-    config.seed = 0  # initial weights, order of the examples, augmentation
+    config.seed = 0  # seed of the initial weights, the order of the examples and the augmentation
 
     config.model = ConfigDict()
-    config.model.name = "resnet50"  # a name of hga_flax.models, e.g. resnext50_32x4d, cifar_resnet20
+    config.model.name = "resnet50"  # a network of hga_flax.models, e.g. resnext50_32x4d, cifar_resnet20
     config.model.options = ""  # keyword arguments of the network, e.g. "zero_init_residual=True"
-    config.model.attention = "none"  # a name of hga_flax.attention, e.g. none, hga, hga_table2
+    config.model.attention = "none"  # an attention of hga_flax.attention, e.g. none, hga, hga_table2
     config.model.attention_options = ""  # keyword arguments of the attention, e.g. "kernels=(7,), mfe_act='relu'"
-    config.model.dtype = "float32"  # of the computation: float32 or bfloat16; parameters are always float32
+    config.model.dtype = "float32"  # type of the computation: float32 or bfloat16; parameters are always float32
 
     config.init = ConfigDict()
-    config.init.weights = ""  # weights of a new run: a run's folder, also DIR@latest, DIR@STEP; a .pth, .safetensors
+    config.init.weights = ""  # initial weights: a run (DIR, DIR@latest, DIR@STEP), a .pth or .safetensors; "": random
 
     config.data = ConfigDict()
     config.data.name = "imagenet2012"  # "digits" (embedded), "folder", or a TFDS or packed data set
-    config.data.dir = ""  # the folder of "folder", else of TFDS; "": $TFDS_DATA_DIR or ~/tensorflow_datasets
-    config.data.fake = False  # synthetic images in the data set's place
-    config.data.fake_examples = 256  # examples in each split of the synthetic data
-    config.data.train_split = "train"  # in TFDS's notation
-    config.data.eval_split = "validation"  # in TFDS's notation
-    config.data.image_size = 224  # height and width of the network's input, pixels
-    config.data.mean = (0.485, 0.456, 0.406)  # per channel, of values in 0..1 (ImageNet's)
-    config.data.std = (0.229, 0.224, 0.225)  # per channel, of values in 0..1 (ImageNet's)
-    config.data.augmentation = "imagenet"  # "imagenet": random crop on the host; "small": on the device; "none"
-    config.data.flip = True  # mirror half of the training images
-    config.data.alternating_flip = False  # mirror each of them in every second epoch, in place of at random
-    config.data.rotation_degrees = 10.0  # rotate training images by up to +- this angle
-    config.data.crop_padding = 0  # "small": pad by this many pixels, then crop at random
-    config.data.random_erasing = 0.0  # share of the training images of which a random rectangle becomes noise
-    config.data.randaugment_ops = 0  # RandAugment, on the host: operations drawn for each training image; 0: none
-    config.data.randaugment_magnitude = 9.0  # of its operations, 0 to 10; each time +- a draw of deviation 0.5
-    config.data.mixup = 0.0  # mix training images, with shares from a beta distribution of this parameter
-    config.data.cutmix = 0.0  # the same, pasting boxes; half of the images get each where both are above 0
-    config.data.eval_crop_fraction = 0.875  # "imagenet": evaluate the centre 224 of a short side of 256
-    config.data.num_threads = 16  # threads that read and decode, at most one a core; 0 reads in the main thread
-    config.data.num_workers = 0  # processes that read and decode whole batches; above 0 in the threads' place
-    config.data.cache_mb = 1024  # small images are kept decoded in memory where a split takes no more, 0: never
-    config.data.max_bad_images = 100  # of a split, that are skipped because they cannot be decoded; more end the run
+    config.data.dir = ""  # "folder": the folder of images; else TFDS's; "": $TFDS_DATA_DIR or ~/tensorflow_datasets
+    config.data.fake = False  # use synthetic images instead of the data set
+    config.data.fake_examples = 256  # number of examples in each synthetic split
+    config.data.train_split = "train"  # split to train on, in TFDS notation: "train[:90%]"
+    config.data.eval_split = "validation"  # split to evaluate on, in TFDS notation
+    config.data.image_size = 224  # height and width of the network's input, in pixels
+    config.data.mean = (0.485, 0.456, 0.406)  # mean per channel, for values in 0..1 (ImageNet's)
+    config.data.std = (0.229, 0.224, 0.225)  # standard deviation per channel, for values in 0..1 (ImageNet's)
+    config.data.augmentation = "imagenet"  # "imagenet": random crops, on the host; "small": on the device; "none"
+    config.data.flip = True  # mirror each training image with probability 1/2
+    config.data.alternating_flip = False  # mirror each image in every second epoch, instead of at random
+    config.data.rotation_degrees = 10.0  # rotate training images by a random angle within +- this many degrees
+    config.data.crop_padding = 0  # "small": pad each side by this many pixels, then crop at random
+    config.data.random_erasing = 0.0  # probability of replacing a random rectangle of a training image by noise
+    config.data.randaugment_ops = 0  # RandAugment operations drawn per training image, on the host; 0: no RandAugment
+    config.data.randaugment_magnitude = 9.0  # mean magnitude of an operation, 0 to 10 (standard deviation 0.5)
+    config.data.mixup = 0.0  # parameter of mixup's beta distribution; 0: no mixup
+    config.data.cutmix = 0.0  # parameter of CutMix's beta distribution; 0: no CutMix; both: each for half of the images
+    config.data.eval_crop_fraction = 0.875  # "imagenet": share of the short side to evaluate, e.g. 224 of 256
+    config.data.num_threads = 16  # threads that read and decode, at most one per core; 0: read in the main thread
+    config.data.num_workers = 0  # processes that read and decode whole batches, instead of the threads; 0: none
+    config.data.cache_mb = 1024  # "small", "none": keep decoded splits of up to this many MB in memory; 0: never
+    config.data.max_bad_images = 100  # undecodable images to skip per split; more end the run
 
     config.training = ConfigDict()
     config.training.epochs = 100.0  # passes over the training split
-    config.training.steps = 0  # optimizer steps; wins over epochs when above 0
-    config.training.batch_size = 1024  # of the global batch, over all devices
-    config.training.loss = "cross_entropy"  # or "binary_cross_entropy": each class apart, the mean over them
-    config.training.label_smoothing = 0.0  # share of the target spread over all classes
-    # A batch in so many parts, one after the other: the memory of one part, the gradient of all. But each part is
-    # normalised by its own batch statistics, and the running ones move once a part, as with a batch of that size.
-    config.training.accumulation_steps = 1  # parts of each device's batch
-    config.training.ema_decay = 0.0  # of the moving average of the weights, which is then evaluated; 0 keeps none
-    config.training.freeze_batch_stats = False  # normalise by the running statistics and leave them as they are
-    config.training.batch_norm_scope = "global"  # batch statistics over the "global" batch or one "device"'s part
+    config.training.steps = 0  # optimizer steps; if above 0, used instead of epochs
+    config.training.batch_size = 1024  # size of the global batch, over all devices
+    config.training.loss = "cross_entropy"  # or "binary_cross_entropy": one per class, averaged over the classes
+    config.training.label_smoothing = 0.0  # share of the target that is spread over all classes
+    # Splits a batch into parts that are computed in turn: the memory of one part, the gradient of all. But each part
+    # uses its own batch statistics, and the running statistics are updated once per part, as with batches of that size.
+    config.training.accumulation_steps = 1  # number of parts of each device's batch
+    config.training.ema_decay = 0.0  # decay of the weights' moving average, which is then evaluated; 0: no average
+    config.training.freeze_batch_stats = False  # normalise by the running statistics and do not update them
+    config.training.batch_norm_scope = "global"  # batch statistics over the "global" batch or each "device"'s part
     config.training.log_every_steps = 100  # steps between two lines of training metrics
-    config.training.skip_nonfinite = 0  # steps of the run that may be skipped as not finite; 0: the first ends it
-    config.training.grace_seconds = 25.0  # from SIGTERM or Ctrl-C to the end, by which the last step is saved
-    config.training.deterministic = True  # on GPUs: kernels that give the same bits in every run
-    config.training.lost_process_seconds = 100.0  # of several processes: end when one sends no heartbeat for so long
-    config.training.compilation_cache = "~/.cache/hga_flax/xla"  # compiled steps are kept here; "" keeps none
+    config.training.skip_nonfinite = 0  # number of non-finite steps that a run may skip; 0: the first one ends it
+    config.training.grace_seconds = 25.0  # seconds from SIGTERM or Ctrl-C to exit, in which the last step is saved
+    config.training.deterministic = True  # on GPUs: use kernels that give the same bits in every run
+    config.training.lost_process_seconds = 100.0  # multi-process: seconds without a heartbeat until the run ends
+    config.training.compilation_cache = "~/.cache/hga_flax/xla"  # folder for compiled steps; "": do not keep them
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"  # "sgd" (stochastic gradient descent), "adamw" or "lamb"
-    config.optimizer.learning_rate = 0.6  # at its peak
+    config.optimizer.learning_rate = 0.6  # peak learning rate
     config.optimizer.momentum = 0.9
     config.optimizer.nesterov = False
-    config.optimizer.b1 = 0.9  # "adamw", "lamb": decay of the gradient's mean
-    config.optimizer.b2 = 0.999  # "adamw", "lamb": decay of the squared gradient's mean
+    config.optimizer.b1 = 0.9  # "adamw", "lamb": decay rate of the gradient's mean
+    config.optimizer.b2 = 0.999  # "adamw", "lamb": decay rate of the squared gradient's mean
     config.optimizer.eps = 1e-8  # "adamw", "lamb": added to the root of the squared gradient's mean
-    config.optimizer.weight_decay = 1e-4  # "sgd": joins the gradient, as L2 regularisation; the others: decoupled
-    config.optimizer.decay_norm_and_bias = True  # weight decay on 1-d parameters too, as the paper's baselines do
-    config.optimizer.clip_norm = 0.0  # the gradient is scaled down to this norm where it is longer; 0: never
+    config.optimizer.weight_decay = 1e-4  # "sgd": added to the gradient (L2 regularisation); others: decoupled
+    config.optimizer.decay_norm_and_bias = True  # also decay 1-d parameters, as the paper's baselines do
+    config.optimizer.clip_norm = 0.0  # scale the gradient down to at most this norm; 0: never
 
-    config.optimizer.freeze = ()  # patterns of parameters' paths that are held still, e.g. ("stem*", "stage[12]*")
-    config.optimizer.learning_rate_factors = ()  # "PATTERN=FACTOR", the first that fits, e.g. ("classifier=10",)
+    config.optimizer.freeze = ()  # path patterns of the parameters to freeze, e.g. ("stem*", "stage[12]*")
+    config.optimizer.learning_rate_factors = ()  # "PATTERN=FACTOR", first match wins, e.g. ("classifier=10",)
 
     config.schedule = ConfigDict()
     config.schedule.name = "step"  # "step", "cosine", "linear" or "constant"
     config.schedule.decay_every_epochs = 30.0  # "step": epochs between two decays
-    config.schedule.decay_at_steps = ()  # "step": the steps at which to decay instead, when given
-    config.schedule.decay_factor = 0.1  # "step": multiplies the learning rate at each decay
-    config.schedule.end_learning_rate = 0.0  # "cosine", "linear": where it ends
-    config.schedule.warmup_epochs = 0.0  # length of the warm-up
-    config.schedule.warmup_steps = 0  # length of the warm-up; wins over warmup_epochs when above 0
-    config.schedule.warmup_share = 0.0  # length of the warm-up as a share of the training, however long that is
-    config.schedule.warmup_shape = "linear"  # "linear" from warmup_learning_rate to the peak, or "constant"
-    config.schedule.warmup_learning_rate = 0.0  # where a linear warm-up starts, or what a constant one holds
+    config.schedule.decay_at_steps = ()  # "step": decay at these steps instead, e.g. (32000, 48000)
+    config.schedule.decay_factor = 0.1  # "step": factor by which each decay multiplies the learning rate
+    config.schedule.end_learning_rate = 0.0  # "cosine", "linear": final learning rate
+    config.schedule.warmup_epochs = 0.0  # length of the warm-up in epochs; set at most one of these three
+    config.schedule.warmup_steps = 0  # length of the warm-up in steps
+    config.schedule.warmup_share = 0.0  # length of the warm-up as a share of the training
+    config.schedule.warmup_shape = "linear"  # "linear": from warmup_learning_rate to the peak; "constant": stay at it
+    config.schedule.warmup_learning_rate = 0.0  # where a linear warm-up starts, or the rate of a constant one
 
     config.evaluation = ConfigDict()
-    config.evaluation.every_epochs = 1.0  # epochs between two evaluations; always one at the end
-    config.evaluation.image_size = 0  # height and width, where they differ from the training's; 0: the same
-    config.evaluation.batch_size = 0  # of the global batch; 0: the training's
+    config.evaluation.every_epochs = 1.0  # epochs between two evaluations; there is always one at the end
+    config.evaluation.image_size = 0  # height and width of the images in evaluation; 0: as in training
+    config.evaluation.batch_size = 0  # size of the global batch in evaluation; 0: as in training
 
-    config.checkpoint = ConfigDict()  # written after each evaluation, and
-    config.checkpoint.every_steps = 0  # also every so many steps, when above 0
-    config.checkpoint.keep = 3  # latest checkpoints kept; the best is kept beside them
+    config.checkpoint = ConfigDict()  # a checkpoint is written after each evaluation
+    config.checkpoint.every_steps = 0  # also write one every this many steps; 0: do not
+    config.checkpoint.keep = 3  # number of latest checkpoints to keep, besides the best
 
     config.lock()
     return config

@@ -1,19 +1,19 @@
-"""ResNet-20 on CIFAR-10, with the recipe of the study of attentions (studies/cifar10_attention.py).
+"""ResNet-20 on CIFAR-10, with the recipe of the attention study (studies/cifar10_attention.py).
 
     python -m hga_flax prepare cifar10
     python train.py --config=configs/cifar10.py --workdir=runs/cifar10
 
-The first command fetches CIFAR-10 and needs TensorFlow, for that one step. Images in folders
-DIR/{train,test}/CLASS/ need no preparing: --config.data.name=folder --config.data.dir=DIR.
+The first command downloads CIFAR-10 and needs TensorFlow; training does not. Images in folders
+DIR/{train,test}/CLASS/ need no preparation: --config.data.name=folder --config.data.dir=DIR.
 
-A shorter run, another network or an attention is one flag each; warm-up and schedule follow the length:
+A shorter run, another network or an attention takes one flag each; warm-up and schedule follow the length:
 
     --config.training.epochs=10
     --config.model.name=cifar_resnet56
     --config.model.attention=hga
 
---config.training.steps=200 is a look at whether everything works, minutes on two cores.
-The ideas that make few epochs go far are measured one by one in studies/cifar10_recipe.py.
+--config.training.steps=200 is a quick check that everything works: minutes on two cores.
+studies/cifar10_recipe.py measures, one by one, the ideas that make a few epochs go far.
 """
 
 from configs import base
@@ -26,7 +26,7 @@ def get_config():
     config.data.name = "cifar10"
     config.data.eval_split = "test"
     config.data.image_size = 32
-    config.data.mean = (0.4914, 0.4822, 0.4465)  # of the training images
+    config.data.mean = (0.4914, 0.4822, 0.4465)  # statistics of the training images
     config.data.std = (0.2470, 0.2435, 0.2616)
     config.data.augmentation = "small"
     config.data.crop_padding = 2

@@ -13,11 +13,11 @@ def get_config():
 
     config.data.name = "digits"
     config.data.eval_split = "test"
-    config.data.image_size = 24  # of 8x8 originals: larger than needed to see, and better than 16
+    config.data.image_size = 24  # the originals are 8x8, but 24 works better than 16
     config.data.mean = (0.3,)
     config.data.std = (0.37,)
     config.data.augmentation = "small"
-    config.data.flip = False  # a mirrored 2 is no digit
+    config.data.flip = False  # a mirrored 2 is not a digit
     config.data.crop_padding = 2
     config.data.rotation_degrees = 10.0
     config.data.num_threads = 2

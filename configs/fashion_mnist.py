@@ -1,11 +1,11 @@
-"""A small HGA network on all of Fashion-MNIST: 60,000 images to train on, 10,000 to evaluate on.
+"""A small HGA network on all of Fashion-MNIST: 60,000 training images, 10,000 test images.
 
     python -m hga_flax prepare fashion_mnist
     python train.py --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist
 
-One run of it on 2 CPU cores, interrupted twice on the way: top-1 error 8.36 % on all 10,000 test images.
+One run on 2 CPU cores, interrupted and resumed twice: top-1 error 8.36 % on all 10,000 test images.
 
-The images come from Debian's package dataset-fashion-mnist where that is installed, else from TFDS.
+The images come from Debian's package dataset-fashion-mnist if it is installed, else from TFDS.
 """
 
 from configs import base

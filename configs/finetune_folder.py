@@ -1,16 +1,15 @@
-"""Fine-tunes a trained ResNet-50, with HGA added to it, on a folder DIR/{train,val}/CLASS/*.jpg.
+"""Fine-tunes a trained ResNet-50, with HGA added, on a folder DIR/{train,val}/CLASS/*.jpg.
 
     python train.py --config=configs/finetune_folder.py --config.data.dir=DIR --config.init.weights=FILE --workdir=...
 
-FILE is torchvision's or timm's resnet50 (.pth, .safetensors) or the folder of a run of ours. HGA starts as
-the identity, so that the network begins as the one that was trained; --config.model.attention=none and
---config.model.attention_options= leave it out. For a few hundred images, "--config.optimizer.freeze=stem*,stage1*"
-holds the first layers still; "--config.optimizer.freeze=stem*,stage*" trains the head alone (and the running
-statistics of the norms).
+FILE is torchvision's or timm's resnet50 (.pth, .safetensors) or a run's folder. HGA starts as the identity, so
+the network starts as the trained one; --config.model.attention=none and --config.model.attention_options= leave
+HGA out. For a few hundred images, "--config.optimizer.freeze=stem*,stage1*" freezes the first layers;
+"--config.optimizer.freeze=stem*,stage*" trains only the head (and the norms' running statistics).
 
-The recipe is the customary one that Li et al., Rethinking the Hyperparameters for Fine-tuning, ICLR 2020,
+The recipe is the common one that Li et al., Rethinking the Hyperparameters for Fine-tuning, ICLR 2020,
 https://arxiv.org/abs/2002.11770, start from: the network's own SGD with a learning rate of 0.01, momentum 0.9
-and weight decay 1e-4; the best rate depends on the data, so try 0.001 and 0.03 too. The new head learns ten
+and weight decay 1e-4. The best rate depends on the data, so try 0.001 and 0.03 too. The new head learns ten
 times as fast. Not run here with released weights.
 """
 

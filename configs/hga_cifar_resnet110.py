@@ -19,15 +19,15 @@ def get_config():
     config.data.name = "cifar10"
     config.data.eval_split = "test"
     config.data.image_size = 32
-    config.data.mean = (0.4914, 0.4822, 0.4465)  # of the training images
+    config.data.mean = (0.4914, 0.4822, 0.4465)  # statistics of the training images
     config.data.std = (0.2470, 0.2435, 0.2616)
     config.data.augmentation = "small"
     config.data.crop_padding = 4
     config.data.flip = True
     config.data.rotation_degrees = 0.0
 
-    # He et al., Identity Mappings (https://arxiv.org/abs/1603.05027), the paper that the table's
-    # plain figures come from: 64k steps, and a rate of 0.01 for the first 400 of them.
+    # He et al., Identity Mappings (https://arxiv.org/abs/1603.05027), the source of the table's plain
+    # figures: 64k steps, the first 400 at a learning rate of 0.01.
     config.training.steps = 64000
     config.training.batch_size = 128
     config.optimizer.learning_rate = 0.1

@@ -15,8 +15,8 @@ def get_config():
     config.model.name = "resnet50"
     config.model.attention = "hga"
 
-    # Section 5.1 of the paper; what it leaves open is SENet's recipe (IEEE TPAMI, section 5.1) and
-    # ResNet's weight decay. Neither warms up: if the first steps diverge, set schedule.warmup_epochs.
+    # Section 5.1 of the paper; what it leaves open follows SENet's recipe (IEEE TPAMI, section 5.1) and
+    # ResNet's weight decay. Neither has a warm-up: if the first steps diverge, set schedule.warmup_epochs.
     config.data.name = "imagenet2012"
     config.data.augmentation = "imagenet"
     config.data.flip = True

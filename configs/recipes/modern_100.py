@@ -1,10 +1,10 @@
-"""A modern recipe of 100 epochs, quick: A3 of ResNet strikes back, trained at 160 pixels, evaluated at 224.
+"""A fast modern recipe of 100 epochs: A3 of ResNet strikes back, trained at 160 pixels, evaluated at 224.
 
     python train.py --config=FILE --recipe=modern-100 --workdir=DIR
 
-Wightman, Touvron, Jegou, https://arxiv.org/abs/2110.00476, table 2, A3: as A2 (modern_300.py, where
-it also says what is different here) but for 160 pixels in training, LAMB at 0.008, RandAugment of
-magnitude 6 and no stochastic depth. There it brings a plain ResNet-50 to 78.1 % top-1.
+Wightman, Touvron, Jegou, https://arxiv.org/abs/2110.00476, table 2, A3: like A2 (modern_300.py, which
+also lists the differences here), but with 160 pixels in training, LAMB at 0.008, RandAugment of
+magnitude 6 and no stochastic depth. They report 78.1 % top-1 for a plain ResNet-50.
 Not run on ImageNet with this code.
 """
 

@@ -3,18 +3,18 @@
     python train.py --config=FILE --recipe=modern-300 --workdir=DIR
 
 Wightman, Touvron, Jegou, https://arxiv.org/abs/2110.00476, table 2, A2: LAMB at 0.005 with a batch
-of 2048, weight decay 0.02 without norms and biases, cosine after 5 epochs of warm-up, binary
+of 2048, weight decay 0.02 except on norms and biases, cosine after 5 epochs of warm-up, binary
 cross-entropy, mixup 0.1, CutMix 1, RandAugment of magnitude 7, stochastic depth 0.05, evaluation of
-the centre 95 %. There it brings a plain ResNet-50 to 79.8 % top-1. Their LAMB clips the gradient at 1.
+the centre 95 %. They report 79.8 % top-1 for a plain ResNet-50. Their LAMB clips the gradient at 1.
 
-Different here: no repeated augmentation (theirs sees each image three times in a batch), the mixed
+Differences here: no repeated augmentation (theirs puts each image three times in a batch), mixed
 labels stay soft (theirs become 1 above 0.2), the rate warms up from 1e-4 and ends at 1e-6, the
-geometric operations of RandAugment share one warp, and the moving average of the weights, which they
-do not keep, is evaluated (evaluate.py --weights=raw shows the others).
+geometric operations of RandAugment share one warp, and a moving average of the weights, which they
+do not keep, is evaluated (evaluate.py --weights=raw evaluates the weights themselves).
 
-Data that are not cropped keep their size and their batch, for which the rate is scaled by the
-square root (LAMB's rule). With another batch by hand scale optimizer.learning_rate so too; where
-2048 do not fit, training.accumulation_steps makes them up. Not run on ImageNet with this code.
+Data that are not cropped keep their size and batch size, and the rate is scaled by the square root of
+the batch (LAMB's rule). If you change the batch size, scale optimizer.learning_rate likewise; if 2048
+images do not fit, use training.accumulation_steps. Not run on ImageNet with this code.
 """
 
 import math

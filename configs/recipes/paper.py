@@ -1,12 +1,12 @@
-"""The paper's recipe: SGD with steps, 100 epochs, crops, flips and rotation.
+"""The paper's recipe: SGD with step decay, 100 epochs, crops, flips and rotation.
 
     python train.py --config=FILE --recipe=paper --workdir=DIR
 
-HGA (https://doi.org/10.3390/fi12110178), section 5.1; what it leaves open is SENet's recipe and
-ResNet's weight decay, see configs/hga_resnet50.py. It undoes how another file trains (frozen layers,
-rates of single layers, accumulation, ...; configs/recipes/__init__.py says what stays). Data that are
-not cropped keep their size and their batch, for which the rate is scaled in proportion (Goyal et al.,
-https://arxiv.org/abs/1706.02677). Not run on ImageNet with this code.
+HGA (https://doi.org/10.3390/fi12110178), section 5.1; what it leaves open follows SENet's recipe and
+ResNet's weight decay, see configs/hga_resnet50.py. It undoes another file's training settings (frozen
+layers, rates of single layers, accumulation, ...; configs/recipes/__init__.py says what stays). Data
+that are not cropped keep their size and batch size, and the rate is scaled in proportion to the batch
+(Goyal et al., https://arxiv.org/abs/1706.02677). Not run on ImageNet with this code.
 """
 
 from configs.recipes import crops, reset

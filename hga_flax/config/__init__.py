@@ -1,5 +1,4 @@
-"""From a file of configs/ and the command line to a checked configuration.
+"""From a configuration file and the command line to a checked configuration.
 
-Imports attention/ and models/, whose names and options it checks. Start at loading.py; rules.py has the rule of
-each key.
+Imports attention/ and models/, whose names and options it checks. Start at loading.py; keys.py has the table of keys.
 """

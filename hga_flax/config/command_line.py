@@ -1,4 +1,4 @@
-"""What every command's arguments have in common; imports no library, so that a command decides what it needs."""
+"""Argument parsing shared by all commands. Imports no library, so that each command decides what to load."""
 
 import argparse
 import importlib
@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 from hga_flax.errors import UserError, one_line
 
-_imported: list[str] = []  # by --import
+_imported: list[str] = []  # modules given by --import
 
 
 class Import(argparse.Action):
-    """`--import=MODULE`: imports it, from the current folder too, while the arguments are read."""
+    """`--import=MODULE`: imports the module while the arguments are parsed; the current folder is searched too."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value, option=None) -> None:
         sys.path.insert(0, os.getcwd())
@@ -26,19 +26,19 @@ class Import(argparse.Action):
 
 
 def import_flags() -> list[str]:
-    """Returns the `--import` flags that this command was given, as another command on the same run needs them."""
+    """Returns this command's `--import` flags, to pass on to another command for the same run."""
     return [f"--import={module}" for module in _imported]
 
 
 def add_import_flag(parser: argparse.ArgumentParser) -> None:
-    """Adds `--import`, by which attentions that are not the project's become known by name."""
+    """Adds `--import`, which loads a module that registers attentions from outside the project."""
     parser.add_argument(
         "--import", action=Import, metavar="MODULE", help="import this first: it registers an attention of yours"
     )
 
 
 def add_config_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds `--config` and `--recipe`; any key of the configuration is a flag beside them, see `split_overrides`."""
+    """Adds `--config` and `--recipe`. Every configuration key is also a flag, see `split_overrides`."""
     parser.add_argument("--config", required=True, metavar="FILE", help="a file of configs/; its keys are flags too")
     parser.add_argument(
         "--recipe",
@@ -47,15 +47,15 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-OF_RUN = ("ema", "raw")  # what --weights may say of a run
+OF_RUN = ("ema", "raw")  # values of --weights that go with --workdir
 
 
 def add_weights_flags(parser: argparse.ArgumentParser, *, many: bool = False) -> None:
-    """Adds what a network comes from: `--workdir`, or `--weights` with `--model`, `--attention` and `--config`.
+    """Adds the flags that select a network: `--workdir`, or `--weights` with `--model`, `--attention` and `--config`.
 
     Args:
-        parser: of the command.
-        many: `--workdir` may be given again.
+        parser: the command's parser.
+        many: whether `--workdir` may be repeated.
     """
     again = {"action": "append"} if many else {}
     more = "; again for each run" if many else ""
@@ -74,7 +74,7 @@ def add_weights_flags(parser: argparse.ArgumentParser, *, many: bool = False) ->
 
 
 def parse_with_weights(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parses a command line with the flags of `add_weights_flags` and `--config.key=value`, and checks them."""
+    """Parses and checks a command line with the flags of `add_weights_flags` and `--config.key=value`."""
     own, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
     parsed = parser.parse_args(own)
     parsed.overrides = overrides
@@ -83,10 +83,10 @@ def parse_with_weights(parser: argparse.ArgumentParser, arguments: Sequence[str]
 
 
 def check_weights_flags(arguments: argparse.Namespace) -> None:
-    """Checks the flags of `add_weights_flags` together.
+    """Checks that the flags of `add_weights_flags` are consistent.
 
     Raises:
-        UserError: not one of --workdir and --weights=FILE, or flags of the one with the other.
+        UserError: neither or both of --workdir and --weights=FILE are given, or flags of one are used with the other.
     """
     if names_weights(arguments):
         if arguments.workdir:
@@ -107,12 +107,12 @@ def check_weights_flags(arguments: argparse.Namespace) -> None:
 
 
 def names_weights(arguments: argparse.Namespace) -> bool:
-    """Whether a network comes from `--weights` alone and not from a run's `--workdir`."""
+    """Returns whether the network comes from `--weights` alone, without a run's `--workdir`."""
     return arguments.weights is not None and arguments.weights not in OF_RUN
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Divides a command's arguments into its own and the `--config.key=value` among them."""
+    """Splits a command line into the command's own arguments and its `--config.key=value` overrides."""
     own: list[str] = []
     overrides: list[str] = []
     pending = list(arguments)

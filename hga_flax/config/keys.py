@@ -1,6 +1,6 @@
-"""The table of configuration keys: what each may hold, when it has an effect, and what runs before it went by.
+"""The table of configuration keys: the values each accepts, when it has an effect, and its value in older runs.
 
-Defaults and explanations stand in configs/base.py, where a user reads them; a test compares the two.
+Defaults and explanations are in configs/base.py, where users read them; a test compares the two.
 """
 
 import dataclasses
@@ -10,21 +10,21 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-WHOLE = 2**31 - 1  # the largest whole number: steps and indices are int32 on the devices
-ALWAYS = object()  # `Key.before` of the keys that every run has
+WHOLE = 2**31 - 1  # the largest integer: steps and indices are int32 on the devices
+ALWAYS = object()  # `Key.before` of keys that every run has
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What a key may hold.
+    """The values that a key accepts.
 
     Attributes:
-        kind: bool, int, float or str; of the entries where `many`.
-        low, high: the smallest and the largest value, for numbers.
-        above: `low` itself is excluded.
-        choices: the only values, for texts.
-        many: a tuple of such values.
-        empty: the tuple may be empty.
+        kind: type of the value, or of each entry if `many`: bool, int, float or str.
+        low, high: smallest and largest number allowed.
+        above: whether `low` itself is excluded.
+        choices: the only strings allowed; empty: any.
+        many: whether the value is a tuple.
+        empty: whether the tuple may be empty.
     """
 
     kind: type
@@ -48,7 +48,7 @@ def choice(*choices: str) -> Rule:
     return Rule(str, choices=choices)
 
 
-# (does the key change anything in this configuration?, what would make it).
+# (function that returns whether the key has an effect in a configuration, what would give it one).
 Effect = tuple[Callable[[ConfigDict], Any], str]
 WARMUP: Effect = (
     lambda c: c.schedule.warmup_steps or c.schedule.warmup_epochs or c.schedule.warmup_share,
@@ -68,11 +68,11 @@ class Key:
     """A configuration key.
 
     Attributes:
-        rule: what it may hold.
-        before: the value that runs went by before there was this key; `ALWAYS` where there was none before it.
-            A new key needs it, so that older workdirs stay readable.
-        expects: for a tuple, what an error says it should hold.
-        effect: (does the key change anything in this configuration?, what would make it); None: always.
+        rule: the values that the key accepts.
+        before: the value that reproduces runs made before the key existed; `ALWAYS` if every run has the key.
+            A new key needs one, so that older workdirs stay readable.
+        expects: for a tuple, what an error message says it should hold.
+        effect: (whether the key has an effect in a configuration, what would give it one); None: it always has one.
     """
 
     rule: Rule
@@ -228,4 +228,4 @@ KEYS = {
     "checkpoint.every_steps": Key(whole(0)),
     "checkpoint.keep": Key(whole(1)),
 }
-FORMER_NAMES = {"init.from": "init.weights"}  # still read in flags and in the workdirs of older runs
+FORMER_NAMES = {"init.from": "init.weights"}  # still accepted in flags and in the workdirs of older runs

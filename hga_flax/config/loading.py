@@ -1,4 +1,4 @@
-"""Reads, overrides and checks configurations: a mistake ends in one line that names the key."""
+"""Loads, overrides and checks configurations. A mistake ends in a one-line error that names the key."""
 
 import argparse
 import ast
@@ -18,8 +18,8 @@ from hga_flax.config.keys import FORMER_NAMES, KEYS
 from hga_flax.config.rules import KINDS, check_given, check_keys, check_together, config_keys, get_key
 from hga_flax.errors import ConfigError, UserError, nearest, one_line
 
-MOST_DIGITS = 100  # of a whole number; no key may hold as many
-OVERRIDE_ERRORS = (flags.Error, TypeError, ValueError, SyntaxError)  # what reading a value may raise
+MOST_DIGITS = 100  # of an integer; no key accepts one as long
+OVERRIDE_ERRORS = (flags.Error, TypeError, ValueError, SyntaxError)  # raised for values that cannot be parsed
 
 
 def parse_arguments(
@@ -28,8 +28,8 @@ def parse_arguments(
     """Parses a command's own flags, `--config=FILE`, `--recipe=NAME` and any `--config.key=value`.
 
     Args:
-        parser: has the command's own flags; `--config` and `--recipe` are added here.
-        arguments: what follows the command; None reads `sys.argv`.
+        parser: parser with the command's own flags; `--config` and `--recipe` are added here.
+        arguments: the command line without the command's name; None reads `sys.argv`.
 
     Raises:
         ConfigError: the file cannot be loaded, or an override has an unknown key, a wrong type or no effect.
@@ -44,7 +44,7 @@ def parse_arguments(
 def configure(path: str, overrides: Sequence[str], recipe: str | None = None) -> ConfigDict:
     """Loads a file, applies a recipe and then `--config.key=value` arguments, and checks the values.
 
-    The network is left to `validate`.
+    `validate` also checks the network.
 
     Raises:
         ConfigError: a file cannot be loaded, or an override has an unknown key, a wrong type or no effect.
@@ -68,7 +68,7 @@ def base_config() -> ConfigDict:
     """Returns the configuration of configs/base.py, which lies beside the package.
 
     Raises:
-        UserError: it does not, as where the package alone is installed.
+        UserError: the file is missing, for example because only the package is installed.
     """
     path = pathlib.Path(importlib.util.find_spec("hga_flax").origin).parent.parent / "configs" / "base.py"
     if not path.is_file():
@@ -77,10 +77,10 @@ def base_config() -> ConfigDict:
 
 
 def load_config(path: str) -> ConfigDict:
-    """Loads the configuration that a file's `get_config()` returns, locked.
+    """Loads a configuration file: returns the result of its `get_config()`, locked.
 
     Raises:
-        ConfigError: no such file, no `get_config`, or it sets a key that configs/base.py lacks.
+        ConfigError: the file does not exist, has no `get_config`, or sets a key that configs/base.py lacks.
     """
     if not pathlib.Path(path).is_file():
         shipped = sorted(p.name for p in pathlib.Path(path).parent.glob("*.py") if p.stem not in ("base", "__init__"))
@@ -93,10 +93,10 @@ def load_config(path: str) -> ConfigDict:
 
 
 def apply_recipe(config: ConfigDict, recipe: str) -> None:
-    """Changes a configuration as `apply(config)` of a file does: of configs/recipes/ by name, or any FILE.py.
+    """Applies a recipe in place: `apply(config)` of a file in configs/recipes/, given by name, or of any FILE.py.
 
     Raises:
-        ConfigError: there is no such recipe, no `apply` in it, or it sets a key that configs/base.py lacks.
+        ConfigError: the recipe does not exist, has no `apply`, or sets a key that configs/base.py lacks.
     """
     path = pathlib.Path(recipe)
     if path.suffix != ".py":
@@ -113,7 +113,7 @@ def apply_recipe(config: ConfigDict, recipe: str) -> None:
 
 
 def _run_file(path: str, flag: str, use: Callable[[Any], Any]) -> Any:
-    """Returns `use` of the module that a file holds."""
+    """Runs a Python file and returns `use(module)`."""
     spec = importlib.util.spec_from_file_location(f"config_{pathlib.Path(path).stem}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{flag}: not a Python file")
@@ -130,10 +130,10 @@ def _key_error(error: Exception) -> str:
 
 
 def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
-    """Applies `--config.key=value` arguments, with the value read as the type of the key's default.
+    """Applies `--config.key=value` arguments; each value is parsed as the type of the key's default.
 
     Raises:
-        ConfigError: an unknown key (with the nearest known one) or a value of another type.
+        ConfigError: a key is unknown (the message suggests the nearest one) or a value has the wrong type.
     """
     keys = config_keys(config)
     for argument in overrides:
@@ -147,7 +147,7 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     try:
         return _read(config, overrides)
     except OVERRIDE_ERRORS as error:
-        for argument in overrides:  # which of them was it, where a key may be given twice
+        for argument in overrides:  # find the one that fails; a key may be given twice
             try:
                 _read(config, [argument])
             except OVERRIDE_ERRORS:
@@ -166,9 +166,9 @@ def _read(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
 
 
 def _spelled(argument: str) -> str:
-    """Returns an override as ml_collections reads it.
+    """Returns an override in the form that ml_collections parses.
 
-    Former names of keys are replaced; texts are quoted; 1e3 and 1_000 are whole numbers; an empty list is ().
+    Former key names are replaced, strings are quoted, 1e3 and 1_000 become integers, and an empty list becomes ().
     """
     key, (_, equals, value) = _key(argument), argument.partition("=")
     name, rule = f"--config.{key}", KEYS[key].rule if key in KEYS else None
@@ -178,20 +178,20 @@ def _spelled(argument: str) -> str:
         entries = [_whole(entry) for entry in value.strip(" ()[]").rstrip(",").split(",")]
         if not rule.many:
             value = _whole(value)
-        elif all(entry.lstrip("-").isdecimal() for entry in entries):  # another text is shown as it was typed
+        elif all(entry.lstrip("-").isdecimal() for entry in entries):  # other text stays as typed, for the error
             value = f"({','.join(entries)},)"
     if equals and rule and rule.many and rule.kind is str:
         try:
             ast.literal_eval(value)
-        except OVERRIDE_ERRORS:  # as a person types it: stem*,stage1*
+        except OVERRIDE_ERRORS:  # without quotes, as usually typed: stem*,stage1*
             value = repr(tuple(part.strip() for part in value.split(",") if part.strip()))
     return f"{name}{equals}{value}"
 
 
 def _whole(text: str) -> str:
-    """Returns a number that is whole, however it is written, by its digits: 1e3 as 1000; another text as it is."""
+    """Returns an integer in any notation as plain digits, 1e3 as 1000; any other text unchanged."""
     try:
-        number = Decimal(text.strip())  # which reads 1_000, too, and is exact
+        number = Decimal(text.strip())  # also parses 1_000, and is exact
     except InvalidOperation:
         return text
     whole = number.is_finite() and number.adjusted() < MOST_DIGITS and number == number.to_integral_value()
@@ -199,29 +199,29 @@ def _whole(text: str) -> str:
 
 
 def parse_options(text: str, key: str) -> dict[str, Any]:
-    """Reads keyword arguments, "kernels=(7,), mfe_act='relu'", without evaluating code.
+    """Parses keyword arguments, "kernels=(7,), mfe_act='relu'", without evaluating code.
 
     Raises:
-        ConfigError: not keyword arguments with literal values.
+        ConfigError: the text is not a list of keyword arguments with literal values.
     """
     try:
         call = ast.parse(f"options({text})", mode="eval").body
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
-            raise ValueError  # also for the text "a=1)(b=2", a call of a call
+            raise ValueError  # also for "a=1)(b=2", which parses as a call of a call
         names = [keyword.arg for keyword in call.keywords]
         if None in names or len(set(names)) < len(names):
             raise ValueError
         options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):  # nested too deeply is the last two
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):  # the last two: nested too deeply
         raise ConfigError(f'{key}={text!r}: write keyword arguments, like "kernels=(7,), mfe_norm=True"') from None
     return {name: value for name, value in options.items() if name is not None}
 
 
 def validate(config: ConfigDict) -> ConfigDict:
-    """Checks what can be checked without devices and data; returns the configuration.
+    """Checks everything that needs neither devices nor data; returns the configuration.
 
     Raises:
-        ConfigError: names the key, its value and what would be right.
+        ConfigError: a value is wrong; the message names the key, its value and what would be right.
     """
     check_keys(config)
     check_together(config)
@@ -238,8 +238,13 @@ def validate(config: ConfigDict) -> ConfigDict:
 def build_model(config: ConfigDict, num_classes: int, axis_name: str | None = None) -> Any:
     """Creates the network that `config.model` describes.
 
+    Args:
+        config: a complete configuration.
+        num_classes: number of logits.
+        axis_name: name of the mapped axis over which batch statistics are averaged; None: no averaging.
+
     Raises:
-        ConfigError: an unknown model, attention or option; the message lists the known ones.
+        ConfigError: the model, the attention or an option is unknown; the message lists the known ones.
     """
     import jax.numpy as jnp
 
@@ -266,12 +271,12 @@ def build_model(config: ConfigDict, num_classes: int, axis_name: str | None = No
 
 
 def to_json(config: ConfigDict) -> str:
-    """Returns the configuration as JSON text, keys sorted within each group."""
+    """Returns the configuration as JSON text, with the keys sorted within each group."""
     return json.dumps(config.to_dict(), indent=2)
 
 
 def from_json(text: str) -> ConfigDict:
-    """Returns the locked configuration of a workdir's config.json.
+    """Parses the text of a workdir's config.json; returns the locked configuration.
 
     Raises:
         UserError: the text is not a configuration.
@@ -294,7 +299,7 @@ def from_json(text: str) -> ConfigDict:
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """Returns the keys whose values differ, as "key: old -> new"."""
+    """Returns one "key: old -> new" for each key whose values differ."""
     keys = dict.fromkeys(config_keys(old) + config_keys(new))
 
     def value(config: ConfigDict, key: str) -> Any:

@@ -1,7 +1,7 @@
-"""What every configuration key may hold, alone and together with the others; no JAX is loaded for it.
+"""Checks the values of configuration keys, each alone and all together. Does not load JAX.
 
-`KEYS` has one line for each key of configs/base.py (a test compares them). What needs the network,
-the devices or the data set is checked in config.py and training/experiment.py.
+`KEYS` has one entry for each key of configs/base.py (a test compares them). Checks that need the network,
+the devices or the data set are in loading.py and training/experiment.py.
 """
 
 import math
@@ -34,7 +34,7 @@ def get_key(config: ConfigDict, key: str) -> Any:
 
 
 def complete(config: ConfigDict) -> ConfigDict:
-    """Adds the keys that are younger than a run's configuration, with the values that it went by; returns it."""
+    """Adds the keys that a run's configuration predates, with the values that reproduce the run; returns it."""
     with config.unlocked():
         for key, entry in KEYS.items():
             if entry.before is ALWAYS:
@@ -48,10 +48,10 @@ def complete(config: ConfigDict) -> ConfigDict:
 
 
 def check_keys(config: ConfigDict) -> None:
-    """Checks that a configuration has the known keys, each with a value of its type and range.
+    """Checks that a configuration has exactly the known keys, each with a value of the right type and range.
 
     Raises:
-        ConfigError: names the key, its value and what would be right.
+        ConfigError: a key or value is wrong; the message names the key, its value and what would be right.
     """
     keys = config_keys(config)
     for key in keys:
@@ -91,7 +91,7 @@ def _is_entry(rule: Rule, value: Any) -> bool:
 
 
 def _is(kind: type, value: Any) -> bool:
-    if isinstance(value, bool):  # which Python counts among the whole numbers
+    if isinstance(value, bool):  # bool is a subclass of int
         return kind is bool
     return isinstance(value, int | float if kind is float else kind)
 
@@ -101,10 +101,10 @@ def _inside(rule: Rule, value: float) -> bool:
 
 
 def check_together(config: ConfigDict) -> None:
-    """Checks the values of a configuration that passes `check_keys` against each other.
+    """Checks that the values are consistent with each other, in a configuration that passes `check_keys`.
 
     Raises:
-        ConfigError: names the key, its value and what would be right.
+        ConfigError: values conflict; the message names the key, its value and what would be right.
     """
     data = config.data
     if data.augmentation != "small" and data.crop_padding:
@@ -140,7 +140,7 @@ def check_together(config: ConfigDict) -> None:
 
 
 def learning_rate_factors(config: ConfigDict) -> dict[str, float]:
-    """Returns the factors of `optimizer.learning_rate_factors` by their patterns, in order.
+    """Returns `optimizer.learning_rate_factors` as {pattern: factor}, in order.
 
     Raises:
         ConfigError: an entry is not "PATTERN=FACTOR", or its factor is not above 0 and finite.
@@ -162,10 +162,10 @@ def learning_rate_factors(config: ConfigDict) -> dict[str, float]:
 
 
 def check_given(config: ConfigDict, given: Iterable[str]) -> None:
-    """Checks that the keys given on the command line change something; those of files may lie idle.
+    """Checks that each key given on the command line has an effect; keys set in files may have none.
 
     Raises:
-        ConfigError: names the key, its value and what would make it count.
+        ConfigError: a key has no effect; the message names its value and what would give it one.
     """
     for key in given:
         effect = KEYS[key].effect if key in KEYS else None

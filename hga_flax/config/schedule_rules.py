@@ -1,4 +1,4 @@
-"""What the keys of `config.schedule` may hold together; no JAX is loaded for it."""
+"""Checks that the keys of `config.schedule` are consistent. Does not load JAX."""
 
 from ml_collections import ConfigDict
 
@@ -6,10 +6,10 @@ from hga_flax.errors import ConfigError
 
 
 def check_schedule(schedule: ConfigDict, peak: float) -> None:
-    """Checks the keys of `config.schedule` against each other and against the peak of the learning rate.
+    """Checks the keys of `config.schedule` against each other and against the peak learning rate.
 
     Raises:
-        ConfigError: names the key, its value and what would be right.
+        ConfigError: values conflict; the message names the key, its value and what would be right.
     """
     if schedule.name in ("cosine", "linear") and schedule.end_learning_rate > peak:
         raise ConfigError(
