@@ -85,10 +85,10 @@ docs: $(INSTALLED)
 	@$(BIN)/zensical build --clean --strict
 
 lint: $(INSTALLED)
-	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .
+	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check . && $(BIN)/mypy --no-error-summary
 
 format: $(INSTALLED)
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
 
 clean:
-	@rm -rf $(VENV) $(LOWEST) .cache .pytest_cache .ruff_cache site
+	@rm -rf $(VENV) $(LOWEST) .cache .pytest_cache .ruff_cache .mypy_cache site

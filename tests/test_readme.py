@@ -50,7 +50,7 @@ def test_the_requirements_are_what_the_library_and_its_extras_need():
     assert sorted(installed) == sorted([*filter(None, runtime), "hga-flax[train]"])
     onnx = extras["onnx"]
     assert set(onnx) <= set(tools)
-    kept = ["tensorboard", "pytest", "pytest-xdist", "hypothesis", "ruff"]
+    kept = ["tensorboard", "pytest", "pytest-xdist", "hypothesis", "ruff", "mypy"]
     kept += ["setuptools", "zensical", "mkdocstrings-python"]
     assert [line.split(">")[0] for line in tools if line not in onnx] == kept
     assert all(re.search(r">=.*,<", line) for line in wanted if line)  # ranges, neither pins nor bare names

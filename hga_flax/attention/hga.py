@@ -180,7 +180,7 @@ class ExcitationExploration(nn.Module):
         return e @ excite.astype(self.dtype)
 
 
-def _first_fc(cells: jax.Array, suppress: jax.Array, dtype: Any) -> jax.Array:
+def _first_fc(cells: Any, suppress: jax.Array, dtype: Any) -> jax.Array:
     """`[B, S, cells, C]` -> `[B, hidden]` by the weights of an `ExcitationExploration`, `[(S,) cells, C, hidden]`."""
     batch, scales = cells.shape[:2]
     # A shared FC meets every scale, as Eq. 10 counts it; shift pooling hands over their sum (one scale).
@@ -268,15 +268,15 @@ class HGA(nn.Module):
         self._check(x)
         if not (self.mfe or self.hap or self.ee):
             return x
-        reduced = self.reduced_channels is not None and self.channels > self.reduced_channels
+        width = min(self.channels, self.reduced_channels or self.channels)
+        reduced = width < self.channels
         dense = lambda features, name: nn.Dense(features, use_bias=False, dtype=self.dtype, name=name)
-        narrow = Reduction(self.reduced_channels, name="reduce")(x, source) if reduced else Narrowed(x)
-        width = self.reduced_channels if reduced else self.channels
+        narrow = Reduction(width, name="reduce")(x, source) if reduced else Narrowed(x)
         mfe = self._mfe(width) if self.mfe else None
         first = None
         if train and mfe is not None and self._folds(mfe, width):
             scales = 1 if self.excitation == "shared" else len(self.kernels)
-            cells = jax.ShapeDtypeStruct((len(x), scales, sum(j * j for j in self._bins()), width), jnp.float32)
+            cells: Any = jax.ShapeDtypeStruct((len(x), scales, sum(j * j for j in self._bins()), width), jnp.float32)
             first = lambda suppress: self._hidden(narrow, mfe.weights, suppress)
             if self.is_mutable_collection("intermediates"):
                 self.sow("intermediates", "cells", self._cells(narrow.map(self.dtype), mfe, train))
@@ -332,7 +332,7 @@ class HGA(nn.Module):
         def by_operator(stacked: jax.Array, suppress: jax.Array, *given: jax.Array) -> jax.Array:
             x, weight, offset = Narrowed(*given)
             weights = suppress if suppress.ndim == 4 else suppress[None]
-            operator = excitation_operator(stacked, weights, *x.shape[1:3], bins)
+            operator = excitation_operator(stacked, weights, x.shape[1], x.shape[2], bins)
             hidden = jnp.zeros((), operator.dtype)
             if offset is not None:
                 hidden = offset @ operator.sum(axis=(2, 3))

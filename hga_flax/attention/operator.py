@@ -14,6 +14,7 @@ alone would wait for M. benchmarks/NOTES.md has the measurements.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +72,8 @@ def _grid(suppress: jax.Array, bins: Sequence[int]) -> jax.Array:
 
     Each bin has rows and columns of its own; where those of two bins cross there are zeros.
     """
-    grid, first, edge = 0, 0, 0
+    grid: Any = 0
+    first = edge = 0
     for j in bins:
         cells = suppress[:, first : first + j * j]
         cells = cells.reshape(len(suppress), j, j, *suppress.shape[2:])

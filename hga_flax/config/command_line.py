@@ -5,6 +5,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from hga_flax.errors import UserError, one_line
 
@@ -57,7 +58,7 @@ def add_weights_flags(parser: argparse.ArgumentParser, *, many: bool = False) ->
         parser: the command's parser.
         many: whether `--workdir` may be repeated.
     """
-    again = {"action": "append"} if many else {}
+    again: dict[str, Any] = {"action": "append"} if many else {}
     more = "; again for each run" if many else ""
     parser.add_argument("--workdir", metavar="DIR", help=f"the folder that train.py was given{more}", **again)
     parser.add_argument(

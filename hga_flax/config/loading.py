@@ -70,7 +70,7 @@ def base_config() -> ConfigDict:
     Raises:
         UserError: the file is missing, for example because only the package is installed.
     """
-    path = pathlib.Path(importlib.util.find_spec("hga_flax").origin).parent.parent / "configs" / "base.py"
+    path = pathlib.Path(__file__).parents[2] / "configs" / "base.py"
     if not path.is_file():
         raise UserError("--config=FILE is missing: this installation has no configs/base.py to begin with")
     return load_config(str(path))

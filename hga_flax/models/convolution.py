@@ -55,7 +55,7 @@ def convolution(
         rows, columns = (x.shape[1] - height) // down * down + 1, (x.shape[2] - width) // right * right + 1
         x = x.reshape(*x.shape[:3], groups, -1)
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        y = sum(
+        y: Any = sum(
             jnp.einsum(
                 "bhwgc,cgd->bhwgd",
                 x[:, i : i + rows : down, j : j + columns : right],

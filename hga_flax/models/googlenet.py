@@ -73,7 +73,7 @@ class Inception(nn.Module):
         size5: size of the third branch's kernel.
     """
 
-    widths: tuple[int, int, int, int, int, int]
+    widths: tuple[int, ...]
     unit: ModuleDef
     attention: AttentionFactory
     size5: int = 3
@@ -169,9 +169,9 @@ class GoogLeNet(nn.Module):
         x = unit(192 // self.width_divisor, 3, name="stem3")(x)
         x = max_pool_ceil(x, 3, train)
         for block, widths in BLOCKS.items():
-            widths = tuple(width // self.width_divisor for width in widths)
+            narrowed = tuple(width // self.width_divisor for width in widths)
             size5 = 5 if self.true_5x5 else 3
-            x = Inception(widths, unit, attention, size5, name=f"inception{block}")(x, train)
+            x = Inception(narrowed, unit, attention, size5, name=f"inception{block}")(x, train)
             if block in AUXILIARY_AFTER and self.aux_logits and (train or self.is_initializing()):
                 name = AUXILIARY_AFTER[block]
                 logits = AuxiliaryHead(self.num_classes, unit, self.aux_dropout, name=name)(x, train)

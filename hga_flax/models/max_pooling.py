@@ -10,6 +10,7 @@ CPUs and TPUs keep XLA's operation. benchmarks/NOTES.md has the measurements.
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -95,7 +96,8 @@ def _largest(x: jax.Array, window: Window, strides: Window, padding: Padding) ->
     margins = ((0, 0), *padding, (0, 0))
     x = jnp.pad(x, margins, constant_values=jnp.array(-jnp.inf, x.dtype))
     outputs = [(length - size) // stride for length, size, stride in zip(x.shape[1:3], window, strides, strict=True)]
-    largest = position = None
+    largest: Any = None
+    position: Any = None
     for number, row, column in _offsets(window):
         here = x[
             :,

@@ -44,7 +44,7 @@ class BatchNorm(nn.Module):
     scale_init: Any = nn.initializers.ones
 
     @nn.compact
-    def __call__(self, x: jax.Array, return_affine: bool = False) -> jax.Array | tuple[jax.Array, Affine]:
+    def __call__(self, x: jax.Array, return_affine: bool = False) -> Any:
         """`[..., C]` -> the same shape, or with `return_affine` that and the map which was applied."""
         channels = (x.shape[-1],)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)

@@ -88,8 +88,9 @@ class Res2Net(ResidualNetwork):
         return Res2Bottleneck(features, width, self.scale, cardinality=self.cardinality, **fields)
 
 
-_R50, _R101 = {"stage_sizes": (3, 4, 6, 3)}, {"stage_sizes": (3, 4, 23, 3)}
-_D = {"stem_width": 32, "average_down": True}
+_R50: dict[str, Any] = {"stage_sizes": (3, 4, 6, 3)}
+_R101: dict[str, Any] = {"stage_sizes": (3, 4, 23, 3)}
+_D: dict[str, Any] = {"stem_width": 32, "average_down": True}
 NETWORKS = {
     "res2net50_26w_4s": partial(Res2Net, **_R50),
     "res2net50_26w_6s": partial(Res2Net, **_R50, scale=6),

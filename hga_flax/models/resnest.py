@@ -126,11 +126,15 @@ class ResNeSt(ResidualNetwork):
         if width % (self.radix * self.cardinality):
             groups = f"radix={self.radix} times cardinality={self.cardinality}"
             raise ValueError(f"{groups} does not divide the {width} channels of a block at features={features}")
-        options = {"radix": self.radix, "cardinality": self.cardinality, "average_first": self.average_first}
+        options: dict[str, Any] = {
+            "radix": self.radix,
+            "cardinality": self.cardinality,
+            "average_first": self.average_first,
+        }
         return SplitBottleneck(features, width, **options, **fields)
 
 
-_GROUPED = {"stage_sizes": (3, 4, 6, 3), "average_first": True}
+_GROUPED: dict[str, Any] = {"stage_sizes": (3, 4, 6, 3), "average_first": True}
 NETWORKS = {
     "resnest14d": partial(ResNeSt, stage_sizes=(1, 1, 1, 1)),
     "resnest26d": partial(ResNeSt, stage_sizes=(2, 2, 2, 2)),
