@@ -1,4 +1,4 @@
-"""Learning: the state, the step, the optimizer, the metrics, evaluation, and the loop that puts them together.
+"""Training: state, step, optimizer, metrics, evaluation, and the loop that puts them together.
 
-Imports all that stands before it. Start at trainer.py for the loop, step.py for what is compiled.
+Imports runs/ and the rooms before it. Start at trainer.py for the loop, step.py for the compiled steps.
 """

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: skipped up to a limit, then the end of the run at a known step."""
+"""Handles losses and gradients that are not finite: skips steps up to a limit, then ends the run at a known step."""
 
 import collections
 import math
@@ -10,22 +10,22 @@ from collections.abc import Callable
 from hga_flax.errors import UserError
 from hga_flax.training.step import StepReport
 
-# Steps that may be under way on the devices: enough to hide the host, few enough to bound memory.
+# Steps in flight on the devices: enough to hide host latency, few enough to bound memory.
 STEPS_IN_FLIGHT = 2
 
 
 class Diverged(Exception):
-    """Training cannot go on; the message says what was not finite, and at which step."""
+    """Training cannot continue; the message says what was not finite, and at which step."""
 
 
 class StepReports:
-    """Reads what the steps report, a little behind the devices, so that no step waits for the host.
+    """Reads the reports of steps slightly behind the devices, so that no step waits for the host.
 
-    The reports are the same in all processes, and so is the step at which all of them stop.
+    All processes get the same reports, and therefore stop at the same step.
 
     Args:
-        limit: how many steps may be skipped over the run, of `training.skip_nonfinite`.
-        skipped: how many were skipped before.
+        limit: number of steps that may be skipped in the whole run (`training.skip_nonfinite`).
+        skipped: number of steps skipped so far.
         say: called with one line for each skipped step.
     """
 
@@ -34,11 +34,11 @@ class StepReports:
         self._pending: collections.deque[tuple[int, StepReport]] = collections.deque()
 
     def add(self, step: int, report: StepReport) -> None:
-        """Takes the report of a step that may still be under way."""
+        """Queues the report of a step that may still be running."""
         self._pending.append((step, report))
 
     def read(self, in_flight: int = STEPS_IN_FLIGHT) -> tuple[int, float] | None:
-        """Waits for all but the newest steps.
+        """Waits for and reads all reports except those of the newest `in_flight` steps.
 
         Returns:
             The last step read and its loss, or None if there was none to read.
@@ -62,7 +62,7 @@ class StepReports:
 
 
 def nonfinite(step: int, loss: float, gradient_norm: float) -> str | None:
-    """Returns what is not finite about a step, or None."""
+    """Returns a phrase that says what is not finite about a step, or None."""
     if not math.isfinite(loss):
         return f"the loss of step {step} is {loss}"
     return None if math.isfinite(gradient_norm) else f"the norm of step {step}'s gradient is {gradient_norm}"
@@ -72,8 +72,8 @@ def explain(what: str, steps: list[int]) -> UserError:
     """Returns the error that ends a diverged run.
 
     Args:
-        what: happened.
-        steps: of the checkpoints that are kept.
+        what: what was not finite, and where.
+        steps: steps of the checkpoints on disk.
     """
     kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint had been written"
     return UserError(
@@ -84,7 +84,7 @@ def explain(what: str, steps: list[int]) -> UserError:
 
 
 def command_line() -> str:
-    """Returns the command that this process was started with, for a shell."""
+    """Returns the shell command that started this process."""
     program = pathlib.Path(sys.argv[0])
     name = program.name if program.suffix == ".py" and program.parent.absolute() == pathlib.Path.cwd() else sys.argv[0]
     return shlex.join(["python", name, *sys.argv[1:]])

@@ -1,7 +1,7 @@
-"""`train.py --dry-run`: what a run would be, without its parameters, its images or its workdir.
+"""`train.py --dry-run`: describes a run without creating its parameters, reading images or writing a workdir.
 
-Everything is traced with abstract arrays. The step is lowered but not compiled, unless that is quick
-or asked for; then it is also timed on zeros, if it is short. What is an estimate says so.
+Everything is traced with abstract arrays. The training step is lowered, and compiled only if that is quick or
+requested; a compiled step that is short is also timed on zeros. Estimates are marked as such.
 """
 
 import contextlib
@@ -33,22 +33,22 @@ from hga_flax.training.optimizer import decay_steps, warmup_steps
 from hga_flax.training.state import TrainState
 from hga_flax.training.step import make_train_step
 
-QUICK = 150  # arrays of parameters up to which the step is compiled unasked: seconds, where ResNet-50 takes minutes
-SHORT = 0.5  # seconds by the estimate up to which a compiled step is also timed
+QUICK = 150  # compile the step by default up to this many parameter arrays: seconds, where ResNet-50 takes minutes
+SHORT = 0.5  # time a compiled step whose estimate is below this many seconds
 DECAYS_SHOWN = 8
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a training step takes of each device.
+    """Cost of a training step on each device.
 
     Attributes:
-        flops: floating-point operations, by XLA's count.
-        memory: (what, bytes) rows that add up to the estimate.
-        compiled: XLA's (arguments, temporaries) in bytes, where the step was compiled.
-        estimate: seconds of a step if all of it ran as fast as a large convolution: it takes longer.
-        measured: seconds of a step on zeros, where it was compiled and the estimate is short.
+        flops: floating-point operations as counted by XLA.
+        memory: bytes by purpose; their sum is the memory estimate.
+        compiled: XLA's (arguments, temporaries) in bytes, if the step was compiled.
+        estimate: seconds per step if all of it ran as fast as a large convolution; a lower bound.
+        measured: seconds per step on zeros, if the step was compiled and the estimate is short.
     """
 
     flops: float
@@ -59,15 +59,15 @@ class Cost:
 
 
 def dry_run(config: ConfigDict, workdir: str | None = None, *, compile_step: bool = False) -> None:
-    """Prints the model, the schedule, the plan, the memory and the time of a run; writes nothing.
+    """Prints the model, schedule, plan, memory and time of a run; writes nothing.
 
     Args:
-        config: a whole configuration.
-        workdir: the run's folder, to be checked and not touched, or None.
-        compile_step: compile the training step however long that takes.
+        config: complete configuration.
+        workdir: folder of the run, which is checked but not changed, or None.
+        compile_step: compile the training step, however long that takes.
 
     Raises:
-        UserError: what training would raise before its first step.
+        UserError: whatever training would raise before its first step.
     """
     check_source(config, workdir)
     config = files.absolute_paths(config)
@@ -95,16 +95,16 @@ def dry_run(config: ConfigDict, workdir: str | None = None, *, compile_step: boo
 def workdir_state(
     path: str, config: ConfigDict, state: TrainState | None = None, info: DatasetInfo | None = None
 ) -> str:
-    """Returns what training would find in a workdir.
+    """Describes what training would find in a workdir.
 
     Args:
         path: the workdir.
-        config: a whole configuration.
-        state: of the run, abstract; compared with the newest checkpoint, if given (not with one in a bucket).
-        info: of the data as they are now; compared with the run's, if given.
+        config: complete configuration.
+        state: abstract state of the run; if given, compared with the newest checkpoint (unless in a bucket).
+        info: the data set as it is now; if given, compared with the run's.
 
     Raises:
-        UserError: it cannot be written to, or belongs to another run or optimizer.
+        UserError: the workdir is not writable, or belongs to another run or optimizer.
     """
     workdir = find(path, light=True)
     if not is_remote(path):
@@ -125,13 +125,13 @@ def workdir_state(
 
 
 def checkpoint_steps(path: str) -> list[int]:
-    """Returns the steps that a workdir has checkpoints of."""
+    """Returns the steps for which a workdir has checkpoints."""
     with contextlib.closing(Checkpoints(find(path, light=True), read_only=True)) as checkpoints:
         return checkpoints.steps()
 
 
 def schedule_rows(config: ConfigDict, prepared: Prepared) -> list[tuple[str, ...]]:
-    """Returns (step, epoch, learning rate, what happens) at the schedule's corners, counted in finished steps."""
+    """Returns (step, epoch, learning rate, event) rows at the schedule's turning points, in completed steps."""
     plan, schedule = prepared.plan, prepared.schedule
     warmup = warmup_steps(config, plan.steps_per_epoch, plan.total_steps)
     decays = decay_steps(config, plan.steps_per_epoch, plan.total_steps)
@@ -154,12 +154,12 @@ def schedule_rows(config: ConfigDict, prepared: Prepared) -> list[tuple[str, ...
 
 
 def tree_bytes(tree: Any) -> int:
-    """Returns the size of the arrays, abstract or not, of a tree."""
+    """Returns the size in bytes of the arrays in a tree, which may be abstract."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def abstract_batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes and the placement of a global training batch."""
+    """Returns the shapes, dtypes and shardings of a global training batch."""
     size, sharding = experiment.config.training.batch_size, NamedSharding(experiment.mesh, PartitionSpec(DATA_AXIS))
     make = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
     numbers = {name: make((size,), jnp.int32) for name in ("label", "index", "epoch")}
@@ -167,11 +167,11 @@ def abstract_batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def saved_bytes(experiment: Experiment, state: TrainState) -> int:
-    """Returns the size of what one device keeps of the forward pass for the backward pass.
+    """Returns the bytes that one device keeps from the forward pass for the backward pass, without the parameters.
 
-    As JAX traces it, before XLA optimises: the parameters that it also keeps are left out.
+    Counted in JAX's trace, before XLA optimises it.
     """
-    model = experiment.model.clone(axis_name=None)  # the axis is there inside shard_map alone
+    model = experiment.model.clone(axis_name=None)  # the axis exists only inside shard_map
     training = experiment.config.training
     each = training.batch_size // experiment.mesh.devices.size // training.accumulation_steps
     images = jax.ShapeDtypeStruct((each, *experiment.image_shape), jnp.float32)
@@ -191,7 +191,7 @@ def saved_bytes(experiment: Experiment, state: TrainState) -> int:
 
 
 def step_cost(experiment: Experiment, prepared: Prepared, compile_step: bool) -> Cost:
-    """Lowers the training step, and compiles it where that is quick or asked for."""
+    """Lowers the training step, compiles it if that is quick or requested, and returns its cost."""
     state, batch = prepared.state, abstract_batch(experiment)
     optimizer = experiment.optimizer(prepared.schedule)
     lowered = make_train_step(experiment.model, optimizer, experiment.config, experiment.mesh).lower(state, batch)
@@ -211,7 +211,7 @@ def step_cost(experiment: Experiment, prepared: Prepared, compile_step: bool) ->
         "batch statistics": tree_bytes(state.batch_stats),
         "optimizer": tree_bytes(state.opt_state),
         **({"moving average": tree_bytes(state.ema)} if state.ema else {}),
-        # Accumulated, a part's beside their sum.
+        # With accumulation, the gradient of one part and the sum.
         "gradients": tree_bytes(state.params) * (2 if experiment.config.training.accumulation_steps > 1 else 1),
         "batch": tree_bytes(batch) // experiment.mesh.devices.size,
         "activations": saved_bytes(experiment, state),
@@ -220,12 +220,12 @@ def step_cost(experiment: Experiment, prepared: Prepared, compile_step: bool) ->
 
 
 def measured_seconds(step: Callable, state: TrainState, batch: dict[str, jax.ShapeDtypeStruct]) -> float | None:
-    """Returns the shortest of three calls of a compiled training step on zeros, None where they do not fit."""
+    """Returns the seconds of the fastest of three calls of a compiled step on zeros; None if they do not fit."""
     zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), tree)
     try:
         batch, times = zeros(batch), []
         for _ in range(4):  # the first is warm-up
-            once = jax.block_until_ready(zeros(state))  # which the step takes over
+            once = jax.block_until_ready(zeros(state))  # a new state per call, because the step donates it
             start = time.perf_counter()
             jax.block_until_ready(step(once, batch))
             times.append(time.perf_counter() - start)
@@ -235,9 +235,9 @@ def measured_seconds(step: Callable, state: TrainState, batch: dict[str, jax.Sha
 
 
 def measured_speed(device: jax.Device, dtype: Any, seconds: float = 1.0) -> float:
-    """Returns the FLOP/s of a device on two 3x3 convolutions with BatchNorm, forward and backward.
+    """Returns the FLOP/s of a device for two 3x3 convolutions with BatchNorm, forward and backward.
 
-    A network's layers differ: small maps, groups and attentions run slower, wide layers faster.
+    Real layers differ: small feature maps, grouped convolutions and attentions run slower, wide layers faster.
     """
 
     class Block(nn.Module):
@@ -267,16 +267,16 @@ def measured_speed(device: jax.Device, dtype: Any, seconds: float = 1.0) -> floa
 
 
 def step_seconds(experiment: Experiment, flops: float) -> float:
-    """Returns an estimate of the length of a training step from a speed measured on the first device here."""
+    """Returns the estimated seconds of a training step, from the speed measured on the first local device."""
     device = jax.local_devices()[0]
     speed = measured_speed(device, jnp.dtype(experiment.config.model.dtype))
-    # Simulated devices of one CPU share its cores.
+    # Simulated devices share the cores of one CPU.
     share = jax.local_device_count() if device.platform == "cpu" else 1
     return flops * share / speed
 
 
 def size(number: float) -> str:
-    """Returns bytes as "1.23 MB"."""
+    """Formats a number of bytes, such as "1.23 MB"."""
     unit = 0
     while number >= 1000 and unit < len(UNITS) - 1:
         number, unit = number / 1000, unit + 1
@@ -284,7 +284,7 @@ def size(number: float) -> str:
 
 
 def plan_rows(experiment: Experiment, plan: Plan, state: TrainState) -> list[tuple[str, str]]:
-    """Returns what happens how often."""
+    """Returns rows on how often the run evaluates, saves and logs."""
     config = experiment.config
     evaluated = len(experiment.dataset.open(config.data.eval_split))
     every = config.checkpoint.every_steps
@@ -309,7 +309,7 @@ def plan_rows(experiment: Experiment, plan: Plan, state: TrainState) -> list[tup
 
 
 def memory_rows(experiment: Experiment, cost: Cost) -> list[tuple[str, str]]:
-    """Returns the memory of each device: what is known, what is estimated and what XLA says."""
+    """Returns rows on the memory of each device: known sizes, estimates, and XLA's analysis."""
     rows = [(name, size(number)) for name, number in cost.memory.items()]
     rows[-1] = ("activations", rows[-1][1] + " (estimate: kept for the backward pass, before XLA's optimisation)")
     rows.append(("in all", f"about {size(sum(cost.memory.values()))} (estimate)"))
@@ -328,11 +328,11 @@ def memory_rows(experiment: Experiment, cost: Cost) -> list[tuple[str, str]]:
 
 
 def time_rows(experiment: Experiment, plan: Plan, cost: Cost) -> list[tuple[str, str]]:
-    """Returns the time of a step and of the run: measured, or a lower bound."""
+    """Returns rows on the time of a step and of the run: measured, or a lower bound."""
     batch = experiment.config.training.batch_size
     seconds = cost.measured or cost.estimate
     evaluated = len(experiment.dataset.open(experiment.config.data.eval_split))
-    # A forward pass is a third of a training step, at the same size.
+    # At the same image size, a forward pass takes a third of a training step.
     larger = (experiment.eval_image_shape[0] / experiment.image_shape[0]) ** 2
     whole = plan.total_steps * seconds + plan.evaluations * evaluated / batch * larger * seconds / 3
     speed = f"{seconds:.3g} s, {batch / seconds:,.0f} images/s"

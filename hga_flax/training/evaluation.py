@@ -1,4 +1,4 @@
-"""Evaluation of a state on a whole split, every example counted exactly once."""
+"""Evaluates a state on a whole split; every example counts exactly once."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,7 +17,7 @@ EvalStep = Callable[[Any, Any, ClassificationMetrics, dict[str, jax.Array]], Cla
 
 
 def normalized(images: jax.Array, data: ConfigDict) -> jax.Array:
-    """Returns raw images `[B, H, W, C]` (values 0..255) as the network takes them, float32.
+    """Returns raw images `[B, H, W, C]` (values 0..255) normalised for the network, float32.
 
     Args:
         images: uint8 or float32.
@@ -27,7 +27,7 @@ def normalized(images: jax.Array, data: ConfigDict) -> jax.Array:
 
 
 def apply_network(model: nn.Module, data: ConfigDict, variables: Any, images: jax.Array) -> jax.Array:
-    """Normalises raw images and applies a trained network: for evaluation, prediction and export alike.
+    """Normalises raw images and applies a trained network; used by evaluation, prediction and export.
 
     Args:
         model: the network.
@@ -42,7 +42,7 @@ def apply_network(model: nn.Module, data: ConfigDict, variables: Any, images: ja
 
 
 def no_images(split: str) -> str:
-    """Returns what is said where an evaluation found nothing to count."""
+    """Returns the message for a split without a readable image."""
     return f"none of the images of the split '{split}' can be read; mend those files, or name another split"
 
 
@@ -57,22 +57,22 @@ def evaluate(
     """Runs the evaluation step over all batches.
 
     Args:
-        eval_step: from `make_eval_step`.
-        params: of the network.
-        batch_stats: of the network.
-        batches: as `Dataset.eval_batches` yields them.
-        mesh: of the devices.
-        stop: asked after each batch; above 0 the evaluation is given up.
+        eval_step: compiled step from `make_eval_step`.
+        params: parameters of the network.
+        batch_stats: batch statistics of the network.
+        batches: batches from `Dataset.eval_batches`.
+        mesh: device mesh.
+        stop: called after each batch; a result above 0 cancels the evaluation.
 
     Returns:
-        `loss` (nats), `top1_error` and, of more than five classes, `top5_error` (percent) and `num_examples`, or None
-        if it was given up.
+        `loss` (nats), `top1_error` (percent), with more than five classes `top5_error` (percent), and
+        `num_examples`; None if cancelled.
     """
     sums = replicate(ClassificationMetrics.empty(), mesh)
     for batch in to_devices(batches, mesh):
         behind = sums
         sums = eval_step(params, batch_stats, sums, batch)
-        jax.block_until_ready(behind)  # one batch under way, one ahead: bounds memory, and the time to a stop
+        jax.block_until_ready(behind)  # one batch running, one queued: bounds memory and the delay of a stop
         if stop():
             return None
     return read(sums) | {"num_examples": int(sums.loss.count)}

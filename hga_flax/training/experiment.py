@@ -1,4 +1,4 @@
-"""A configuration turned into the parts of a run: devices, data, network, optimizer."""
+"""Builds the parts of a run from its configuration: devices, data, network, optimizer."""
 
 import dataclasses
 import math
@@ -22,18 +22,18 @@ from hga_flax.training.optimizer import create_optimizer, create_schedule, warmu
 from hga_flax.training.parameters import check_patterns, describe_groups
 from hga_flax.training.state import TrainState, abstract_state, check_evaluation, check_training, make_init
 
-MOST_EXAMPLES = 2**31 - 1  # that one process reads: indices are int32
+MOST_EXAMPLES = 2**31 - 1  # per process, because example indices are int32
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """When things happen, in optimizer steps.
+    """Timing of a run, in optimizer steps.
 
     Attributes:
-        num_examples: in the training split.
-        steps_per_epoch: not whole where the batch does not divide the split.
-        total_steps: where training ends.
-        eval_every: steps between two evaluations, at least 1; need not be whole either.
+        num_examples: size of the training split.
+        steps_per_epoch: steps per epoch; fractional if the batch size does not divide the split.
+        total_steps: step at which training ends.
+        eval_every: steps between evaluations, at least 1; may be fractional.
     """
 
     num_examples: int
@@ -42,7 +42,7 @@ class Plan:
     eval_every: float
 
     def evaluates_at(self, step: int) -> bool:
-        """True at the end, and at the step nearest to each multiple of `eval_every`, so that none drifts."""
+        """Returns True at the last step and at the step nearest to each multiple of `eval_every` (without drift)."""
         nearest = round(step / self.eval_every)
         return step == self.total_steps or step in (
             round(k * self.eval_every) for k in (nearest - 1, nearest, nearest + 1) if k
@@ -50,7 +50,7 @@ class Plan:
 
     @property
     def evaluations(self) -> int:
-        """How many there are from the first step to the end."""
+        """Number of evaluations from the first step to the end."""
         last = math.floor(self.total_steps / self.eval_every) + 1
         while round(last * self.eval_every) >= self.total_steps:
             last -= 1
@@ -58,10 +58,10 @@ class Plan:
 
 
 def make_plan(config: ConfigDict, num_examples: int) -> Plan:
-    """Turns epochs into steps for a training split of `num_examples`.
+    """Converts epochs to steps for a training split of `num_examples`.
 
     Raises:
-        ConfigError: one batch is larger than the split, or training is longer than its steps can be numbered.
+        ConfigError: a batch is larger than the split, or training needs more examples than int32 can number.
     """
     batch_size = config.training.batch_size
     if batch_size > num_examples:
@@ -82,7 +82,16 @@ def make_plan(config: ConfigDict, num_examples: int) -> Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """The parts of a run that follow from its configuration and the devices at hand."""
+    """The parts of a run that follow from its configuration and the available devices.
+
+    Attributes:
+        config: complete configuration.
+        mesh: mesh of all devices.
+        shard: index of this process and number of processes.
+        dataset: the data set.
+        model: the network.
+        image_shape: `(H, W, C)` of training images.
+    """
 
     config: ConfigDict
     mesh: Mesh
@@ -93,30 +102,30 @@ class Experiment:
 
     @property
     def eval_image_shape(self) -> tuple[int, int, int]:
-        """`image_shape` in evaluation, and wherever else the trained network is used."""
+        """`(H, W, C)` of images in evaluation and wherever else the trained network is used."""
         size = self.config.evaluation.image_size or self.config.data.image_size
         return size, size, self.image_shape[2]
 
     @property
     def eval_batch_size(self) -> int:
-        """Of the global batch."""
+        """Global batch size of evaluation."""
         return self.config.evaluation.batch_size or self.config.training.batch_size
 
     def optimizer(self, schedule: optax.Schedule) -> optax.GradientTransformation:
-        """The optimizer of the configuration."""
+        """Returns the configured optimizer."""
         return create_optimizer(self.config, schedule)
 
     def schedule(self, plan: Plan) -> optax.Schedule:
-        """The learning rate by step."""
+        """Returns the learning rate as a function of the step."""
         return create_schedule(self.config, plan.steps_per_epoch, plan.total_steps)
 
     def init(self, optimizer: optax.GradientTransformation) -> Callable[[jax.Array], TrainState]:
-        """The function that makes the initial state."""
+        """Returns the function `init(key)` that makes the initial state."""
         return make_init(self.model, optimizer, self.image_shape, ema=self.config.training.ema_decay > 0)
 
 
 def _check_training_batch(config: ConfigDict, mesh: Mesh) -> None:
-    """Raises a ConfigError unless the devices can train on their parts of the batch."""
+    """Raises a ConfigError if the devices cannot train on their parts of the batch."""
     training, devices = config.training, mesh.devices.size
     batch_size, parts = training.batch_size, training.accumulation_steps
     check_batch_size("training.batch_size", batch_size, mesh)
@@ -154,11 +163,11 @@ def create_experiment(
     """Checks the configuration and builds the parts of the run.
 
     Args:
-        config: a whole configuration.
-        info: what is known of the data set, or a function that finds out once the configuration is checked.
-        train: False for a run that has been trained already: checks only what evaluation needs, and does
-            without a compilation cache that cannot be written to here.
-        mesh: the devices, all that there are where it is None.
+        config: complete configuration.
+        info: description of the data set, or a function that returns it, called once the configuration is checked.
+        train: False to check only what evaluation needs, and to run without a compilation cache if that cannot be
+            written to here.
+        mesh: device mesh; None for all devices.
 
     Raises:
         UserError: the configuration cannot be run here.
@@ -188,7 +197,7 @@ def create_experiment(
 
 
 class Prepared(NamedTuple):
-    """What of a run is known before its first image is read; its arrays are abstract."""
+    """What is known about a run before its first image is read; arrays in `state` are abstract."""
 
     plan: Plan
     schedule: optax.Schedule
@@ -197,11 +206,11 @@ class Prepared(NamedTuple):
 
 
 def prepare(experiment: Experiment) -> Prepared:
-    """Finishes the checks that need the data set or the network, without reading images or compiling.
+    """Runs the checks that need the data set or the network, without reading images or compiling.
 
     Raises:
         UserError: a split does not exist or is too small, the schedule does not fit the run, or the network
-            cannot be built or trained as its options say.
+            cannot be built or trained with its options.
     """
     dataset, config = experiment.dataset, experiment.config
     dataset.open(config.data.eval_split)
@@ -216,7 +225,7 @@ def prepare(experiment: Experiment) -> Prepared:
 
 
 def parameters_by_part(params: Any) -> dict[str, int]:
-    """Returns the parameters of the stem, of each stage and of the head; an attention's apart, under "attention"."""
+    """Returns the number of parameters of the stem, each stage and the head, and of all attentions together."""
     parts: dict[str, int] = {}
     for path, leaf in jax.tree.leaves_with_path(params):
         names = [entry.key for entry in path]
@@ -226,13 +235,13 @@ def parameters_by_part(params: Any) -> dict[str, int]:
 
 
 def describe(experiment: Experiment, plan: Plan, params: Any, *, new: bool = True) -> list[tuple[str, str]]:
-    """Returns what a run prints about itself at its start: (name, value) rows.
+    """Returns the (name, value) rows that a run prints at its start.
 
     Args:
         experiment: the run.
-        plan: its steps.
-        params: the tree of its parameters, or of their shapes.
-        new: False where it goes on from a checkpoint.
+        plan: plan of the run.
+        params: tree of the parameters or of their shapes.
+        new: False if the run resumes from a checkpoint.
     """
     from hga_flax.counting.complexity import complexity
 

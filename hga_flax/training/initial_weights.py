@@ -1,10 +1,10 @@
-"""The weights that a new run starts from (`init.weights`): another run's, or a PyTorch file's.
+"""Loads the weights that a new run starts from (`init.weights`): from another run or a PyTorch file.
 
-What the file holds is brought under our names and fitted to the network by three rules. An attention,
-a head ("classifier") and an auxiliary head are taken whole or stay fresh: the file may have another
-one, or none. Everything else must be on both sides with the same shape, or it is another network. A stem for
-another number of input channels is adapted as in timm (adapt_input_conv): summed over the channels
-for one, repeated and divided where the file has one.
+The arrays of the file get our names and are fitted to the network by three rules. An attention, a head
+("classifier") or an auxiliary head is loaded completely or keeps its initial values, because the file may have
+another one, or none. Everything else must exist on both sides with the same shape; otherwise the weights belong to
+another network. A stem with another number of input channels is adapted as in timm (adapt_input_conv): summed over
+the channels if the network has one, repeated and divided if the file has one.
 """
 
 import contextlib
@@ -38,25 +38,25 @@ from hga_flax.training.state import TrainState
 
 Path = tuple[str, ...]  # ("params", "stem_conv", "kernel")
 KEY = "init.weights"
-HEAD = "classifier"  # the name of every network's last layer, and of its auxiliary heads' last ones
-OPTIONAL_THERE = re.compile(r"(^|\.)(se|fc|linear|classifier|aux\d?|attention)\.")  # in others' names
+HEAD = "classifier"  # name of the last layer of every network and of its auxiliary heads
+OPTIONAL_THERE = re.compile(r"(^|\.)(se|fc|linear|classifier|aux\d?|attention)\.")  # in names of other libraries
 WANTED = "name a run's folder (DIR, DIR@latest, DIR@STEP) or a file of weights (.pth, .safetensors, ...)"
-SHOWN = 4  # names on the terminal
+SHOWN = 4  # names per line on the terminal
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What a file holds.
+    """Contents of a file of weights or of a run's checkpoint.
 
     Attributes:
-        origin: what it is, for people.
-        arrays: under our names.
-        others: names that are no place in any network of ours.
-        remedy: what would make a network that they fit.
-        chosen: what was taken where the file has several that fit, and how to take another.
-        key: how the user named the file.
-        peer: whose names it has, see `Found`; None for our own.
-        path: of such a file.
+        origin: description for messages.
+        arrays: arrays by our names.
+        others: names in the file that no network of ours has.
+        remedy: how to get a network that the arrays fit.
+        chosen: if several parts of the file fit, which one was taken, and how to choose another.
+        key: flag or configuration key that named the file.
+        peer: network whose names the file uses, see `Found`; None for our own.
+        path: path of the file.
     """
 
     origin: str
@@ -71,14 +71,14 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """What of a source fits a network.
+    """The result of fitting a source to a network.
 
     Attributes:
         origin: see `Source`.
-        loaded: the arrays, by their places in the network.
-        fresh: names that the network has and the source lacks, or has in another shape.
-        unused: names of which it is the other way round.
-        notes: what was changed on the way.
+        loaded: loaded arrays, by their paths in the network.
+        fresh: names of the network's arrays that keep their initial values.
+        unused: names of the source's arrays that were not loaded.
+        notes: changes made to loaded arrays.
         chosen: see `Source`.
     """
 
@@ -98,13 +98,13 @@ class Fitted:
         ]
 
     def rows(self) -> list[tuple[str, str]]:
-        """Returns what a run prints: (name, value) rows."""
+        """Returns the (name, value) rows that a run prints."""
         rows = [("from", self.origin)] + ([("taken", self.chosen)] if self.chosen else [])
         rows += [(kind, f"{count}: {_listed(names)}" if names else "none") for kind, count, names in self._lists()]
         return rows + [("changed", note) for note in self.notes]
 
     def text(self) -> str:
-        """Returns the same with every name."""
+        """Returns the same information with all names, for initial_weights.txt."""
         lines = [f"from {self.origin}", *([f"taken: {self.chosen}"] if self.chosen else []), *self.notes]
         for kind, count, names in self._lists():
             lines += ["", f"{kind}: {count}", *(f"  {name}" for name in names)]
@@ -114,16 +114,16 @@ class Fitted:
 def start_from(
     config: ConfigDict, state: TrainState, mesh: jax.sharding.Mesh, fitted: Fitted | None = None
 ) -> tuple[TrainState, Fitted]:
-    """Returns the initial state with the weights of `init.weights` in it, and what was loaded.
+    """Loads the weights of `init.weights` into the initial state; returns the state and what was loaded.
 
     Args:
-        config: of the new run.
-        state: its initial state.
-        mesh: its devices.
-        fitted: what `fit_weights` found, if it was asked already.
+        config: configuration of the new run.
+        state: initial state of the new run.
+        mesh: device mesh.
+        fitted: result of `fit_weights`, if already computed.
 
     Raises:
-        UserError: they cannot be read, or are another network's.
+        UserError: the weights cannot be read, or belong to another network.
     """
     fitted = fitted or fit_weights(config, state)
     placed = replicate(dict(fitted.loaded), mesh)
@@ -131,12 +131,12 @@ def start_from(
 
 
 def check_source(config: ConfigDict, workdir: str | None) -> None:
-    """Looks at what `init.weights` names, before anything is built: whether it is there and can hold weights.
+    """Checks, before anything is built, that `init.weights` exists and can hold weights.
 
-    A run that goes on does not need it, and what lies in a bucket is looked at when it is copied.
+    Skipped for a run that resumes, which does not need it, and if the weights or the workdir are in a bucket.
 
     Raises:
-        UserError: it is not there, or it is something else.
+        UserError: the path does not exist, or is neither a run nor a file of weights.
     """
     given = config.init.weights
     if not given or is_remote(given) or (workdir and (is_remote(workdir) or _has_begun(workdir))):
@@ -156,11 +156,11 @@ def fit_weights(config: ConfigDict, state: TrainState) -> Fitted:
     """Reads the weights of `init.weights` and fits them to a network.
 
     Args:
-        config: of the new run.
-        state: initial, or abstract.
+        config: configuration of the new run.
+        state: initial state, or an abstract one.
 
     Raises:
-        UserError: they cannot be read, or are another network's.
+        UserError: the weights cannot be read, or belong to another network.
     """
     places = _places(state)
     return fit(read_source(config, places), places, config.model.name)
@@ -175,7 +175,7 @@ def _with_variables(state: TrainState, variables: Mapping[str, Any]) -> TrainSta
     state = dataclasses.replace(state, params=variables["params"], batch_stats=batch_stats)
     if state.ema is None:
         return state
-    # The average begins as the weights do; copied, for a step consumes the state's arrays.
+    # The average starts at the same weights; copied, because a step donates the state's arrays.
     ema = jax.tree.map(jnp.copy, {"params": state.params, "batch_stats": batch_stats})
     return dataclasses.replace(state, ema=ema)
 
@@ -184,8 +184,8 @@ def read_source(config: ConfigDict, places: Mapping[Path, Any]) -> Source:
     """Reads the run's folder or the file of weights that `init.weights` names.
 
     Args:
-        config: of the new run.
-        places: the network's variables, or their shapes.
+        config: configuration of the new run.
+        places: the network's variables or their shapes, by path.
 
     Raises:
         UserError: it is neither, cannot be read, or belongs to another network.
@@ -197,10 +197,10 @@ def read_weights(given: str, network: str, places: Mapping[Path, Any], key: str 
     """Reads a run's folder or a file of weights.
 
     Args:
-        given: DIR, DIR@latest, DIR@STEP, FILE, or FILE@KEY where a file has several that fit.
-        network: the name of ours that they are for.
-        places: its variables, or their shapes.
-        key: what messages call `given`.
+        given: DIR, DIR@latest, DIR@STEP, FILE, or FILE@KEY if several parts of a file fit.
+        network: name of our network to load the weights into.
+        places: the network's variables or their shapes, by path.
+        key: name of `given` in messages.
 
     Raises:
         UserError: it is neither, cannot be read, or belongs to another network.
@@ -214,7 +214,7 @@ def read_weights(given: str, network: str, places: Mapping[Path, Any], key: str 
         tensors = choice.arrays()
     if choice.score[1] * 4 <= size and peer is None:
         raise UserError(f"{key}={given}: {no_peer(network)}")
-    if choice.score[1] * 4 <= size:  # by chance, or a few layers alike
+    if choice.score[1] * 4 <= size:  # few matches: by chance, or because of a few layers in common
         raise UserError(
             f"{key}={given}: these are not the weights of {network}: {choice.score[1]} of its {size} arrays are there "
             f"by name; the file has {described}"
@@ -234,21 +234,25 @@ def read_weights(given: str, network: str, places: Mapping[Path, Any], key: str 
 
 
 def _model_of(peer: str | None, arrays: Mapping[Path, np.ndarray]) -> str:
-    """Returns what to do about a network that does not fit."""
+    """Returns the advice for a network that the arrays do not fit."""
     if is_cifar(peer) and not any("downsample_conv" in path for path in arrays):
         return "its shortcuts have no parameters: set config.model.options to \"shortcut='A'\""
     return "set config.model to the network that they belong to"
 
 
 def _title(peer: str | None, network: str) -> str:
-    """Returns what messages call the network whose names a file has."""
+    """Returns the name, for messages, of the network whose names a file uses."""
     if peer is None:
         return f"ours of {network}"
     return peer if is_cifar(peer) else f"torchvision's or timm's {peer}"
 
 
 def locate(given: str, key: str) -> tuple[pathlib.Path, str]:
-    """Returns where a run or a file of weights lies on this machine, and which part of it is meant, "" for any."""
+    """Returns the local path of a run or file of weights, and the part of it that was requested ("" for any).
+
+    Raises:
+        UserError: there is no such file or folder.
+    """
     folder, at, part = given.rpartition("@")
     if is_remote(given):
         for address, part_of_it in [(given, ""), *([(folder, part)] if at else [])]:
@@ -291,7 +295,7 @@ def _read_run(given: str, folder: pathlib.Path, checkpoint: str, key: str) -> So
     finally:
         checkpoints.close()
     origin = called(f"step {step} of {folder}")
-    with contextlib.suppress(UserError):  # the arrays speak for themselves
+    with contextlib.suppress(UserError):  # the configuration only improves messages
         model = files.read_config(folder).model
         origin += f", {model.name} with attention {model.attention}"
         flags = {"name": model.name} | ({"options": model.options} if model.options else {})
@@ -304,12 +308,12 @@ def fit(source: Source, places: Mapping[Path, Any], network: str) -> Fitted:
     """Fits a source to a network.
 
     Args:
-        source: what a file holds.
-        places: the network's variables, or their shapes.
-        network: what messages call it.
+        source: contents of a file of weights or of a checkpoint.
+        places: the network's variables or their shapes, by path.
+        network: name of the network in messages.
 
     Raises:
-        UserError: the source is another network's, or holds values that are not finite.
+        UserError: the source belongs to another network, or its values are not real numbers or not finite.
     """
     loaded: dict[Path, np.ndarray] = {}
     notes: list[str] = []
@@ -354,7 +358,7 @@ def fit(source: Source, places: Mapping[Path, Any], network: str) -> Fitted:
 
 
 def _optional_group(path: Path) -> Path:
-    """Returns what of the network is loaded whole or not at all, () for what must be there."""
+    """Returns the group that an array is loaded with, all or nothing; () for an array that must be in the source."""
     for i, part in enumerate(path):
         if part in ("attention", HEAD):
             return path[1 : i + 1]
@@ -364,13 +368,13 @@ def _optional_group(path: Path) -> Path:
 def _whole(
     paths: list[Path], arrays: Mapping[Path, np.ndarray], places: Mapping[Path, Any], notes: list[str]
 ) -> dict[Path, np.ndarray]:
-    """Returns a group's arrays if the source has them all in their shapes, else none."""
+    """Returns a group's arrays if the source has all of them in the right shapes, else {}."""
     needed = [path for path in paths if path[-1] != SHARE]
     if not needed or any(path not in arrays or arrays[path].shape != places[path].shape for path in needed):
         return {}
     group = {path: arrays[path] for path in needed}
     for path in paths:
-        if path[-1] == SHARE:  # the source's attention acts wholly unless it says another share
+        if path[-1] == SHARE:  # an attention saved without a share was applied in full: share 1
             group[path] = arrays.get(path, np.ones(places[path].shape))
             if path not in arrays:
                 notes.append(f"{_name(path)}: 1, for the source's attention acts wholly")
@@ -378,7 +382,7 @@ def _whole(
 
 
 def _fit_channels(kernel: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, str]:
-    """Returns a stem's kernel `[h, w, C, F]` for the input channels of `shape`, where one of the two has one."""
+    """Adapts a stem kernel `[h, w, C, F]` to the channels of `shape`, if either has one; returns it with a note."""
     have, want = kernel.shape[2] if kernel.ndim == 4 else 0, shape[2] if len(shape) == 4 else 0
     if have and want == 1:
         return kernel.sum(axis=2, keepdims=True), f"its {have} input channels summed to 1"

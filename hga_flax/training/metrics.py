@@ -1,4 +1,4 @@
-"""Loss, top-1 and top-5 error as clu metrics: sums and counts, averaged only when they are read."""
+"""Loss, top-1 and top-5 error as clu metrics: sums and counts that are averaged only when read."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ from jax import lax
 
 from hga_flax.attention.platforms import by_platform, on_gpus
 
-TOP = 5  # of "top-5 error", which says nothing of so many classes or fewer
+TOP = 5  # k of the top-5 error, which is meaningless for at most this many classes
 
 
 @flax.struct.dataclass
 class ClassificationMetrics(metrics.Collection):
-    """`loss` (cross-entropy, nats), `top1_error` and `top5_error` (shares); masked examples do not count."""
+    """`loss` (cross-entropy, nats), `top1_error` and `top5_error` (fractions), without masked examples."""
 
     loss: metrics.Average.from_output("loss")
     top1_error: metrics.Average.from_output("top1_error")
@@ -27,9 +27,9 @@ class ClassificationMetrics(metrics.Collection):
 
 @flax.struct.dataclass
 class TrainMetrics(metrics.Collection):
-    """The same of training steps, and `gradient_norm`: of the whole gradient, before it is clipped."""
+    """The same metrics of training steps, and `gradient_norm`: norm of the whole gradient before clipping."""
 
-    # clu looks for a collection's metrics in the class itself, not in those that it inherits from.
+    # clu finds a collection's metrics only in the class itself, not in its base classes.
     loss: metrics.Average.from_output("loss")
     top1_error: metrics.Average.from_output("top1_error")
     top5_error: metrics.Average.from_output("top5_error")
@@ -44,10 +44,10 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
 
 
 def binary_cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
-    """Returns the mean over the classes of each one's binary cross-entropy: `[B, classes]`, int `[B]` -> float32 `[B]`.
+    """Returns each example's binary cross-entropy, averaged over classes: `[B, classes]`, int `[B]` -> float32 `[B]`.
 
-    As timm's (Wightman et al., https://arxiv.org/abs/2110.00476, section 2.3): the share of the smoothing is spread
-    over all classes.
+    As in timm (Wightman et al., https://arxiv.org/abs/2110.00476, section 2.3), label smoothing is spread over all
+    classes.
     """
     logits = logits.astype(jnp.float32)
     picked = _picked(logits, labels)
@@ -57,9 +57,9 @@ def binary_cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: 
 
 
 def _picked(values: jax.Array, labels: jax.Array) -> jax.Array:
-    """Returns each row's value of its label: `[B, classes]`, int `[B]` -> `[B]`; NaN where there is no such class.
+    """Returns each row's value at its label: `[B, classes]`, int `[B]` -> `[B]`; NaN if the label is out of range.
 
-    The gradient of a gather is a scatter, which on GPUs comes with a sort where it must be deterministic: they mask.
+    On GPUs it uses a mask: the gradient of a gather is a scatter, which needs a sort there to be deterministic.
     """
 
     def by_index(values: jax.Array) -> jax.Array:
@@ -77,12 +77,12 @@ LOSSES = {"cross_entropy": cross_entropy, "binary_cross_entropy": binary_cross_e
 
 
 def top_k_errors(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
-    """Returns 1 where the label's logit is not among the k largest, else 0: float32 `[B]`.
+    """Returns 1 if the label's logit is not among the k largest, else 0: float32 `[B]`.
 
-    Ties count against the network, as they do where the order among equals is not known.
+    Ties count as errors, because the order among equal logits is arbitrary.
     """
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-    # NaN compares false with everything: without this a diverged network would make no errors.
+    # NaN compares false with everything: counting `logits > own` would give a diverged network no errors.
     rank = (~(logits < own)).sum(axis=-1) - 1
     return jnp.where(rank < k, 0.0, 1.0)
 
@@ -90,28 +90,28 @@ def top_k_errors(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
 def batch_metrics(
     logits: jax.Array, labels: jax.Array, loss: jax.Array, mask: jax.Array | None, axis_name: str
 ) -> ClassificationMetrics:
-    """Returns the metrics of the global batch, from each device's part and a sum over `axis_name`."""
+    """Returns the metrics of the global batch: each device's part, summed over `axis_name`."""
     local = ClassificationMetrics.single_from_model_output(
         loss=loss,
         top1_error=top_k_errors(logits, labels, 1),
         top5_error=top_k_errors(logits, labels, TOP),
         mask=jnp.ones_like(labels, bool) if mask is None else mask,
     )
-    if logits.shape[-1] <= TOP:  # the right class is always among them: nothing is counted, and `read` leaves it out
+    if logits.shape[-1] <= TOP:  # the label is always in the top 5: count nothing, so that `read` leaves it out
         local = local.replace(top5_error=jax.tree.map(lambda leaf: 0 * leaf, local.top5_error))
     return lax.psum(local, axis_name)
 
 
 def read(collection: ClassificationMetrics | TrainMetrics) -> dict[str, float]:
-    """Waits for the device and returns the averages by name, errors in percent; no top-5 error of so few classes.
+    """Waits for the device and returns the averages by name, errors in percent.
 
-    Divides in float64: 31 of 100 are 31 %, not 31.000000238.
+    There is no `top5_error` for at most five classes. Divides in float64: 31 of 100 are 31 %, not 31.000000238.
     """
     sums = {f.name: getattr(collection, f.name) for f in dataclasses.fields(collection)}
     averages = {name: value for name, value in sums.items() if isinstance(value, metrics.Average)}
     if collection.loss.count and not collection.top5_error.count:
         del averages["top5_error"]
-    with np.errstate(invalid="ignore"):  # of nothing: NaN
+    with np.errstate(invalid="ignore"):  # the average of nothing is NaN
         return {
             name: float(np.float64(value.total) * (100 if name.endswith("_error") else 1) / np.float64(value.count))
             for name, value in averages.items()
@@ -119,18 +119,18 @@ def read(collection: ClassificationMetrics | TrainMetrics) -> dict[str, float]:
 
 
 def best_of(num_classes: int) -> list[str]:
-    """Returns the names of an evaluation's metrics of which TensorBoard shows the best."""
+    """Returns the names of the evaluation metrics that TensorBoard shows as the results of a run's hyperparameters."""
     return ["top1_error", *(["top5_error"] if num_classes > TOP else []), "loss"]
 
 
 def top5_text(values: Mapping[str, float | None], before: str) -> str:
-    """Returns "`before` 1.23 %" of the top-5 error, "" where there is none."""
+    """Returns the top-5 error as "`before` 1.23 %", or "" if there is none."""
     return f"{before} {values['top5_error']:.2f} %" if "top5_error" in values else ""
 
 
 def all_finite(tree: Any) -> bool:
-    """True where no leaf of the tree holds a NaN or an infinity.
+    """Returns True if no leaf of the tree holds a NaN or an infinity.
 
-    On the host, where a checkpoint copies the tree anyway: nothing is compiled while a signal's grace period runs out.
+    Runs on the host, where a checkpoint copies the tree anyway, so that nothing is compiled during a grace period.
     """
     return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(tree)))

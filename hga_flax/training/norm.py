@@ -1,4 +1,4 @@
-"""The norm of a gradient, computed as suits the device."""
+"""The global norm of a gradient, with few kernel launches on GPUs."""
 
 from typing import Any
 
@@ -9,15 +9,15 @@ from jax import lax
 
 from hga_flax.attention.platforms import on_gpus
 
-SMALL_LEAF = 32_768  # values of an array that is summed up together with others
-TOGETHER = 64  # arrays at most in one sum: XLA's kernels for GPUs have at most 96 operands and results
+SMALL_LEAF = 32_768  # largest size of an array that is summed together with others
+TOGETHER = 64  # arrays per sum: XLA's GPU kernels have at most 96 operands and results
 
 
 def global_norm(tree: Any) -> jax.Array:
-    """Returns the square root of the sum of all squares in a tree of arrays, as `optax.tree.norm`.
+    """Returns the square root of the sum of all squares in a tree of arrays, like `optax.tree.norm`.
 
-    On GPUs small arrays are laid end to end and squared together: a sum for each would be one or two launches for
-    each. Other platforms run optax's own program. benchmarks/NOTES.md has the measurements.
+    On GPUs small arrays are concatenated before summing, because separate sums take one or two launches per array.
+    Other platforms run optax's own program. benchmarks/NOTES.md has the measurements.
 
     Example: `global_norm({"kernel": jnp.ones((3, 3)), "bias": jnp.zeros(3)})` is 3.
     """
@@ -25,7 +25,7 @@ def global_norm(tree: Any) -> jax.Array:
 
 
 def norm_of_concatenated(tree: Any) -> jax.Array:
-    """Returns the same from few sums: small arrays are laid end to end first."""
+    """Computes the same norm with fewer sums by concatenating small arrays first."""
     leaves = jax.tree.leaves(tree)
     small = [leaf.ravel() for leaf in leaves if leaf.size <= SMALL_LEAF]
     parts = [leaf for leaf in leaves if leaf.size > SMALL_LEAF]
@@ -34,9 +34,9 @@ def norm_of_concatenated(tree: Any) -> jax.Array:
 
 
 def clip_by_global_norm(tree: Any, limit: float) -> Any:
-    """Returns the tree, scaled down to a norm of `limit` where its own is above it, as `optax.clip_by_global_norm`.
+    """Returns the tree, scaled down to norm `limit` if its norm is larger, like `optax.clip_by_global_norm`.
 
-    It takes `global_norm`, so that a step that reports the norm too computes it once.
+    Uses `global_norm`, so that a step that also reports the norm computes it only once.
     """
     norm = global_norm(tree)
     return jax.tree.map(lambda leaf: jnp.where(norm < limit, leaf, leaf / norm.astype(leaf.dtype) * limit), tree)

@@ -1,4 +1,4 @@
-"""The learning rate's schedule and the optimizer."""
+"""The learning-rate schedule and the optimizer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,18 +14,18 @@ from hga_flax.training.parameters import by_parameter
 
 
 def warmup_steps(config: ConfigDict, steps_per_epoch: float, total_steps: int) -> int:
-    """Returns the length of the warm-up in optimizer steps, of a training of `total_steps`."""
+    """Returns the number of warm-up steps in a training of `total_steps`."""
     schedule = config.schedule
     if schedule.warmup_share:
-        return int(schedule.warmup_share * total_steps)  # rounded down, so that it always ends before the training
+        return int(schedule.warmup_share * total_steps)  # rounded down, so that it always ends before training does
     return schedule.warmup_steps or round(schedule.warmup_epochs * steps_per_epoch)
 
 
 def decay_steps(config: ConfigDict, steps_per_epoch: float, total_steps: int) -> list[int]:
-    """Returns the steps at which the schedule "step" decays, ascending; none for the others.
+    """Returns the steps at which the schedule "step" decays, in ascending order; [] for other schedules.
 
     Raises:
-        ConfigError: there are more decays than steps.
+        ConfigError: there would be more than one decay per step.
     """
     schedule = config.schedule
     if schedule.name != "step":
@@ -44,19 +44,19 @@ def decay_steps(config: ConfigDict, steps_per_epoch: float, total_steps: int) ->
 def create_schedule(config: ConfigDict, steps_per_epoch: float, total_steps: int) -> optax.Schedule:
     """Returns the learning rate as a function of the step.
 
-    "step" multiplies by `decay_factor` every `decay_every_epochs` (or at `decay_at_steps`), counted
-    from the start of training as the papers count; "cosine" falls to `end_learning_rate` at the end,
-    from the end of the warm-up on, and "linear" likewise (with a warm-up it is the one cycle of Smith and Topin,
-    https://arxiv.org/abs/1708.07120). During the warm-up the rate rises linearly or holds (Identity Mappings:
-    0.01 for 400 steps).
+    "step" multiplies the rate by `decay_factor` every `decay_every_epochs` (or at `decay_at_steps`), counted
+    from the start of training, as in the papers. "cosine" and "linear" decay from the end of the warm-up to
+    `end_learning_rate` at the end of training ("linear" with a warm-up is the one-cycle policy of Smith and Topin,
+    https://arxiv.org/abs/1708.07120). During the warm-up the rate rises linearly or is constant (Identity
+    Mappings: 0.01 for 400 steps).
 
     Raises:
-        ConfigError: the warm-up does not end before the training's epochs do, or a decay comes after its end.
+        ConfigError: the warm-up does not end before the training epochs do, or a decay comes after their end.
     """
     schedule, peak = config.schedule, config.optimizer.learning_rate
     warmup = warmup_steps(config, steps_per_epoch, total_steps)
     boundaries = decay_steps(config, steps_per_epoch, total_steps)
-    # A run cut short by training.steps may end within its warm-up or before a decay: so one tries a recipe.
+    # A run cut short by training.steps, to try out a recipe, may end within its warm-up or before a decay.
     if not config.training.steps:
         if warmup >= total_steps:
             key = "warmup_steps" if schedule.warmup_steps else "warmup_epochs"
@@ -89,22 +89,22 @@ def create_schedule(config: ConfigDict, steps_per_epoch: float, total_steps: int
 
 
 def decays(params: Any) -> Any:
-    """Returns the tree of booleans that is false for norms and biases (parameters of one dimension)."""
+    """Returns a tree of booleans: False for norms and biases, that is, for parameters with one dimension."""
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
 def create_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Returns the optimizer that the configuration names.
+    """Returns the configured optimizer.
 
-    The gradient is clipped by its global norm (Pascanu et al., https://arxiv.org/abs/1211.5063) before anything joins.
+    The gradient is first clipped by its global norm (Pascanu et al., https://arxiv.org/abs/1211.5063).
 
-    "sgd": with momentum; weight decay joins the gradient before the momentum, as in the baselines' code.
-    "adamw": Loshchilov and Hutter, https://arxiv.org/abs/1711.05101; the decay is scaled by the learning rate alone.
-    "lamb": You et al., https://arxiv.org/abs/1904.00962, algorithm 2: AdamW's step, scaled for each array by the
-    ratio of its norm to the step's. Arrays that are not to decay are not scaled either, as in the authors' code.
+    "sgd": SGD with momentum; weight decay is added to the gradient before the momentum, as in the baselines' code.
+    "adamw": Loshchilov and Hutter, https://arxiv.org/abs/1711.05101; the decay is scaled only by the learning rate.
+    "lamb": You et al., https://arxiv.org/abs/1904.00962, algorithm 2: AdamW's update, scaled per array by the
+    ratio of the array's norm to the update's. Arrays without weight decay are not scaled, as in the authors' code.
 
-    The state depends on `optimizer.name` alone: every other key may change when a run goes on. So SGD keeps its
-    momentum where that is 0 too, and frozen parameters have one.
+    The state's structure depends only on `optimizer.name`, so every other key may change when a run is resumed.
+    Therefore SGD keeps a momentum buffer even if the momentum is 0, and frozen parameters have one too.
     """
     optimizer = config.optimizer
     mask = None if optimizer.decay_norm_and_bias else decays
@@ -122,7 +122,7 @@ def create_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Grad
 
 
 def _add_decay(rate: float, mask: Callable[[Any], Any] | None, updates: Any, params: Any) -> Any:
-    """What `optax.add_decayed_weights` does, without a state whose shape depends on the mask."""
+    """Does the same as `optax.add_decayed_weights`, without a state whose structure depends on the mask."""
     if not rate:
         return updates
     wanted = mask(params) if mask else jax.tree.map(lambda _: True, params)
@@ -130,7 +130,7 @@ def _add_decay(rate: float, mask: Callable[[Any], Any] | None, updates: Any, par
 
 
 def _scale_by_trust_ratio(mask: Callable[[Any], Any] | None, updates: Any, params: Any) -> Any:
-    """What `optax.scale_by_trust_ratio` does to the arrays that the mask names, without a state of its own."""
+    """Applies `optax.scale_by_trust_ratio` to the arrays selected by the mask, without a state of its own."""
     scaled, _ = optax.scale_by_trust_ratio().update(updates, optax.EmptyState(), params)
     wanted = mask(params) if mask else jax.tree.map(lambda _: True, params)
     return jax.tree.map(lambda new, old, scale: new if scale else old, scaled, updates, wanted)

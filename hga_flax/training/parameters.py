@@ -1,9 +1,8 @@
-"""Which parameters a pattern names: what is frozen, and what learns at a rate of its own.
+"""Selects parameters by pattern: those that are frozen, and those with their own learning rate.
 
-A parameter is called by its path, `stage1_block1/conv1/kernel`. A pattern is written as for files
-(`*`, `?`, `[12]`; `*` passes over "/") and stands for what lies below it too: `stem_norm` for
-`stem_norm/scale` and `stem_norm/bias`, `*/attention` for all of every attention. `params/` before it, as paths
-stand in a run's parameters.txt, may stay.
+A parameter's name is its path, `stage1_block1/conv1/kernel`. A pattern is a file pattern (`*`, `?`, `[12]`; `*`
+also matches "/") and includes everything below its matches: `stem_norm` selects `stem_norm/scale` and
+`stem_norm/bias`, `*/attention` every attention. The prefix `params/`, as in a run's parameters.txt, is optional.
 """
 
 import difflib
@@ -22,18 +21,18 @@ from hga_flax.errors import ConfigError
 
 
 def parameter_name(path: Iterable[Any]) -> str:
-    """Returns the name of a leaf from its path in a tree of dictionaries."""
+    """Returns the name of a leaf, given its path in a tree of dictionaries."""
     return "/".join(entry.key for entry in path)
 
 
 def matches(pattern: str, name: str) -> bool:
-    """True where the pattern names the parameter or a module that it lies in."""
+    """Returns True if the pattern matches the parameter or a module that contains it."""
     pattern = pattern.removeprefix("params/")
     return any(fnmatch.fnmatchcase(above, pattern) for above in _upwards(name))
 
 
 def _upwards(name: str) -> list[str]:
-    """Returns "a", "a/b", "a/b/c" of "a/b/c"."""
+    """Returns all prefixes of a path: "a", "a/b", "a/b/c" for "a/b/c"."""
     return [name[: cut.start()] for cut in re.finditer("/", name)] + [name]
 
 
@@ -46,23 +45,23 @@ def _is_frozen(config: ConfigDict, name: str) -> bool:
 
 
 def _factor(factors: dict[str, float], name: str) -> float:
-    """Returns that of the first pattern that names the parameter."""
+    """Returns the factor of the first pattern that matches the parameter, or 1."""
     return next((factor for pattern, factor in factors.items() if matches(pattern, name)), 1.0)
 
 
 def hold_frozen(config: ConfigDict, params: Any) -> Any:
-    """Returns the parameters, the frozen ones without a gradient, which then need not be computed."""
+    """Stops the gradient of frozen parameters, so that it need not be computed."""
     if not config.optimizer.freeze:
         return params
     return _map(lambda name, p: jax.lax.stop_gradient(p) if _is_frozen(config, name) else p, params)
 
 
 def by_parameter(config: ConfigDict, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Returns an optimizer that leaves frozen parameters alone and scales the others' rates; its state is the same.
+    """Wraps an optimizer: frozen parameters get no update, others a scaled learning rate; the state is unchanged.
 
-    A factor scales the whole update, which for SGD with its coupled weight decay and for AdamW and LAMB
-    with their decoupled one is what another learning rate does. What a frozen parameter gets from its optimizer,
-    which is decay alone, is neither kept as momentum nor applied.
+    A factor scales the whole update. This is equivalent to another learning rate, both for SGD with its coupled
+    weight decay and for AdamW and LAMB with their decoupled one. The weight decay of a frozen parameter, all that
+    its update would consist of, is neither applied nor accumulated as momentum.
     """
     factors = learning_rate_factors(config)
     if not factors and not config.optimizer.freeze:
@@ -72,7 +71,7 @@ def by_parameter(config: ConfigDict, optimizer: optax.GradientTransformation) ->
         return jnp.zeros_like(update) if _is_frozen(config, name) else update * _factor(factors, name)
 
     def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        # Without a value a parameter does not decay, and without a gradient it gathers no momentum.
+        # Zero values avoid weight decay, zero gradients avoid momentum.
         still = lambda tree: _map(lambda name, x: jnp.zeros_like(x) if _is_frozen(config, name) else x, tree)
         updates, state = optimizer.update(still(gradient), state, still(params))
         return _map(scale, updates), state
@@ -81,10 +80,10 @@ def by_parameter(config: ConfigDict, optimizer: optax.GradientTransformation) ->
 
 
 def check_patterns(config: ConfigDict, params: Any) -> None:
-    """Checks that every pattern names a parameter, and that some are left to train.
+    """Checks that every pattern matches a parameter, and that some parameters are left to train.
 
     Raises:
-        ConfigError: names the key, the pattern and the nearest paths.
+        ConfigError: they do not; the message names the key, the pattern and the nearest paths.
     """
     names = _names(params)
     for key, patterns in (
@@ -106,12 +105,12 @@ def _nearest(pattern: str, names: dict[str, int]) -> str:
 
 
 def _names(params: Any) -> dict[str, int]:
-    """Returns the size of every parameter by its name."""
+    """Returns the size of every parameter, by name."""
     return {parameter_name(path): leaf.size for path, leaf in jax.tree.leaves_with_path(params)}
 
 
 def describe_groups(config: ConfigDict, params: Any) -> list[tuple[str, str]]:
-    """Returns what a run prints about its frozen parameters and its rates: (name, value) rows, none by default."""
+    """Returns (name, value) rows about frozen parameters and learning-rate factors; [] if there are none."""
     sizes, rows = _names(params), []
     if config.optimizer.freeze:
         held = [name for name in sizes if _is_frozen(config, name)]

@@ -1,4 +1,4 @@
-"""A finished or running workdir turned back into a network and its parameters."""
+"""Restores the network and its parameters from the workdir of a finished or running run."""
 
 import contextlib
 import dataclasses
@@ -24,29 +24,29 @@ from hga_flax.training.step import make_eval_step
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """A checkpoint of a workdir, ready to be used."""
+    """A restored network, ready for use: a run's checkpoint or a file of weights."""
 
     experiment: Experiment
     state: TrainState
     step: int
     weights: str = "raw"
-    origin: str = ""  # of weights without a run, see from_weights.py
-    known: Any = None  # how their images are prepared, if that is known by name
+    origin: str = ""  # description of weights loaded without a run, see from_weights.py
+    known: Any = None  # the known `Preprocessing` of such weights, if any
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The weights to use, {"params", "batch_stats"}, as the network's `apply` takes them: those of `weights`."""
+        """The weights selected by `weights`, {"params", "batch_stats"}, as the network's `apply` takes them."""
         return self.state.variables(self.weights)
 
 
 def configure_for(path: str) -> None:
-    """Sets what is the whole process's as a run has it, for commands alone, before a device is touched.
+    """Applies a run's process-wide settings; only for commands, before JAX initialises a device.
 
     Args:
         path: the workdir.
 
     Raises:
-        UserError: no run, or it cannot be read.
+        UserError: there is no run, or it cannot be read.
     """
     with contextlib.suppress(ConfigError):  # `restore_workdir` says what is wrong
         configure_process(files.read_config(find(path, light=True)), train=False)
@@ -61,19 +61,26 @@ def restore_workdir(
 ) -> Restored:
     """Rebuilds the network of a workdir and loads one of its checkpoints; writes nothing there.
 
-    Flags, caches and loggers of the process stay as they are: XLA_FLAGS=--xla_gpu_deterministic_ops=true and
-    `jax.config.update("jax_compilation_cache_dir", ...)` are the caller's to set, before JAX touches a device.
+    Flags, caches and loggers of the process are not changed: set XLA_FLAGS=--xla_gpu_deterministic_ops=true and
+    `jax.config.update("jax_compilation_cache_dir", ...)` yourself, before JAX initialises a device.
 
     Args:
         path: the workdir.
-        checkpoint: "best" (lowest top-1 error), "latest" or a step. Where one of the former two is damaged, a warning
-            on stderr names it and the next in order takes its place.
-        data_dir: where the data set lies, if not where the run had it.
-        batch_size: of an evaluation, if not the run's (rounded up to the number of devices).
-        weights: "ema", "raw", or None: the moving average where the run keeps one.
+        checkpoint: "best" (lowest top-1 error), "latest" or a step. If the best or latest is damaged, a warning on
+            stderr names it and the next one in order is used.
+        data_dir: folder of the data set; None for the run's.
+        batch_size: batch size of evaluation, rounded up to a multiple of the number of devices; None for the run's.
+        weights: "ema", "raw", or None for the moving average if the run keeps one.
+
+    Returns:
+        The restored network; `variables` and `experiment.model` apply it.
 
     Raises:
-        UserError: no run, no such checkpoint, no such weights, or it cannot be read.
+        UserError: there is no such run, checkpoint or weights, or the checkpoint cannot be read.
+
+    Example:
+        restored = restore_workdir("runs/digits")
+        logits = restored.experiment.model.apply(restored.variables, images)  # normalised [B, H, W, C]
     """
     workdir = find(path, "workdir")
     config = files.read_config(workdir)
@@ -91,10 +98,10 @@ def restore_workdir(
         # A run may be evaluated on fewer or more devices than it was trained on.
         config.evaluation.batch_size = -(-size // devices) * devices
     experiment = create_experiment(config, files.read_dataset(workdir), train=False)
-    # Only the structure of the optimizer's state matters here, not its rate.
+    # Only the structure of the optimizer's state matters here, not the learning rate.
     init = experiment.init(experiment.optimizer(optax.constant_schedule(0.0)))
     like = abstract_state(init, experiment.mesh)
-    like.variables(weights)  # are there such?
+    like.variables(weights)  # raises if the run has no such weights
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{path}: no checkpoint here yet")
     checkpoints = Checkpoints(workdir, read_only=True, warn=_warn)
@@ -123,13 +130,13 @@ def _restore(checkpoints: Checkpoints, checkpoint: str, path: str, like: TrainSt
 
 
 def choose_step(checkpoints: Checkpoints, checkpoint: str, path: str, given: str | None = None) -> int:
-    """Returns the step that "best", "latest" or a number means.
+    """Returns the step that "best", "latest" or a number refers to.
 
     Args:
-        checkpoints: of the workdir.
-        checkpoint: what is asked for.
-        path: the workdir, as messages call it.
-        given: how it was asked for.
+        checkpoints: checkpoints of the workdir.
+        checkpoint: "best", "latest" or a step.
+        path: name of the workdir in messages.
+        given: the user's request in messages.
 
     Raises:
         UserError: there is no such checkpoint.
@@ -161,14 +168,18 @@ def evaluate_workdir(
     """Evaluates a checkpoint; see `restore_workdir` for the arguments.
 
     Returns:
-        `top1_error` and, of more than five classes, `top5_error` (percent), `loss` (nats), `num_examples`,
-        `step`, `split` and `weights` ("ema" or "raw").
+        `top1_error` (percent), with more than five classes `top5_error` (percent), `loss` (nats),
+        `num_examples`, `step`, `split` and `weights` ("ema" or "raw").
     """
     return evaluate_restored(restore_workdir(path, checkpoint, data_dir, batch_size, weights), split)
 
 
 def evaluate_restored(restored: Restored, split: str | None = None) -> dict[str, Any]:
-    """Evaluates weights on a split, the evaluation's unless given; returns what `evaluate_workdir` returns."""
+    """Evaluates weights on a split (default: `data.eval_split`); returns the same as `evaluate_workdir`.
+
+    Raises:
+        UserError: no image of the split can be read.
+    """
     experiment, state = restored.experiment, restored.state
     params, batch_stats = restored.variables["params"], restored.variables["batch_stats"]
     split = split or experiment.config.data.eval_split

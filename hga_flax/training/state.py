@@ -1,4 +1,4 @@
-"""Everything of a run that lives on the devices and goes into a checkpoint."""
+"""The training state: everything that lives on the devices and is saved in a checkpoint."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ from hga_flax.errors import ConfigError, UserError, one_line
 from hga_flax.processes.mesh import replicated
 from hga_flax.training.metrics import TrainMetrics
 
-# What a network raises for options that it cannot be built with.
+# Errors that networks raise for options that do not work.
 NETWORK_ERRORS = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, flax.errors.FlaxError)
 
 
@@ -24,8 +24,13 @@ NETWORK_ERRORS = (ValueError, TypeError, ArithmeticError, LookupError, Attribute
 class TrainState:
     """The state of training after `step` steps.
 
-    `metrics` are the running sums since the last logged line, so that a resumed run logs the same;
-    `skipped` of the steps were not finite and changed nothing else.
+    Attributes:
+        step: number of steps, int32 scalar.
+        params: parameters of the network.
+        batch_stats: batch statistics of the network.
+        opt_state: state of the optimizer.
+        metrics: running sums since the last logged line, saved so that a resumed run logs the same values.
+        skipped: number of steps that were not finite, and therefore changed nothing but `step` and this count.
     """
 
     step: jax.Array
@@ -34,13 +39,13 @@ class TrainState:
     opt_state: optax.OptState
     metrics: TrainMetrics
     skipped: jax.Array
-    ema: ClassVar[Any] = None  # no part of the tree, nor of its checkpoints: see AveragedState
+    ema: ClassVar[Any] = None  # not part of the tree or its checkpoints: see AveragedState
 
     def variables(self, weights: str | None = None) -> dict[str, Any]:
-        """Returns {"params", "batch_stats"}: "ema", "raw", or None for the average where the run keeps one.
+        """Returns {"params", "batch_stats"}: "ema", "raw", or None for the moving average if the run keeps one.
 
         Raises:
-            UserError: "ema" of a run that keeps none.
+            UserError: "ema" for a run without a moving average.
         """
         if weights == "ema" and self.ema is None:
             raise UserError("weights=ema: this run keeps no average (training.ema_decay=0); use raw")
@@ -50,7 +55,7 @@ class TrainState:
 
 @flax.struct.dataclass
 class AveragedState(TrainState):
-    """A state that also keeps `ema`, the moving average of {"params", "batch_stats"}."""
+    """A training state with `ema`, the moving average of {"params", "batch_stats"}."""
 
     ema: Any = None
 
@@ -62,9 +67,9 @@ def make_init(
 
     Args:
         model: the network.
-        optimizer: of the run.
-        image_shape: `(H, W, C)` of its images.
-        ema: keep a moving average, which begins as the initial weights.
+        optimizer: the optimizer.
+        image_shape: `(H, W, C)` of training images.
+        ema: keep a moving average, which starts at the initial weights.
     """
 
     def init(key: jax.Array) -> TrainState:
@@ -79,7 +84,7 @@ def make_init(
             metrics=TrainMetrics.empty(),
             skipped=jnp.zeros((), jnp.int32),
         )
-        # Copies: the step donates the state, and no buffer can be donated twice.
+        # Copied, because the step donates the state, and a buffer cannot be donated twice.
         average = {"params": params, "batch_stats": batch_stats}
         return AveragedState(**state, ema=jax.tree.map(jnp.copy, average)) if ema else TrainState(**state)
 
@@ -87,10 +92,10 @@ def make_init(
 
 
 def abstract_state(init: Callable[[jax.Array], TrainState], mesh: Mesh) -> TrainState:
-    """Returns the state's shapes, dtypes and placement, without computing it.
+    """Returns the state's shapes, dtypes and shardings without computing it.
 
     Raises:
-        ConfigError: the network refuses its options or the shape of its images.
+        ConfigError: the network rejects its options or the image shape.
     """
     try:
         shapes = jax.eval_shape(init, jax.random.key(0))
@@ -100,12 +105,12 @@ def abstract_state(init: Callable[[jax.Array], TrainState], mesh: Mesh) -> Train
 
 
 def check_training(model: nn.Module, state: TrainState, image_shape: tuple[int, int, int]) -> None:
-    """Traces the network as training calls it, for options that only training refuses.
+    """Traces the network in training mode, to find options that fail only there.
 
     Raises:
         ConfigError: the network cannot be trained.
     """
-    model = model.clone(axis_name=None)  # the axis is there inside shard_map alone
+    model = model.clone(axis_name=None)  # the axis exists only inside shard_map
     images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     call = lambda variables, images, key: model.apply(
@@ -118,7 +123,7 @@ def check_training(model: nn.Module, state: TrainState, image_shape: tuple[int, 
 
 
 def check_evaluation(model: nn.Module, state: TrainState, image_shape: tuple[int, int, int]) -> None:
-    """Traces the network at the size of its evaluation, for parts that are made for the training's alone.
+    """Traces the network at the evaluation image size, to find parts that work only at the training size.
 
     Raises:
         ConfigError: the network cannot be evaluated at that size.
@@ -135,5 +140,5 @@ def check_evaluation(model: nn.Module, state: TrainState, image_shape: tuple[int
 
 
 def create_state(init: Callable[[jax.Array], TrainState], seed: int, mesh: Mesh) -> TrainState:
-    """Returns the initial state, a function of the seed, on every device of the mesh."""
+    """Returns the initial state for a seed, replicated on every device of the mesh."""
     return jax.jit(init, out_shardings=replicated(mesh))(jax.random.key(seed))

@@ -1,8 +1,8 @@
-"""The compiled steps of training and evaluation, spread over the devices by shard_map.
+"""The compiled training and evaluation steps, distributed over the devices with shard_map.
 
-shard_map and not sharded jit: for grouped convolutions XLA's partitioner gathers the whole batch on
-every device (openxla/xla#47945). Here each device runs its part, and what must be global (the loss,
-the batch statistics, the metrics) is summed by name.
+They use shard_map rather than jit with shardings, because for grouped convolutions XLA's partitioner gathers the
+whole batch on every device (openxla/xla#47945). Each device processes its part of the batch; global values (the
+loss, the batch statistics, the metrics) are reduced over the named axis.
 """
 
 import dataclasses
@@ -38,13 +38,13 @@ from hga_flax.training.parameters import hold_frozen
 from hga_flax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
-AUXILIARY_WEIGHT = 0.3  # of each auxiliary head's loss (Szegedy et al., https://arxiv.org/abs/1409.4842, section 5)
+AUXILIARY_WEIGHT = 0.3  # per auxiliary head's loss (Szegedy et al., https://arxiv.org/abs/1409.4842, section 5)
 REPLICATED, SPLIT = PartitionSpec(), PartitionSpec(DATA_AXIS)
 
 
 @flax.struct.dataclass
 class StepReport:
-    """What a step tells the host: the mean `loss` and the norm of its gradient, float32 scalars, on every device."""
+    """What a step reports to the host: mean `loss` and gradient norm, float32 scalars replicated on every device."""
 
     loss: jax.Array
     gradient_norm: jax.Array
@@ -55,12 +55,12 @@ def prepare_images(batch: Batch, config: ConfigDict, root: jax.Array) -> tuple[j
 
     Args:
         batch: `image` uint8 `[B, H, W, C]`; `label`, `index` and `epoch` int32 `[B]`.
-        config: of the run.
-        root: the key that all random streams of the run are derived from.
+        config: configuration of the run.
+        root: key from which all random streams of the run derive.
 
     Returns:
-        float32 `[B, H, W, C]`, and where images are mixed the label of the other one and, float32
-        `[B]`, the share of the own label; else the own label and None.
+        (images, other, share): images float32 `[B, H, W, C]`; if images are mixed, the label of the other image,
+        int32 `[B]`, and the weight of the own label, float32 `[B]`; else the own label and None.
     """
     data, images, other, share = config.data, batch["image"], batch["label"], None
     keys = lambda name: example_keys(stream(root, name), batch["epoch"], batch["index"])
@@ -83,14 +83,14 @@ def prepare_images(batch: Batch, config: ConfigDict, root: jax.Array) -> tuple[j
 
 
 class Gradient(NamedTuple):
-    """What a batch, or one of the parts that it is accumulated from, gives.
+    """Result of a batch, or of one of its accumulated parts.
 
     Attributes:
-        grads: of the mean loss, like the parameters.
-        batch_stats: the statistics that follow.
-        mean_loss: over the global batch, with the auxiliary heads.
-        logits: `[B, classes]` of this device's images.
-        loss: `[B]` of this device's images, without the auxiliary heads.
+        grads: gradient of the mean loss, a tree like the parameters.
+        batch_stats: updated batch statistics.
+        mean_loss: mean over the global batch, including the auxiliary heads.
+        logits: logits of this device's images, `[B, classes]`.
+        loss: losses of this device's images, `[B]`, without the auxiliary heads.
     """
 
     grads: Any
@@ -109,16 +109,16 @@ def batch_gradient(
     root: jax.Array,
     dropout: jax.Array,
 ) -> Gradient:
-    """Augments a batch and differentiates its mean loss over the devices.
+    """Augments a batch and returns the gradient of its mean loss over all devices.
 
-    `root` is the key of the run's random streams, `dropout` that of this device in this step.
+    `root` is the key of the run's random streams, `dropout` the key for this device and step.
     """
     images, other, share = prepare_images(batch, config, root)
 
     def target_loss(logits: jax.Array) -> jax.Array:
         criterion, smoothing = LOSSES[config.training.loss], config.training.label_smoothing
         own = criterion(logits, batch["label"], smoothing)
-        # Linear in the target, so that the loss of soft labels is the mean over hard ones.
+        # The loss is linear in the target: soft labels give the weighted mean over hard labels.
         return own if share is None else share * own + (1 - share) * criterion(logits, other, smoothing)
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
@@ -150,19 +150,19 @@ def accumulated_gradient(
     *,
     unroll: bool = False,
 ) -> Gradient:
-    """The same from `training.accumulation_steps` parts of this device's batch, one after the other.
+    """Computes the same as `batch_gradient` from `training.accumulation_steps` parts of this device's batch in turn.
 
-    The memory is that of one part, the gradient that of the whole batch, with a caveat: each part is normalised by
-    its own batch statistics, as a smaller batch would be, and the running ones move once for each part. Where they
-    are frozen, or there are none, it equals the whole batch's to rounding (but for dropout, which draws anew for each).
-    With `unroll` the parts are written out instead of looped over, for CPUs, on which XLA's convolutions within a
-    loop are ten times slower (jax 0.10.2).
+    It needs the memory of one part and returns the gradient of the whole batch, except that each part is normalised
+    by its own batch statistics, like a smaller batch, and updates the running statistics once. With frozen or no
+    batch statistics the gradient equals that of the whole batch up to rounding (and dropout, which is drawn per part).
+    `unroll` writes out the parts instead of looping over them: on CPUs XLA's convolutions inside a loop are ten
+    times slower (jax 0.10.2).
     """
     count = config.training.accumulation_steps
     if count == 1:
         return batch_gradient(model, config, params, batch_stats, batch, root, dropout)
     parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
-    # Each device sums gradients of its own, so that they cross the links once, and not for each part.
+    # Each device sums its own gradients, so that they are all-reduced once instead of once per part.
     params = jax.tree.map(lambda x: lax.pcast(x, DATA_AXIS, to="varying"), params)
 
     def add(sums: tuple[Any, Any, jax.Array], part: tuple[jax.Array, Batch]) -> tuple[Any, Any]:
@@ -180,7 +180,7 @@ def accumulated_gradient(
 
 
 def _each(add: Callable, sums: Any, parts: Any) -> tuple[Any, Any]:
-    """What lax.scan does, without a loop."""
+    """Does the same as lax.scan, unrolled."""
     outputs = []
     for i in range(len(jax.tree.leaves(parts)[0])):
         sums, output = add(sums, jax.tree.map(lambda x, i=i: x[i], parts))
@@ -191,9 +191,9 @@ def _each(add: Callable, sums: Any, parts: Any) -> tuple[Any, Any]:
 def make_train_step(
     model: nn.Module, optimizer: optax.GradientTransformation, config: ConfigDict, mesh: Mesh
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepReport]]:
-    """Returns the jitted training step, (state, batch) -> (state, loss); it consumes (donates) the state.
+    """Returns the jitted training step, (state, batch) -> (state, StepReport), which donates the state.
 
-    The batch holds `image` uint8 `[B, H, W, C]`, `label`, `index` and `epoch` int32 `[B]`, split over
+    The batch holds `image` uint8 `[B, H, W, C]`, and `label`, `index` and `epoch` int32 `[B]`, split over
     the mesh. The gradient is that of the mean loss over the global batch.
     """
 
@@ -201,10 +201,10 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch, seed: jax.Array) -> tuple[TrainState, StepReport]:
         root = jax.random.key(seed)
-        # A key of its own for each step and device; no random state is kept between steps.
+        # The key derives from step and device, so no random state is kept between steps.
         dropout = jax.random.fold_in(stream(root, DROPOUT), state.step)
         dropout = jax.random.fold_in(dropout, lax.axis_index(DATA_AXIS))
-        # The parameters are the same on all devices, so shard_map sums their gradient over the mesh.
+        # The parameters are replicated, so shard_map sums their gradient over the mesh.
         grads, batch_stats, mean_loss, logits, loss = accumulated_gradient(
             model, config, state.params, state.batch_stats, batch, root, dropout, unroll=unroll
         )
@@ -237,28 +237,28 @@ def make_train_step(
 
 
 class Seeded:
-    """A program of (..., seed) with the run's seed filled in, as are its lowered and its compiled form.
+    """Calls a program of (..., seed) with the run's seed; so do its lowered and compiled forms.
 
-    The seed is an argument of the compiled program, so that the runs of a study share one.
+    The seed is an argument of the compiled program, so that all runs of a study can share one program.
 
     Args:
-        program: what `jax.jit` returns, or what its `lower` and `compile` do.
-        seed: of the run.
+        program: result of `jax.jit`, or of its `lower` and `compile`.
+        seed: seed of the run.
     """
 
     def __init__(self, program: Any, seed: int):
         self._program, self._seed = program, np.int32(seed)
 
     def __call__(self, *arguments: Any) -> Any:
-        """Calls the program."""
+        """Calls the program with these arguments and the seed."""
         return self._program(*arguments, self._seed)
 
     def trace(self, *arguments: Any) -> jax.stages.Traced:
-        """Traces the program, as it is, for these arguments, or for their shapes: to lower it for another platform."""
+        """Traces the program for these arguments or their shapes, for example to lower it for another platform."""
         return self._program.trace(*arguments, self._seed)
 
     def lower(self, *arguments: Any) -> "Seeded":
-        """Lowers the program for these arguments, or for their shapes."""
+        """Lowers the program for these arguments or their shapes."""
         return Seeded(self._program.lower(*arguments, self._seed), self._seed)
 
     def compile(self, *arguments: Any, **options: Any) -> "Seeded":
@@ -266,25 +266,25 @@ class Seeded:
         return Seeded(self._program.compile(*arguments, **options), self._seed)
 
     def __getattr__(self, name: str) -> Any:
-        """Answers as the program does: cost_analysis, memory_analysis, as_text."""
+        """Forwards to the program, for example cost_analysis, memory_analysis and as_text."""
         return getattr(self._program, name)
 
 
 def compile_step(step: Callable, state: TrainState, batch: Batch) -> Callable:
-    """Compiles a training step ahead of its first call, which for several processes must be at the same time.
+    """Compiles a training step ahead of its first call, which all processes must make at the same time.
 
-    Where JAX is asked to debug (JAX_DEBUG_NANS, JAX_DEBUG_INFS, JAX_DISABLE_JIT) it is left as it is: what is compiled
-    ahead would not be looked into.
+    When debugging JAX (JAX_DEBUG_NANS, JAX_DEBUG_INFS, JAX_DISABLE_JIT) the step is returned unchanged, because JAX
+    does not debug a program compiled ahead of time.
     """
     debugs = jax.config.jax_debug_nans or jax.config.jax_debug_infs or jax.config.jax_disable_jit
     return step if debugs else step.lower(state, batch).compile()
 
 
 def _seek_nans(step: Callable[[TrainState, Batch], tuple[TrainState, StepReport]]) -> Callable:
-    """Returns the compiled step for JAX_DEBUG_NANS=1 and JAX_DEBUG_INFS=1: what is not finite is made again eagerly.
+    """Returns the compiled step for JAX_DEBUG_NANS=1 and JAX_DEBUG_INFS=1; it repeats non-finite steps eagerly.
 
-    Operation by operation, so that JAX raises a FloatingPointError from the one that made the first NaN or infinity.
-    Left to itself (jax 0.10.2) it looks at the results of a compiled function's first call alone.
+    Run op by op, JAX raises a FloatingPointError at the operation that produced the first NaN or infinity.
+    By itself JAX (0.10.2) checks only the results of the first call of a compiled function.
     """
     compiled = jax.jit(step)
 
@@ -303,7 +303,7 @@ def make_eval_step(
 ) -> Callable[[Any, Any, ClassificationMetrics, Batch], ClassificationMetrics]:
     """Returns the jitted evaluation step: (params, batch_stats, sums so far, batch) -> sums.
 
-    The batch holds `image`, `label` and `mask`, false for the padding that does not count.
+    The batch holds `image`, `label` and `mask`, which is False for padding.
     """
 
     def step(params: Any, batch_stats: Any, sums: ClassificationMetrics, batch: Batch) -> ClassificationMetrics:

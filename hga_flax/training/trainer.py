@@ -1,4 +1,4 @@
-"""The training loop: restore or start, step, log, evaluate, save, sum up."""
+"""The training loop: restore or initialise, step, log, evaluate, save, print a summary."""
 
 import contextlib
 import dataclasses
@@ -43,21 +43,21 @@ from hga_flax.training.step import compile_step, make_eval_step, make_train_step
 
 
 def train(config: ConfigDict, workdir_path: str, profile_steps: int = 0) -> int:
-    """Trains as configured, from the workdir's newest checkpoint if it has one.
+    """Trains as configured, starting from the workdir's newest checkpoint if there is one.
 
     SIGTERM and SIGINT end the run after the step in flight, which is saved (see preemption.py).
 
     Args:
-        config: a whole configuration.
-        workdir_path: the folder of the run.
-        profile_steps: of the session's steps so many are traced, once the first has compiled; 0 traces none.
+        config: complete configuration.
+        workdir_path: folder of the run.
+        profile_steps: number of steps to trace after the first step has compiled; 0 disables tracing.
 
     Returns:
-        The signal that came when the run had nothing left to stop, for a caller that has; 0 if none did.
+        A signal that arrived when training was already over, so that the caller can still act on it; 0 if none did.
 
     Raises:
         UserError: the configuration, the data or the workdir cannot be used, or training diverged.
-        Interrupted: a signal ended the run; the same call goes on.
+        Interrupted: a signal ended the run; the same call resumes it.
     """
     start_up = StartUp(hga_flax.STARTED)
     start_up.mark("imports")
@@ -65,7 +65,7 @@ def train(config: ConfigDict, workdir_path: str, profile_steps: int = 0) -> int:
     check_source(config, workdir_path)
     config = files.absolute_paths(config)
     if is_remote(workdir_path):
-        Remote(workdir_path, "--workdir").files()  # whether it can be read, before a data set is copied
+        Remote(workdir_path, "--workdir").files()  # check that it is readable before copying a data set
     with Preemption(config.training.grace_seconds) as preemption, contextlib.ExitStack() as opened:
         _train(config, workdir_path, preemption, start_up, profile_steps, opened)
     return preemption.signal
@@ -124,7 +124,7 @@ def _train(
                 )
 
         start_up.mark("state")
-        first = step + 2 if profile_steps else 0  # the one before compiles
+        first = step + 2 if profile_steps else 0  # step + 1 compiles
         profiler = Profiler(workdir / "tensorboard", first, profile_steps, console.line)
         loop = Loop(experiment, plan, workdir, console, checkpoints, progress, preemption, profiler, start_up)
         if step >= plan.total_steps and not progress.evaluation_due:
@@ -140,17 +140,17 @@ def _train(
                 console.line(f"every parameter: {shown(workdir) / 'parameters.txt'}")
             loop.run(state, step, source, eval_source, schedule)
     finally:
-        checkpoints.close()  # an interrupted run, too, finishes the checkpoint that it is writing
-    opened.close()  # and a run in a bucket is finished when all of it is there
+        checkpoints.close()  # an interrupted run also finishes the checkpoint that it is writing
+    opened.close()  # a run in a bucket is finished only when all of it is uploaded
     loop.summary()
 
 
 def _new_state(
     experiment: Experiment, init: Any, abstract: TrainState, workdir: pathlib.Path, console: Console
 ) -> TrainState:
-    """Returns the state before the first step; a run that goes on does not ask for `init.weights` again."""
+    """Returns the state before the first step of a new run, with `init.weights` loaded."""
     config = experiment.config
-    fitted = fit_weights(config, abstract) if config.init.weights else None  # before what takes long
+    fitted = fit_weights(config, abstract) if config.init.weights else None  # may fail, so before anything slow
     state = create_state(init, config.seed, experiment.mesh)
     if fitted is None:
         return state
@@ -163,7 +163,7 @@ def _new_state(
 
 
 def shown(path: pathlib.Path) -> pathlib.Path:
-    """Returns the path as a person in the current folder would type it, in a twin as an address."""
+    """Returns the path as typed from the current folder; for a path in a local copy, the address in the bucket."""
     if is_remote(called(path)):
         return epath.Path(called(path))
     here = pathlib.Path.cwd()
@@ -171,7 +171,7 @@ def shown(path: pathlib.Path) -> pathlib.Path:
 
 
 class Loop:
-    """The steps of one session, from a state to the end of training."""
+    """The training steps of one session, from a state to the end of training."""
 
     def __init__(
         self,
@@ -247,7 +247,7 @@ class Loop:
         return state
 
     def _read_reports(self, **options: int) -> None:
-        """Shows the newest loss that has been read; see `StepReports.read`."""
+        """Shows the newest loss read from the reports; see `StepReports.read`."""
         newest = self._reports.read(**options)
         if newest is not None:
             step, loss = newest
@@ -255,18 +255,18 @@ class Loop:
             self._console.update(step, f"loss {loss:.3f}  {_speed_text(self._clock.speed(step))}ETA {left}")
 
     def _log(self, step: int, state: TrainState) -> TrainState:
-        """Writes the metrics since the last line and returns the state with them set to zero."""
+        """Writes the metrics since the last line and returns the state with its metrics reset."""
         self._read_reports(in_flight=0)
         config, skipped = self._experiment.config, int(state.skipped)
         values, speed = read(state.metrics), self._clock.speed(step)
         norm = {"gradient_norm": values.pop("gradient_norm")} if config.optimizer.clip_norm else {}
         values.pop("gradient_norm", None)
         more = norm | ({"skipped_steps": skipped} if config.training.skip_nonfinite else {})
-        rate = float(self._schedule(jnp.asarray(step - 1 - skipped)))  # a skipped step does not move the schedule
+        rate = float(self._schedule(jnp.asarray(step - 1 - skipped)))  # skipped steps do not advance the schedule
         bad = {"bad_images": len(self._bad_images(config.data.train_split))}
         self._writer.scalars(step, "train", values | speed | {"learning_rate": rate} | bad | more)
         epoch = step / self._plan.steps_per_epoch
-        # Not to be compared with the evaluation's, which is always the cross-entropy.
+        # Named, because it is not comparable to the evaluation's loss, which is always the cross-entropy.
         loss = "loss" if config.training.loss == "cross_entropy" else config.training.loss.replace("_", " ")
         self._console.line(
             f"step {step:>6}/{self._plan.total_steps}  epoch {epoch:6.2f}  {loss} {values['loss']:.4f}  "
@@ -279,10 +279,10 @@ class Loop:
         return dataclasses.replace(state, metrics=zero)
 
     def _after_step(self, step: int, state: TrainState, stop: int) -> None:
-        """Evaluates and saves where the plan says so, and where a signal asks to stop.
+        """Evaluates and saves if it is planned at this step; saves if a signal asks to stop.
 
         Raises:
-            Interrupted: it asks, and the step is saved.
+            Interrupted: a signal asks to stop; the step is saved.
         """
         every = self._experiment.config.checkpoint.every_steps
         evaluates = self._plan.evaluates_at(step)
@@ -292,7 +292,7 @@ class Loop:
     def _evaluate_and_save(self, step: int, state: TrainState, evaluates: bool, stop: int = 0) -> None:
         self._read_reports(in_flight=0)
         with self._clock.paused():
-            # Not only the parameters: with infinite momentum or statistics the next step could not be sound.
+            # Checks more than the parameters: infinite momentum or statistics would break the next step.
             if not all_finite((state.params, state.batch_stats, state.opt_state)):
                 raise Diverged(f"parameters, statistics or momentum are not finite after step {step}")
             metrics = self._evaluate(step, state) if evaluates and not stop else None
@@ -311,7 +311,7 @@ class Loop:
             )
 
     def _evaluate(self, step: int, state: TrainState) -> dict[str, float | None] | None:
-        """Returns the evaluation, or None if a signal ended it (`_stopped_by`) or no image could be read."""
+        """Returns the evaluation, or None if a signal ended it (see `_stopped_by`) or no image can be read."""
 
         def stop() -> int:
             self._stopped_by = self._agreement.stop()
@@ -329,10 +329,10 @@ class Loop:
             self._console.line(f"warning: step {step} is not evaluated: {no_images(split)}", "yellow")
             return None
         if not math.isfinite(metrics["loss"]):
-            # Early running statistics may overflow an evaluation while training is sound.
+            # Early running statistics may overflow in evaluation although training is fine.
             self._console.line(f"warning: the evaluation's loss after step {step} is {metrics['loss']}", "yellow")
         decay = self._experiment.config.training.ema_decay
-        average = {"ema_decay": decay} if decay else {}  # says that the weights are the moving average
+        average = {"ema_decay": decay} if decay else {}  # marks that the evaluated weights are the moving average
         self._writer.scalars(step, "eval", metrics | bad | average)
         best = self._progress.best
         improved = best is None or rank(metrics) < rank(best)
@@ -349,7 +349,7 @@ class Loop:
         return finite_or_none(metrics)
 
     def _bad_images(self, split: str) -> list[int]:
-        """Returns those that any process has met; all processes ask at the same steps."""
+        """Returns the indices of bad images found by any process; all processes must call this at the same steps."""
         own = self._experiment.dataset.bad_images
         found = union(own.found(split), limit=self._experiment.config.data.max_bad_images + 1)
         own.share(split, found)
@@ -360,7 +360,7 @@ class Loop:
         return experiment.dataset.eval_batches(self._eval_source, experiment.eval_batch_size, experiment.shard)
 
     def summary(self) -> None:
-        """Prints how the run ended and where its results lie."""
+        """Prints the run's results and where its files are."""
         workdir, progress = shown(self._workdir), self._progress
         best = progress.best
         steps = self._checkpoints.steps()
