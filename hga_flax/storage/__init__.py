@@ -1,4 +1,4 @@
-"""Files in gs:// and s3:// buckets, and locks that several processes and hosts respect.
+"""Files in gs:// and s3:// buckets, and locks shared by processes and hosts.
 
 Imports errors.py alone. Start at buckets.py.
 """

@@ -1,8 +1,8 @@
-"""Buckets: `gs://bucket/folder` and `s3://bucket/folder`, and what is copied between them and this machine.
+"""Copies files between this machine and buckets, `gs://bucket/folder` and `s3://bucket/folder`.
 
-An object store has no rename and no append, so nothing works in a bucket: files are copied here, used here and
-copied back. The file systems are fsspec's, those behind etils.epath, asked directly: epath itself takes TensorFlow's
-where TensorFlow is installed, and lists names without sizes.
+An object store has no rename and no append, so nothing works inside a bucket: files are copied here, used here and
+copied back. The file systems are fsspec's, which etils.epath uses too. They are called directly, because epath prefers
+TensorFlow's file systems if TensorFlow is installed, and lists names without sizes.
 """
 
 import concurrent.futures
@@ -19,22 +19,22 @@ from typing import Any, NamedTuple
 from hga_flax.errors import UserError, alias, expand, one_line
 
 CACHE_VARIABLE = "HGA_FLAX_CACHE"
-# Scheme: (the package that speaks it, how one says who one is).
+# Scheme: (the package that implements it, how to authenticate).
 SCHEMES = {
     "gs": ("gcsfs", "gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS"),
     "s3": ("s3fs", "aws configure, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
 }
-AT_ONCE = 8  # files
+AT_ONCE = 8  # files transferred in parallel
 FIRST_ANSWER_SECONDS = 60.0  # s3fs gives up after 7, gcsfs after 35 to 50
-SMALL = 1 << 25  # bytes up to which a file that may grow meanwhile is read before it is sent
+SMALL = 1 << 25  # bytes; up to this size a file is read before it is sent, because it may grow meanwhile
 
 
 class Unreachable(UserError):
-    """A bucket that cannot be read or written."""
+    """A bucket cannot be read or written."""
 
 
 class Fact(NamedTuple):
-    """What a listing says of a file: its bytes, and a mark that changes with its content."""
+    """What a listing says about a file: its size in bytes, and a mark that changes with its content."""
 
     size: int
     mark: str
@@ -46,24 +46,24 @@ def is_remote(path: str) -> bool:
 
 
 def cache_folder() -> pathlib.Path:
-    """Returns the folder on this machine for copies of what lies in buckets."""
+    """Returns the folder on this machine for local copies of files in buckets."""
     return expand(os.environ.get(CACHE_VARIABLE) or "~/.cache/hga_flax", CACHE_VARIABLE).absolute()
 
 
 def folder_name(address: str) -> str:
-    """Returns a name for the copy of an address, another for each."""
+    """Returns a folder name for the local copy of an address, unique to that address."""
     return f"{address.rstrip('/').rpartition('/')[2]}-{hashlib.sha256(address.encode()).hexdigest()[:12]}"
 
 
 class Remote:
-    """A folder in a bucket. Every method raises `Unreachable`, one line that says what to do.
+    """A folder in a bucket. Every method raises `Unreachable`, with a one-line message that says what to do.
 
     Args:
         address: `gs://BUCKET/...` or `s3://BUCKET/...`.
-        key: what messages call it, such as "--workdir".
+        key: the flag or key that messages name, such as "--workdir".
 
     Raises:
-        UserError: the address is none, or the package for it is missing.
+        UserError: the address is invalid, or the package for it is not installed.
     """
 
     def __init__(self, address: str, key: str):
@@ -79,7 +79,7 @@ class Remote:
         self._system: Any = None
 
     def below(self, name: str) -> "Remote":
-        """Returns a folder in this one."""
+        """Returns a subfolder."""
         return Remote(f"{self.address}/{name}", self.key)
 
     def _fs(self) -> Any:
@@ -90,7 +90,7 @@ class Remote:
         return self._system
 
     def files(self) -> dict[str, Fact]:
-        """Returns every file below, by its name from here.
+        """Returns the facts of every file in this folder and below, by name relative to this folder.
 
         Raises:
             Unreachable: the bucket does not exist, cannot be read, or does not answer.
@@ -106,7 +106,7 @@ class Remote:
         }
 
     def file(self, name: str) -> Fact | None:
-        """Returns what is known of one file, None where there is none of that name.
+        """Returns the facts of one file, or None if it does not exist.
 
         Raises:
             Unreachable: the bucket does not exist, cannot be read, or does not answer.
@@ -128,13 +128,13 @@ class Remote:
         return system.find(self._root, detail=True)
 
     def _nothing(self) -> dict[str, Any]:
-        """Nothing was found: does the bucket exist?"""
-        with contextlib.suppress(PermissionError):  # one may be let into a folder alone
+        """Returns {} for an empty result, after checking that the bucket exists."""
+        with contextlib.suppress(PermissionError):  # access may be limited to a folder
             self._fs().ls(self._root.partition("/")[0])
         return {}
 
     def _in_time(self, ask: Callable[[], Any]) -> Any:
-        """Returns what `ask` returns, unless that takes too long."""
+        """Returns what `ask` returns, or raises TimeoutError after FIRST_ANSWER_SECONDS."""
         answer: list[Any] = []
         failure: list[BaseException] = []
 
@@ -157,7 +157,7 @@ class Remote:
         """Returns the content of a file.
 
         Raises:
-            FileNotFoundError: it is not there.
+            FileNotFoundError: the file does not exist.
         """
         with self._reaching("cannot be read", missing=True):
             return self._fs().cat_file(f"{self._root}/{name}")
@@ -168,10 +168,10 @@ class Remote:
             self._in_time(lambda: self._fs().pipe_file(f"{self._root}/{name}", content))
 
     def get(self, names: Iterable[str], folder: pathlib.Path, done: Callable[[str], None] = lambda name: None) -> None:
-        """Copies files to the same names in `folder`, each in one move; `done` is told of each.
+        """Copies files to the same names in `folder`, each atomically, and calls `done(name)` after each.
 
         Raises:
-            FileNotFoundError: one is not there any more.
+            FileNotFoundError: a file no longer exists.
         """
 
         def copy(name: str) -> None:
@@ -186,10 +186,10 @@ class Remote:
         _all(copy, names)
 
     def put(self, folder: pathlib.Path, names: Iterable[str]) -> None:
-        """Copies files of `folder` to the same names here.
+        """Uploads files of `folder` under the same names.
 
         Raises:
-            FileNotFoundError: one is not in the folder any more.
+            FileNotFoundError: a file is no longer in the folder.
         """
 
         def copy(name: str) -> None:
@@ -214,7 +214,7 @@ class Remote:
         _all(copy, names)
 
     def delete(self, names: Iterable[str]) -> None:
-        """Removes files; one that is not there is as good as removed."""
+        """Removes files; ignores those that do not exist."""
 
         def remove(name: str) -> None:
             with self._reaching("cannot be written to"), contextlib.suppress(FileNotFoundError):
@@ -224,7 +224,7 @@ class Remote:
 
     @contextlib.contextmanager
     def _reaching(self, what: str, *, missing: bool = False) -> Iterator[None]:
-        """Turns whatever the libraries raise into one line."""
+        """Turns the libraries' exceptions into a one-line `Unreachable`; `missing` lets FileNotFoundError pass."""
         try:
             yield
         except UserError:
@@ -241,7 +241,7 @@ class Remote:
             return f"there is no bucket {self._root.partition('/')[0]}; create it, or mend the name"
         if "Credential" in kind or kind == "RefreshError" or str(code) == "401" or "Anonymous caller" in text:
             return f"no credentials, or none that are taken ({text}); {self._login}"
-        if isinstance(error, OSError) and error.strerror and error.filename:  # of this machine's disk
+        if isinstance(error, OSError) and error.strerror and error.filename:  # an error of the local disk
             return f"{error.filename}: {error.strerror} (on this machine)"
         if isinstance(error, PermissionError) or str(code) == "403" or "Forbidden" in text:
             return f"no permission ({text}); ask for it, or: {self._login}"
@@ -251,31 +251,31 @@ class Remote:
 
 
 def _mark(info: dict[str, Any]) -> str:
-    """Returns what a listing has that changes with the content: S3's ETag, GCS's generation, a file's time."""
+    """Returns a value that changes with the content: S3's ETag, GCS's generation, or the file's time."""
     return str(next((info[name] for name in ("ETag", "generation", "etag", "mtime", "created") if name in info), ""))
 
 
 def _safe(name: str) -> bool:
-    """Returns whether a name stays in its folder when it is copied here."""
+    """Returns whether a file of this name stays inside the folder that it is copied to."""
     return bool(name) and not name.startswith("/") and ".." not in name.split("/") and not name.endswith("/")
 
 
 def _all(work: Callable[[str], None], names: Iterable[str]) -> None:
-    """Does `work` for all names, some at once; begins none after one has failed, and raises what that raises."""
+    """Runs `work` for all names, several at once; after a failure it starts no more and raises the error."""
     pool = concurrent.futures.ThreadPoolExecutor(AT_ONCE)
     try:
         futures = [pool.submit(work, name) for name in names]
         for future in concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION).done:
             future.result()
     finally:
-        pool.shutdown(cancel_futures=True)  # waits for those that are going on
+        pool.shutdown(cancel_futures=True)  # waits for those in progress
 
 
 def check_space(folder: pathlib.Path, size: int, what: str) -> None:
-    """Checks that `size` bytes have room in the folder's file system.
+    """Checks that `size` bytes fit on the folder's file system.
 
     Raises:
-        UserError: they have not.
+        UserError: they do not fit.
     """
     free = shutil.disk_usage(folder).free
     if size > free:
@@ -286,10 +286,10 @@ def check_space(folder: pathlib.Path, size: int, what: str) -> None:
 
 
 def make_folder(folder: pathlib.Path, address: str) -> pathlib.Path:
-    """Creates the copy's folder of an address; messages call it by the address from then on.
+    """Creates the folder for the local copy of an address; messages then show the address instead of the folder.
 
     Raises:
-        UserError: it cannot be created.
+        UserError: the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -303,10 +303,10 @@ def make_folder(folder: pathlib.Path, address: str) -> pathlib.Path:
 
 
 def fetch_file(address: str, key: str) -> pathlib.Path:
-    """Returns the copy of one file, made anew where it has changed.
+    """Returns the local copy of one file, downloading it if it is new or has changed.
 
     Raises:
-        UserError: it is not there or cannot be read.
+        UserError: the file does not exist or cannot be read.
     """
     folder, _, name = address.rpartition("/")
     remote = Remote(folder, key)

@@ -1,12 +1,13 @@
-"""Who has what: claims as files in a shared folder, and locks for the short work of one machine's processes.
+"""Claims: files in a shared folder that say which process owns what. Locks: for short work on one machine.
 
-A claim needs no server, no lock of the file system and no trust in clocks. It is the file NAME.0, created exclusively:
-of all processes one succeeds. Its owner touches it every few seconds. Whoever finds that the owner is gone takes over
-by creating NAME.1, exclusively again, and so on: the highest number holds. The highest is never removed or renamed, and
-who has created one looks whether it is the highest, so that of two that want to take over, however late, one succeeds.
+A claim needs no server, no file-system lock and no synchronised clocks. It is the file NAME.0, created exclusively:
+only one process succeeds. Its owner touches it every few seconds. A process that finds the owner gone takes over by
+creating NAME.1, again exclusively, and so on: the highest number holds. The highest file is never removed or renamed,
+and a process that has created one checks that it is the highest, so only one of two processes that try to take over
+succeeds, however late they are.
 
-An owner is gone when its claim says that it was released; when it ran on this machine and its process is no longer
-there; or when somebody has watched the file for `stale_seconds` by their own clock and nobody has touched it.
+An owner is gone if its claim says that it was released; if it ran on this machine and its process no longer exists; or
+if another process has watched the file for `stale_seconds` by its own clock and nobody has touched it.
 """
 
 import contextlib
@@ -26,25 +27,25 @@ from typing import Any, TextIO
 from hga_flax.errors import UserError, one_line
 
 STALE_SECONDS = 120.0
-BEATS = 12  # touches within `stale_seconds`
+BEATS = 12  # touches per `stale_seconds`
 NUMBERED = re.compile(r"(.+)\.(\d+)")
 POLL_SECONDS = 1.0
 
 
 def lock(file: pathlib.Path, wait: bool) -> TextIO | None:
-    """Locks a file, which is created where it is missing, until what is returned is closed.
+    """Locks a file, creating it if needed, until the returned file is closed.
 
-    The kernel releases it, however its process ends; other machines need not know of it.
+    The kernel releases the lock however the process ends; other machines may not see it.
 
     Args:
-        file: to be locked; its folder is created too.
-        wait: for another process that has it.
+        file: the file to lock; its folder is created too.
+        wait: whether to wait for another process that holds the lock.
 
     Returns:
-        The open file, or None where another process has it.
+        The open file, or None if another process holds the lock.
 
     Raises:
-        OSError: it cannot be created, or its file system has no locks.
+        OSError: the file cannot be created, or its file system has no locks.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     opened = file.open("w")
@@ -60,7 +61,7 @@ def lock(file: pathlib.Path, wait: bool) -> TextIO | None:
 
 
 def machine() -> str:
-    """Returns what tells this machine, since its last start, from others: process numbers are valid within it."""
+    """Returns an identifier of this machine, its last boot and its PID namespace: process ids are valid within it."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         parts.append(pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -70,7 +71,7 @@ def machine() -> str:
 
 
 def process_start(pid: int) -> str | None:
-    """Returns what tells a process from a later one of the same number, or None where it is not running."""
+    """Returns an identifier that tells a process from a later one with the same id; None if it is not running."""
     try:
         state, *rest = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if state in "ZX" else rest[18]
@@ -89,11 +90,11 @@ def process_start(pid: int) -> str | None:
 
 @dataclasses.dataclass
 class Claim:
-    """What is this process's, from `Claims.take` to `release`.
+    """A name that this process owns, from `Claims.take` to `release`.
 
     Attributes:
-        file: of the claim.
-        number: how many owners there were before.
+        file: the claim file.
+        number: number of owners before this one.
     """
 
     file: pathlib.Path
@@ -101,18 +102,18 @@ class Claim:
 
     @property
     def is_lost(self) -> bool:
-        """True where another process took over, because this one did not run for so long, or the file was removed."""
+        """True if another process took over, because this one was suspended too long, or if the file was removed."""
         name = NUMBERED.fullmatch(self.file.name)[1]
         return self.file.with_name(f"{name}.{self.number + 1}").exists() or not self.file.exists()
 
 
 class Claims:
-    """The claims in a folder as one process sees them.
+    """The claims in a folder, as one process sees them.
 
     Args:
-        folder: of the claim files, the same for all processes.
-        stale_seconds: an owner that is silent for so long is gone; the same for all processes.
-        clock: tells the seconds, for tests.
+        folder: folder of the claim files, the same for all processes.
+        stale_seconds: how long an owner may be silent before it counts as gone; the same for all processes.
+        clock: returns the time in seconds; replaced in tests.
 
     Raises:
         UserError: the folder cannot be created.
@@ -138,7 +139,7 @@ class Claims:
             raise UserError(f"{folder} cannot be created: {error.strerror}; name another directory") from None
 
     def take(self, name: str) -> Claim | None:
-        """Claims a name, or takes it over from an owner that is gone; None where it is another's.
+        """Claims a name, or takes it over from an owner that is gone; returns None if another process owns it.
 
         Raises:
             UserError: the claim cannot be written.
@@ -153,7 +154,7 @@ class Claims:
             with file.open("x") as stream:
                 stream.write(json.dumps(self._owner))
             numbers = self._numbers(name)
-            if max(numbers) > number:  # who has come so late that the claims it saw were gone since
+            if max(numbers) > number:  # this process was so late that the claims it saw have been removed
                 file.unlink(missing_ok=True)
                 return None
             for old in numbers - {number}:
@@ -165,24 +166,24 @@ class Claims:
         return Claim(file, number)
 
     def release(self, claim: Claim) -> None:
-        """Gives a claim up: the next process need not wait."""
+        """Releases a claim, so that the next process need not wait."""
         with contextlib.suppress(OSError):
             if not claim.is_lost:
                 claim.file.write_text(json.dumps(self._owner | {"released": True}))
 
     @contextlib.contextmanager
     def beating(self, claim: Claim, tick: Callable[[], None]) -> Iterator[None]:
-        """Touches a claim for as long as the context lasts.
+        """Touches a claim regularly while the context lasts.
 
         Args:
-            claim: this process's own.
-            tick: called after each touch, in a thread of its own.
+            claim: a claim of this process.
+            tick: called after each touch, in a background thread.
         """
         ended = threading.Event()
 
         def beat() -> None:
             while not ended.wait(self._stale / BEATS):
-                with contextlib.suppress(OSError):  # a file server that is away for a while
+                with contextlib.suppress(OSError):  # the file server may be away for a while
                     if not claim.is_lost:
                         os.utime(claim.file)
                 tick()
@@ -196,7 +197,7 @@ class Claims:
             thread.join()
 
     def owner(self, name: str) -> dict[str, Any]:
-        """Returns what the newest claim says of its owner: "machine", "host", "pid"; nothing where it says nothing."""
+        """Returns the owner that the newest claim names, "machine", "host" and "pid"; {} if it names none."""
         newest = max(self._numbers(name), default=0)
         with contextlib.suppress(OSError, ValueError):
             owner = json.loads((self._folder / f"{name}.{newest}").read_text())
@@ -204,16 +205,16 @@ class Claims:
         return {}
 
     def is_held(self, name: str) -> bool:
-        """Whether a name has an owner that, as far as can be told at first sight, is not gone; changes nothing."""
+        """Returns whether a name has an owner that does not look gone at first sight; changes nothing."""
         numbers = self._numbers(name)
         return bool(numbers) and not self._is_gone(self._folder / f"{name}.{max(numbers)}")
 
     def is_elsewhere(self, name: str) -> bool:
-        """Whether the owner runs on another machine, so that only its silence tells that it is gone."""
+        """Returns whether the owner runs on another machine, so that only its silence shows that it is gone."""
         return self.owner(name).get("machine") != self._owner["machine"]
 
     def mark(self, name: str) -> tuple[int, int]:
-        """Returns what changes with each sign of life of the owner."""
+        """Returns a value that changes with each sign of life of the owner."""
         newest = max(self._numbers(name), default=0)
         with contextlib.suppress(OSError):
             facts = (self._folder / f"{name}.{newest}").stat()
@@ -221,13 +222,13 @@ class Claims:
         return 0, 0
 
     def _numbers(self, name: str) -> set[int]:
-        """The numbers of a name's claims."""
+        """Returns the numbers of a name's claims."""
         found = (NUMBERED.fullmatch(file.name) for file in self._folder.glob(f"{glob.escape(name)}.*"))
         return {int(m[2]) for m in found if m and f"{name}.{int(m[2])}" == m[0]}
 
     def _is_gone(self, file: pathlib.Path) -> bool:
         mark, owner = (0, 0), {}
-        with contextlib.suppress(OSError, ValueError):  # it is being written, or its owner died before it had
+        with contextlib.suppress(OSError, ValueError):  # it is being written, or its owner died before it was
             facts = file.stat()
             mark = facts.st_mtime_ns, facts.st_size
             owner = json.loads(file.read_text())
@@ -255,19 +256,19 @@ def claimed(
     waits: bool = True,
     stale_seconds: float = STALE_SECONDS,
 ) -> Iterator[None]:
-    """Has a name to itself; waits where an owner on another machine may be gone, until that is known.
+    """Owns a name while the context lasts. If an owner on another machine may be gone, waits until that is known.
 
     Args:
-        folder: of the claim files.
-        name: what is claimed.
-        taken: returns the error to raise from the owner, "process 12 on host x".
-        say: called with one line before it waits.
-        lost: called in a thread when another process has taken over since.
-        waits: False to take an owner on another machine for alive.
+        folder: folder of the claim files.
+        name: the name to claim.
+        taken: makes the error to raise from the name of the owner, "process 12 on host x".
+        say: called with one line before waiting.
+        lost: called in a background thread once another process has taken over.
+        waits: False to assume that an owner on another machine is alive.
         stale_seconds: see `Claims`.
 
     Raises:
-        UserError: another process has it, or the folder cannot be written to.
+        UserError: another process owns the name, or the folder cannot be written to.
     """
     claims = Claims(folder, stale_seconds)
     claim, mark, said = claims.take(name), claims.mark(name), False
@@ -275,7 +276,7 @@ def claimed(
         owner = claims.owner(name)
         who = f"process {owner['pid']} on {owner['host']}" if {"pid", "host"} <= owner.keys() else "another process"
         if not waits or not claims.is_elsewhere(name) or (said and claims.mark(name) != mark):
-            claim = claims.take(name)  # it may have ended just now
+            claim = claims.take(name)  # the owner may have ended just now
             if claim is None:
                 raise taken(who)
             break
@@ -292,6 +293,6 @@ def claimed(
 
 
 def _is_lost(claim: Claim) -> bool:
-    with contextlib.suppress(OSError):  # a file server that is away for a while
+    with contextlib.suppress(OSError):  # the file server may be away for a while
         return claim.is_lost
     return False
