@@ -1,4 +1,4 @@
-"""Images that cannot be decoded: counted, each named once, and too many of them end the run."""
+"""Counts images that cannot be decoded, reports each once, and ends the run if there are too many."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -8,19 +8,19 @@ import numpy as np
 
 from hga_flax.errors import UserError
 
-# In a batch's "bad", where the loader gave up looking for a good image; "index" is then that of the first bad one.
+# Values of "bad" in a batch if the loader found no good image; "index" is then that of the first bad one.
 TOO_MANY, NONE_GOOD = -2, -3
 
 
 class BadImage(UserError, ValueError):
-    """The bytes are no image, or not a whole one; the message says why."""
+    """The bytes are not a complete image; the message says why."""
 
 
 class BadImages:
-    """What this process has met of them.
+    """The undecodable images that this process has seen.
 
     Args:
-        limit: of `data.max_bad_images`, for each split.
+        limit: `data.max_bad_images`, the most that a split may have.
     """
 
     def __init__(self, limit: int):
@@ -28,18 +28,18 @@ class BadImages:
         self.log: Callable[[str], None] = lambda line: print(line, file=sys.stderr)
 
     def found(self, split: str) -> list[int]:
-        """The indices of the bad images of a split, sorted."""
+        """Returns the sorted indices of a split's bad images."""
         return sorted(self._found.get(split, ()))
 
     def remember(self, split: str, indices: Iterable[int]) -> None:
-        """Takes over what an earlier session has met and named."""
+        """Adds images that an earlier session has already reported."""
         self._found.setdefault(split, set()).update(indices)
 
     def share(self, split: str, indices: Iterable[int]) -> None:
-        """Takes over what all processes together have met.
+        """Adds the images that all processes have seen.
 
         Raises:
-            UserError: together they are more than the limit.
+            UserError: the total exceeds the limit.
         """
         self.remember(split, indices)
         if len(self._found[split]) > self._limit:
@@ -48,15 +48,15 @@ class BadImages:
     def watch(
         self, batches: Iterator[dict[str, Any]], split: str, explain: Callable[[int], str]
     ) -> Iterator[dict[str, Any]]:
-        """Yields the batches without their "bad": the index of a bad example, -1 for a good one.
+        """Yields the batches without their "bad": the index of a bad example, or -1 for a good one.
 
         Args:
-            batches: from the loader.
-            split: that they come from.
+            batches: batches from the loader.
+            split: the split that they come from.
             explain: returns the name of a bad image and what is wrong with it.
 
         Raises:
-            UserError: there are more than the limit.
+            UserError: there are more bad images than the limit, or no good ones.
         """
         found = self._found.setdefault(split, set())
         for batch in batches:

@@ -1,7 +1,7 @@
-"""What is done to a batch on the device, inside the compiled step.
+"""Augmentation of batches on the device, inside the compiled step.
 
-The randomness of an example is a function of (seed, epoch, index) alone, so the number of devices,
-hosts and the batch size change nothing.
+The randomness of an example depends only on (seed, epoch, index), so the number of devices and hosts and the
+batch size make no difference.
 """
 
 from collections.abc import Sequence
@@ -12,25 +12,25 @@ from jax.scipy.ndimage import map_coordinates
 
 
 def example_keys(root: jax.Array, epoch: jax.Array, index: jax.Array) -> jax.Array:
-    """Returns one random key per example from a stream's key and int32 `epoch` `[B]` and `index` `[B]`."""
+    """Returns one random key per example, from a stream's key and int32 `epoch` `[B]` and `index` `[B]`."""
     fold = lambda e, i: jax.random.fold_in(jax.random.fold_in(root, e), i)
     return jax.vmap(fold)(epoch, index)
 
 
 def random_crop(key: jax.Array, image: jax.Array, padding: int) -> jax.Array:
-    """Pads `[H, W, C]` with zeros on all sides and cuts H x W out at random (He et al. 2016, section 4.2)."""
+    """Pads `[H, W, C]` with zeros on all sides and takes a random H x W crop (He et al. 2016, section 4.2)."""
     padded = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
     offset = jax.random.randint(key, (2,), 0, 2 * padding + 1)
     return jax.lax.dynamic_slice(padded, (offset[0], offset[1], 0), image.shape)
 
 
 def random_flip(key: jax.Array, image: jax.Array) -> jax.Array:
-    """Mirrors `[H, W, C]` from left to right with probability one half."""
+    """Mirrors `[H, W, C]` horizontally with probability 1/2."""
     return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
 
 
 def random_rotation(key: jax.Array, image: jax.Array, degrees: float) -> jax.Array:
-    """Rotates `[H, W, C]` about its centre by an angle uniform in +- `degrees`, bilinear, zeros outside."""
+    """Rotates `[H, W, C]` about its centre by an angle uniform in +- `degrees`: bilinear, zeros outside."""
     height, width, _ = image.shape
     angle = jax.random.uniform(key, minval=-degrees, maxval=degrees) * (jnp.pi / 180)
     y, x = jnp.meshgrid(jnp.arange(height) - (height - 1) / 2, jnp.arange(width) - (width - 1) / 2, indexing="ij")
@@ -43,7 +43,7 @@ def random_rotation(key: jax.Array, image: jax.Array, degrees: float) -> jax.Arr
 def augment(
     images: jax.Array, keys: jax.Array, crop_padding: int = 0, *, flip: bool = False, rotation_degrees: float = 0.0
 ) -> jax.Array:
-    """Augments float images `[B, H, W, C]` with one key each; returns the same shape."""
+    """Augments float images `[B, H, W, C]`, each with its own key `[B]`; returns the same shape."""
 
     def one(key: jax.Array, image: jax.Array) -> jax.Array:
         rotate, crop, mirror = jax.random.split(key, 3)
@@ -57,16 +57,19 @@ def augment(
 
 
 def alternating_flip(images: jax.Array, root: jax.Array, epoch: jax.Array, index: jax.Array) -> jax.Array:
-    """Mirrors each of `[B, H, W, C]` in every second epoch; whether in the even or the odd ones is drawn for each.
+    """Mirrors each of `[B, H, W, C]` in every second epoch: the even or the odd ones, drawn per image.
 
-    Two epochs then hold every image both ways, which a random flip in each does for half of them (Jordan, 94 % on
-    CIFAR-10 in 3.29 seconds on a single GPU, https://arxiv.org/abs/2404.00498).
+    Any two consecutive epochs then show every image both ways; a random flip does that for only half of them (Jordan,
+    94 % on CIFAR-10 in 3.29 seconds on a single GPU, https://arxiv.org/abs/2404.00498).
 
     Args:
         images: float images.
-        root: the key of a stream, with `index` the source of each image's draw.
+        root: key of a stream; each image's draw comes from it and the image's `index`.
         epoch: int32 `[B]`.
-        index: int32 `[B]`, of the examples.
+        index: int32 `[B]`, indices of the examples.
+
+    Returns:
+        Images `[B, H, W, C]`.
     """
     keys = example_keys(root, jnp.zeros_like(epoch), index)
     mirrored = jax.vmap(jax.random.bernoulli)(keys) ^ (epoch % 2 == 1)
@@ -74,7 +77,7 @@ def alternating_flip(images: jax.Array, root: jax.Array, epoch: jax.Array, index
 
 
 def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """uint8-valued `[B, H, W, C]` -> float32 (x / 255 - mean) / std, mean and std per channel or one for all."""
+    """Maps uint8-valued `[B, H, W, C]` to float32 (x / 255 - mean) / std; mean and std per channel, or one for all."""
     images = images.astype(jnp.float32) / 255
     return (images - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
@@ -84,15 +87,16 @@ ERASED_ASPECT = (0.3, 1 / 0.3)
 
 
 def _inside(start: jax.Array, length: jax.Array, size: int) -> jax.Array:
-    """True at the positions start .. start + length - 1 of `size`."""
+    """Returns bool `[size]`, true at the positions start .. start + length - 1."""
     position = jnp.arange(size)
     return (position >= start) & (position < start + length)
 
 
 def random_erasing(key: jax.Array, image: jax.Array, probability: float) -> jax.Array:
-    """Fills a random rectangle of `[H, W, C]` with noise (Zhong et al., https://arxiv.org/abs/1708.04896).
+    """Fills a random rectangle of `[H, W, C]` with noise, with the given probability.
 
-    Its area is 2 to 33 % of the image's, its aspect 0.3 to 3.3, what would stick out is cut off.
+    Zhong et al., https://arxiv.org/abs/1708.04896. Its area is 2 to 33 % of the image's and its aspect ratio
+    0.3 to 3.3; sides longer than the image's are clipped.
     """
     height, width, _ = image.shape
     apply, area_key, aspect_key, place, noise = jax.random.split(key, 5)
@@ -109,7 +113,7 @@ def random_erasing(key: jax.Array, image: jax.Array, probability: float) -> jax.
 
 
 def cutmix_box(key: jax.Array, share: jax.Array, height: int, width: int) -> jax.Array:
-    """Returns bool `[H, W]`, true in a box of 1 - `share` of the area about a random place, cut off at the border."""
+    """Returns bool `[H, W]`, true in a box of 1 - `share` of the area, centred at random and clipped at the border."""
     cut = jnp.sqrt(1 - share)
     centre = jax.random.uniform(key, (2,)) * jnp.asarray([height, width])
     half = jnp.asarray([height, width]) * cut / 2
@@ -120,21 +124,21 @@ def cutmix_box(key: jax.Array, share: jax.Array, height: int, width: int) -> jax
 def mix(
     images: jax.Array, labels: jax.Array, keys: jax.Array, mixup: float, cutmix: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Mixes each image with its neighbour, 0 with 1, 2 with 3, ..., each with a share of its own.
+    """Mixes each image with its neighbour (0 with 1, 2 with 3, ...), each with its own share.
 
     mixup (https://arxiv.org/abs/1710.09412) adds the images, CutMix (https://arxiv.org/abs/1905.04899)
-    pastes a box of the other one; where both are asked for, half of the images get each. The order of
-    the examples is random, so the neighbour is; and it lies on the same device however many there are.
+    pastes a box of the other one; with both, each applies to half of the images. Examples come in random
+    order, so neighbours are random too, and they are on the same device, however many devices there are.
 
     Args:
         images: `[B, H, W, C]` with B even.
         labels: `[B]`.
         keys: `[B]`.
-        mixup: both parameters of the beta distribution of the share; 0: none.
+        mixup: both parameters of the beta distribution of mixup's share; 0: no mixup.
         cutmix: the same for CutMix.
 
     Returns:
-        Images, the neighbours' labels and, float32 `[B]`, the share of the image's own label.
+        Images `[B, H, W, C]`, the neighbours' labels `[B]`, and the share of each image's own label, float32 `[B]`.
     """
     neighbour = lambda x: x.reshape(-1, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)
 

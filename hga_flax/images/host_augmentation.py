@@ -1,10 +1,10 @@
-"""What is done to one image on the host: decoding, and for large images the crop to the input size.
+"""Processing of one image on the host: decoding and, for large images, the crop to the input size.
 
-Training on large images takes one affine warp that composes the random resized crop (8-100 % of
-the area, aspect 3/4 to 4/3), the flip and the rotation (SENet's recipe, https://arxiv.org/abs/1709.01507,
+Training on large images uses one affine warp that combines the random resized crop (8-100 % of the
+area, aspect 3/4 to 4/3), the flip and the rotation (SENet's recipe, https://arxiv.org/abs/1709.01507,
 section 5.1, whose released settings are +-10 degrees). Every random choice is drawn from
-(seed, epoch, index), so neither threads nor hosts change it. RandAugment (`randaugment.py`) joins in:
-its geometric operations in the warp, the others after it.
+(seed, epoch, index), so neither threads nor hosts change it. RandAugment's (`randaugment.py`)
+geometric operations are part of the warp, its other operations follow it.
 """
 
 import math
@@ -22,11 +22,11 @@ from hga_flax.images.image_heads import claimed_size
 from hga_flax.images.jpeg import UPRIGHT, decode_top, read_head
 from hga_flax.images.randaugment import Operations, apply_colours, draw_operations
 
-cv2.setNumThreads(0)  # the loader's threads are enough; OpenCV's own would fight them for the cores
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # bad images are named by bad_images.py, once
+cv2.setNumThreads(0)  # the loader's threads are enough; OpenCV's own would compete for the cores
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # bad_images.py reports bad images, once
 
 DECODE_FLAGS = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_RGB}
-REDUCTION_FLAGS = {n: flag for n, flag in ((1, 0), (2, 16), (4, 32), (8, 64))}  # of IMREAD_REDUCED_*
+REDUCTION_FLAGS = {n: flag for n, flag in ((1, 0), (2, 16), (4, 32), (8, 64))}  # IMREAD_REDUCED_*
 # Box averaging followed by these taps has the width of the antialiased bilinear filter (Pillow's):
 # its variance is 1/6 of a pixel, the box's 1/12.
 TAPS = np.array([1 / 24, 22 / 24, 1 / 24])
@@ -34,24 +34,24 @@ AREA = (0.08, 1.0)
 ASPECT = (3 / 4, 4 / 3)
 LOG_ASPECT = (math.log(ASPECT[0]), math.log(ASPECT[1]))
 CROP_TRIES = 10
-NOTHING = Operations(None, ())  # of RandAugment
-MOST_ENLARGED = 2**22  # pixels of a whole enlarged image; of a larger one only what is cut out is made
+NOTHING = Operations(None, ())  # no RandAugment
+MOST_ENLARGED = 2**22  # pixels of an enlarged image; above this, only the crop is computed
 WEIGHTS = 2048  # OpenCV's fixed point: 11 bits
 
 
 def decode(image: bytes | np.ndarray, channels: int, reduction: int = 1) -> np.ndarray:
-    """Decodes an image to uint8 `[H, W, channels]`, upright as its EXIF says; arrays pass through.
+    """Decodes an image to uint8 `[H, W, channels]`, upright according to its EXIF; arrays pass through.
 
-    The content decides the format, whatever the file is called; 16 bits become 8, CMYK becomes RGB,
-    transparency is dropped, of an animation the first frame counts.
+    The format is detected from the content, not from the file name. 16 bits become 8, CMYK becomes RGB,
+    transparency is dropped, and only the first frame of an animation is decoded.
 
     Args:
         image: the encoded image, or an array.
         channels: 1 or 3.
-        reduction: 1, 2, 4 or 8: decode to height and width divided by this (JPEG does so much faster).
+        reduction: 1, 2, 4 or 8: decode to height and width divided by this (much faster for JPEGs).
 
     Raises:
-        BadImage: the bytes are no image that OpenCV reads, not a whole one, or one that claims too many pixels.
+        BadImage: OpenCV cannot read the bytes, the image is incomplete, or it claims too many pixels.
     """
     if isinstance(image, np.ndarray):
         return image
@@ -78,14 +78,14 @@ def _too_large(size: tuple[int, int] | None = None) -> str:
 
 
 def check_whole(image: bytes) -> None:
-    """Raises a BadImage for a JPEG that is cut off, of which decoders fill what is missing with grey."""
-    # It ends with a marker that its data cannot hold.
+    """Raises BadImage for a truncated JPEG, whose missing part decoders fill with grey."""
+    # A complete JPEG ends with a marker that cannot occur in its data.
     if image[:2] == b"\xff\xd8" and image[-2:] != b"\xff\xd9" and image.rfind(b"\xff\xd9") < image.rfind(b"\xff\xda"):
         raise BadImage(f"the JPEG of {len(image)} bytes is cut off")
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes uint8 `[H, W, C]` by area averaging where it shrinks, bilinearly where it grows."""
+    """Resizes uint8 `[H, W, C]`: area averaging to shrink, bilinear interpolation to enlarge."""
     if image.shape[:2] == (height, width):
         return image
     shrinks = height < image.shape[0]
@@ -94,14 +94,14 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def central_crop(image: np.ndarray, size: int, fraction: float) -> np.ndarray:
-    """Resizes the short side to `size / fraction` and cuts out the centre: uint8 `[size, size, C]`.
+    """Resizes the short side to `size / fraction` and crops the centre: uint8 `[size, size, C]`.
 
-    Shrinking is antialiased bilinear, as Pillow's and torchvision's, to a fraction of a grey level.
+    Shrinking is antialiased bilinear, equal to Pillow's and torchvision's up to a fraction of a grey level.
     """
     scale = round(size / fraction) / min(image.shape[:2])
     height, width = (max(size, round(side * scale)) for side in image.shape[:2])
     top, left = (height - size) // 2, (width - size) // 2
-    if scale > 1 and height * width > MOST_ENLARGED:  # a strip of 3000x1 pixels would take 600 MB
+    if scale > 1 and height * width > MOST_ENLARGED:  # enlarging 3000x1 pixels would take 600 MB
         return enlarged_part(image, (height, width), (top, left), size)
     image = resize(image, height, width)
     if scale < 1:
@@ -110,7 +110,7 @@ def central_crop(image: np.ndarray, size: int, fraction: float) -> np.ndarray:
 
 
 def enlarged_part(image: np.ndarray, shape: tuple[int, int], corner: tuple[int, int], size: int) -> np.ndarray:
-    """Returns what `resize` would make of a part of the enlarged image, pixel for pixel, without the rest.
+    """Returns a part of what `resize` would return, pixel for pixel, without computing the rest.
 
     Args:
         image: uint8 `[h, w, C]`.
@@ -123,12 +123,12 @@ def enlarged_part(image: np.ndarray, shape: tuple[int, int], corner: tuple[int, 
     """
 
     def neighbours(axis: int) -> tuple[np.ndarray, ...]:
-        """Of each line of the part: the two lines of the image that it lies between, and their weights."""
+        """For each line of the part, returns the two lines of the image around it, and their weights."""
         number, step = image.shape[axis], 1 / (shape[axis] / image.shape[axis])
         place = ((np.arange(corner[axis], corner[axis] + size) + 0.5) * step - 0.5).astype(np.float32)
         first = np.floor(place).astype(np.int32)
         share = place - first.astype(np.float32)
-        if axis == 1:  # beyond the border OpenCV gives its columns all of the weight, and its rows not
+        if axis == 1:  # beyond the border OpenCV sets the weights of columns, not of rows
             share[(first < 0) | (first >= number - 1)] = 0
             first = first.clip(0, number - 1)
         weights = [np.rint(part * np.float32(WEIGHTS)).astype(np.int32) for part in (1 - share, share)]
@@ -146,7 +146,7 @@ def enlarged_part(image: np.ndarray, shape: tuple[int, int], corner: tuple[int, 
 
 
 def random_crop_box(draws: random.Random, height: int, width: int) -> tuple[float, float, float, float]:
-    """Draws (top, left, height, width) of a crop of random area and aspect; the centre if none fits."""
+    """Draws (top, left, height, width) of a crop of random area and aspect; a centre crop if none fits."""
     for _ in range(CROP_TRIES):
         area = draws.uniform(*AREA) * height * width
         aspect = math.exp(draws.uniform(*LOG_ASPECT))
@@ -163,10 +163,10 @@ class Crop(NamedTuple):
     """One random crop of an image, in pixels of the whole image.
 
     Attributes:
-        top, left, height, width: of the box.
-        angle: radians by which the box is turned about its centre.
-        mirror: -1 where the result is mirrored, else 1.
-        distortion: what RandAugment does to the result, see `Operations.matrix`, or None.
+        top, left, height, width: the box.
+        angle: rotation of the box about its centre, in radians.
+        mirror: -1 to mirror the result, else 1.
+        distortion: RandAugment's distortion of the result, see `Operations.matrix`, or None.
     """
 
     top: float
@@ -179,7 +179,7 @@ class Crop(NamedTuple):
 
     @property
     def bottom(self) -> float:
-        """The lowest place that it touches, itself or in the mirror image above the border."""
+        """The lowest row that the crop reads, directly or reflected above the top border."""
         if self.distortion is not None:
             corners = self.distortion @ [[-0.5, -0.5, 0.5, 0.5], [-0.5, 0.5, -0.5, 0.5], [1, 1, 1, 1]]
             across, down = math.sin(self.angle) * self.mirror * self.width, math.cos(self.angle) * self.height
@@ -197,43 +197,43 @@ def draw_crop(
     key: tuple[int, ...],
     distortion: np.ndarray | None = None,
 ) -> Crop:
-    """Draws the crop of an image of this size.
+    """Draws a crop for an image of the given size.
 
     Args:
-        height, width: of the whole image.
-        flip: mirror half of the images.
+        height, width: size of the whole image.
+        flip: whether to mirror half of the images.
         rotation_degrees: rotate by an angle uniform in +- this many degrees.
-        key: integers that all random choices derive from.
-        distortion: becomes the crop's.
+        key: integers from which all random choices derive.
+        distortion: passed on to the crop.
     """
-    draws = random.Random(str(key))  # half the time of NumPy's, which threads would wait for
+    draws = random.Random(str(key))  # half the time of NumPy's, during which other threads wait
     box = random_crop_box(draws, height, width)
     angle = math.radians(draws.uniform(-rotation_degrees, rotation_degrees))
     return Crop(*box, angle, -1.0 if flip and draws.random() < 0.5 else 1.0, distortion)
 
 
 def alternating_mirror(seed: int, epoch: int, index: int) -> bool:
-    """True in every second epoch, in the even or the odd ones as drawn for the image; see `data.alternating_flip`."""
+    """Returns whether to mirror an image in this epoch: every second one, see `data.alternating_flip`."""
     return (random.Random(str((seed, "flip", index))).random() < 0.5) ^ (epoch % 2 == 1)
 
 
 def decode_for_crop(
     image: bytes | np.ndarray, channels: int, size: int, draw: Callable[[int, int], Crop]
 ) -> tuple[np.ndarray, Crop, int]:
-    """Decodes what a random crop needs: of a JPEG the rows down to its end, small where it stays large enough.
+    """Decodes what a random crop needs: a JPEG only down to the crop's end, and reduced if it stays large enough.
 
     Args:
         image: the encoded image, or an array.
         channels: 1 or 3.
-        size: that the crop will be brought to.
-        draw: (height, width) of the whole image -> its crop.
+        size: height and width to which the crop will be resized.
+        draw: maps (height, width) of the whole image to its crop.
 
     Returns:
-        The pixels uint8 `[H, W, C]`, the crop, and how many times
-        smaller than the whole image the pixels are.
+        The pixels uint8 `[H, W, C]`, the crop, and the factor by which the pixels are smaller than the
+        whole image.
 
     Raises:
-        BadImage: as `decode`.
+        BadImage: see `decode`.
     """
     head = read_head(image) if isinstance(image, bytes) else None
     if head is None:
@@ -248,7 +248,7 @@ def decode_for_crop(
         try:
             return decode_top(image, head, math.ceil(crop.bottom) + 1, reduction), crop, reduction
         except ValueError:
-            pass  # OpenCV says whether it is bad
+            pass  # OpenCV decides whether it is bad
     return decode(image, channels, reduction), crop, reduction
 
 
@@ -258,65 +258,65 @@ def warp(image: np.ndarray, size: int, crop: Crop, reduction: int = 1, out: np.n
     Args:
         image: the decoded image.
         size: height and width of the result.
-        crop: of the whole image.
-        reduction: how many times smaller the image is.
-        out: where a result of three channels is written, if given.
+        crop: the crop, in pixels of the whole image.
+        reduction: factor by which `image` is smaller than the whole image.
+        out: array to write a three-channel result to, if given.
     """
     down_y = down_x = 1 / reduction
     shrink = int(min(crop.height, crop.width) / reduction / size)
-    if shrink >= 2:  # the warp looks at 2x2 pixels: average first
+    if shrink >= 2:  # the warp reads only 2x2 pixels: average first
         height, width = image.shape[:2]
         small = (max(1, width // shrink), max(1, height // shrink))
         image = cv2.resize(image, small, interpolation=cv2.INTER_AREA).reshape(*small[::-1], image.shape[2])
         down_y, down_x = down_y * small[1] / height, down_x * small[0] / width
     crop_height, crop_width = crop.height * down_y, crop.width * down_x
-    # From output pixel to input pixel: centre, mirror, scale to the crop, rotate, move to its centre. In plain
-    # numbers: NumPy's overhead on so few would be a tenth of the warp, and it holds the interpreter's lock.
+    # From output pixel to input pixel: centre, mirror, scale to the crop, rotate, move to its centre. Plain floats,
+    # because NumPy's overhead on so few numbers would be a tenth of the warp's time, and it holds the GIL.
     scale_x, scale_y = crop.mirror * crop_width / size, crop_height / size
     cos, sin, middle = math.cos(crop.angle), math.sin(crop.angle), (size - 1) / 2
     a, b, c, d = cos * scale_x, -sin * scale_y, sin * scale_x, cos * scale_y
     x = crop.left * down_x + crop_width / 2 - 0.5 - (a + b) * middle
     y = crop.top * down_y + crop_height / 2 - 0.5 - (c + d) * middle
     if image.shape[2] == 3 and crop.distortion is None:
-        # Only the part that the warp looks at, as it is about to be copied.
+        # Keep only the part that the warp reads, because it is copied below.
         across, down = sorted((0, a * size, b * size, (a + b) * size)), sorted((0, c * size, d * size, (c + d) * size))
         left, top = max(int(x + across[0]) - 2, 0), max(int(y + down[0]) - 2, 0)
         image = image[top : int(y + down[3]) + 3, left : int(x + across[3]) + 3]
         x, y = x - left, y - top
     matrix = np.array([[a, b, x], [c, d, y]])
-    if crop.distortion is not None:  # it may look far beyond the border, at a mirror image that needs the whole
-        pixel = np.array([[size, 0, middle], [0, size, middle], [0, 0, 1]])  # of a place in sides about the centre
+    if crop.distortion is not None:  # it may read far beyond the border, and reflections need the whole image
+        pixel = np.array([[size, 0, middle], [0, size, middle], [0, 0, 1]])  # from image sides about the centre
         matrix = matrix @ pixel @ crop.distortion @ np.linalg.inv(pixel)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     if image.shape[2] == 1:
         warped = cv2.warpAffine(image, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
         return warped[:, :, None]
-    # OpenCV warps four channels more than twice as fast as three, which pays for the way there and back.
+    # OpenCV warps four channels more than twice as fast as three, which pays for both conversions.
     four = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)
     warped = cv2.warpAffine(four, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
     return cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB, dst=out)
 
 
 def random_warp(image: np.ndarray, size: int, flip: bool, rotation_degrees: float, key: tuple[int, ...]) -> np.ndarray:
-    """Random crop, flip and rotation of a decoded image: uint8 `[H, W, C]` -> `[size, size, C]`; see `draw_crop`."""
+    """Crops, flips and rotates a decoded image at random: uint8 `[H, W, C]` -> `[size, size, C]`; see `draw_crop`."""
     return warp(image, size, draw_crop(*image.shape[:2], flip, rotation_degrees, key))
 
 
 def host_transform(data: Any, channels: int, *, train: bool, seed: int, size: int = 0) -> Any:
     """Returns `transform(image, index, epoch, out=None) -> uint8 [size, size, channels]` for a `config.data`.
 
-    `data.augmentation` "imagenet" crops here; "small" and "none" resize the whole image ("small"
-    is augmented on the device, see `device_augmentation.py`, but for RandAugment). `out` takes the
-    result where that saves a copy; else it stays as it is.
+    With `data.augmentation` "imagenet" it crops; with "small" and "none" it resizes the whole image
+    ("small" is augmented on the device, see `device_augmentation.py`, except for RandAugment). The
+    result is written to `out` if that saves a copy; else `out` is left unchanged.
 
     Args:
-        data: see above.
-        channels: of the images, 1 or 3.
-        train: augment.
-        seed: of all random choices, with the epoch and the example's index.
-        size: of the result; 0: `data.image_size`.
+        data: `config.data`.
+        channels: number of channels of the images, 1 or 3.
+        train: whether to augment.
+        seed: seed of all random choices, together with the epoch and the example's index.
+        size: height and width of the result; 0: `data.image_size`.
     """
-    # Read once: a ConfigDict takes its time over each key.
+    # Read once: a ConfigDict is slow.
     size, flip, rotation_degrees = size or data.image_size, data.flip, data.rotation_degrees
     alternating, augmentation, fraction = data.alternating_flip, data.augmentation, data.eval_crop_fraction
     ops, magnitude = data.randaugment_ops if train else 0, data.randaugment_magnitude

@@ -1,4 +1,4 @@
-"""Which files below a folder are images: one answer for training, preparing and prediction."""
+"""Decides which files in a folder are images, the same way for training, preparation and prediction."""
 
 import collections
 import os
@@ -7,39 +7,39 @@ from collections.abc import Iterator
 
 from hga_flax.errors import UserError, one_line
 
-# Of files that OpenCV decodes to 8 bits; the content decides how each is read. Others are counted as ignored.
+# Suffixes of files that OpenCV decodes to 8 bits; the content decides how each is read. Others are ignored and counted.
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".avif",
     ".jp2", ".pbm", ".pgm", ".ppm", ".pnm", ".pam", ".ras",
 )  # fmt: skip
-# What operating systems, archives and network drives leave behind, in small letters. Hidden names (.DS_Store,
-# .ipynb_checkpoints, ._photo.jpg) are left out as well.
+# Left behind by operating systems, archives and network drives, in lower case. Hidden names (.DS_Store,
+# .ipynb_checkpoints, ._photo.jpg) are skipped as well.
 LITTER_FOLDERS = {
     "__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information", "lost+found",
     "__pycache__",
 }  # fmt: skip
 LITTER_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
-MOST_NAMED = 6  # endings in a line
+MOST_NAMED = 6  # suffixes listed in a line
 
-Endings = collections.Counter  # of ignored files: how many have which ending
+Endings = collections.Counter  # number of ignored files by suffix
 
 
 def is_litter(name: str, folder: bool) -> bool:
-    """True for a name that no user gave: hidden, or left behind by a system."""
+    """Returns whether no user chose this name: it is hidden, or a system left it behind."""
     return name.startswith(".") or name.lower() in (LITTER_FOLDERS if folder else LITTER_FILES)
 
 
 def is_image(name: str) -> bool:
-    """True for a name with one of the endings in `SUFFIXES`, in any case."""
+    """Returns whether a name has one of the suffixes in `SUFFIXES`, in any case."""
     return name.lower().endswith(SUFFIXES)
 
 
 def images_below(folder: str | os.PathLike[str], ignored: Endings | None = None) -> Iterator[str]:
-    """Yields the images in a folder and in all folders below it, sorted within each; links are followed, once.
+    """Yields the images in a folder and its subfolders, sorted within each; follows links, but visits no folder twice.
 
     Args:
-        folder: where to look; hidden files and litter are passed over.
-        ignored: counts the other files by their endings.
+        folder: the folder to search; hidden files and litter are skipped.
+        ignored: counts the other files by suffix.
 
     Raises:
         UserError: a folder cannot be read.
@@ -51,7 +51,7 @@ def images_below(folder: str | os.PathLike[str], ignored: Endings | None = None)
     seen = set()
     for root, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
         status = os.stat(root)
-        if (status.st_dev, status.st_ino) in seen:  # a link that leads back up
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder already visited
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
@@ -66,16 +66,16 @@ def images_below(folder: str | os.PathLike[str], ignored: Endings | None = None)
 
 
 def ending(name: str) -> str:
-    """Returns the ending of a file's name in small letters, "" for none."""
+    """Returns the suffix of a file name in lower case, "" for none."""
     return pathlib.PurePath(name).suffix.lower()
 
 
 def ignored_line(ignored: Endings, where: str) -> str:
-    """Returns one line about the files that are not read, "" where there are none.
+    """Returns one line about the ignored files, "" if there are none.
 
     Args:
-        ignored: how many have which ending.
-        where: the folder, or what else was searched.
+        ignored: number of ignored files by suffix.
+        where: the folder, or whatever else was searched.
     """
     if not ignored:
         return ""

@@ -1,25 +1,25 @@
-"""How large an image says that it is, from the first bytes of its file: nothing is decoded.
+"""Reads the size that an image claims from the header of its file, without decoding.
 
-The heads of JPEGs, which evaluation and training look into more closely, are jpeg.py's.
+jpeg.py reads the headers of JPEGs, of which evaluation and training need more.
 """
 
 import struct
 
 from hga_flax.images.jpeg import read_head
 
-TIFF_SIDES = {256: 1, 257: 0}  # tag: place in (height, width)
-TIFF_NUMBERS = {3: "H", 4: "I", 16: "Q"}  # type of a value: how it is packed
+TIFF_SIDES = {256: 1, 257: 0}  # tag: index in (height, width)
+TIFF_NUMBERS = {3: "H", 4: "I", 16: "Q"}  # type of a value: its struct format
 
 
 def claimed_size(data: bytes) -> tuple[int, int] | None:
-    """Returns the (height, width) that a PNG, GIF, BMP, WebP, TIFF or JPEG claims; None of another file or odd head."""
+    """Returns the (height, width) that a PNG, GIF, BMP, WebP, TIFF or JPEG claims; None for others or an odd header."""
     try:
         if data[:8] == b"\x89PNG\r\n\x1a\n":
             width, height = struct.unpack_from(">II", data, 16)
         elif data[:4] == b"GIF8":
             width, height = struct.unpack_from("<HH", data, 6)
         elif data[:2] == b"BM":
-            old = struct.unpack_from("<I", data, 14)[0] == 12  # the head of OS/2
+            old = struct.unpack_from("<I", data, 14)[0] == 12  # the header of OS/2
             width, height = struct.unpack_from("<HH" if old else "<ii", data, 18)
         elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             return _webp(data)
@@ -28,8 +28,8 @@ def claimed_size(data: bytes) -> tuple[int, int] | None:
         else:
             head = read_head(data)
             return None if head is None else head.size
-        return abs(height), abs(width)  # of a BMP that lies upside down the height is negative
-    except struct.error:  # cut off
+        return abs(height), abs(width)  # the height is negative in a BMP stored from the top down
+    except struct.error:  # truncated
         return None
 
 

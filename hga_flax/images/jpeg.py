@@ -1,8 +1,8 @@
-"""What a JPEG's head says, and decoding only as much of it as a crop needs.
+"""Reads JPEG headers, and decodes only as much of a JPEG as a crop needs.
 
-A sequential JPEG holds its rows from the top down. With a smaller height written into a copy of its
-head a decoder stops there; libjpeg's own way to skip rows is in no Python package. It saves a sixth
-of the work for random crops (8-100 % of the area). Pixels are OpenCV's: both decode with libjpeg-turbo.
+A sequential JPEG stores its rows from the top down, so a decoder stops early if a copy of the header
+gives a smaller height; no Python package offers libjpeg's own way to skip rows. This saves a sixth of
+the work for random crops (8-100 % of the area). Pixels equal OpenCV's: both decode with libjpeg-turbo.
 """
 
 import dataclasses
@@ -15,22 +15,22 @@ EXIF = b"Exif\0\0"
 ORIENTATION = 0x0112
 UPRIGHT = 1
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
-# Start-of-frame markers, which hold the size; the first two are sequential, with Huffman's code.
+# Start-of-frame markers, which hold the size; the first two are sequential and Huffman-coded.
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 SEQUENTIAL = (0xC0, 0xC1)
 START_OF_SCAN = 0xDA
-ROWS = 16  # of pixels in a row of blocks, at most (chroma at half the height)
+ROWS = 16  # most rows of pixels in a row of blocks (chroma at half the height)
 
 
 @dataclasses.dataclass(frozen=True)
 class JpegHead:
-    """What a JPEG says of itself before its pixels.
+    """The header of a JPEG.
 
     Attributes:
         size: (height, width) of the upright image.
-        orientation: EXIF's; 1 is upright.
-        from_top: its data lie in one scan from the top down, 8 bits, grey or three colours.
-        height_at: place of the height, two bytes.
+        orientation: EXIF orientation; 1 is upright.
+        from_top: whether the data are one sequential scan of 8 bits, grey or three colours.
+        height_at: offset of the height, two bytes.
     """
 
     size: tuple[int, int]
@@ -40,7 +40,7 @@ class JpegHead:
 
 
 def read_head(data: bytes) -> JpegHead | None:
-    """Returns what a JPEG's head says, None where `data` is no JPEG or its head is odd."""
+    """Parses a JPEG's header; returns None if `data` is not a JPEG or its header is odd."""
     if data[:3] != b"\xff\xd8\xff":
         return None
     position, orientation, frame = 2, UPRIGHT, None
@@ -69,24 +69,24 @@ def decode_top(data: bytes, head: JpegHead, rows: int, reduction: int) -> np.nda
 
     Args:
         data: the JPEG, upright and `from_top`.
-        head: of it.
-        rows: of the whole image that must be there.
+        head: its header.
+        rows: number of rows needed, in pixels of the whole image.
         reduction: 1, 2, 4 or 8: the height and width are divided by it.
 
     Raises:
-        ValueError: it cannot be decoded.
+        ValueError: the data cannot be decoded.
     """
-    # Whole rows of blocks; one more where `rows` ends with one, as smoothing chroma looks at the row below.
+    # Whole rows of blocks; one more if `rows` ends with one, because chroma smoothing reads the row below.
     height = min((rows // ROWS + 1) * ROWS, head.size[0])
     cut = bytearray(data)
     struct.pack_into(">H", cut, head.height_at, height)
-    # The factor is chosen by the smallest size that is allowed.
+    # simplejpeg chooses the factor from the smallest size allowed.
     smallest = {"min_height": -(-height // reduction), "min_width": 1, "min_factor": 1} if reduction > 1 else {}
     return simplejpeg.decode_jpeg(cut, strict=False, **smallest)
 
 
 def _orientation(tiff: bytes) -> int:
-    """Returns the orientation of an EXIF block, 1 (upright) where it names none."""
+    """Returns the orientation in an EXIF block, or 1 (upright) if it has none."""
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:
         return UPRIGHT

@@ -1,14 +1,13 @@
-"""RandAugment: a few operations drawn for each training image, all at about one magnitude.
+"""RandAugment: a few random operations per training image, all at about the same magnitude.
 
 Cubuk et al., RandAugment, 2020, https://arxiv.org/abs/1909.13719; the operations and their strengths
-are those of timm's "inc1" (rand-mM-nN-mstd0.5-inc1), which ResNet strikes back trains with
-(https://arxiv.org/abs/2110.00476): of 15 operations N are drawn with replacement, each is applied
+are those of timm's "inc1" (rand-mM-nN-mstd0.5-inc1), with which ResNet strikes back trains
+(https://arxiv.org/abs/2110.00476): N of 15 operations are drawn with replacement, and each is applied
 with probability 1/2 and a magnitude normally distributed about M.
 
-Unlike there, the geometric ones join the one warp that crops and resizes, before the others and
-whatever the order drawn: the image is interpolated once, and what comes in from outside the crop is
-the image's own surroundings, mirrored at its border, not grey. Of the bits of a colour one at least
-is kept.
+Unlike there, the geometric operations join the one warp that crops and resizes, so they precede the
+others, whatever order was drawn: the image is interpolated once, and areas from outside the crop show
+the image itself, reflected at its border, instead of grey. At least one bit of a colour is kept.
 """
 
 import math
@@ -19,18 +18,18 @@ import cv2
 import numpy as np
 
 PROBABILITY, DEVIATION, STRONGEST = 0.5, 0.5, 10.0
-STREAM = 1  # apart from the crop's draws, which are made of the key alone
-SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13  # Pillow's
+STREAM = 1  # separates the draws from the crop's, which use the key alone
+SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13  # Pillow's kernel
 LEVELS = np.arange(256)
 
 
 class Operations(NamedTuple):
-    """What was drawn for an image.
+    """The operations drawn for an image.
 
     Attributes:
-        matrix: `[3, 3]`, from a place in the result to the one it shows, in sides of the image about its
-            centre (x, y, 1); None where it is the identity.
-        colours: (name, value) of the other operations, in their order.
+        matrix: `[3, 3]`, maps a position in the result to the one that it shows, in sides of the image about
+            its centre (x, y, 1); None for the identity.
+        colours: (name, value) of the other operations, in order.
     """
 
     matrix: np.ndarray | None
@@ -38,12 +37,12 @@ class Operations(NamedTuple):
 
 
 def rotate(degrees: float) -> list[list[float]]:
-    """About the centre."""
+    """Returns the matrix of a rotation about the centre."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     return [[cos, -sin, 0], [sin, cos, 0]]
 
 
-# As Pillow's transforms, which shear about the upper left corner.
+# Like Pillow's transforms, which shear about the upper left corner.
 GEOMETRIC: dict[str, Callable[[float], list[list[float]]]] = {
     "rotate": rotate,
     "shear_x": lambda value: [[1, value, value / 2], [0, 1, 0]],
@@ -54,7 +53,7 @@ GEOMETRIC: dict[str, Callable[[float], list[list[float]]]] = {
 
 
 def look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Maps each grey level: by `[256]` for all channels or `[256, C]`; truncated to 0..255."""
+    """Maps grey levels by a table, `[256]` for all channels or `[256, C]`, clipped to 0..255 and truncated."""
     table = np.clip(table, 0, 255).astype(np.uint8)
     if table.ndim > 1:
         table = table[:, 0] if image.shape[2] == 1 else table[None]
@@ -69,7 +68,7 @@ def autocontrast(image: np.ndarray) -> np.ndarray:
 
 
 def equalize(image: np.ndarray) -> np.ndarray:
-    """Makes each channel's histogram flat, as Pillow does."""
+    """Flattens each channel's histogram, as Pillow does."""
     tables = []
     for channel in range(image.shape[2]):
         counts = np.bincount(image[..., channel].ravel(), minlength=256)
@@ -89,18 +88,18 @@ def blend(image: np.ndarray, other: np.ndarray, factor: float) -> np.ndarray:
 
 
 def colour(image: np.ndarray, factor: float) -> np.ndarray:
-    """From grey (0) over the image (1) to stronger colours."""
+    """Changes the saturation: 0 is grey, 1 the image, more has stronger colours."""
     return image if image.shape[2] == 1 else blend(image, cv2.cvtColor(grey(image), cv2.COLOR_GRAY2RGB), factor)
 
 
 def contrast(image: np.ndarray, factor: float) -> np.ndarray:
-    """From the mean grey (0) over the image (1) to more contrast."""
+    """Changes the contrast: 0 is the mean grey, 1 the image, more has more contrast."""
     mean = int(grey(image).mean() + 0.5)
     return look_up(image, mean + factor * (LEVELS - mean))
 
 
 def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
-    """From smoothed (0) over the image (1) to sharper; the outermost pixels stay."""
+    """Changes the sharpness: 0 is smoothed, 1 the image, more is sharper; the outermost pixels stay."""
     smooth = image.copy()
     smooth[1:-1, 1:-1] = cv2.filter2D(image, -1, SMOOTH).reshape(image.shape)[1:-1, 1:-1]
     return blend(image, smooth, factor)
@@ -146,12 +145,12 @@ NAMES = tuple(VALUES)
 
 
 def draw_operations(count: int, magnitude: float, key: tuple[int, ...]) -> Operations:
-    """Draws an image's operations.
+    """Draws the operations for an image.
 
     Args:
-        count: operations drawn; half of them are applied.
-        magnitude: 0 to 10.
-        key: integers that all random choices derive from.
+        count: number of operations drawn; on average half of them are applied.
+        magnitude: mean magnitude, 0 to 10.
+        key: integers from which all random choices derive.
     """
     random = np.random.default_rng((*key, STREAM))
     matrix, colours = None, []
@@ -168,7 +167,7 @@ def draw_operations(count: int, magnitude: float, key: tuple[int, ...]) -> Opera
 
 
 def apply_colours(image: np.ndarray, operations: Operations) -> np.ndarray:
-    """Applies the operations that move no pixel: uint8 `[H, W, C]` -> the same shape."""
+    """Applies the operations that move no pixels to uint8 `[H, W, C]`; returns the same shape."""
     for name, value in operations.colours:
         image = COLOURS[name](image, value)
     return image
