@@ -30,11 +30,14 @@ from hga_flax.runs import saved_state
 from hga_flax.runs.local_copy import is_twin
 from hga_flax.runs.manifest import find_damage, write_seal
 from hga_flax.runs.ranking import LatestAndBest, rank
-from hga_flax.runs.uploader import Mirror
+from hga_flax.runs.uploader import Uploader
 from hga_flax.runs.workdir import write_text
 
 Warn = Callable[[str], None]
 TEMPORARY = ".orbax-checkpoint-tmp"  # part of the name of an incomplete checkpoint
+
+
+NO_UPLOADER = Uploader()
 
 
 class UnreadableCheckpoint(UserError):
@@ -50,7 +53,7 @@ class Checkpoints:
         read_only: never create, write or delete anything.
         warn: called with one line for each unreadable checkpoint.
         changes: differences from the configuration that they were saved with ("key: old -> new").
-        mirror: uploader of the run's bucket, if the workdir is a local copy.
+        uploader: copies the run to its bucket, if it has one.
 
     Raises:
         UserError: the processes see different checkpoints (each has its own local copy).
@@ -64,7 +67,7 @@ class Checkpoints:
         read_only: bool = False,
         warn: Warn = print,
         changes: Sequence[str] = (),
-        mirror: Mirror | None = None,
+        uploader: Uploader = NO_UPLOADER,
     ):
         self._workdir, self._directory = workdir.absolute(), workdir.absolute() / "checkpoints"
         self._keep, self._read_only, self._warn = keep, read_only, warn
@@ -72,7 +75,7 @@ class Checkpoints:
         self._manager: ocp.CheckpointManager | None = None
         self._writing: int | None = None
         # Every process has its own local copy: process 0 writes, and each reads its own.
-        self._apart, self._mirror = jax.process_count() > 1 and is_twin(self._workdir), mirror
+        self._apart, self._uploader = jax.process_count() > 1 and is_twin(self._workdir), uploader
         self._reader = self._checkpointer(ocp.CompositeCheckpointHandler(handler_registry=_handlers()))
         self._evaluations: dict[int, dict[str, Any] | None] = {}
         if self._apart:
@@ -89,8 +92,7 @@ class Checkpoints:
             UserError: this checkpoint or the previous one cannot be written.
         """
         self.wait()
-        if self._mirror:
-            self._mirror.finish()  # saving may delete the checkpoint that is being uploaded
+        self._uploader.finish()  # saving may delete the checkpoint that is being uploaded
         if self._apart:
             barrier("a checkpoint can be saved")
             if jax.process_index():

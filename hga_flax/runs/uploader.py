@@ -28,8 +28,21 @@ PAUSES = (5.0, 15.0)  # seconds before retrying a checkpoint; the libraries them
 NEWEST = "newest_checkpoint.json"
 
 
-class Mirror:
-    """The uploader: copies a local copy to its bucket from `begin` to `close`.
+class Uploader:
+    """What checkpoints and the training loop know of the bucket of a run; this one has none and does nothing."""
+
+    def begin(self, warn: Callable[[str], None]) -> None:
+        """Starts uploading, once the run is known to be the right one; `warn` takes one line for each failure."""
+
+    def finish(self) -> None:
+        """Blocks until every complete checkpoint is uploaded."""
+
+    def close(self) -> None:
+        """Uploads the rest and ends."""
+
+
+class BucketUploader(Uploader):
+    """Copies a local copy of a run to its bucket from `begin` to `close`.
 
     Args:
         twin: local copy that the session trains in.
@@ -68,7 +81,7 @@ class Mirror:
         """
         self._warn = warn
         self._twin.begin(uuid.uuid4().hex)
-        self._thread = threading.Thread(target=self._run, daemon=True, name="mirror")
+        self._thread = threading.Thread(target=self._run, daemon=True, name="uploader")
         self._thread.start()
 
     def _run(self) -> None:
@@ -261,8 +274,8 @@ def _claimed(path: str) -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def run_folder(path: str, process: int) -> Iterator[tuple[pathlib.Path, Mirror | None]]:
-    """Yields the folder in which a run is trained, and for a run in a bucket the uploader (in process 0, else None).
+def run_folder(path: str, process: int) -> Iterator[tuple[pathlib.Path, Uploader]]:
+    """Yields the folder in which a run is trained, and its uploader, which works in process 0 of a run in a bucket.
 
     A folder on this machine or on a shared file system is claimed by process 0 until the end: a second command that
     wants to train there is refused. For a run in a bucket each process has its own local copy, and only process 0
@@ -281,27 +294,28 @@ def run_folder(path: str, process: int) -> Iterator[tuple[pathlib.Path, Mirror |
             if process == 0:
                 claim.enter_context(_claimed(path))
             barrier("process 0 has the run")
-            yield open_workdir(path), None
+            yield open_workdir(path), Uploader()
         return
-    mirror = None if process else Mirror(Twin(path, "--workdir", trains=True))
-    folder = mirror.catch_up() if mirror else None
+    uploader, folder = Uploader(), None
+    if process == 0:
+        uploader = BucketUploader(Twin(path, "--workdir", trains=True))
+        folder = uploader.catch_up()
     barrier("the bucket holds what process 0 has")
     folder = folder or find(path)
     barrier("each has the run")
     try:
-        yield folder, mirror
+        yield folder, uploader
     except BaseException as error:
         if isinstance(error, Interrupted) and not error.alone:
-            _finish(mirror)
-        elif mirror:
+            _finish(uploader)
+        else:
             with contextlib.suppress(UserError):  # the run's own error is the one to report
-                mirror.close()
+                uploader.close()
         raise
-    _finish(mirror)
+    _finish(uploader)
 
 
-def _finish(mirror: Mirror | None) -> None:
+def _finish(uploader: Uploader) -> None:
     """Uploads the rest while the other processes wait; call only where all processes stop at the same step."""
-    if mirror:
-        mirror.close()
+    uploader.close()
     barrier("process 0 has uploaded")

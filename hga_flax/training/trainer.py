@@ -87,7 +87,7 @@ def _train(
         bad_images.log = lambda text: console.line(text, "yellow")
     plan, schedule, init, abstract = prepare(experiment)
     barrier("each has the data set")  # one may have to copy it from a bucket
-    workdir, mirror = opened.enter_context(run_folder(workdir_path, experiment.shard.process))
+    workdir, uploader = opened.enter_context(run_folder(workdir_path, experiment.shard.process))
     changes = files.check_same_run(workdir, config)
     info = experiment.dataset.described()
     other_sizes = files.check_same_data(workdir, info)
@@ -97,9 +97,8 @@ def _train(
     warn = lambda text: console.line(text, "yellow")
     for text in other_sizes:
         warn(f"warning: {text}")
-    if mirror:
-        mirror.begin(warn)
-    checkpoints = Checkpoints(workdir, config.checkpoint.keep, warn=warn, changes=changes, mirror=mirror)
+    uploader.begin(warn)
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep, warn=warn, changes=changes, uploader=uploader)
     try:
         console.table("hga_flax", describe(experiment, plan, abstract.params, new=not checkpoints.steps()))
         start_up.mark("data and network")
