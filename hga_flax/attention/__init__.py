@@ -1,6 +1,6 @@
-"""The attentions, HGA, SE, SK and others: each is a Flax module in a file of its name.
+"""The attention modules (HGA, SE, SK and others), one Flax module per file.
 
-Imports nothing of the project. Start at hga.py, or at registry.py for how an attention gets its name.
+Imports nothing else of the project. Start at hga.py, or at registry.py for how attentions are registered by name.
 """
 
 from hga_flax.attention.cbam import ConvolutionalBlockAttention

@@ -1,11 +1,11 @@
 """Convolutional block attention module (CBAM).
 
-Woo, Park, Lee, Kweon: CBAM, ECCV 2018, https://arxiv.org/abs/1807.06521. First a channel gate: one
-MLP C -> C/r -> C without bias, applied to the global mean and to the global maximum, summed,
-sigmoid. Then a spatial gate: the mean and the maximum over channels, a k x k convolution to one
-map, BatchNorm, sigmoid. Cost: 2 C^2/r + 2 k^2 + 2 parameters; 4 C^2/r + 2 k^2 H W
-multiply-accumulates. As in timm the MLP has no biases (the authors' code has them; the paper's
-Eq. 2 does not) and the spatial convolution is followed by BatchNorm (as in the authors' code):
+Woo, Park, Lee, Kweon: CBAM, ECCV 2018, https://arxiv.org/abs/1807.06521. The channel gate applies
+one MLP C -> C/r -> C without bias to the global mean and to the global maximum and takes the
+sigmoid of the sum. The spatial gate follows: mean and maximum over channels, a k x k convolution to
+one channel, BatchNorm, sigmoid. Cost: 2 C^2/r + 2 k^2 + 2 parameters; 4 C^2/r + 2 k^2 H W
+multiply-accumulates. As in timm, the MLP has no biases (the authors' code has them; the paper's
+Eq. 2 does not), and BatchNorm follows the spatial convolution (as in the authors' code):
 2,516,544 parameters in ResNet-50.
 """
 
@@ -22,16 +22,21 @@ class ConvolutionalBlockAttention(nn.Module):
     """CBAM: gates the channels, then the positions, of `[B, H, W, channels]`.
 
     Attributes:
-        channels: C of the map.
-        ratio: the MLP has `channels // ratio` hidden units, at least one.
-        kernel_size: odd size of the spatial convolution.
-        bias: biases in the MLP.
-        spatial: False leaves the spatial gate out (the paper's ablation).
+        channels: number of channels C of the map.
+        ratio: reduction ratio; the MLP has `channels // ratio` hidden units, at least one.
+        kernel_size: odd kernel size of the spatial convolution.
+        bias: use biases in the MLP.
+        spatial: False omits the spatial gate (the paper's ablation).
         dtype: dtype of the computation; parameters, pooling and gates are float32.
-        axis_name: mesh axis of BatchNorm's batch statistics, or None.
+        axis_name: mesh axis over which BatchNorm averages its batch statistics, or None.
 
     Raises:
-        ValueError: the input has another number of channels, or an option is out of range.
+        ValueError: the input does not have `channels` channels, or an option is out of range.
+
+    Example:
+        >>> x = jnp.ones((2, 8, 8, 64))
+        >>> ConvolutionalBlockAttention(64).init_with_output(jax.random.key(0), x)[0].shape
+        (2, 8, 8, 64)
     """
 
     channels: int

@@ -1,4 +1,4 @@
-"""What the comparators share: the size rule of their hidden layer, the input check, the gate."""
+"""Helpers shared by the attentions: the width of the hidden layer, the input check, the gate."""
 
 from typing import NamedTuple
 
@@ -8,18 +8,18 @@ from jax.typing import DTypeLike
 
 
 class Source(NamedTuple):
-    """What a block's map y `[B, H, W, C]` is made of: y = (raw - center) * scale + offset, raw = inner @ kernel.
+    """The factors of a block's map y `[B, H, W, C]`: y = (raw - center) * scale + offset, raw = inner @ kernel.
 
-    A block that ends in a 1x1 convolution and a norm hands this over in training, beside y, to an
-    attention that says `uses_source = True`. Both methods give what they would give from y, with the
-    same gradients up to rounding, and pass over fewer maps.
+    In training, a block that ends in a 1x1 convolution and a norm passes this along with y to an
+    attention that sets `uses_source = True`. Both methods return the same result as computing it from
+    y, with the same gradients up to rounding, but make fewer passes over full-size maps.
 
     Attributes:
-        inner: `[B, H, W, D]`, what the 1x1 convolution read.
+        inner: `[B, H, W, D]`, input of the 1x1 convolution.
         kernel: `[D, C]`, its weights.
-        raw: `[B, H, W, C]`, what it wrote.
+        raw: `[B, H, W, C]`, its output.
         scale, offset, center: `[C]`, at least float32; `center` is a constant.
-        share: `[C]`, how much of the gate acts, see `IdentityStart`; None: all of it.
+        share: `[C]`, fraction of the gate to apply, see `IdentityStart`; None applies all of it.
     """
 
     inner: jax.Array
@@ -31,21 +31,21 @@ class Source(NamedTuple):
     share: jax.Array | None = None
 
     def project(self, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns folded `[D, F]` and offset `[F]`, of which y @ weight = inner @ folded + offset.
+        """Returns folded `[D, F]` and offset `[F]` such that y @ weight = inner @ folded + offset.
 
-        The inner map is narrower than y, and what flows back into y is then elementwise: a gradient
-        dz @ weight.T there would have to be written out before the norm's backward sums.
+        The inner map is narrower than y, and the gradient with respect to y stays elementwise: a
+        gradient dz @ weight.T would have to be materialized before the norm's backward sums.
         """
-        # The products of weights are small: they can afford full precision where it is not the default.
+        # These products of weights are small, so full precision is cheap even where it is not the default.
         both = jnp.concatenate([self.kernel * self.scale, (self.offset - self.center * self.scale)[None]])
         both = jnp.dot(both, weight, precision="highest")
         return both[:-1], both[-1]
 
     def gated(self, gate: jax.Array) -> jax.Array:
-        """Returns y * gate, of the dtype of `raw`; the gate is `[B, C]`, at least float32.
+        """Returns y * gate in the dtype of `raw`; the gate is `[B, C]`, at least float32.
 
-        Norm and gate together are one affine map for each image and channel. Its two gradients take
-        one pass over the map, and the gate's, the scale's and the offset's follow from them.
+        Norm and gate combine into one affine map per image and channel. Its two gradients take one
+        pass over the map, and those of the gate, the scale and the offset follow from them.
         """
         gate = gate if self.share is None else 1 + self.share * (gate - 1)
         scale, offset = self.scale * gate, self.offset * gate
@@ -54,12 +54,12 @@ class Source(NamedTuple):
 
 
 class Narrowed(NamedTuple):
-    """A map z = x @ weight + offset that is not yet computed.
+    """A map z = x @ weight + offset that has not been computed yet.
 
     Attributes:
         x: `[B, H, W, D]`.
-        weight: `[D, C]`, or None: z is x.
-        offset: `[C]`, or None: zero.
+        weight: `[D, C]`, or None if z is x.
+        offset: `[C]`, or None for zero.
     """
 
     x: jax.Array
@@ -94,15 +94,15 @@ def check_map(module: str, x: jax.Array, channels: int) -> None:
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
-    """Returns `x` in float32, or in float64 if it is so: what pooling, softmax and gates compute in."""
+    """Returns `x` in float32 (float64 stays float64), the precision of pooling, softmax and gates."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def global_mean(x: jax.Array) -> jax.Array:
-    """Averages over positions, at least in float32: `[B, H, W, C]` -> `[B, C]`."""
+    """Averages over positions in at least float32: `[B, H, W, C]` -> `[B, C]`."""
     return x.mean(axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
 
 
 def gated(x: jax.Array, e: jax.Array) -> jax.Array:
-    """Multiplies `x` by the sigmoid of `e`, taken at least in float32; `e` must broadcast to `x`."""
+    """Multiplies `x` by the sigmoid of `e`, computed in at least float32; `e` must broadcast to `x`."""
     return x * jax.nn.sigmoid(at_least_float32(e)).astype(x.dtype)

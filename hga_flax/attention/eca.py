@@ -2,9 +2,9 @@
 
 Wang, Wu, Zhu, Li, Zuo, Hu: ECA-Net, CVPR 2020, https://arxiv.org/abs/1910.03151. Global average
 pooling, one 1-D convolution of k taps along the channels (zero padding, no bias), sigmoid. Cost: k
-parameters, k C multiply-accumulates, with k = |log2(C)/gamma + b/gamma| taken to an odd number
-(Eq. 12). The paper writes "nearest odd"; the authors' code, which this follows, cuts the fraction
-and goes up to the next odd number, and never below 3 in timm: 86 parameters in ResNet-50.
+parameters, k C multiply-accumulates, with k = |log2(C)/gamma + b/gamma| rounded to an odd number
+(Eq. 12). The paper says "nearest odd". This follows the authors' code, which truncates and then
+rounds up to the next odd number, and timm, which never goes below 3: 86 parameters in ResNet-50.
 """
 
 import math
@@ -25,17 +25,22 @@ def adaptive_kernel_size(channels: int, gamma: float = 2.0, beta: float = 1.0) -
 
 
 class EfficientChannelAttention(nn.Module):
-    """ECA: gates the channels of `[B, H, W, channels]` by neighbouring channels' means.
+    """ECA: gates each channel of `[B, H, W, channels]` by the means of the neighbouring channels.
 
     Attributes:
-        channels: C of the map.
+        channels: number of channels C of the map.
         kernel_size: odd number of taps, or None for `adaptive_kernel_size(channels)`.
-        circular: the channels wrap around instead of being padded with zeros (timm's "ceca").
+        circular: wrap the channels around instead of zero padding (timm's "ceca").
         dtype: dtype of the computation; parameters, pooling and gate are float32.
-        axis_name: unused, for there is no batch statistic; every attention has it.
+        axis_name: unused (no batch statistics); every attention takes it.
 
     Raises:
-        ValueError: the input has another number of channels, or the kernel size is not odd.
+        ValueError: the input does not have `channels` channels, or the kernel size is not odd.
+
+    Example:
+        >>> x = jnp.ones((2, 8, 8, 64))
+        >>> EfficientChannelAttention(64).init_with_output(jax.random.key(0), x)[0].shape
+        (2, 8, 8, 64)
     """
 
     channels: int

@@ -1,11 +1,11 @@
 """Global context (GC).
 
-Cao, Xu, Lin, Wei, Hu: GCNet, ICCVW 2019, https://arxiv.org/abs/1904.11492. One attention map for
-all positions (1x1 convolution to one channel, softmax over positions) averages the map to a context
-vector; FC C -> C/r, LayerNorm, ReLU, FC C/r -> C transform it; the result is fused into the map.
+Cao, Xu, Lin, Wei, Hu: GCNet, ICCVW 2019, https://arxiv.org/abs/1904.11492. One attention map shared
+by all positions (1x1 convolution to one channel, softmax over positions) averages the map into a
+context vector; FC C -> C/r, LayerNorm, ReLU, FC C/r -> C transform it, and it is fused into the map.
 Cost: 2 C^2/r + 3 C/r + 2 C + 1 parameters, 2 C^2/r + 2 C H W multiply-accumulates. The paper adds
-the vector to every position, with r = 16 (r = 4 in some rows); timm, whose parameter count the
-default follows, gates the channels by its sigmoid, with r = 8: 5,065,776 parameters in ResNet-50.
+the vector to every position, with r = 16 (r = 4 in some rows). timm gates the channels by its
+sigmoid, with r = 8; the default has timm's parameter count, 5,065,776 in ResNet-50.
 `fusion="add", ratio=16` is the paper's block.
 """
 
@@ -19,18 +19,23 @@ from hga_flax.attention.common import at_least_float32, check_map, gated, global
 
 
 class GlobalContext(nn.Module):
-    """GC: fuses one attended mean of `[B, H, W, channels]` into every position.
+    """GC: fuses one attention-weighted mean of `[B, H, W, channels]` into every position.
 
     Attributes:
-        channels: C of the map.
-        ratio: the transform has `channels // ratio` hidden units, at least one.
-        fusion: "scale" multiplies by the sigmoid, "add" adds, its last FC starting at zero.
-        pooling: "attention" is the softmax-weighted mean, "mean" the plain one.
+        channels: number of channels C of the map.
+        ratio: reduction ratio; the transform has `channels // ratio` hidden units, at least one.
+        fusion: "scale" multiplies by the sigmoid; "add" adds, with the last FC initialised to zero.
+        pooling: "attention" for the softmax-weighted mean, "mean" for the plain one.
         dtype: dtype of the computation; parameters, softmax, pooling and gate are float32.
-        axis_name: unused, for there is no batch statistic; every attention has it.
+        axis_name: unused (no batch statistics); every attention takes it.
 
     Raises:
-        ValueError: the input has another number of channels, or an option is out of range.
+        ValueError: the input does not have `channels` channels, or an option is out of range.
+
+    Example:
+        >>> x = jnp.ones((2, 8, 8, 64))
+        >>> GlobalContext(64).init_with_output(jax.random.key(0), x)[0].shape
+        (2, 8, 8, 64)
     """
 
     channels: int
@@ -42,7 +47,7 @@ class GlobalContext(nn.Module):
 
     @property
     def starts_as_identity(self) -> bool:
-        """True where the fresh block changes nothing."""
+        """True if the block is the identity at initialisation."""
         return self.fusion == "add"
 
     @nn.compact

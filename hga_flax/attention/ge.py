@@ -1,13 +1,12 @@
 """Gather-excite (GE).
 
 Hu, Shen, Albanie, Sun, Vedaldi: Gather-Excite, NeurIPS 2018, https://arxiv.org/abs/1810.12348. The
-gather operator summarises neighbourhoods of a given extent, an MLP C -> C/r -> C may follow, the
-result is brought back to the map's size (nearest neighbour) and its sigmoid gates the map. Cost of
-the default (global mean and MLP with biases): 2 C^2/r + C/r + C parameters, as SE, to which it is
-equal; a learned gather of extent e adds 11 C log2(e), a learned global one H W C + 2 C. The
-paper's GE-theta^- is `mlp=False`, GE-theta is `mlp=False, learned=True`, GE-theta^+ `learned=True`.
-timm, whose parameter count the default follows (2,530,992 in ResNet-50), starts from the global mean
-with the MLP.
+gather operator summarises neighbourhoods of a given extent; an MLP C -> C/r -> C may follow; the
+result is upsampled to the map's size (nearest neighbour), and its sigmoid gates the map. The default
+(global mean, MLP with biases) is equal to SE and has 2 C^2/r + C/r + C parameters; a learned gather
+of extent e adds 11 C log2(e), a learned global one H W C + 2 C. The paper's GE-theta^- is
+`mlp=False`, GE-theta is `mlp=False, learned=True`, GE-theta^+ is `learned=True`. The default is
+timm's, global mean with MLP: 2,530,992 parameters in ResNet-50.
 """
 
 import math
@@ -22,7 +21,7 @@ from hga_flax.attention.common import at_least_float32, check_map, gated, global
 
 
 def upsampled(cells: jax.Array, height: int, width: int) -> jax.Array:
-    """Repeats the nearest cell: `[B, h, w, C]` -> `[B, height, width, C]`; row i reads floor(i * h / height)."""
+    """Nearest-neighbour upsampling `[B, h, w, C]` -> `[B, height, width, C]`; row i reads row floor(i * h / height)."""
     rows = jnp.arange(height) * cells.shape[1] // height
     columns = jnp.arange(width) * cells.shape[2] // width
     return cells[:, rows][:, :, columns]
@@ -32,20 +31,25 @@ class GatherExcite(nn.Module):
     """GE: gates `[B, H, W, channels]` by summaries of neighbourhoods.
 
     Attributes:
-        channels: C of the map.
-        ratio: the MLP has `channels // ratio` hidden units, at least one.
-        extent: 0 is global; a power of two, from 2, means windows of 2 * extent - 1 at every
-            extent-th position.
-        learned: gather by depthwise convolutions with BatchNorm (log2(extent) of 3x3, stride 2; for
-            the global extent one of the map's size, which ties the parameters to that size)
-            instead of a mean.
-        mlp: FC, ReLU, FC between gather and gate.
+        channels: number of channels C of the map.
+        ratio: reduction ratio; the MLP has `channels // ratio` hidden units, at least one.
+        extent: 0 for global; a power of two (at least 2) for windows of size 2 * extent - 1 at
+            stride extent.
+        learned: gather by depthwise convolutions with BatchNorm instead of a mean: log2(extent) of
+            them, 3x3 with stride 2, or for the global extent one of the map's size, which ties the
+            parameters to that size.
+        mlp: apply FC, ReLU, FC between gather and gate.
         dtype: dtype of the computation; parameters and gate are float32.
-        axis_name: mesh axis of BatchNorm's batch statistics, or None.
+        axis_name: mesh axis over which BatchNorm averages its batch statistics, or None.
 
     Raises:
-        ValueError: the input has another number of channels, an option is out of range, or a
-            learned global gather meets a map of another size than it was made for.
+        ValueError: the input does not have `channels` channels, an option is out of range, or a
+            learned global gather was initialised for maps of another size.
+
+    Example:
+        >>> x = jnp.ones((2, 8, 8, 64))
+        >>> GatherExcite(64, extent=4).init_with_output(jax.random.key(0), x)[0].shape
+        (2, 8, 8, 64)
     """
 
     channels: int
@@ -72,7 +76,7 @@ class GatherExcite(nn.Module):
         return gated(x, cells)
 
     def _mean_cells(self, x: jax.Array) -> jax.Array:
-        """Means over windows, positions outside the map not counted: `[B, H, W, C]` -> `[B, h, w, C]`."""
+        """Averages over windows, excluding positions outside the map: `[B, H, W, C]` -> `[B, h, w, C]`."""
         if self.extent == 0:
             return global_mean(x)[:, None, None, :]
         size, margin = 2 * self.extent - 1, self.extent - 1
@@ -85,7 +89,7 @@ class GatherExcite(nn.Module):
         )
 
     def _learned_cells(self, x: jax.Array, train: bool) -> jax.Array:
-        """Depthwise convolutions and norms, a ReLU between them: `[B, H, W, C]` -> `[B, h, w, C]`."""
+        """Depthwise convolutions, each with a norm, and ReLUs between them: `[B, H, W, C]` -> `[B, h, w, C]`."""
         layers: list[tuple[Sequence[int], tuple[int, int], Any]]  # kernel, strides, padding
         if self.extent == 0:
             layers = [(x.shape[1:3], (1, 1), 0)]

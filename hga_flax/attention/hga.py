@@ -3,11 +3,10 @@
 Cao, Gao, Choi, Duan: Learning a Hierarchical Global Attention for Image Classification,
 Future Internet 12(11):178, 2020, https://doi.org/10.3390/fi12110178.
 
-Three stages on a map `[B, H, W, C]`: multi-scale feature exploitation (MFE, Eqs. 1-2),
-hierarchical global average pooling (HAP, Eq. 3) and excitation exploration (EE, Eqs. 4-5); the
-sigmoid of the result gates the channels (Eqs. 6-7). Cost by the paper's count: 84 C + 11/2 C^2
-parameters (Eq. 12). Everything up to the EE's ReLU is linear, so MFE and HAP together are also
-available without their convolutions, exactly (`shift_pool.py`).
+Three stages on a map `[B, H, W, C]`: multi-scale feature exploitation (MFE, Eqs. 1-2), hierarchical global average
+pooling (HAP, Eq. 3) and excitation exploration (EE, Eqs. 4-5); the sigmoid of the result gates the channels (Eqs.
+6-7). Cost by the paper's count: 84 C + 11/2 C^2 parameters (Eq. 12). Everything up to the EE's ReLU is linear, so MFE
+and HAP can also be computed exactly without the convolutions (`shift_pool.py`).
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ from hga_flax.attention.platforms import by_platform, on_gpus
 from hga_flax.attention.shift_pool import cell_edges, pooled_convolutions, stack_kernels
 
 FORMS = ("auto", "conv", "shift")
-MOST_HIDDEN = 32  # units of an EE that is one operator on GPUs; it costs as many passes of the operator's size
+MOST_HIDDEN = 32  # most hidden units for the one-operator form on GPUs, which costs a pass of its size per unit
 ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu, "tanh": nn.tanh}
 
 
@@ -32,16 +31,21 @@ class MultiScaleFeatureExploitation(nn.Module):
     """MFE, Eqs. 1-2: grouped convolutions of several kernel sizes, stride 1, no bias, concatenated.
 
     Attributes:
-        channels: C, channels of the input and of each scale.
+        channels: number of channels C of the input and of each scale.
         kernels: odd kernel sizes; zero padding keeps H x W.
-        groups: number of groups of each convolution; C is depthwise.
-        norm: BatchNorm after each convolution (not in the paper's equations).
+        groups: number of groups of each convolution; None or C is depthwise.
+        norm: apply BatchNorm after each convolution (not in the paper's equations).
         act: name of an activation after each scale (not in the paper's equations), or None.
         dtype: dtype of the computation; parameters are float32.
-        axis_name: mesh axis over which BatchNorm's batch statistics are averaged, or None.
+        axis_name: mesh axis over which BatchNorm averages its batch statistics, or None.
 
     Raises:
-        ValueError: a kernel size is not odd, or `groups` does not divide `channels`.
+        ValueError: a kernel size is not odd, `groups` does not divide `channels`, or `act` is unknown.
+
+    Example:
+        >>> x = jnp.ones((2, 8, 8, 64))
+        >>> MultiScaleFeatureExploitation(64).init_with_output(jax.random.key(0), x)[0].shape
+        (2, 8, 8, 256)
     """
 
     channels: int
@@ -71,11 +75,11 @@ class MultiScaleFeatureExploitation(nn.Module):
             ]
 
     def is_linear(self, train: bool) -> bool:
-        """True where the scales are an affine map of the input, so that averaging commutes with them."""
+        """Returns whether the scales are an affine map of the input, so that averaging commutes with them."""
         return self.act is None and not (self.norm and train)
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Reference form: `[B, H, W, C]` -> `[B, H, W, S * C]`, scale by scale."""
+        """Reference form by convolutions: `[B, H, W, C]` -> `[B, H, W, S * C]`, scale by scale."""
         scales = []
         for i, weight in enumerate(self.weights):
             radius = weight.shape[0] // 2
@@ -97,8 +101,8 @@ class MultiScaleFeatureExploitation(nn.Module):
     def pooled(self, x: jax.Array, bins: Sequence[int], train: bool = False, merge: bool = False) -> jax.Array:
         """Shift-pooling form of MFE and HAP: `[B, H, W, C]` -> `[B, S, cells, C]`.
 
-        With `merge` the scales come summed, `[B, 1, cells, C]`: without BatchNorm their kernels
-        add up to one, which is all that an excitation shared by the scales needs.
+        With `merge` the scales are summed to `[B, 1, cells, C]`, which is all that a shared excitation needs; without
+        BatchNorm that is one summed kernel. Raises a ValueError unless the MFE is linear.
         """
         if not self.is_linear(train):
             raise ValueError("form='shift' needs a linear MFE: mfe_act=None, and mfe_norm only in inference")
@@ -107,7 +111,7 @@ class MultiScaleFeatureExploitation(nn.Module):
             kernels = kernels.sum(axis=0, keepdims=True)
         cells = pooled_convolutions(x.astype(self.dtype), kernels, bins)
         if self.norm:
-            # In inference BatchNorm is affine per channel: it may follow the averaging.
+            # In inference BatchNorm is affine per channel, so it can follow the averaging.
             normed = [norm(cells[:, i], use_running_average=True) for i, norm in enumerate(self.norms)]
             cells = jnp.stack(normed, axis=1)
             cells = cells.sum(axis=1, keepdims=True) if merge else cells
@@ -118,7 +122,12 @@ class HierarchicalGlobalAveragePooling(nn.Module):
     """HAP, Eq. 3: adaptive average pooling to several grids, `[B, H, W, D]` -> `[B, cells, D]`.
 
     Attributes:
-        bins: cells along each axis; (1, 2, 4) gives 1 + 4 + 16 = 21 cells.
+        bins: grid sizes (cells along each axis); (1, 2, 4) gives 1 + 4 + 16 = 21 cells.
+
+    Example:
+        >>> x = jnp.ones((2, 8, 8, 64))
+        >>> HierarchicalGlobalAveragePooling().apply({}, x).shape
+        (2, 21, 64)
     """
 
     bins: Sequence[int] = (1, 2, 4)
@@ -143,11 +152,17 @@ class ExcitationExploration(nn.Module):
     """EE, Eqs. 4-5: FC, ReLU, FC, no bias: `[B, S, cells, C]` -> `[B, C]`.
 
     Attributes:
-        channels: C, channels of the result.
-        reduction: the hidden layer has C / reduction units (the paper: 4), at least one.
-        excitation: "shared" applies one first FC of cells * C inputs to every scale and sums the
-            results, the one reading that satisfies Eqs. 2, 4, 10 and 12; "concat" has a first FC
-            over scales * cells * C inputs (Eqs. 2 and 10 only).
+        channels: number of output channels C.
+        reduction: reduction ratio; the hidden layer has C / reduction units (4 in the paper), at least one.
+        excitation: "shared" applies one first FC of cells * C inputs to every scale and sums the results, the only
+            reading that satisfies Eqs. 2, 4, 10 and 12; "concat" has a first FC over scales * cells * C inputs (Eqs. 2
+            and 10 only).
+        dtype: dtype of the computation; parameters are float32.
+
+    Example:
+        >>> cells = jnp.ones((2, 4, 21, 64))
+        >>> ExcitationExploration(64).init_with_output(jax.random.key(0), cells)[0].shape
+        (2, 64)
     """
 
     channels: int
@@ -162,8 +177,8 @@ class ExcitationExploration(nn.Module):
         """`[B, S, cells, C]` -> `[B, C]`.
 
         Args:
-            cells: of each scale.
-            first: applies the first FC, from its weights to `[B, hidden]`; of the cells only the shape then counts.
+            cells: pooled cells of each scale.
+            first: maps the first FC's weights to its output `[B, hidden]`; only the shape of `cells` is then used.
         """
         if self.excitation not in ("shared", "concat"):
             raise ValueError(f"excitation={self.excitation!r} is not 'shared' or 'concat'")
@@ -181,15 +196,15 @@ class ExcitationExploration(nn.Module):
 
 
 def _first_fc(cells: Any, suppress: jax.Array, dtype: Any) -> jax.Array:
-    """`[B, S, cells, C]` -> `[B, hidden]` by the weights of an `ExcitationExploration`, `[(S,) cells, C, hidden]`."""
+    """First FC of `ExcitationExploration`, weights `[(S,) cells, C, hidden]`: `[B, S, cells, C]` -> `[B, hidden]`."""
     batch, scales = cells.shape[:2]
-    # A shared FC meets every scale, as Eq. 10 counts it; shift pooling hands over their sum (one scale).
+    # A shared FC is applied to every scale, as Eq. 10 counts it; shift pooling passes their sum as one scale.
     flat = cells.reshape(batch, scales if suppress.ndim == 3 else 1, -1).astype(dtype)
     return (flat @ suppress.reshape(-1, suppress.shape[-1]).astype(dtype)).sum(axis=1)
 
 
 class Reduction(nn.Module):
-    """The FC that narrows a map at every position, no bias: of `[B, H, W, C]` to `[B, H, W, features]`."""
+    """FC without bias that reduces the channels at every position: `[B, H, W, C]` -> `[B, H, W, features]`."""
 
     features: int
 
@@ -205,32 +220,36 @@ class HGA(nn.Module):
     """Hierarchical global attention: gates the channels of `[B, H, W, channels]`.
 
     Attributes:
-        channels: A, channels of the input and of the output.
-        reduced_channels: with A above it, the mechanism works on `reduced_channels` channels
-            between two FCs (Table 1's HGA(A, 32, A)); None never reduces.
+        channels: number of channels A of the input and the output.
+        reduced_channels: if A is larger, one FC reduces to this, one restores (Table 1's HGA(A, 32, A)); None: neither.
         kernels: kernel sizes of the MFE (Table 6).
-        bins: grids of the HAP.
-        groups: groups of the MFE's convolutions; None means one group per `group_size` channels.
+        bins: grid sizes of the HAP.
+        groups: number of groups of the MFE's convolutions; None for one group per `group_size` channels.
         group_size: channels per group where `groups` is None; 1 is depthwise, as Eq. 12 counts.
-        reduction: of the EE's hidden layer.
+        reduction: reduction ratio of the EE's hidden layer.
         excitation: "shared" or "concat", see `ExcitationExploration`.
-        mfe: False removes the stage (Table 5): the map is its own only scale.
-        hap: False removes the stage: the only cell is the whole map.
-        ee: False removes the stage: scales and cells are averaged and go to the sigmoid. Without
-            all three stages the module is the identity.
-        mfe_norm: BatchNorm after each scale. The paper's equations have neither this nor an
-            activation, which leaves the MFE linear; these two options test whether that matters.
+        mfe: False removes the stage (Table 5): the map itself is the only scale.
+        hap: False removes the stage: the whole map is the only cell.
+        ee: False removes the stage: the sigmoid is applied to the average over scales and cells. With all three
+            stages removed the module is the identity.
+        mfe_norm: apply BatchNorm after each scale. The paper's equations have neither this nor an activation, which
+            leaves the MFE linear; `mfe_norm` and `mfe_act` test whether that matters.
         mfe_act: name of an activation after each scale, or None.
-        restore: "gate" applies the restoring FC to the attention vector (fits Table 2's FLOPs);
-            "features" applies it to the gated map, the literal text of section 5.1.
-        restore_norm: BatchNorm on the restored vector before the sigmoid (Table 2's parameters).
-        form: "conv" computes the convolutions, "shift" the equal shift pooling, "auto" takes
-            "shift" wherever the MFE is linear. The parameters are the same.
+        restore: "gate" applies the restoring FC to the attention vector (matches Table 2's FLOPs); "features" applies
+            it to the gated map, as the text of section 5.1 says.
+        restore_norm: apply BatchNorm to the restored vector before the sigmoid (Table 2's parameters).
+        form: "conv" computes the convolutions, "shift" the equivalent shift pooling, "auto" uses "shift" wherever the
+            MFE is linear. The parameters are the same.
         dtype: dtype of the computation; parameters and pooled cells are float32.
-        axis_name: mesh axis of BatchNorm's batch statistics, or None.
+        axis_name: mesh axis over which BatchNorm averages its batch statistics, or None.
 
     Raises:
-        ValueError: the input has another number of channels, or an option is out of range.
+        ValueError: the input does not have `channels` channels, or an option is out of range.
+
+    Example:
+        >>> x = jnp.ones((2, 8, 8, 64))
+        >>> HGA(64).init_with_output(jax.random.key(0), x)[0].shape
+        (2, 8, 8, 64)
     """
 
     channels: int
@@ -255,7 +274,7 @@ class HGA(nn.Module):
 
     @property
     def gates_channels(self) -> bool:
-        """True where the result is the map times a gate, which `Source.gated` applies where there is a source."""
+        """True if the result is the map times a channel gate, which `Source.gated` applies if a source is given."""
         reduced = self.reduced_channels is not None and self.channels > self.reduced_channels
         return (self.mfe or self.hap or self.ee) and not (reduced and self.restore == "features")
 
@@ -263,7 +282,7 @@ class HGA(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False, source: Source | None = None) -> jax.Array:
         """`[B, H, W, channels]` -> the same shape and dtype; sows `cells`, `excitation` and `gate`.
 
-        `source` may say what `x` is made of; the result is the same, with fewer passes over maps.
+        `source`: the factors of `x`, if known; the result is the same, with fewer passes over maps.
         """
         self._check(x)
         if not (self.mfe or self.hap or self.ee):
@@ -313,15 +332,15 @@ class HGA(nn.Module):
         )
 
     def _folds(self, mfe: MultiScaleFeatureExploitation, channels: int) -> bool:
-        """True where all up to the EE's ReLU may be one operator: it is linear, and the hidden layer narrow."""
+        """Returns whether everything up to the EE's ReLU may be one operator: linear, and a small hidden layer."""
         asked = self.form == "shift" or self.form == "auto"
         return asked and mfe.is_linear(train=True) and self.ee and channels // self.reduction <= MOST_HIDDEN
 
     def _hidden(self, narrow: Narrowed, kernels: Sequence[jax.Array], suppress: jax.Array) -> jax.Array:
-        """Returns the EE's hidden layer before its ReLU, `[B, hidden]`, in the form of the platform, in training."""
+        """Returns the EE's hidden layer before its ReLU, `[B, hidden]`, by the platform's form; used in training."""
         bins, dtype = self._bins(), self.dtype
         stacked = stack_kernels(kernels)
-        if suppress.ndim == 3:  # shared by the scales, whose kernels then add up to one
+        if suppress.ndim == 3:  # shared by the scales, so their kernels can be summed into one
             stacked = stacked.sum(axis=0, keepdims=True)
         given = [part for part in narrow if part is not None]
 
@@ -341,12 +360,12 @@ class HGA(nn.Module):
             else:
                 operator = jnp.einsum("crhw,dc->rhwd", operator, weight, precision="highest")
             hidden = (apply_operator(x.astype(dtype), operator.astype(dtype)) + hidden).astype(dtype)
-            return lax.optimization_barrier(hidden)  # else the ReLU, its mask and the product each add the offset
+            return lax.optimization_barrier(hidden)  # else XLA adds the offset in the ReLU, its mask and the product
 
         return by_platform(by_cells, stacked, suppress, *given, **on_gpus(by_operator))
 
     def _cells(self, z: jax.Array, mfe: MultiScaleFeatureExploitation | None, train: bool) -> jax.Array:
-        """MFE and HAP, in the form asked for: `[B, H, W, C]` -> `[B, S, cells, C]` (S = 1 if summed)."""
+        """MFE and HAP in the requested form: `[B, H, W, C]` -> `[B, S, cells, C]` (S = 1 if summed)."""
         pool = HierarchicalGlobalAveragePooling(self._bins(), name="hap")
         if mfe is None:
             return pool(z)[:, None]

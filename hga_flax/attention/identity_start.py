@@ -1,12 +1,12 @@
-"""An attention that a network starts without: what pretrained weights are given without harm.
+"""Adds an attention to a pretrained network without changing its output at the start.
 
-A gate between 0 and 1 changes every map of a trained network at once. Here the attention acts by a
-share of each channel that is learned and starts at zero, y = x + share * (attention(x) - x): for a
-gate s that is x * (1 + share * (s - 1)), and a share of one is the attention itself. At the start
-the network is exactly the one without attention; the first step moves the shares, the following
-ones everything. After ReZero (Bachlechner et al., https://arxiv.org/abs/2003.04887) and LayerScale
-(Touvron et al., https://arxiv.org/abs/2103.17239), which has one factor for each channel. Cost: C
-parameters.
+A freshly initialised gate between 0 and 1 would change every map of a trained network at once. Here
+a learned share per channel, initialised to zero, blends the attention in:
+y = x + share * (attention(x) - x). For a gate s this is x * (1 + share * (s - 1)); with a share of
+one it is the attention itself. The network starts out exactly as the one without attention; the
+first step updates only the shares, later steps update everything. After ReZero (Bachlechner et al.,
+https://arxiv.org/abs/2003.04887) and LayerScale (Touvron et al., https://arxiv.org/abs/2103.17239),
+which has one factor per channel. Cost: C parameters.
 """
 
 from typing import Any
@@ -17,20 +17,20 @@ import jax.numpy as jnp
 
 from hga_flax.attention.common import Source, at_least_float32
 
-SHARE = "identity_start_share"  # the parameter, beside the attention's own
+SHARE = "identity_start_share"  # name of the added parameter
 
 
 class IdentityStart(nn.Module):
-    """Mixes an attention into `[B, H, W, channels]` by shares that start at zero.
+    """Blends an attention into `[B, H, W, channels]` by shares initialised to zero.
 
-    The attention's own variables keep their names: only the parameter `identity_start_share` `[C]`
-    is new. An attention that starts as the identity by itself (`starts_as_identity`) is left as it is.
+    The attention's own variables keep their names; only the parameter `identity_start_share` `[C]`
+    is added. An attention that is the identity at initialisation (`starts_as_identity`) is used unchanged.
 
     Attributes:
-        channels: C of the map.
-        attention: the factory of an attention that follows a block's last norm.
-        dtype: given to the attention; the shares are float32.
-        axis_name: given to the attention.
+        channels: number of channels C of the map.
+        attention: factory of an attention that follows a block's last norm.
+        dtype: passed to the attention; the shares are float32.
+        axis_name: passed to the attention.
     """
 
     channels: int

@@ -1,12 +1,12 @@
 """Simple non-local block (NL).
 
 Wang, Girshick, Gupta, He: Non-local Neural Networks, CVPR 2018, https://arxiv.org/abs/1711.07971.
-Every position attends to every other: queries, keys and values are 1x1 convolutions C -> C/r, the
-softmax of their products mixes the values, a 1x1 convolution C/r -> C and BatchNorm (starting at
-zero) bring the result back, which is added to the map. Cost: 4 C^2/r + 3 C/r + C + 2 C parameters,
-4 H W C^2/r + 2 (H W)^2 C/r multiply-accumulates: quadratic in the positions, what the HGA paper
-argues against. The paper takes r = 2 and does not scale the products; timm, whose parameter count
-the default follows (10,110,752 in ResNet-50), takes r = 8 and multiplies them by C^(-1/2).
+Every position attends to all positions: queries, keys and values are 1x1 convolutions C -> C/r; the
+softmax of the query-key products weights the values; a 1x1 convolution C/r -> C and BatchNorm (scale
+initialised to zero) follow, and the result is added to the map. Cost: 4 C^2/r + 3 C/r + C + 2 C
+parameters, 4 H W C^2/r + 2 (H W)^2 C/r multiply-accumulates: quadratic in the number of positions,
+which the HGA paper argues against. The paper uses r = 2 and does not scale the products. timm uses
+r = 8 and scales them by C^(-1/2); the default has timm's parameter count, 10,110,752 in ResNet-50.
 """
 
 from typing import Any
@@ -19,18 +19,23 @@ from hga_flax.attention.common import check_map, hidden_channels
 
 
 class NonLocal(nn.Module):
-    """NL, embedded Gaussian: adds to each position of `[B, H, W, channels]` a mixture of all.
+    """NL, embedded Gaussian: adds a weighted mean over all positions to each position of `[B, H, W, channels]`.
 
     Attributes:
-        channels: C of the map.
-        ratio: queries, keys and values have `channels // ratio` channels, at least one.
+        channels: number of channels C of the map.
+        ratio: reduction ratio; queries, keys and values have `channels // ratio` channels, at least one.
         scaled: multiply the products by `channels ** -0.5` before the softmax.
-        zero_init: start BatchNorm's scale at zero, so that the block starts as the identity.
+        zero_init: initialise BatchNorm's scale to zero, so that the block starts as the identity.
         dtype: dtype of the computation; parameters and softmax are float32.
-        axis_name: mesh axis of BatchNorm's batch statistics, or None.
+        axis_name: mesh axis over which BatchNorm averages its batch statistics, or None.
 
     Raises:
-        ValueError: the input has another number of channels, or `ratio` is not positive.
+        ValueError: the input does not have `channels` channels, or `ratio` is not positive.
+
+    Example:
+        >>> x = jnp.ones((2, 8, 8, 64))
+        >>> NonLocal(64).init_with_output(jax.random.key(0), x)[0].shape
+        (2, 8, 8, 64)
     """
 
     channels: int
@@ -42,7 +47,7 @@ class NonLocal(nn.Module):
 
     @property
     def starts_as_identity(self) -> bool:
-        """True where the fresh block changes nothing."""
+        """True if the block is the identity at initialisation."""
         return self.zero_init
 
     @nn.compact

@@ -1,4 +1,4 @@
-"""One function in several forms, of which the platform that a program is compiled for takes its own."""
+"""Functions with platform-specific implementations, selected by the platform that a program is compiled for."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,17 +8,17 @@ from jax import lax
 
 
 def by_platform(default: Callable[..., Any], *arrays: jax.Array, **forms: Callable[..., Any]) -> Any:
-    """Returns `default(*arrays)`, or the form of the platform for which the program is compiled.
+    """Calls the implementation for the platform that the program is compiled for, or `default`.
 
-    All forms compute the same up to rounding; each one's gradient is its own. `lax.platform_dependent` alone would
-    keep for the backward pass what any of the forms needs.
+    All implementations must compute the same result up to rounding; each is differentiated by itself.
+    `lax.platform_dependent` alone would save the residuals of every implementation for the backward pass.
 
     Example: `by_platform(plain, x, kernel, cpu=product)`.
 
     Args:
-        default: the form of the platforms that are not named.
-        *arrays: what every form is called with; all are differentiated.
-        **forms: by platform: "cpu", "cuda", "rocm", "tpu".
+        default: implementation for platforms that are not named.
+        *arrays: arguments of every implementation; all are differentiated.
+        **forms: implementations by platform: "cpu", "cuda", "rocm", "tpu".
     """
 
     @jax.custom_vjp
@@ -38,18 +38,19 @@ def by_platform(default: Callable[..., Any], *arrays: jax.Array, **forms: Callab
 
 
 def on_gpus(form: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
-    """Returns a form under the names of the GPUs' platforms: `by_platform(plain, x, **on_gpus(form))`."""
+    """Maps the platform names of GPUs to one implementation: `by_platform(plain, x, **on_gpus(form))`."""
     return {"cuda": form, "rocm": form}
 
 
 def _varying_alike(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    """Marks what is the same on all devices as each one's own where another array is.
+    """Marks replicated arrays as device-varying over every mesh axis over which another array varies.
 
-    Within `jax.shard_map` the gradient of such an array is then summed over the devices outside of the form.
+    Within `jax.shard_map` the gradient of a replicated array is then summed over devices outside the implementation.
     """
 
     def varying(array: jax.Array) -> frozenset[str]:
-        # No default for an attribute that JAX renames: without the mark nothing fails, but more is summed.
+        # No getattr default: if JAX renames the attribute this must fail, since without the mark the result
+        # would be right but more would be summed.
         return jax.typeof(array).manual_axis_type.varying
 
     axes = frozenset().union(*map(varying, arrays))

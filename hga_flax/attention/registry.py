@@ -1,4 +1,4 @@
-"""The attentions by name: `create_attention("hga", channels, **options)`."""
+"""Registry of attentions by name: `create_attention("hga", channels, **options)`."""
 
 import collections.abc
 import dataclasses
@@ -23,17 +23,17 @@ from hga_flax.attention.nl import NonLocal
 from hga_flax.attention.se import SqueezeExcitation
 from hga_flax.attention.sk import SelectiveKernel
 
-# What a block is given: called with the channels and a name, it returns a module that maps
+# Blocks take a factory: called with the number of channels and a name, it returns a module that maps
 # (x [B, H, W, C], train) to the same shape.
 AttentionFactory = Callable[..., nn.Module]
 
-_COMMON = {"name", "dtype", "axis_name"}  # given by the network, not by the user
+_COMMON = {"name", "dtype", "axis_name"}  # set by the network, not by the user
 IDENTITY_START = "identity_start"  # an option of every attention that follows a block's last norm
 _REGISTRY: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {}
 
 
 class NoAttention(nn.Module):
-    """The identity: what a plain network has where others have their attention."""
+    """The identity, for networks without attention."""
 
     channels: int
     dtype: Any = None
@@ -45,11 +45,21 @@ class NoAttention(nn.Module):
 
 
 def register_attention(name: str, module: type[nn.Module], **preset: Any) -> None:
-    """Makes `module` available as `name`, with `preset` overriding its defaults.
+    """Registers `module` under `name`, with `preset` overriding its defaults.
 
-    The module's fields are `channels` first, its options, then `dtype` and `axis_name`; it is
-    called with (x, train). A class attribute `replaces_convolution = True` makes it stand in for a
-    block's 3x3 (see `replaces_convolution`); `given_by_block` names the fields that are not options.
+    The fields of the module must be `channels`, then its options, then `dtype` and `axis_name`; it is
+    called with (x `[B, H, W, C]`, train). The class attribute `replaces_convolution = True` makes it
+    replace a block's 3x3 (see `replaces_convolution`); `given_by_block` lists the fields that the block
+    sets, which are not options.
+
+    Raises:
+        ValueError: the name is already registered.
+        TypeError: `module` is not a Linen module class with these fields.
+
+    Example:
+        >>> register_attention("se4", SqueezeExcitation, ratio=4)  # doctest: +SKIP
+        >>> create_attention("se4", 64).ratio  # doctest: +SKIP
+        4
     """
     if name in _REGISTRY:
         raise ValueError(f"attention '{name}' is already registered")
@@ -63,7 +73,12 @@ def register_attention(name: str, module: type[nn.Module], **preset: Any) -> Non
 
 
 def attention_names() -> list[str]:
-    """Returns the registered names, "none" first."""
+    """Returns the registered names, "none" first.
+
+    Example:
+        >>> attention_names()[:4]
+        ['none', 'hga', 'hga_table2', 'se']
+    """
     return list(_REGISTRY)
 
 
@@ -73,19 +88,23 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 def check_attention(name: str, more: Iterable[str] = ()) -> None:
-    """Raises a ValueError, with the known names, for a name that is neither registered nor one of `more`."""
+    """Raises a ValueError that lists the known names unless `name` is registered or one of `more`."""
     known = [*_REGISTRY, *more]
     if name not in known:
         raise ValueError(f"unknown attention '{name}'{_nearest(name, known)}; known: {', '.join(known)}")
 
 
 def attention_options(name: str) -> dict[str, Any]:
-    """Returns the options of an attention with their defaults, its preset applied.
+    """Returns the options of an attention and their defaults, with its preset applied.
 
-    All that follow a block's last norm have `identity_start`, False by default, see `IdentityStart`.
+    Every attention that follows a block's last norm also has `identity_start` (default False), see `IdentityStart`.
 
     Raises:
         ValueError: no attention has this name.
+
+    Example:
+        >>> attention_options("se")
+        {'ratio': 16, 'bias': True, 'min_channels': 1, 'identity_start': False}
     """
     check_attention(name)
     module, preset = _REGISTRY[name]
@@ -100,11 +119,16 @@ def create_attention(name: str, channels: int, **options: Any) -> nn.Module:
 
     Args:
         name: one of `attention_names()`.
-        channels: C of the map `[B, H, W, C]` that the module will gate.
-        **options: fields of the module; `dtype`, `axis_name` and the Flax `name` always fit.
+        channels: number of channels C of the map `[B, H, W, C]` that the module will gate.
+        **options: options of the attention; `dtype`, `axis_name` and Flax's `name` are always allowed.
 
     Raises:
-        ValueError: unknown name, or an option that the attention does not have.
+        ValueError: the name is unknown, or the attention does not have such an option.
+
+    Example:
+        >>> x = jax.numpy.ones((2, 8, 8, 64))
+        >>> create_attention("hga", 64).init_with_output(jax.random.key(0), x)[0].shape
+        (2, 8, 8, 64)
     """
     return attention_factory(name, **{k: v for k, v in options.items() if k not in _COMMON})(
         channels, **{k: v for k, v in options.items() if k in _COMMON}
@@ -112,10 +136,10 @@ def create_attention(name: str, channels: int, **options: Any) -> nn.Module:
 
 
 def attention_factory(name: str, **options: Any) -> AttentionFactory:
-    """Returns what a network is given: `factory(channels, name=..., dtype=..., axis_name=...)`.
+    """Returns the factory that a network takes: `factory(channels, name=..., dtype=..., axis_name=...)`.
 
     Raises:
-        ValueError: unknown name, or an option that the attention does not have or that is of another type.
+        ValueError: the name is unknown, or the attention does not have such an option or not of that type.
     """
     known = attention_options(name)
     for option in options:
@@ -134,7 +158,7 @@ def attention_factory(name: str, **options: Any) -> AttentionFactory:
 
 
 def replaces_convolution(factory: AttentionFactory) -> bool:
-    """True where the attention stands in for a block's 3x3, its norm and ReLU, instead of following its last norm.
+    """Returns whether the attention replaces a block's 3x3, norm and ReLU instead of following its last norm.
 
     Such a factory is called with (channels, stride=..., replaced_groups=..., name=..., dtype=...,
     axis_name=...), and its module maps `[B, H, W, D]` to `[B, H / stride, W / stride, channels]`.
@@ -145,7 +169,7 @@ def replaces_convolution(factory: AttentionFactory) -> bool:
 
 
 def uses_source(factory: AttentionFactory) -> bool:
-    """True where the attention's module may be called with (x, train, source), see `hga_flax.attention.Source`."""
+    """Returns whether the attention's module accepts (x, train, source), see `hga_flax.attention.Source`."""
     while isinstance(factory, partial):
         factory = factory.keywords["attention"] if factory.func is IdentityStart else factory.func
     return getattr(factory, "uses_source", False)
@@ -153,7 +177,7 @@ def uses_source(factory: AttentionFactory) -> bool:
 
 register_attention("none", NoAttention)
 register_attention("hga", HGA)
-# The simplest configuration found that has Table 2's parameter counts (see docs/paper.md).
+# The simplest configuration we found that has Table 2's parameter counts (see docs/paper.md).
 register_attention("hga_table2", HGA, group_size=2, mfe_norm=True, restore_norm=True)
 register_attention("se", SqueezeExcitation)
 register_attention("sk", SelectiveKernel)
@@ -165,7 +189,7 @@ register_attention("nl", NonLocal)
 
 
 def fits(value: Any, declared: Any) -> bool:
-    """True where a value is of a declared type; a declaration that is no plain type fits everything."""
+    """Returns whether a value matches a declared type; types that are not handled here match every value."""
     origin, inner = typing.get_origin(declared), typing.get_args(declared)
     if origin in (types.UnionType, typing.Union):
         return any(fits(value, one) for one in inner)
@@ -181,15 +205,15 @@ def fits(value: Any, declared: Any) -> bool:
 
 
 def check_types(what: str, module: type, options: dict[str, Any]) -> None:
-    """Checks options against the fields of a module.
+    """Checks the types of options against the fields of a module.
 
     Args:
-        what: the module as messages call it, for example "attention 'hga'".
+        what: name of the module in messages, for example "attention 'hga'".
         module: a dataclass, as every Linen module is.
-        options: by name; every name is a field.
+        options: values by name; every name must be a field.
 
     Raises:
-        ValueError: names the option, its value and the type that it needs.
+        ValueError: an option has the wrong type; the message names it, its value and the expected type.
     """
     declared = {field.name: field.type for field in dataclasses.fields(module)}
     for name, value in options.items():

@@ -3,8 +3,8 @@
 Hu, Shen, Albanie, Sun, Wu: Squeeze-and-Excitation Networks, CVPR 2018 and IEEE TPAMI 2020,
 https://arxiv.org/abs/1709.01507. Global average pooling, FC C -> C/r, ReLU, FC C/r -> C, sigmoid;
 the result scales the channels. Cost: 2 C^2/r + C/r + C parameters (the last two terms are the
-biases, which the released networks have and the paper's ablations leave out) and 2 C^2/r
-multiply-accumulates. With r = 16, 2,530,992 parameters in ResNet-50.
+biases, which the released networks have and the paper's ablations omit) and 2 C^2/r
+multiply-accumulates: 2,530,992 parameters in ResNet-50 with r = 16.
 """
 
 from typing import Any
@@ -20,15 +20,20 @@ class SqueezeExcitation(nn.Module):
     """SE: gates the channels of `[B, H, W, channels]` by their global means.
 
     Attributes:
-        channels: C of the map.
-        ratio: the hidden layer has `channels // ratio` units.
-        bias: biases in both FCs.
-        min_channels: lower limit of the hidden layer's units. timm's networks have 8, which matters below 128 channels.
+        channels: number of channels C of the map.
+        ratio: reduction ratio; the hidden layer has `channels // ratio` units.
+        bias: use biases in both FCs.
+        min_channels: minimum number of hidden units. timm's networks use 8, which matters below 128 channels.
         dtype: dtype of the computation; parameters, pooling and gate are float32.
-        axis_name: unused, for there is no batch statistic; every attention has it.
+        axis_name: unused (no batch statistics); every attention takes it.
 
     Raises:
-        ValueError: the input has another number of channels, or `ratio` or `min_channels` is not positive.
+        ValueError: the input does not have `channels` channels, or `ratio` or `min_channels` is not positive.
+
+    Example:
+        >>> x = jnp.ones((2, 8, 8, 64))
+        >>> SqueezeExcitation(64).init_with_output(jax.random.key(0), x)[0].shape
+        (2, 8, 8, 64)
     """
 
     channels: int

@@ -1,13 +1,13 @@
-"""Convolution followed by average pooling, without the convolution (exact).
+"""Average pooling of a convolution's output without computing the convolution (exact).
 
 Averaging the output of a stride-1 convolution over a cell of positions is linear in the input:
 
     mean_{(h, w) in A x B} conv(z, K)[h, w] = sum_{u, v} K[u, v] * T[A, u, B, v]
     T[A, u, B, v] = mean_{(h, w) in A x B} z[h + u, w + v]           (z is zero outside the map)
 
-T is a box sum that separates into rows and columns: two small matrix products with constant
-matrices of zeros and ones. Its size depends on the cells and the kernel, not on the map, so the
-full-size maps of the convolutions are never computed. Derived from Eqs. 1-3 of Cao et al.,
+T is a box sum that is separable into rows and columns, so it takes two small matrix products with
+constant 0/1 matrices. Its size depends on the cells and the kernel, not on the map, so the
+full-size convolution outputs are never computed. Derived from Eqs. 1-3 of Cao et al.,
 Future Internet 12(11):178, 2020.
 """
 
@@ -21,9 +21,9 @@ import numpy as np
 def cell_edges(length: int, bins: int) -> list[tuple[int, int]]:
     """Returns the `bins` cells of adaptive average pooling along an axis, as (start, stop).
 
-    Cell i covers floor(i * length / bins) .. ceil((i + 1) * length / bins), so cells overlap where
-    `bins` does not divide `length`, and `length` may be smaller than `bins` (PyTorch's
-    `AdaptiveAvgPool2d` uses the same rule).
+    Cell i covers floor(i * length / bins) .. ceil((i + 1) * length / bins), as in PyTorch's
+    `AdaptiveAvgPool2d`: cells overlap where `bins` does not divide `length`, and `length` may be
+    smaller than `bins`.
     """
     return [(i * length // bins, -((i + 1) * length // -bins)) for i in range(bins)]
 
@@ -31,8 +31,8 @@ def cell_edges(length: int, bins: int) -> list[tuple[int, int]]:
 def shifted_cells(length: int, bins: int, radius: int) -> np.ndarray:
     """Returns the 0/1 matrix `[bins, 2 * radius + 1, length]` that sums each shifted cell.
 
-    Entry [i, radius + u, h] is 1 where h - u lies in cell i: the rows of the input that tap u of a
-    kernel meets while its output runs through the cell. Zeros and ones are exact in any dtype.
+    Entry [i, radius + u, h] is 1 where h - u lies in cell i: the input rows that kernel tap u reads
+    for the outputs in that cell. Zeros and ones are exact in any dtype.
     """
     matrix = np.zeros((bins, 2 * radius + 1, length), np.float32)
     for i, (start, stop) in enumerate(cell_edges(length, bins)):
@@ -42,9 +42,9 @@ def shifted_cells(length: int, bins: int, radius: int) -> np.ndarray:
 
 
 def shifted_means(z: jax.Array, bins: int, radius: int) -> jax.Array:
-    """Returns T: `z` `[B, H, W, C]` -> at least float32 `[B, bins, bins, taps, taps, C]`."""
+    """Computes T: `z` `[B, H, W, C]` -> `[B, bins, bins, taps, taps, C]`, at least float32."""
     _, height, width, _ = z.shape
-    # Both the map and the 0/1 matrices may be bfloat16; the sums are float32.
+    # The map and the 0/1 matrices may be bfloat16, but the sums are accumulated in float32.
     wide = jnp.promote_types(z.dtype, jnp.float32)
     rows = jnp.asarray(shifted_cells(height, bins, radius), z.dtype)
     columns = jnp.asarray(shifted_cells(width, bins, radius), wide)
@@ -56,7 +56,7 @@ def shifted_means(z: jax.Array, bins: int, radius: int) -> jax.Array:
 
 
 def stack_kernels(kernels: Sequence[jax.Array]) -> jax.Array:
-    """Stacks odd kernels `[k, k, I, O]`, each padded with zeros to the largest: `[S, K, K, I, O]`."""
+    """Stacks odd-sized kernels `[k, k, I, O]`, zero-padded to the largest size: `[S, K, K, I, O]`."""
     size = max(kernel.shape[0] for kernel in kernels)
     padded = []
     for kernel in kernels:
@@ -89,21 +89,21 @@ def coarsen(cells: jax.Array, fine: int, coarse: int) -> jax.Array:
 
 
 def pooled_convolutions(z: jax.Array, kernels: jax.Array, bins: Sequence[int]) -> jax.Array:
-    """Adaptive average pooling of grouped convolutions of `z`, without convolving.
+    """Adaptive average pooling of grouped convolutions of `z`, without computing the convolutions.
 
     Args:
         z: feature map `[B, H, W, C]`.
-        kernels: `[S, K, K, C / groups, C]`, K odd, as made by `stack_kernels`.
-        bins: cells along each axis, for example `(1, 2, 4)`.
+        kernels: `[S, K, K, C / groups, C]`, K odd, as returned by `stack_kernels`.
+        bins: grid sizes (cells along each axis), for example `(1, 2, 4)`.
 
     Returns:
-        At least float32 `[B, S, sum(j * j for j in bins), C]`: the cells of each bin row by row, bins in order.
+        `[B, S, sum(j * j for j in bins), C]`, at least float32: the grids in the order of `bins`, each row by row.
     """
     _, height, width, _ = z.shape
     radius = kernels.shape[1] // 2
     computed: dict[int, jax.Array] = {}
     for j in sorted(set(bins), reverse=True):
-        # Where a finer grid tiles the map evenly, its cells average to this one's: no second pass.
+        # Where a finer grid tiles the map evenly, averaging its cells saves another pass over the map.
         finer = [f for f in computed if f % j == 0 and height % f == 0 and width % f == 0]
         computed[j] = (
             coarsen(computed[finer[0]], finer[0], j) if finer else apply_kernels(shifted_means(z, j, radius), kernels)

@@ -1,17 +1,17 @@
 """Selective kernel convolution (SK).
 
-Li, Wang, Hu, Yang: Selective Kernel Networks, CVPR 2019, https://arxiv.org/abs/1903.06586. It takes
-the place of a block's 3x3 convolution with its norm and ReLU: M branches of grouped 3x3
-convolutions, one per dilation, each with BatchNorm and ReLU; their sum is averaged over positions,
-FC C -> d, BatchNorm, ReLU, FC d -> M C, and a softmax over the branches weights them channel by
-channel. d = max(C/r, L). Cost on C channels, kernel groups G: M (9 C^2/G + 2 C) + C d + 2 d + M d C
-parameters, M 9 H W C^2/G + (1 + M) C d multiply-accumulates.
+Li, Wang, Hu, Yang: Selective Kernel Networks, CVPR 2019, https://arxiv.org/abs/1903.06586. SK
+replaces a block's 3x3 convolution, norm and ReLU by M branches of grouped 3x3 convolutions, one per
+dilation, each with BatchNorm and ReLU. Their sum is averaged over positions; FC C -> d, BatchNorm,
+ReLU, FC d -> M C and a softmax over the branches give the branch weights of each channel, with
+d = max(C/r, L). Cost for C channels and G groups: M (9 C^2/G + 2 C) + C d + 2 d + M d C parameters,
+M 9 H W C^2/G + (1 + M) C d multiply-accumulates.
 
 In ResNeXt-50 32x4d with the defaults this is SKNet-50: 27,479,784 parameters, 4,462,710,784
-multiply-accumulates at 224 (timm's skresnext50_32x4d; the paper prints 27.5 M and 4.47 G). In
-ResNeXt-101 32x4d it has 48,736,040 parameters and 8,448,724,992 multiply-accumulates, which is not
-what the paper prints for SKNet-101 (48.9 M, 8.46 G); the authors' released definition has
-48,686,760, because one of its layers violates L = 32. Here L holds everywhere.
+multiply-accumulates at 224 (timm's skresnext50_32x4d; the paper reports 27.5 M and 4.47 G).
+ResNeXt-101 32x4d with SK has 48,736,040 parameters and 8,448,724,992 multiply-accumulates. That
+differs from the paper's SKNet-101 (48.9 M, 8.46 G); the authors' released definition has
+48,686,760 parameters because one of its layers violates L = 32. Here L holds everywhere.
 """
 
 import operator
@@ -32,25 +32,30 @@ def select_channels(channels: int, ratio: int, min_channels: int) -> int:
 
 
 class SelectiveKernel(nn.Module):
-    """SK in place of a 3x3, its norm and ReLU: `[B, H, W, D]` -> `[B, H / stride, W / stride, channels]`.
+    """SK, replaces a 3x3 with norm and ReLU: `[B, H, W, D]` -> `[B, H / stride, W / stride, channels]`.
 
     Attributes:
-        channels: C, channels of the result; the input may have others.
-        ratio: r of d = max(C / r, L).
-        min_channels: L of d.
-        dilations: one branch of 3x3 for each; (1, 2) sees 3x3 and 5x5.
-        groups: of every branch; None keeps those of the convolution that is replaced (32 in a
-            ResNeXt, 1 in a ResNet).
-        stride: given by the block, of every branch.
-        replaced_groups: given by the block, see `groups`.
+        channels: number of output channels C; the input may have a different number.
+        ratio: reduction ratio r in d = max(C / r, L).
+        min_channels: lower limit L in d = max(C / r, L).
+        dilations: dilation of each 3x3 branch; (1, 2) has receptive fields of 3x3 and 5x5.
+        groups: number of groups of each branch; None keeps those of the convolution that is
+            replaced (32 in a ResNeXt, 1 in a ResNet).
+        stride: stride of each branch; set by the block.
+        replaced_groups: number of groups of the replaced convolution; set by the block.
         dtype: dtype of the computation; parameters, pooling and softmax are float32.
-        axis_name: mesh axis of BatchNorm's batch statistics, or None.
+        axis_name: mesh axis over which BatchNorm averages its batch statistics, or None.
 
     Raises:
         ValueError: `groups` does not divide the channels, or an option is out of range.
+
+    Example:
+        >>> x = jnp.ones((2, 8, 8, 64))
+        >>> SelectiveKernel(64, stride=2).init_with_output(jax.random.key(0), x)[0].shape
+        (2, 4, 4, 64)
     """
 
-    # A block that finds this set gives the module its 3x3's place, not the place after its last norm.
+    # Tells the block to put the module where its 3x3 would be instead of after its last norm.
     replaces_convolution: ClassVar[bool] = True
     given_by_block: ClassVar[tuple[str, ...]] = ("stride", "replaced_groups")
 

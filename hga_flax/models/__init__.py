@@ -1,6 +1,6 @@
-"""The networks, each with one hook for an attention in every block, and the layers that they share.
+"""The networks, each with a hook for an attention in every block, and their shared layers.
 
-Imports attention/. Start at resnet.py; registry.py names them all.
+Imports attention/. Start at resnet.py; registry.py lists them all.
 """
 
 from hga_flax.models.registry import CIFAR_PATTERN, WIDE_PATTERN, create_model, model_names, model_options

@@ -3,9 +3,9 @@
 He et al., Deep Residual Learning, CVPR 2016, section 4.2, https://arxiv.org/abs/1512.03385
 (post-activation), and Identity Mappings in Deep Residual Networks, ECCV 2016,
 https://arxiv.org/abs/1603.05027 (pre-activation, bottlenecks). Three stages of 16, 32 and 64 base
-channels; 6n + 2 layers of basic blocks or 9n + 2 of bottlenecks. Zagoruyko and Komodakis, Wide
+channels; 6n + 2 layers with basic blocks or 9n + 2 with bottlenecks. Zagoruyko and Komodakis, Wide
 Residual Networks, BMVC 2016, https://arxiv.org/abs/1605.07146: pre-activation basic blocks k times
-as wide behind the same stem; their depth also counts two of the shortcuts, 6n + 4.
+as wide after the same stem; their depth, 6n + 4, also counts two of the shortcuts.
 """
 
 from functools import partial
@@ -33,20 +33,20 @@ from hga_flax.models.resnet import (
 class SmallBlock(nn.Module):
     """A basic or bottleneck block: `[B, H, W, C]` -> `[B, H / stride, W / stride, out]`.
 
-    Post-activation is conv-norm-relu with the relu after the sum; pre-activation norm-relu-conv
-    with nothing after it. The attention acts on the main path's result, just before the sum. A
-    bottleneck's stride sits in its first 1x1, as in both papers.
+    Post-activation blocks are conv-norm-relu with a ReLU after the sum; pre-activation blocks are
+    norm-relu-conv with nothing after the sum. The attention acts on the main path just before the sum.
+    A bottleneck's stride is in its first 1x1, as in both papers.
 
-    An attention that replaces a convolution (SK) takes a bottleneck's 3x3 or a basic block's first
-    one (in post-activation with its norm and ReLU). Not the second: SK ends in a ReLU, and a main
-    path that ends so could only add to the shortcut, never subtract.
+    An attention that replaces a convolution (SK) replaces a bottleneck's 3x3 or a basic block's first
+    one (in post-activation with its norm and ReLU). It cannot replace the second: SK ends in a ReLU, so
+    the main path could only add to the shortcut, never subtract.
 
     Attributes:
-        features: the stage's base width; `out` is `features`, or 4 times it in a bottleneck.
-        shortcut: where the shape changes, "A" subsamples and pads channels with zeros (no
-            parameters), "B" is a strided 1x1 convolution (with a norm in post-activation).
-        dropout: rate of the dropout before the second convolution.
-        stochastic_depth: share of the images for which the block is the shortcut alone, in training.
+        features: base width of the stage; `out` is `features`, or 4 times that in a bottleneck.
+        shortcut: where the shape changes, "A" subsamples and zero-pads the channels (no parameters);
+            "B" is a strided 1x1 convolution (with a norm in post-activation).
+        dropout: dropout rate before the second convolution.
+        stochastic_depth: fraction of the images for which only the shortcut is used in training.
     """
 
     features: int
@@ -80,7 +80,7 @@ class SmallBlock(nn.Module):
             if self.preact:
                 y = nn.relu(self.norm(name=f"norm{i}")(y))
                 if i == 1 and changes:
-                    x = y  # the shortcut of a block that changes the shape starts after the first activation
+                    x = y  # a shortcut that changes the shape starts after the first activation
             if i == 2 and self.dropout > 0:
                 y = nn.Dropout(self.dropout, deterministic=not train)(y)
             if i == replaced:
@@ -112,17 +112,17 @@ class CifarResNet(nn.Module):
 
     Attributes:
         depth: number of layers, 6n + 2 (basic) or 9n + 2 (bottleneck).
-        num_classes: size of the output.
-        attention: called with (channels, name=...) in every block, before the sum, or in a 3x3's
-            place, see `SmallBlock`.
-        bottleneck: blocks of 1x1, 3x3, 1x1 instead of two 3x3.
-        preact: pre-activation blocks and a last norm before the pooling.
+        num_classes: number of classes.
+        attention: attention factory, called with (channels, name=...) in every block; acts before the
+            sum or replaces a 3x3, see `SmallBlock`.
+        bottleneck: blocks of 1x1, 3x3, 1x1 instead of two 3x3s.
+        preact: pre-activation blocks, and a final norm before the pooling.
         shortcut: "A" or "B", see `SmallBlock`.
-        features: width of the stem (16) and, `widen` times, of the first stage; it doubles from
-            stage to stage.
-        widen: the stages' width in multiples of the plain network's (Wide ResNet's k).
-        dropout: rate before each block's second convolution, in training (a "dropout" rng).
-        stochastic_depth: rate of the last block; the others' rise to it, see `depth_rates` (a "dropout" rng).
+        features: width of the stem and, times `widen`, of the first stage; each stage doubles it.
+        widen: widening factor of the stages (Wide ResNet's k).
+        dropout: dropout rate before each block's second convolution; training needs a "dropout" rng.
+        stochastic_depth: rate of the last block; earlier rates grow linearly up to it, see `depth_rates`
+            (training needs a "dropout" rng).
         dtype: dtype of the computation; parameters, statistics and logits are float32.
         axis_name: mesh axis over which batch statistics are averaged, or None.
 
@@ -142,8 +142,8 @@ class CifarResNet(nn.Module):
     stochastic_depth: float = 0.0
     dtype: Any = jnp.float32
     axis_name: str | None = None
-    stride: ClassVar[int] = 4  # by which height and width shrink before the last pooling
-    hosts_convolution: ClassVar[bool] = True  # its blocks have a place for an attention that replaces a 3x3
+    stride: ClassVar[int] = 4  # downsampling factor before the last pooling
+    hosts_convolution: ClassVar[bool] = True  # its blocks accept an attention that replaces a 3x3
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -156,7 +156,7 @@ class CifarResNet(nn.Module):
         check_rate("stochastic_depth", self.stochastic_depth)
         rates = iter(depth_rates(self.stochastic_depth, 3 * blocks))
         conv = partial(nn.Conv, use_bias=False, padding=0, kernel_init=kernel_init, dtype=self.dtype)
-        if train:  # in inference the plain form, whose operations can be counted
+        if train:  # inference keeps the plain form, whose operations can be counted
             conv = partial(conv, conv_general_dilated=convolution)
         norm = partial(
             nn.BatchNorm,
@@ -192,10 +192,10 @@ class CifarResNet(nn.Module):
 
 
 def blocks_per_stage(depth: int, bottleneck: bool) -> int:
-    """Returns n of a depth of 6n + 2 (basic) or 9n + 2 (bottleneck) layers.
+    """Returns n for a depth of 6n + 2 (basic) or 9n + 2 (bottleneck) layers.
 
     Raises:
-        ValueError: no n fits; the message names the nearest depths that do.
+        ValueError: the depth has no such n; the message names the nearest valid depths.
     """
     layers = 9 if bottleneck else 6
     n, rest = divmod(depth - 2, layers)
@@ -210,10 +210,10 @@ def blocks_per_stage(depth: int, bottleneck: bool) -> int:
 
 
 def wide_depth(depth: int) -> int:
-    """Returns `CifarResNet`'s depth, 6n + 2, of a Wide ResNet of 6n + 4 layers by its own count.
+    """Converts a Wide ResNet's depth, 6n + 4 by its paper's count, to the `depth` 6n + 2 of `CifarResNet`.
 
     Raises:
-        ValueError: no n fits; the message names the nearest depths that do.
+        ValueError: the depth has no such n; the message names the nearest valid depths.
     """
     n, rest = divmod(depth - 4, 6)
     if n < 1 or rest:

@@ -1,13 +1,13 @@
-"""Convolutions in training, computed as suits the device; the result is the same up to rounding.
+"""Convolutions for training, with a form for each device; the result is the same up to rounding.
 
-TPUs multiply 128x128 blocks, so that groups of 4 to 32 channels leave most of a block empty, and XLA
-moves the map through layouts of [groups, channels] on the way. There one dense convolution with a
-block-diagonal kernel costs more arithmetic, which a step of ResNeXt has to spare, and fewer bytes,
-which bound it. On CPUs XLA's gradients of a grouped convolution are ten to sixty times slower than those of
-the dense one, or where the map is wide than a product of matrices for each tap. GPUs keep the grouped form.
+TPUs multiply 128x128 blocks, so groups of 4 to 32 channels leave most of a block empty, and XLA also
+moves the map through [groups, channels] layouts. One dense convolution with a block-diagonal kernel
+takes more arithmetic, which a ResNeXt step can spare, but moves fewer bytes, which bound the step. On
+CPUs XLA's gradients of a grouped convolution are ten to sixty times slower than those of a dense
+convolution or, for wide maps, of one matmul per tap. GPUs keep the grouped form.
 
-On CPUs, too, the gradient of a 1x1 convolution's kernel is to XLA another convolution, for which it
-transposes whole maps; a product of matrices needs none of that. benchmarks/NOTES.md has the measurements.
+Also on CPUs, XLA computes the gradient of a 1x1 convolution's kernel as another convolution, for which
+it transposes whole maps; a matmul avoids that. benchmarks/NOTES.md has the measurements.
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ from jax import lax
 
 from hga_flax.attention.platforms import by_platform
 
-DENSE_WIDTH = 1024  # channels up to which the dense form is taken on TPUs
-CPU_DENSE_WIDTH = 256  # and on CPUs
+DENSE_WIDTH = 1024  # most channels for which TPUs use the dense form
+CPU_DENSE_WIDTH = 256  # the same for CPUs
 
 
 def convolution(
@@ -31,10 +31,10 @@ def convolution(
     Args:
         x: `[B, H, W, C]`.
         kernel: `[h, w, C / groups, D]`.
-        strides: along height and width.
-        padding: as `lax.conv_general_dilated` takes it.
-        feature_group_count: the groups.
-        **options: of `lax.conv_general_dilated`.
+        strides: strides along height and width.
+        padding: padding as for `lax.conv_general_dilated`.
+        feature_group_count: number of groups.
+        **options: other options of `lax.conv_general_dilated`.
     """
     options |= {"window_strides": strides, "padding": padding}
     groups = feature_group_count
@@ -84,7 +84,7 @@ def convolution(
 
 
 def block_diagonal(kernel: jax.Array, groups: int) -> jax.Array:
-    """Spreads a grouped kernel `[h, w, C / groups, D]` with zeros to `[h, w, C, D]`."""
+    """Expands a grouped kernel `[h, w, C / groups, D]` to a block-diagonal one `[h, w, C, D]`."""
     *_, inputs, outputs = kernel.shape
     of_input, of_output = jnp.arange(groups * inputs) // inputs, jnp.arange(outputs) // (outputs // groups)
     tiled = jnp.tile(kernel, (1, 1, groups, 1))

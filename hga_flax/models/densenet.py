@@ -2,10 +2,10 @@
 
 Huang, Liu, van der Maaten, Weinberger: Densely Connected Convolutional Networks, CVPR 2017,
 https://arxiv.org/abs/1608.06993. The structure is torchvision's (DenseNet-BC, compression 0.5).
-Neither DenseNet's nor the HGA paper puts the two together. Here the attention acts on a dense
-layer's new features before they are concatenated: like a residual block's main path before the sum,
-they are what the layer adds, and the features of earlier layers pass untouched. They are 32 channels
-wide, so HGA needs no reduction there.
+Neither the DenseNet nor the HGA paper combines the two. Here the attention acts on a dense layer's
+new features before the concatenation: like a residual block's main path before the sum, these are
+the layer's contribution, and the features of earlier layers pass unchanged. They have 32 channels, so
+HGA needs no reduction.
 """
 
 from collections.abc import Sequence
@@ -27,9 +27,9 @@ class DenseLayer(nn.Module):
     """Norm-relu-1x1, norm-relu-3x3, attention: `[B, H, W, C]` -> `[B, H, W, C + growth]`.
 
     Attributes:
-        growth: channels that the layer adds.
+        growth: number of channels that the layer adds.
         bottleneck: the 1x1 has `bottleneck * growth` channels.
-        dropout: rate on the new features, in training.
+        dropout: dropout rate of the new features.
     """
 
     growth: int
@@ -55,18 +55,18 @@ class DenseNet(nn.Module):
     """DenseNet-BC: `[B, H, W, 3]` -> logits `[B, num_classes]`.
 
     Attributes:
-        block_sizes: dense layers in each dense block.
-        num_classes: size of the output.
-        attention: called with (channels, name=...) on each layer's new features.
-        growth: channels that each layer adds (32).
-        features: channels of the stem (64).
+        block_sizes: number of dense layers in each dense block.
+        num_classes: number of classes.
+        attention: attention factory, called with (channels, name=...) for each layer's new features.
+        growth: number of channels that each layer adds.
+        features: number of channels of the stem.
         bottleneck: width of a layer's 1x1 in multiples of `growth`.
-        dropout: rate on each layer's new features, in training (a "dropout" rng).
+        dropout: dropout rate of each layer's new features; training needs a "dropout" rng.
         dtype: dtype of the computation; parameters, statistics and logits are float32.
         axis_name: mesh axis over which batch statistics are averaged, or None.
 
     Raises:
-        ValueError: the rate is out of range.
+        ValueError: the dropout rate is out of range.
     """
 
     block_sizes: Sequence[int]
@@ -78,13 +78,13 @@ class DenseNet(nn.Module):
     dropout: float = 0.0
     dtype: Any = jnp.float32
     axis_name: str | None = None
-    stride: ClassVar[int] = 32  # by which height and width shrink before the last pooling
+    stride: ClassVar[int] = 32  # downsampling factor before the last pooling
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         check_rate("dropout", self.dropout)
         conv = partial(nn.Conv, use_bias=False, padding=0, kernel_init=kernel_init, dtype=self.dtype)
-        if train:  # in inference the plain form, whose operations can be counted
+        if train:  # inference keeps the plain form, whose operations can be counted
             conv = partial(conv, conv_general_dilated=convolution)
         norm = partial(
             nn.BatchNorm,
@@ -112,7 +112,7 @@ class DenseNet(nn.Module):
             if block < len(self.block_sizes):
                 x = nn.relu(norm(name=f"transition{block}_norm")(x))
                 x = conv(x.shape[-1] // 2, (1, 1), name=f"transition{block}_conv")(x)
-                # A map of one position has no 2x2 window: it stays as it is.
+                # A 1x1 map has no 2x2 window and stays unchanged.
                 window = tuple(min(2, length) for length in x.shape[1:3])
                 x = nn.avg_pool(x, window, strides=window)
         x = nn.relu(norm(name="final_norm")(x))

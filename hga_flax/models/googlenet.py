@@ -1,10 +1,10 @@
 """GoogLeNet (Inception v1) with an attention after each Inception block's concatenation.
 
-Szegedy et al., Going Deeper with Convolutions, CVPR 2015, https://arxiv.org/abs/1409.4842; the place
-of the attention: Fig. 2d of the HGA paper, and SE-Inception in the SE paper. The structure is
-torchvision's, which comes from TensorFlow's weights: convolutions without bias followed by
-BatchNorm with epsilon 1e-3, max pooling that keeps a last partial window, and, in the branch that
-the paper calls 5x5, a 3x3 (https://github.com/pytorch/vision/issues/906; `true_5x5` for the paper's).
+Szegedy et al., Going Deeper with Convolutions, CVPR 2015, https://arxiv.org/abs/1409.4842. The position
+of the attention is that of Fig. 2d of the HGA paper and of SE-Inception in the SE paper. The structure
+is torchvision's, which follows TensorFlow's weights: convolutions without bias followed by BatchNorm
+with epsilon 1e-3, max pooling that keeps a last partial window, and a 3x3 in the branch that the paper
+calls 5x5 (https://github.com/pytorch/vision/issues/906; `true_5x5` restores the paper's).
 """
 
 from functools import partial
@@ -20,7 +20,7 @@ from hga_flax.models.convolution import convolution
 from hga_flax.models.max_pooling import max_pool
 from hga_flax.models.resnet import PAD1, ModuleDef, check_rate, kernel_init, no_attention
 
-# Inception blocks: 1x1; 3x3 behind a 1x1; "5x5" behind a 1x1; 1x1 behind the pooling (the paper's Table 1).
+# Widths of the Inception blocks: 1x1; 1x1, 3x3; 1x1, "5x5"; 1x1 after pooling (the paper's Table 1).
 BLOCKS = {
     "3a": (64, 96, 128, 16, 32, 32),
     "3b": (128, 128, 192, 32, 96, 64),
@@ -39,7 +39,7 @@ AUXILIARY_AFTER = {"4a": "auxiliary1", "4d": "auxiliary2"}
 def max_pool_ceil(x: jax.Array, size: int, train: bool = False) -> jax.Array:
     """Max pooling with stride 2 that keeps a last partial window.
 
-    `[B, H, W, C]` -> `[B, ceil((H - size) / 2) + 1, ..., C]`; a map smaller than the window gives one position.
+    `[B, H, W, C]` -> `[B, ceil((H - size) / 2) + 1, ..., C]`; a map smaller than the window yields one position.
     """
     padding = []
     for length in x.shape[1:3]:
@@ -66,11 +66,11 @@ class ConvNorm(nn.Module):
 
 
 class Inception(nn.Module):
-    """Four branches, concatenated, and the attention: `[B, H, W, C]` -> `[B, H, W, sum of the branches]`.
+    """Four concatenated branches and the attention: `[B, H, W, C]` -> `[B, H, W, sum of the branches]`.
 
     Attributes:
-        widths: 1x1; 3x3's reduction, 3x3; 5x5's reduction, 5x5; projection of the pooled map.
-        size5: size of the third branch's kernel.
+        widths: channels of the 1x1; 3x3's reduction, 3x3; 5x5's reduction, 5x5; projection of the pooled map.
+        size5: kernel size of the third branch.
     """
 
     widths: tuple[int, ...]
@@ -93,7 +93,7 @@ class Inception(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-    """The classifier at the middle of the network: `[B, H, W, C]` -> logits `[B, num_classes]`."""
+    """Auxiliary classifier in the middle of the network: `[B, H, W, C]` -> logits `[B, num_classes]`."""
 
     num_classes: int
     unit: ModuleDef
@@ -112,22 +112,22 @@ class GoogLeNet(nn.Module):
     """GoogLeNet: `[B, H, W, 3]` -> logits `[B, num_classes]`.
 
     Attributes:
-        num_classes: size of the output.
-        attention: called with (channels, name=...) on each of the nine concatenations.
-        aux_logits: two auxiliary heads. Their logits are sown, in training only, into the collection
-            "aux_logits" (names "auxiliary1_logits", "auxiliary2_logits"): `apply(..., mutable=[..., "aux_logits"])`
-            hands them over, each in a one-element tuple; the paper adds their losses times 0.3.
-        true_5x5: the paper's 5x5 in the third branch instead of torchvision's 3x3.
-        transform_input: turn inputs normalised by ImageNet's statistics into (x - 0.5) / 0.5, which
+        num_classes: number of classes.
+        attention: attention factory, called with (channels, name=...) for each of the nine concatenations.
+        aux_logits: add two auxiliary heads. In training only, their logits are sown into the collection
+            "aux_logits" (names "auxiliary1_logits", "auxiliary2_logits"); `apply(..., mutable=[..., "aux_logits"])`
+            returns them, each in a one-element tuple. The paper adds their losses times 0.3.
+        true_5x5: use the paper's 5x5 in the third branch instead of torchvision's 3x3.
+        transform_input: convert inputs normalised by ImageNet's statistics to (x - 0.5) / 0.5, which
             torchvision's released weights expect.
-        dropout: rate before the classifier, in training (a "dropout" rng).
-        aux_dropout: the same in the auxiliary heads.
-        width_divisor: divides every width but the heads', for small experiments and tests.
+        dropout: dropout rate before the classifier; training needs a "dropout" rng.
+        aux_dropout: dropout rate in the auxiliary heads.
+        width_divisor: divides every width except the heads', for small experiments and tests.
         dtype: dtype of the computation; parameters, statistics and logits are float32.
         axis_name: mesh axis over which batch statistics are averaged, or None.
 
     Raises:
-        ValueError: a rate or the divisor is out of range.
+        ValueError: a dropout rate or the divisor is out of range.
     """
 
     num_classes: int = 1000
@@ -140,7 +140,7 @@ class GoogLeNet(nn.Module):
     width_divisor: int = 1
     dtype: Any = jnp.float32
     axis_name: str | None = None
-    stride: ClassVar[int] = 32  # by which height and width shrink before the last pooling
+    stride: ClassVar[int] = 32  # downsampling factor before the last pooling
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -149,7 +149,7 @@ class GoogLeNet(nn.Module):
         if self.width_divisor < 1 or any(w % self.width_divisor for widths in BLOCKS.values() for w in widths):
             raise ValueError(f"width_divisor={self.width_divisor} does not divide every width; 1, 2, 4 and 8 do")
         conv = partial(nn.Conv, use_bias=False, kernel_init=kernel_init, dtype=self.dtype)
-        if train:  # in inference the plain form, whose operations can be counted
+        if train:  # inference keeps the plain form, whose operations can be counted
             conv = partial(conv, conv_general_dilated=convolution)
         norm = partial(
             nn.BatchNorm,
@@ -175,8 +175,8 @@ class GoogLeNet(nn.Module):
             if block in AUXILIARY_AFTER and self.aux_logits and (train or self.is_initializing()):
                 name = AUXILIARY_AFTER[block]
                 logits = AuxiliaryHead(self.num_classes, unit, self.aux_dropout, name=name)(x, train)
-                if not self.is_initializing():  # `init` keeps whatever is sown
-                    self.sow("aux_logits", f"{name}_logits", logits)  # `name` itself is the head
+                if not self.is_initializing():  # `init` would return what is sown among the variables
+                    self.sow("aux_logits", f"{name}_logits", logits)  # `name` itself is taken by the head
             if block in POOL_AFTER:
                 x = max_pool_ceil(x, POOL_AFTER[block], train)
         x = global_mean(x)

@@ -1,11 +1,11 @@
-"""Max pooling in training, whose gradient on GPUs is neither a scatter nor a sort.
+"""Max pooling for training, with a gradient that needs neither a scatter nor a sort on GPUs.
 
-The gradient of `flax.linen.max_pool` goes to the first largest element of each window. XLA's operation for that,
-select_and_scatter, is a scatter with atomic additions on GPUs, and where a run must give the same bits every time
-(`--xla_gpu_deterministic_ops`) a scatter behind a sort of every element of the pooled map: 51 million for a
-batch of 256 in a ResNet. Here the forward pass keeps the position of each window's largest element, one byte for each
-output, and the backward pass adds one masked, padded map for each position of the window, in a fixed order.
-CPUs and TPUs keep XLA's operation. benchmarks/NOTES.md has the measurements.
+The gradient of `flax.linen.max_pool` goes to the first largest element of each window. On GPUs XLA's operation for
+that, select_and_scatter, is a scatter with atomic additions; with `--xla_gpu_deterministic_ops` it is a scatter after
+a sort of every element of the pooled map, 51 million for a batch of 256 in a ResNet. Here the forward pass saves the
+position of each window's largest element, one byte per output, and the backward pass adds one masked, padded map for
+each position of the window, in a fixed order. CPUs and TPUs keep XLA's operation. benchmarks/NOTES.md has the
+measurements.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,15 +29,15 @@ def max_pool(
     strides: Sequence[int] | None = None,
     padding: str | Sequence[Sequence[int]] = "VALID",
 ) -> jax.Array:
-    """`flax.linen.max_pool` of a floating-point map, in value and gradient; ties count as they do there.
+    """`flax.linen.max_pool` of a floating-point map, with the same value and gradient, including for ties.
 
     Example: `max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))`.
 
     Args:
         x: `[B, H, W, C]`.
-        window: height and width.
-        strides: along height and width; 1 where none are given.
-        padding: before and after along height and width, or "SAME" or "VALID".
+        window: height and width of the window.
+        strides: strides along height and width; None for 1.
+        padding: padding before and after along height and width, or "SAME" or "VALID".
 
     Returns:
         `[B, H', W', C]`.
@@ -60,10 +60,10 @@ def _forward(
 
     def plain(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         y = nn.max_pool(x, window, strides, padding)
-        return y, jnp.zeros_like(y, _position_dtype(window))  # nobody reads these: no program holds them
+        return y, jnp.zeros_like(y, _position_dtype(window))  # unused on this platform, so XLA removes them
 
     y, position = lax.platform_dependent(x, default=plain, **on_gpus(keeping))
-    return y, (x, position)  # nor a GPU's program the map
+    return y, (x, position)  # on GPUs x is unused and removed
 
 
 def _backward(
@@ -86,7 +86,7 @@ def _position_dtype(window: Window) -> jnp.dtype:
 
 
 def _offsets(window: Window) -> Iterator[tuple[int, int, int]]:
-    """The positions of a window in the order in which XLA looks at them: (number, row, column)."""
+    """Yields the positions of a window in XLA's order: (number, row, column)."""
     for number in range(window[0] * window[1]):
         yield number, *divmod(number, window[1])
 
@@ -108,7 +108,7 @@ def _largest(x: jax.Array, window: Window, strides: Window, padding: Padding) ->
             largest, position = here, jnp.zeros_like(here, _position_dtype(window))
             continue
         position = jnp.where(here > largest, jnp.array(number, position.dtype), position)
-        largest = lax.max(largest, here)  # a NaN stays one
+        largest = lax.max(largest, here)  # propagates NaN
     return largest, position
 
 
@@ -120,7 +120,7 @@ def _spread(
     strides: Window,
     padding: Padding,
 ) -> jax.Array:
-    """Returns the gradient with respect to the map `shape`: each output's goes to the position that it came from."""
+    """Returns the gradient with respect to a map of shape `shape`, adding each output's gradient at its position."""
     wide = jnp.promote_types(gradient.dtype, jnp.float32)
     total = jnp.zeros(shape, wide)
     for number, *offset in _offsets(window):

@@ -1,4 +1,4 @@
-"""BatchNorm that also tells which affine map it applied."""
+"""BatchNorm that can also return the affine map it applied."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -11,9 +11,9 @@ from jax import lax
 
 
 class Affine(NamedTuple):
-    """The map (x - center) * scale + offset per channel, all float32 `[C]`.
+    """The per-channel map (x - center) * scale + offset; all fields are float32 `[C]`.
 
-    `center` is a constant: through `offset` the gradients are those with respect to the mean.
+    `center` is treated as a constant; the gradient with respect to the mean flows through `offset`.
     """
 
     scale: jax.Array
@@ -22,18 +22,18 @@ class Affine(NamedTuple):
 
 
 class BatchNorm(nn.Module):
-    """Flax's BatchNorm of the last axis: the same parameters, statistics and arithmetic.
+    """Flax's BatchNorm over the last axis, with the same parameters, statistics and arithmetic.
 
-    Beyond it, `return_affine` hands over the affine map that the normalisation is, so that what
-    follows can be computed together with it, see `hga_flax.attention.Source`.
+    In addition, `return_affine` returns the normalisation as an affine map, so that later operations
+    can be fused with it, see `hga_flax.attention.Source`.
 
     Attributes:
-        use_running_average: normalise by the running statistics and leave them as they are.
-        momentum: share of the running statistics that stays at each step.
+        use_running_average: normalise by the running statistics without updating them.
+        momentum: decay rate of the running statistics.
         epsilon: added to the variance.
-        dtype: of the result; parameters and statistics are float32.
+        dtype: dtype of the output; parameters and statistics are float32.
         axis_name: mesh axis over which the batch statistics are averaged, or None.
-        scale_init: initial scale.
+        scale_init: initialiser of the scale.
     """
 
     use_running_average: bool
@@ -45,7 +45,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, return_affine: bool = False) -> Any:
-        """`[..., C]` -> the same shape, or with `return_affine` that and the map which was applied."""
+        """`[..., C]` -> the same shape; with `return_affine` also returns the affine map that was applied."""
         channels = (x.shape[-1],)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
@@ -65,24 +65,24 @@ class BatchNorm(nn.Module):
         return y, Affine(scale, bias - (mean - center) * scale, center)
 
     def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Mean and variance over the batch, at least in float32, by one pass and one collective."""
+        """Computes mean and variance over the batch in at least float32, with one pass and one collective."""
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         axes = tuple(range(x.ndim - 1))
         moments = x.mean(axes), lax.square(x).mean(axes)
         if self.axis_name is not None and not self.is_initializing():
             moments = lax.pmean(jnp.stack(moments), self.axis_name)
         mean, mean_of_square = moments
-        return mean, jnp.maximum(0.0, mean_of_square - lax.square(mean))  # rounding may leave it below zero
+        return mean, jnp.maximum(0.0, mean_of_square - lax.square(mean))  # rounding may make it negative
 
 
 @contextlib.contextmanager
 def frozen_statistics(active: bool = True) -> Iterator[None]:
-    """Inside, every BatchNorm, Flax's too, goes by its running statistics and leaves them, also in training.
+    """Context in which every BatchNorm, including Flax's, uses its running statistics without updating them.
 
-    It reaches the norms of attentions that are not the project's, which are told no more than `train`.
+    This includes the norms of user-supplied attentions, which only receive `train`.
 
     Args:
-        active: False changes nothing.
+        active: False disables the context.
     """
 
     def freeze(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
@@ -90,7 +90,7 @@ def frozen_statistics(active: bool = True) -> Iterator[None]:
             return call(*args, **kwargs)
         if "use_running_average" in kwargs:
             return call(*args, **kwargs | {"use_running_average": True})
-        object.__setattr__(context.module, "use_running_average", True)  # a bound module is frozen, this call its own
+        object.__setattr__(context.module, "use_running_average", True)  # a bound module is frozen, but this call's own
         return call(*args, **kwargs)
 
     with nn.intercept_methods(freeze) if active else contextlib.nullcontext():

@@ -1,7 +1,7 @@
-"""Average poolings with PyTorch's conventions, of which networks with released weights use all.
+"""Average pooling with all of PyTorch's options, which networks with released weights need.
 
-https://docs.pytorch.org/docs/stable/generated/torch.nn.AvgPool2d.html and AdaptiveAvgPool2d.html. What
-a window is divided by depends on its place alone and is a constant in the program.
+https://docs.pytorch.org/docs/stable/generated/torch.nn.AvgPool2d.html and AdaptiveAvgPool2d.html. The
+divisor of a window depends only on its position, so it is a constant of the program.
 """
 
 import flax.linen as nn
@@ -14,18 +14,19 @@ from jax import lax
 def average_pool(
     x: jax.Array, size: int, stride: int, margin: int = 0, ceil: bool = False, count_margin: bool = True
 ) -> jax.Array:
-    """Averages over windows of `size` x `size`: `[B, H, W, C]` -> `[B, H', W', C]`, of the same dtype.
+    """Averages over windows of `size` x `size`: `[B, H, W, C]` -> `[B, H', W', C]`, in the same dtype.
 
     Args:
-        x: the map; a side without its margins may be shorter than a window only with `ceil`.
-        size: of the window.
-        stride: between windows.
-        margin: zeros on each side of the map (PyTorch's `padding`).
-        ceil: keep a last window that reaches over the edge (`ceil_mode`), divided by what it covers.
-        count_margin: the zeros of the margin count in the average (`count_include_pad`).
+        x: the map; without `ceil` no side, excluding the margin, may be shorter than a window.
+        size: window size.
+        stride: distance between windows.
+        margin: zero padding on each side of the map (PyTorch's `padding`).
+        ceil: keep a last window that reaches past the edge (`ceil_mode`), divided by the part it covers.
+        count_margin: count the padding in the average (`count_include_pad`).
 
     Example:
-        average_pool(x, 2, 2, ceil=True, count_margin=False)  # [2, 7, 7, 64] -> [2, 4, 4, 64]
+        >>> average_pool(jnp.ones((2, 7, 7, 64)), 2, 2, ceil=True, count_margin=False).shape
+        (2, 4, 4, 64)
     """
     padding, counts = zip(*(_windows(n, size, stride, margin, ceil, count_margin) for n in x.shape[1:3]), strict=True)
     sums = nn.pooling.pool(x, 0.0, lax.add, (size, size), (stride, stride), padding)
@@ -36,10 +37,10 @@ def average_pool(
 def _windows(
     length: int, size: int, stride: int, margin: int, ceil: bool, count_margin: bool
 ) -> tuple[tuple[int, int], list[int]]:
-    """Returns the padding along one axis, and how many places each window is divided by there."""
+    """Returns the padding along one axis, and the divisor of each window along it."""
     reach = length + 2 * margin - size
     count = (-(-reach // stride) if ceil else reach // stride) + 1
-    if ceil and (count - 1) * stride >= length + margin:  # a window that starts behind the map is left out
+    if ceil and (count - 1) * stride >= length + margin:  # drop a window that starts past the map
         count -= 1
     low, high = (-margin, length + margin) if count_margin else (0, length)
     spans = [(max(i * stride - margin, low), min(i * stride - margin + size, high)) for i in range(count)]
@@ -48,10 +49,10 @@ def _windows(
 
 
 def adaptive_average_pool(x: jax.Array, size: int) -> jax.Array:
-    """Averages to `size` x `size` cells, at least in float32: `[B, H, W, C]` -> `[B, size, size, C]`.
+    """Averages to `size` x `size` cells in at least float32: `[B, H, W, C]` -> `[B, size, size, C]`.
 
-    Cell i of an axis of length n covers floor(i n / size) to ceil((i + 1) n / size); cells overlap where
-    `size` does not divide n, and repeat where n is smaller.
+    Along an axis of length n, cell i covers floor(i n / size) to ceil((i + 1) n / size): cells overlap if
+    `size` does not divide n, and repeat if n is smaller.
     """
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     for axis in (1, 2):

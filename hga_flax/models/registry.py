@@ -1,4 +1,4 @@
-"""The networks by name: `create_model("resnet50", attention="hga", num_classes=1000)`."""
+"""Registry of networks by name: `create_model("resnet50", attention="hga", num_classes=1000)`."""
 
 import dataclasses
 import functools
@@ -46,7 +46,12 @@ WIDE_PATTERN = "cifar_wide_resnet{DEPTH}_{WIDEN}"
 
 
 def model_names() -> list[str]:
-    """Returns the fixed names; CIFAR-style nets come beside them in every depth (`CIFAR_PATTERN`, `WIDE_PATTERN`)."""
+    """Returns the fixed names; CIFAR networks also exist in every depth (`CIFAR_PATTERN`, `WIDE_PATTERN`).
+
+    Example:
+        >>> model_names()[:3]
+        ['resnet18', 'resnet34', 'resnet50']
+    """
     return list(_NAMED)
 
 
@@ -63,15 +68,19 @@ def _builder(name: str) -> Callable[..., nn.Module]:
         known = [*_NAMED, CIFAR_PATTERN, WIDE_PATTERN]
         raise ValueError(f"unknown model '{name}'{nearest(name, _NAMED)}; known: {', '.join(known)}")
     preact, depth, bottleneck = bool(match[1]), int(match[2]), bool(match[3])
-    blocks_per_stage(depth, bottleneck)  # fails here, not at the first call
+    blocks_per_stage(depth, bottleneck)  # raises for a bad depth now instead of at the first call
     return partial(CifarResNet, depth=depth, preact=preact, bottleneck=bottleneck)
 
 
 def model_options(name: str) -> dict[str, Any]:
-    """Returns the structural options of a model, such as `zero_init_residual`, with their defaults.
+    """Returns the structural options of a model, such as `zero_init_residual`, and their defaults.
 
     Raises:
         ValueError: no model has this name.
+
+    Example:
+        >>> model_options("resnet50")["zero_init_residual"]
+        False
     """
     builder: Any = _builder(name)
     given: dict[str, Any] = {}
@@ -80,7 +89,7 @@ def model_options(name: str) -> dict[str, Any]:
         builder = builder.func
     hidden = {"num_classes", "attention", "dtype", "axis_name", "parent", "name"}
     if _CIFAR.fullmatch(name):
-        hidden |= {"depth", "bottleneck", "preact"}  # the name says these
+        hidden |= {"depth", "bottleneck", "preact"}  # set by the name
     elif _WIDE.fullmatch(name):
         hidden |= {"depth", "bottleneck", "preact", "widen"}
     return {f.name: given.get(f.name, f.default) for f in dataclasses.fields(builder) if f.name not in hidden}
@@ -103,23 +112,29 @@ def create_model(
     features_only: bool = False,
     **options: Any,
 ) -> nn.Module:
-    """Creates a network; `model.apply(variables, images, train=False)` gives logits.
+    """Creates a network; `model.apply(variables, x, train=False)` maps `[B, H, W, C]` to logits `[B, num_classes]`.
 
     Args:
-        name: one of `model_names()`, or a CIFAR-style net such as "cifar_resnet110",
+        name: one of `model_names()`, or a CIFAR network such as "cifar_resnet110",
             "cifar_preact_resnet164_bottleneck", "cifar_wide_resnet28_10".
         attention: one of `attention_names()`, or your own factory: called with (channels, name=...,
-            dtype=..., axis_name=...) it returns a module that maps (x `[B, H, W, C]`, train) to the same shape.
+            dtype=..., axis_name=...), it returns a module that maps (x `[B, H, W, C]`, train) to the same shape.
         attention_options: options of a named attention, for example `{"kernels": (7,)}`.
-        num_classes: size of the output.
+        num_classes: number of classes.
         dtype: dtype of the computation; parameters and statistics stay float32.
         axis_name: mesh axis over which BatchNorm averages its batch statistics, or None.
-        features_only: the maps of the stages in the place of the logits, see `StageMaps`.
+        features_only: return the feature maps of the stages instead of logits, see `StageMaps`.
         **options: structural options of the network, see `model_options`.
 
     Raises:
-        ValueError: an unknown name or option (the message lists the known ones), an option of another
-            type, or an attention that replaces a 3x3 in a network whose blocks have no one 3x3 that feeds a ReLU.
+        ValueError: an unknown name or option (the message lists the known ones), an option of the wrong type,
+            or an attention that replaces a 3x3 in a network whose blocks have no single 3x3 that feeds a ReLU.
+
+    Example:
+        >>> import jax
+        >>> model = create_model("cifar_resnet8", attention="hga", num_classes=10)
+        >>> model.init_with_output(jax.random.key(0), jnp.ones((2, 32, 32, 3)))[0].shape
+        (2, 10)
     """
     builder = _builder(name)
     known = model_options(name)

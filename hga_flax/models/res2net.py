@@ -1,10 +1,10 @@
-"""Res2Net and Res2NeXt: the 3x3 of a bottleneck as a chain of narrower ones.
+"""Res2Net and Res2NeXt: the 3x3 of a bottleneck is replaced by a chain of narrower ones.
 
 Gao et al., Res2Net: A New Multi-scale Backbone Architecture, IEEE TPAMI 2021,
-https://arxiv.org/abs/1904.01169. The channels behind the first 1x1 are split into `scale` groups; each
-but the last has a 3x3 of its own, which also reads what the 3x3 before it made, so that one block sees
-fields of several sizes. The structure is that of the released weights, in timm's version: in a stage's first
-block the 3x3s do not feed each other, and the last group is averaged over 3x3 windows, zeros counted.
+https://arxiv.org/abs/1904.01169. The channels after the first 1x1 are split into `scale` groups. Each
+but the last has its own 3x3, which also reads the output of the previous 3x3, so that one block has
+receptive fields of several sizes. The structure is that of the released weights, in timm's version: in a stage's
+first block the 3x3s are independent, and the last group is averaged over 3x3 windows, counting the padding.
 """
 
 from functools import partial
@@ -20,13 +20,13 @@ from hga_flax.models.resnet import PAD1, ModuleDef, ResidualNetwork, block_width
 
 
 class Res2Bottleneck(nn.Module):
-    """1x1, 3x3s in a chain, 1x1, attention, sum: `[B, H, W, C]` -> `[B, H / stride, W / stride, 4 * features]`.
+    """1x1, chain of 3x3s, 1x1, attention, sum: `[B, H, W, C]` -> `[B, H / stride, W / stride, 4 * features]`.
 
     Attributes:
-        features: the stage's base width (64, 128, 256, 512).
-        width: channels of each 3x3; the first 1x1 has `scale` times as many.
-        scale: groups into which these are split; 1 is a plain bottleneck.
-        cardinality: groups of each 3x3 (Res2NeXt: 8).
+        features: base width of the stage (64, 128, 256, 512).
+        width: number of channels of each 3x3; the first 1x1 has `scale` times as many.
+        scale: number of channel groups after the first 1x1; 1 is a plain bottleneck.
+        cardinality: number of convolution groups of each 3x3 (Res2NeXt: 8).
         average_down, zero_init_residual, stochastic_depth: see `Bottleneck`.
     """
 
@@ -69,9 +69,9 @@ class Res2Net(ResidualNetwork):
     """Res2Net or Res2NeXt, see `ResidualNetwork` and `Res2Bottleneck`.
 
     Attributes:
-        scale: groups of channels in each block, at least one.
-        width_per_group: channels of each 3x3 where `features` is 64 and `cardinality` 1 (26 in 26w_4s).
-        cardinality: groups of each 3x3.
+        scale: number of channel groups in each block, at least one.
+        width_per_group: channels of each 3x3 at `features` 64 and `cardinality` 1 (26 in 26w_4s).
+        cardinality: number of convolution groups of each 3x3.
 
     Raises:
         ValueError: `scale` is not positive.

@@ -1,4 +1,4 @@
-"""The end of a residual block in training, computed as suits the device."""
+"""The end of a residual block in training, with a form for each device."""
 
 import flax.linen as nn
 import jax
@@ -12,9 +12,8 @@ from hga_flax.attention.platforms import on_gpus
 def relu_of_sum(x: jax.Array, y: jax.Array) -> jax.Array:
     """`flax.linen.relu(x + y)` of two maps `[B, H, W, C]`, in value and gradient.
 
-    A GPU's program keeps the result and reads the gradient's mask off it. Left alone XLA works the mask out again from
-    what the two maps were made of, four maps and more, in every pass that needs it. benchmarks/NOTES.md has the
-    measurements.
+    On GPUs the result is saved and the gradient's mask computed from it. Otherwise XLA recomputes the mask from the
+    inputs of the two maps, four maps or more, in every pass that needs it. benchmarks/NOTES.md has the measurements.
     """
     return nn.relu(x + y)
 
@@ -24,7 +23,7 @@ def _forward(x: jax.Array, y: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ..
         return lax.optimization_barrier(nn.relu(x + y))
 
     out = lax.platform_dependent(x, y, default=lambda x, y: nn.relu(x + y), **on_gpus(keeping))
-    return out, (x, y, out)  # of which a program keeps what its platform's gradient reads
+    return out, (x, y, out)  # XLA keeps only what the platform's gradient reads
 
 
 def _backward(saved: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,11 +1,11 @@
-"""ResNeSt: split attention in the place of a bottleneck's 3x3.
+"""ResNeSt: split attention replaces a bottleneck's 3x3.
 
 Zhang et al., ResNeSt: Split-Attention Networks, CVPR Workshops 2022, https://arxiv.org/abs/2004.08955.
-A 3x3 makes `radix` maps; their sum is averaged over positions, FC, BatchNorm, ReLU, FC, and a softmax
-over the maps weights them channel by channel. It is a part of the network, whatever attention it is
-given beside; that one acts where it does in a ResNet, after the last norm. The structure is that of the
+A 3x3 computes `radix` maps; their sum is averaged over positions; FC, BatchNorm, ReLU, FC and a softmax
+over the maps give their weights per channel. Split attention is part of the network and independent of
+the `attention` option, which acts after the last norm as in a ResNet. The structure is that of the
 released weights, in timm's version: a stem of three 3x3s, shortcuts that average before their 1x1, and
-an average pooling where a 3x3 would have a stride.
+average pooling instead of strided 3x3s.
 """
 
 from functools import partial
@@ -22,12 +22,12 @@ from hga_flax.models.resnet import PAD1, ModuleDef, ResidualNetwork, block_width
 
 
 class SplitAttention(nn.Module):
-    """3x3 to `radix` maps and their weighted sum: `[B, H, W, C]` -> `[B, H, W, channels]`, never negative.
+    """Weighted sum of `radix` maps from a 3x3: `[B, H, W, C]` -> `[B, H, W, channels]`, non-negative.
 
     Attributes:
-        channels: of the result; the hidden layer has `channels * radix / 4`, in multiples of 8, at least 32.
-        radix: maps among which the softmax chooses; 1 gates a single map by a sigmoid.
-        cardinality: groups that are attended apart; the 3x3 has `radix` times as many.
+        channels: number of output channels; the hidden layer has about `channels * radix / 4`, see `hidden_width`.
+        radix: number of maps that the softmax weights; 1 gates a single map by a sigmoid.
+        cardinality: number of groups with separate attention; the 3x3 has `radix` times as many.
     """
 
     channels: int
@@ -42,11 +42,11 @@ class SplitAttention(nn.Module):
         y = self.conv(self.radix * self.channels, (3, 3), padding=PAD1, feature_group_count=groups, name="conv")(x)
         maps = jnp.split(nn.relu(self.norm(name="norm")(y)), self.radix, axis=-1)
         e = global_mean(sum(maps[1:], maps[0]))[:, None, None, :]
-        # Convolutions of one position rather than fully connected layers, for these have no groups.
+        # 1x1 convolutions rather than fully connected layers, because nn.Dense has no groups.
         fc = partial(self.conv, kernel_size=(1, 1), use_bias=True, feature_group_count=self.cardinality)
         e = nn.relu(self.norm(name="reduce_norm")(fc(hidden_width(self.channels * self.radix), name="reduce")(e)))
         e = at_least_float32(fc(self.radix * self.channels, name="select")(e))
-        # The channels of `select` come by cardinal group, then by map.
+        # The channels of `select` are ordered by cardinal group, then by map.
         e = e.reshape(e.shape[0], self.cardinality, self.radix, self.channels // self.cardinality)
         weights = nn.softmax(e, axis=2) if self.radix > 1 else nn.sigmoid(e)
         weights = weights.swapaxes(1, 2).reshape(e.shape[0], self.radix, 1, 1, self.channels).astype(y.dtype)
@@ -55,9 +55,9 @@ class SplitAttention(nn.Module):
 
 
 def hidden_width(channels: int) -> int:
-    """Returns a quarter of the channels in a multiple of 8, at least 32 (timm's make_divisible).
+    """Returns a quarter of the channels, rounded to a multiple of 8, at least 32 (timm's make_divisible).
 
-    Where rounding down would lose more than a tenth, it is rounded up.
+    Rounds up where rounding down would lose more than a tenth.
     """
     width = max(32, int(channels / 4 + 4) // 8 * 8)
     return width + 8 if width < 0.9 * channels / 4 else width
@@ -67,10 +67,10 @@ class SplitBottleneck(nn.Module):
     """1x1, split attention, 1x1, attention, sum: `[B, H, W, C]` -> `[B, H / stride, W / stride, 4 * features]`.
 
     Attributes:
-        features: the stage's base width (64, 128, 256, 512).
-        width: channels of the split attention.
+        features: base width of the stage (64, 128, 256, 512).
+        width: number of channels of the split attention.
         radix, cardinality: see `SplitAttention`.
-        average_first: where the block has a stride, average before the split attention instead of behind it.
+        average_first: in a strided block, average before the split attention instead of after it.
         average_down, zero_init_residual, stochastic_depth: see `Bottleneck`.
     """
 
@@ -103,9 +103,9 @@ class ResNeSt(ResidualNetwork):
     """ResNeSt, see `ResidualNetwork` and `SplitBottleneck`.
 
     Attributes:
-        radix: maps among which each split attention chooses.
-        cardinality: groups that are attended apart.
-        width_per_group: channels of each group where `features` is 64.
+        radix: number of maps that each split attention weights.
+        cardinality: number of groups with separate attention.
+        width_per_group: channels of each group at `features` 64.
         average_first: see `SplitBottleneck`.
 
     Raises:

@@ -3,8 +3,8 @@
 He et al., Deep Residual Learning, CVPR 2016, https://arxiv.org/abs/1512.03385; Xie et al.,
 Aggregated Residual Transformations (ResNeXt), CVPR 2017, https://arxiv.org/abs/1611.05431; Zagoruyko
 and Komodakis, Wide Residual Networks, BMVC 2016, https://arxiv.org/abs/1605.07146. The structure is
-torchvision's (v1.5): the stride sits in the 3x3, padding is explicit on both sides. `ResidualNetwork`
-is what all of them share, and Res2Net and ResNeSt with them: stem, stages and head, but not the block.
+torchvision's (v1.5): the stride is in the 3x3, padding is explicit on both sides. All of them, and
+Res2Net and ResNeSt, share `ResidualNetwork` (stem, stages and head) and differ in the block.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from hga_flax.models.norm import BatchNorm
 from hga_flax.models.pooling import average_pool
 from hga_flax.models.residual import relu_of_sum
 
-ModuleDef = Any  # a module class with its fields partly given
+ModuleDef = Any  # a partial of a module class
 
 kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015; torchvision's choice
 no_attention = partial(create_attention, "none")
@@ -32,16 +32,16 @@ PAD1 = ((1, 1), (1, 1))
 
 
 def check_rate(option: str, rate: float) -> None:
-    """Raises a ValueError unless a dropout rate lies in [0, 1)."""
+    """Raises a ValueError unless a dropout rate is in [0, 1)."""
     if not 0 <= rate < 1:
         raise ValueError(f"{option}={rate} is not a rate from 0 to below 1")
 
 
 def survival_drop(y: jax.Array, rate: float, train: bool) -> jax.Array:
-    """Stochastic depth: in training zeroes a block's branch `[B, H, W, C]` for a share `rate` of the images.
+    """Stochastic depth: in training zeroes a block's branch `[B, H, W, C]` for a fraction `rate` of the images.
 
-    Huang et al., Deep Networks with Stochastic Depth, ECCV 2016, https://arxiv.org/abs/1603.09382. What
-    survives is scaled up, so that inference needs no scaling. For calls within a block, with a "dropout" rng.
+    Huang et al., Deep Networks with Stochastic Depth, ECCV 2016, https://arxiv.org/abs/1603.09382. Surviving
+    branches are scaled up, so that inference needs no scaling. Call it within a block, with a "dropout" rng.
     """
     if not rate:
         return y
@@ -49,15 +49,15 @@ def survival_drop(y: jax.Array, rate: float, train: bool) -> jax.Array:
 
 
 def depth_rates(rate: float, blocks: int) -> list[float]:
-    """Returns each block's rate of stochastic depth, l / L * `rate` for block l = 1 ... L (their Eq. 4)."""
+    """Returns each block's rate of stochastic depth, l / L * `rate` for block l = 1 ... L (the paper's Eq. 4)."""
     return [rate * (block + 1) / blocks for block in range(blocks)]
 
 
 def block_width(features: int, width_per_group: int, cardinality: int) -> int:
-    """Returns the channels of a bottleneck's 3x3: `width_per_group` in each group where `features` is 64.
+    """Returns the number of channels of a bottleneck's 3x3: `width_per_group` per group at `features` 64.
 
     Raises:
-        ValueError: there would be none.
+        ValueError: the width would be zero.
     """
     width = features * width_per_group // 64 * cardinality
     if width < 1:
@@ -66,22 +66,22 @@ def block_width(features: int, width_per_group: int, cardinality: int) -> int:
 
 
 def with_source(conv: nn.Conv, norm: BatchNorm, x: jax.Array) -> tuple[jax.Array, Source]:
-    """Returns norm(conv(x)) and what it is made of, for a 1x1 convolution without bias and stride."""
+    """Returns norm(conv(x)) and its `Source`, for a 1x1 convolution without bias or stride."""
     raw = conv(with_gradient_apart(x))
     y, affine = norm(raw, return_affine=True)
     return y, Source(x, conv.variables["params"]["kernel"][0, 0], raw, *affine)
 
 
 def finish_bottleneck(block: nn.Module, x: jax.Array, y: jax.Array, train: bool) -> jax.Array:
-    """What every bottleneck ends with: the last 1x1 and its norm, the attention, and `join`.
+    """Applies the end of a bottleneck: the last 1x1 and its norm, the attention, and `join`.
 
-    For calls within a block that has `Bottleneck`'s fields; names conv3, norm3 and attention.
+    Call it within a block that has `Bottleneck`'s fields; it creates conv3, norm3 and attention.
 
     Args:
-        block: which calls.
-        x: what it was called with, `[B, H, W, C]`.
-        y: its main path so far, `[B, H / stride, W / stride, D]`.
-        train: as it was called.
+        block: the calling block.
+        x: input of the block, `[B, H, W, C]`.
+        y: output of its main path so far, `[B, H / stride, W / stride, D]`.
+        train: training mode.
     """
     out = 4 * block.features
     scale_init = nn.initializers.zeros if block.zero_init_residual else nn.initializers.ones
@@ -98,11 +98,11 @@ def finish_bottleneck(block: nn.Module, x: jax.Array, y: jax.Array, train: bool)
 
 
 def join(block: nn.Module, x: jax.Array, y: jax.Array, train: bool) -> jax.Array:
-    """Adds a block's shortcut to its main path, and takes the ReLU of the sum.
+    """Adds a block's shortcut to its main path and applies a ReLU.
 
-    Where the shapes differ the shortcut is a 1x1 convolution and a norm (downsample_conv, downsample_norm). It has the
-    stride, or with `block.average_down` an average over 2x2 positions before it has (He et al., Bag of
-    Tricks, CVPR 2019, https://arxiv.org/abs/1812.01187: ResNet-D).
+    Where the shapes differ, the shortcut is a 1x1 convolution and a norm (downsample_conv, downsample_norm). The 1x1 is
+    strided, or with `block.average_down` preceded by a strided 2x2 average pooling (He et al., Bag of Tricks, CVPR
+    2019, https://arxiv.org/abs/1812.01187: ResNet-D).
     """
     if x.shape != y.shape:
         strides = (block.stride, block.stride)
@@ -117,14 +117,14 @@ def join(block: nn.Module, x: jax.Array, y: jax.Array, train: bool) -> jax.Array
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1, attention, sum: `[B, H, W, C]` -> `[B, H / stride, W / stride, 4 * features]`.
 
-    An attention that replaces a convolution (SK) takes the place of the 3x3, its norm and ReLU.
+    An attention that replaces a convolution (SK) replaces the 3x3, its norm and ReLU.
 
     Attributes:
-        features: the stage's base width (64, 128, 256, 512).
-        width: channels of the 3x3.
-        cardinality: groups of the 3x3.
-        zero_init_residual: start the last norm's scale at zero, so that the block starts as identity.
-        stochastic_depth: share of the images for which the block is the shortcut alone, in training.
+        features: base width of the stage (64, 128, 256, 512).
+        width: number of channels of the 3x3.
+        cardinality: number of convolution groups of the 3x3.
+        zero_init_residual: initialise the last norm's scale to zero, so that the block starts as the identity.
+        stochastic_depth: fraction of the images for which only the shortcut is used in training.
         average_down: see `join`.
     """
 
@@ -163,11 +163,11 @@ class Bottleneck(nn.Module):
 class BasicBlock(nn.Module):
     """3x3, 3x3, attention, sum: `[B, H, W, C]` -> `[B, H / stride, W / stride, features]`.
 
-    An attention that replaces a convolution (SK) takes the place of the first 3x3, its norm and ReLU.
-    Not of the second: SK ends in a ReLU, and a main path that ends so could only add to the shortcut.
+    An attention that replaces a convolution (SK) replaces the first 3x3, its norm and ReLU. It cannot
+    replace the second: SK ends in a ReLU, so the main path could only add to the shortcut.
 
     Attributes:
-        features: channels of both convolutions.
+        features: number of channels of both convolutions.
         zero_init_residual, stochastic_depth, average_down: see `Bottleneck`.
     """
 
@@ -200,19 +200,23 @@ class ResidualNetwork(nn.Module):
     """Stem, stages of residual blocks, pooling and classifier: `[B, H, W, 3]` -> logits `[B, num_classes]`.
 
     Attributes:
-        stage_sizes: blocks in each stage.
-        num_classes: size of the output.
-        attention: called with (channels, name=...) in every block, after its last norm, or in a
-            3x3's place, see the blocks.
-        features: base width of the stem and the first stage; it doubles from stage to stage.
+        stage_sizes: number of blocks in each stage.
+        num_classes: number of classes.
+        attention: attention factory, called with (channels, name=...) in every block; follows the last
+            norm or replaces a 3x3, see the blocks.
+        features: base width of the stem and the first stage; each stage doubles it.
         zero_init_residual: see `Bottleneck`.
-        stochastic_depth: rate of the last block; the others' rise to it, see `depth_rates` (a "dropout" rng).
-        dropout: rate before the classifier, in training (a "dropout" rng).
-        stem_width: 0 for a stem of one 7x7; else for one of three 3x3s with as many channels, the last with twice as
-            many (ResNet-C and -D: 32).
+        stochastic_depth: rate of the last block; earlier rates grow linearly up to it, see `depth_rates` (training
+            needs a "dropout" rng).
+        dropout: dropout rate before the classifier; training needs a "dropout" rng.
+        stem_width: 0 for a stem of one 7x7, otherwise the number of channels of a stem of three 3x3s, the last of
+            which has twice as many (ResNet-C and -D: 32).
         average_down: see `join`.
         dtype: dtype of the computation; parameters, statistics and logits are float32.
         axis_name: mesh axis over which batch statistics are averaged, or None.
+
+    Raises:
+        ValueError: a rate or `stem_width` is out of range.
     """
 
     stage_sizes: Sequence[int]
@@ -226,10 +230,10 @@ class ResidualNetwork(nn.Module):
     average_down: bool = False
     dtype: Any = jnp.float32
     axis_name: str | None = None
-    stride: ClassVar[int] = 32  # by which height and width shrink before the last pooling
+    stride: ClassVar[int] = 32  # downsampling factor before the last pooling
 
     def block(self, features: int, **fields: Any) -> nn.Module:
-        """Returns a block, called with (x, train), of a stage of `features` base channels; all have `fields`."""
+        """Creates a block, called with (x, train), for a stage of base width `features`; `fields` are passed on."""
         raise NotImplementedError
 
     @nn.compact
@@ -240,7 +244,7 @@ class ResidualNetwork(nn.Module):
             raise ValueError(f"stem_width={self.stem_width} is negative")
         rates = iter(depth_rates(self.stochastic_depth, sum(self.stage_sizes)))
         conv = partial(nn.Conv, use_bias=False, padding=0, kernel_init=kernel_init, dtype=self.dtype)
-        if train:  # in inference the plain form, whose operations can be counted
+        if train:  # inference keeps the plain form, whose operations can be counted
             conv = partial(conv, conv_general_dilated=convolution)
         norm = partial(
             BatchNorm,
@@ -283,7 +287,7 @@ class ResidualNetwork(nn.Module):
 class BasicResNet(ResidualNetwork):
     """A ResNet of basic blocks, see `ResidualNetwork` and `BasicBlock`."""
 
-    hosts_convolution: ClassVar[bool] = True  # its blocks have a place for an attention that replaces a 3x3
+    hosts_convolution: ClassVar[bool] = True  # its blocks accept an attention that replaces a 3x3
 
     def block(self, features: int, **fields: Any) -> nn.Module:
         return BasicBlock(features, **fields)
@@ -293,14 +297,14 @@ class ResNet(ResidualNetwork):
     """A ResNet (`cardinality` 1) or ResNeXt of bottleneck blocks, see `ResidualNetwork` and `Bottleneck`.
 
     Attributes:
-        cardinality: groups of each 3x3 (ResNeXt: 32).
-        width_per_group: channels per group where `features` is 64 (ResNet: 64, ResNeXt 32x4d: 4,
+        cardinality: number of convolution groups of each 3x3 (ResNeXt: 32).
+        width_per_group: channels per group at `features` 64 (ResNet: 64, ResNeXt 32x4d: 4,
             wide_resnet50_2: 128).
     """
 
     cardinality: int = 1
     width_per_group: int = 64
-    hosts_convolution: ClassVar[bool] = True  # its blocks have a place for an attention that replaces a 3x3
+    hosts_convolution: ClassVar[bool] = True  # its blocks accept an attention that replaces a 3x3
 
     def block(self, features: int, **fields: Any) -> nn.Module:
         width = block_width(features, self.width_per_group, self.cardinality)

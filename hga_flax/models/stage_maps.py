@@ -1,8 +1,9 @@
-"""A network's maps, stage by stage, in the place of its logits: for detection, segmentation and other heads.
+"""Feature maps of each stage instead of logits, for detection, segmentation and other heads.
 
-As timm's `features_only` and `feature_info` (https://huggingface.co/docs/timm/feature_extraction): the output of each
-stage's last block, the finest first. DenseNets' and pre-activation networks' maps are those before the norm and
-ReLU that follow. The variables are the whole network's, head and all, so that any weights of it can be used.
+Like timm's `features_only` and `feature_info` (https://huggingface.co/docs/timm/feature_extraction): the output of each
+stage's last block, highest resolution first. DenseNets and pre-activation networks return the maps before the norm and
+ReLU that follow. The variables are those of the whole network including its head, so that any of its weights can be
+used.
 """
 
 import dataclasses
@@ -13,18 +14,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-_STAGE = re.compile(r"stage\d+|inception\d|block\d+")  # how the names of a stage's parts begin
-_SIZE = 256  # pixels, which every network here divides without a rest
+_STAGE = re.compile(r"stage\d+|inception\d|block\d+")  # prefix of the module names of a stage
+_SIZE = 256  # image size in pixels; divisible by the stride of every network here
 
 
 @dataclasses.dataclass(frozen=True)
 class StageInfo:
-    """What is known of a stage's map.
+    """Describes the map of a stage.
 
     Attributes:
-        name: of the part whose output it is, as in the parameters: "stage2_block4".
-        channels: of the map.
-        stride: by which the image's height and width shrink to the map's.
+        name: name of the module that outputs it, as in the parameters: "stage2_block4".
+        channels: number of channels of the map.
+        stride: downsampling factor from the image to the map.
     """
 
     name: str
@@ -33,17 +34,19 @@ class StageInfo:
 
 
 class StageMaps(nn.Module):
-    """The maps of a network's stages: `[B, H, W, C]` -> a tuple of `[B, H / stride, W / stride, channels]`.
+    """Returns the maps of a network's stages: `[B, H, W, C]` -> a tuple of `[B, H / stride, W / stride, channels]`.
 
     Attributes:
-        network: the whole network, whose variables these are. Under `jax.jit` what follows the last map costs nothing.
+        network: the whole network; its variables are used as they are. Under `jax.jit` the layers after the last map
+            cost nothing.
 
     Example:
+        >>> from hga_flax import create_model
         >>> backbone = create_model("resnet50", attention="hga", features_only=True)
         >>> [(info.channels, info.stride) for info in backbone.feature_info()]
         [(256, 4), (512, 8), (1024, 16), (2048, 32)]
-        >>> variables = backbone.init(jax.random.key(0), images)
-        >>> maps = jax.jit(backbone.apply)(variables, images)
+        >>> variables = backbone.init(jax.random.key(0), images)  # doctest: +SKIP
+        >>> maps = jax.jit(backbone.apply)(variables, images)  # doctest: +SKIP
     """
 
     network: nn.Module
@@ -55,7 +58,7 @@ class StageMaps(nn.Module):
         return tuple(y for _, y in self._maps(x, train))
 
     def _maps(self, x: jax.Array, train: bool = False) -> list[tuple[str, jax.Array]]:
-        """Returns the name and the output of the last part of each stage."""
+        """Returns the name and the output of the last module of each stage."""
         last: dict[str, tuple[str, jax.Array]] = {}
 
         def keep(call: Any, arguments: tuple, options: dict[str, Any], context: Any) -> Any:
@@ -71,10 +74,10 @@ class StageMaps(nn.Module):
         return list(last.values())
 
     def feature_info(self, channels: int = 3) -> tuple[StageInfo, ...]:
-        """Returns what is known of each map, in their order, without computing anything.
+        """Describes each map, in the order in which they are returned, without computing anything.
 
         Args:
-            channels: of the images.
+            channels: number of channels of the images.
         """
         module = self.clone(network=self.network.clone(axis_name=None))
         names: list[str] = []

@@ -2,9 +2,9 @@
 
 Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition, ICLR 2015,
 https://arxiv.org/abs/1409.1556. The structure is torchvision's: 3x3 convolutions with biases, and
-before the three fully connected layers an average pooling to 7x7, so that every image size fits. VGG has
-no residual blocks to put an attention in. Here it acts on what a stage hands on: after its last ReLU,
-before its max pooling, as after an Inception block's concatenation.
+average pooling to 7x7 before the three fully connected layers, so that any image size works. VGG has no
+residual blocks to put an attention in. Here it acts on the output of a stage, after its last ReLU and
+before its max pooling, as it does after an Inception block's concatenation.
 """
 
 from collections.abc import Sequence
@@ -23,16 +23,16 @@ from hga_flax.models.pooling import adaptive_average_pool
 from hga_flax.models.resnet import PAD1, ModuleDef, check_rate, kernel_init, no_attention
 
 STAGE_SIZES = {"11": (1, 1, 2, 2, 2), "13": (2, 2, 2, 2, 2), "16": (2, 2, 3, 3, 3), "19": (2, 2, 4, 4, 4)}
-POOLED = 7  # rows and columns of the map that the fully connected layers read
+POOLED = 7  # height and width of the map that the fully connected layers read
 
 
 class Stage(nn.Module):
     """3x3 convolutions, attention, 2x2 max pooling: `[B, H, W, C]` -> `[B, H / 2, W / 2, features]`.
 
     Attributes:
-        features: channels of every convolution.
-        convolutions: how many.
-        norm: a BatchNorm after each, or None.
+        features: number of channels of every convolution.
+        convolutions: number of convolutions.
+        norm: BatchNorm after each convolution, or None.
     """
 
     features: int
@@ -54,18 +54,18 @@ class VGG(nn.Module):
     """VGG: `[B, H, W, 3]` -> logits `[B, num_classes]`.
 
     Attributes:
-        stage_sizes: convolutions in each stage.
-        num_classes: size of the output.
-        attention: called with (channels, name=...) at the end of each stage.
-        batch_norm: a BatchNorm after each convolution.
-        features: channels of the first stage; they double from stage to stage, up to 8 times as many.
-        hidden: units of the two fully connected layers before the classifier.
-        dropout: rate after each of them, in training (a "dropout" rng).
+        stage_sizes: number of convolutions in each stage.
+        num_classes: number of classes.
+        attention: attention factory, called with (channels, name=...) at the end of each stage.
+        batch_norm: apply BatchNorm after each convolution.
+        features: number of channels of the first stage; each stage doubles it, up to 8 times as many.
+        hidden: number of units of the two fully connected layers before the classifier.
+        dropout: dropout rate after each of these; training needs a "dropout" rng.
         dtype: dtype of the computation; parameters, statistics and logits are float32.
         axis_name: mesh axis over which batch statistics are averaged, or None.
 
     Raises:
-        ValueError: the rate is out of range.
+        ValueError: the dropout rate is out of range.
     """
 
     stage_sizes: Sequence[int]
@@ -77,13 +77,13 @@ class VGG(nn.Module):
     dropout: float = 0.5
     dtype: Any = jnp.float32
     axis_name: str | None = None
-    stride: ClassVar[int] = 32  # by which height and width shrink before the last pooling
+    stride: ClassVar[int] = 32  # downsampling factor before the last pooling
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         check_rate("dropout", self.dropout)
         conv = partial(nn.Conv, kernel_init=kernel_init, dtype=self.dtype)
-        if train:  # in inference the plain form, whose operations can be counted
+        if train:  # inference keeps the plain form, whose operations can be counted
             conv = partial(conv, conv_general_dilated=convolution)
         norm = partial(
             BatchNorm,
