@@ -1,7 +1,13 @@
 """Image classification with Hierarchical Global Attention in JAX/Flax.
 
-What is imported from here is the library: the attentions, the networks, and what reads a run's
-checkpoint. `create_attention` and `create_model` make them by name.
+The public names are the library: the attentions, the networks, and the functions that load a run's
+checkpoint. `create_attention` and `create_model` create attentions and networks by name.
+
+Example:
+    >>> import jax
+    >>> from hga_flax import HGA
+    >>> HGA(64).init_with_output(jax.random.key(0), jax.numpy.ones((2, 8, 8, 64)))[0].shape
+    (2, 8, 8, 64)
 """
 
 import importlib
@@ -32,7 +38,7 @@ if TYPE_CHECKING:
     from hga_flax.models import create_model, model_names, model_options
     from hga_flax.training.restore import restore_workdir
 
-STARTED = time.monotonic()  # as good as the start of the process, for what a command says of its start-up
+STARTED = time.monotonic()  # close enough to the start of the process to report a command's start-up time
 
 __all__ = [
     "HGA",
@@ -69,7 +75,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports JAX and Flax at the first use of a name, so that `python -m hga_flax --help` is quick."""
+    """Imports JAX and Flax when a name is first used, so that `python -m hga_flax --help` is fast."""
     if name not in __all__:
         raise AttributeError(f"module 'hga_flax' has no attribute '{name}'")
     try:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from hga_flax.config.command_line import split_overrides
 from hga_flax.errors import ArgumentParser, UserError, run_main
 
-# Name: (module, one line of help). A module has add_arguments(parser) and run(arguments) -> int | None;
-# it is imported only when its command is called. One that takes `--config` finds `--config.key=value` in
-# `arguments.overrides`, and so does one that sets `takes_overrides`.
+# Name: (module, one line of help). A module defines add_arguments(parser) and run(arguments) -> int | None
+# and is imported only when its command is called. If it takes `--config` or sets `takes_overrides`, the
+# `--config.key=value` arguments are in `arguments.overrides`.
 COMMANDS = {
     "paper": ("hga_flax.paper.command", "the paper's tables and equations beside ours"),
     "bench": ("hga_flax.bench.command", "measure how fast the loader, the attentions or whole training steps are"),
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int | None:
     """Runs the command that `argv` names and returns its exit status.
 
     Raises:
-        UserError: what the command raises for bad input.
+        UserError: bad input to the command.
     """
     argv, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
     parser = ArgumentParser(
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int | None:
 
 @contextlib.contextmanager
 def _needs_extras(command: str) -> Iterator[None]:
-    """Turns a missing package of others into one line: `pip install .` brings the attentions and networks alone."""
+    """Reports a missing third-party package in one line; `pip install .` only installs those of the library."""
     try:
         yield
     except ModuleNotFoundError as error:

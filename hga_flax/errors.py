@@ -1,4 +1,4 @@
-"""One kind of error for everything a user can mend, and the wrapper that prints it."""
+"""The exception for all errors that a user can fix, and the wrapper that prints it."""
 
 import argparse
 import contextlib
@@ -12,17 +12,17 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
-BROKEN_PIPE = 141  # the exit code where a reader went away: 128 + SIGPIPE
+BROKEN_PIPE = 141  # exit code after a broken pipe: 128 + SIGPIPE
 _aliases: dict[str, str] = {}
 
 
 def alias(folder: pathlib.Path, address: str) -> None:
-    """Has every message call a folder of this machine by the address that it is the copy of."""
+    """Makes messages show `address` instead of `folder`, its local copy."""
     _aliases[str(folder)] = address
 
 
 def called(text: object) -> str:
-    """Returns a text with the folders in it called as the user calls them."""
+    """Replaces local folders in a text by the addresses that the user gave, see `alias`."""
     text = str(text)
     for folder in sorted(_aliases, key=len, reverse=True):
         text = text.replace(folder, _aliases[folder])
@@ -30,9 +30,9 @@ def called(text: object) -> str:
 
 
 class UserError(Exception):
-    """Bad input: the message is one line that says what is wrong and what to do.
+    """Bad input; the message is one line that says what is wrong and what to do.
 
-    A line break in it, as from a value that the user gave, becomes a space.
+    Line breaks in the message, for example from a value that the user gave, become spaces.
     """
 
     def __init__(self, message: object = ""):
@@ -40,13 +40,15 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-    """A configuration that cannot be run; the message names the key."""
+    """An invalid configuration; the message names the key."""
 
 
 class Interrupted(Exception):
-    """A signal ended the command in good order: the message is one line, `code` the exit code.
+    """A signal ended the command cleanly; the message is one line.
 
-    `alone` says that of several processes this one stops by itself, while the others may still wait for it.
+    Attributes:
+        code: exit code.
+        alone: multi-process: only this process stops, and the others may still be waiting for it.
     """
 
     def __init__(self, message: str, code: int, *, alone: bool = False):
@@ -55,14 +57,14 @@ class Interrupted(Exception):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse with one line and exit code 1 for a bad command line, like every other bad input."""
+    """argparse that reports a bad command line by one line and exit code 1, like any other bad input."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
 
 
 def one_line(message: object) -> str:
-    """Joins the lines of a message, so that an error stays one line on the terminal."""
+    """Joins the lines of a message, so that an error takes one line in the terminal."""
     return " ".join(str(message).split())
 
 
@@ -73,10 +75,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def expand(path: str, key: str) -> pathlib.Path:
-    """Returns a path with its "~" resolved.
+    """Returns a path with "~" expanded.
 
     Raises:
-        UserError: "~" stands for a home folder that is not known, or the path is an address; the message names `key`.
+        UserError: the home folder is unknown, or the path is an address; the message names `key`.
     """
     if "://" in path:
         raise UserError(
@@ -90,7 +92,7 @@ def expand(path: str, key: str) -> pathlib.Path:
 
 
 def check_writable(path: pathlib.Path, key: str, remedy: str) -> None:
-    """Checks, without creating anything, that a folder can be created or written to.
+    """Checks that a folder can be created or written to, without creating anything.
 
     Raises:
         UserError: it cannot; the message names `key` and ends with `remedy`.
@@ -109,10 +111,10 @@ def run_main(main: Callable[[], int | None]) -> None:
     """Runs a command's `main` and exits: 0, 1 for a `UserError` (one line), 130 for Ctrl-C, 143 for SIGTERM,
     129 for SIGHUP.
 
-    A reader of standard output that goes away, as `head` does, ends the command without a word, with 141 as it ends
-    other programs. Any other exception is a bug of ours and keeps its traceback.
+    If the reader of standard output closes the pipe, as `head` does, the command ends silently with 141, like other
+    programs. Any other exception is a bug of ours and keeps its traceback.
     """
-    for name in ("asyncio", "gcsfs", "s3fs"):  # which print the traceback of what is raised, or of each try
+    for name in ("asyncio", "gcsfs", "s3fs"):  # these print tracebacks of exceptions, even of failed attempts
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         code = _run(main)
@@ -125,24 +127,24 @@ def run_main(main: Callable[[], int | None]) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         code = code or BROKEN_PIPE
-    drop_unread_output()  # Python writes what is left at its exit, and would say what went wrong there
+    drop_unread_output()  # Python flushes at exit and would report a broken pipe there
     if _is_one_of_several():
         os._exit(code if isinstance(code, int) else 1)
     sys.exit(code)
 
 
 def _is_one_of_several() -> bool:
-    """Returns whether JAX, at the interpreter's exit, would wait for the other processes of a run.
+    """Returns whether JAX would wait for the other processes of a run when the interpreter exits.
 
-    After a run that ended well they have taken their leave of each other already (processes/distributed.py). Where
-    this one ends early they are still at work, and would not come.
+    After a successful run the processes have already disconnected (processes/distributed.py). If this one ends early,
+    the others are still working and would never join the shutdown.
     """
     distributed = sys.modules.get("jax.distributed")
     return distributed is not None and distributed.is_initialized()
 
 
 def leave(code: int, text: str) -> None:
-    """Prints a line and ends the process, from any thread and whatever the main thread is waiting for."""
+    """Prints a line and ends the process; works from any thread, whatever the main thread is waiting for."""
     with contextlib.suppress(OSError):  # a closed pipe, a full disk
         print(text, file=sys.stderr, flush=True)
         sys.stdout.flush()
@@ -177,7 +179,7 @@ def _said(line: str, code: int) -> int:
 
 
 def drop_unread_output() -> bool:
-    """Sends standard output and error, where nobody reads them any more, to nowhere; returns whether one was such."""
+    """Redirects standard output and error to /dev/null if their reader is gone; returns whether any reader was gone."""
     gone = False
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -188,19 +190,19 @@ def drop_unread_output() -> bool:
                 os.dup2(nowhere, stream.fileno())
                 os.close(nowhere)
                 gone = True
-        except (OSError, ValueError, AttributeError):  # no file, closed, or a system without poll
+        except (OSError, ValueError, AttributeError):  # not a file, closed, or no poll on this system
             continue
     return gone
 
 
 def _platform_error(error: Exception) -> str | None:
-    """Returns a line for an error of JAX that comes from the devices that it was told to use, None for another."""
+    """Returns a one-line message if a JAX error is due to JAX_PLATFORMS, otherwise None."""
     asked = os.environ.get("JAX_PLATFORMS")
     if not asked or "jax" not in sys.modules:
         return None
     try:
-        sys.modules["jax"].devices()  # which JAX says anew as often as it is asked
-    except Exception as reason:  # also an AssertionError without a word, where the plugin for GPUs is not installed
+        sys.modules["jax"].devices()  # JAX raises the same error on every call
+    except Exception as reason:  # includes an empty AssertionError if the GPU plugin is not installed
         said = one_line(reason).partition(" (set JAX_PLATFORMS")[0] or "JAX finds no such device"
         return (
             f"JAX_PLATFORMS={asked}: {said[:300]}; unset it or set it to cpu; GPUs and TPUs need a JAX that is "

@@ -1,4 +1,4 @@
-"""What a compiled program costs on each device, as its compiler counts it: FLOPs, bytes, memory, collectives."""
+"""Cost of a compiled program per device as reported by its compiler: FLOPs, bytes, memory, collectives."""
 
 import dataclasses
 import re
@@ -14,23 +14,23 @@ COLLECTIVES = (
     "reduce-scatter",
 )  # fmt: skip
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
-SMALL = 1_000_000  # bytes below which a kernel's launch may cost more than what it does
+SMALL = 1_000_000  # bytes below which launching a kernel may cost more than its work
 _CALL = re.compile(rf"^\s*(?:ROOT )?\S+ = (.+?) ({'|'.join(COLLECTIVES)})(-start)?\(", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """The cost of one run of a program, on each device.
+    """Cost of one execution of a program, per device.
 
     Attributes:
-        flops: multiplications and additions.
-        bytes_accessed: what its fused operations read and write, each counted whole; the traffic
-            with the main memory where no value stays in the chip's own.
-        peak_memory_bytes: most memory in use at once, arguments and results included.
-        collectives: by kind, how many (`count`) and the `bytes` of their results.
-        kernels: operations that run on their own, those of loops as often as they run.
-        small_kernels: those of them that move under 1 MB.
-        custom_calls: calls of what is not XLA's own, by target: how many.
+        flops: number of multiplications and additions.
+        bytes_accessed: bytes that its fused operations read and write, each counted in full; equals the
+            main-memory traffic if no value stays in on-chip memory.
+        peak_memory_bytes: peak memory in use, including arguments and results.
+        collectives: by kind, their number (`count`) and the size of their results (`bytes`).
+        kernels: number of kernel executions, counting every iteration of a loop.
+        small_kernels: number of these that move less than 1 MB.
+        custom_calls: number of calls to code outside XLA, by target.
     """
 
     flops: float
@@ -43,7 +43,7 @@ class Cost:
 
 
 def cost(compiled: jax.stages.Compiled) -> Cost:
-    """Returns what a compiled program costs; for GPUs bytes and FLOPs are those of `program_text`."""
+    """Returns the cost of a compiled program; for GPUs, bytes and FLOPs come from `program_text`."""
     analysis, memory, text = compiled.cost_analysis() or {}, compiled.memory_analysis(), compiled.as_text()
     kernels = Program(text).kernels()
     if _for_gpus(compiled):
@@ -53,14 +53,14 @@ def cost(compiled: jax.stages.Compiled) -> Cost:
         }
     sizes = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     peak = getattr(memory, "peak_memory_in_bytes", 0)
-    if peak < sizes + memory.temp_size_in_bytes / 2:  # CPU's compiler leaves out all that is temporary
+    if peak < sizes + memory.temp_size_in_bytes / 2:  # the CPU compiler omits temporaries
         peak = sizes + memory.temp_size_in_bytes
     calls = Counter()
     for kernel in kernels:
         if kernel.calls:
             calls[kernel.kind] += kernel.times
     return Cost(
-        flops=float(analysis.get("flops", 0.0)),  # absent where there is none
+        flops=float(analysis.get("flops", 0.0)),  # missing if the program has none
         bytes_accessed=float(analysis.get("bytes accessed", 0.0)),
         peak_memory_bytes=int(peak),
         collectives=collectives(text),
@@ -71,7 +71,7 @@ def cost(compiled: jax.stages.Compiled) -> Cost:
 
 
 def heaviest(compiled: jax.stages.Compiled, count: int) -> list[dict[str, Any]]:
-    """Returns the kernels that move the most bytes: `bytes`, `kind`, `operation`, `source`, each kernel's `name`."""
+    """Returns the `count` kernels that move the most bytes: `bytes`, `kind`, `operation`, `source`, `name` of each."""
     kernels = sorted(Program(compiled.as_text()).kernels(), key=lambda kernel: -kernel.bytes)[:count]
     return [
         {name: getattr(kernel, name) for name in ("bytes", "kind", "operation", "source", "name")} for kernel in kernels
@@ -84,15 +84,15 @@ def _for_gpus(compiled: jax.stages.Compiled) -> bool:
 
 
 def collectives(text: str) -> dict[str, dict[str, int]]:
-    """Counts the collectives in the text of an optimised program (HLO), and the bytes of their results.
+    """Counts the collectives in the text of an optimised program (HLO) and the bytes of their results.
 
-    One that starts and ends as two operations counts once, with what it delivers.
+    An asynchronous collective, a pair of start and done operations, counts once, with the bytes of its result.
     """
     found: dict[str, dict[str, int]] = {}
     for result, kind, start in _CALL.findall(text):
         arrays = [array_bytes(*array) for array in _ARRAY.findall(result)]
         if start and kind in ("all-gather", "collective-permute"):
-            arrays = arrays[1:2]  # (what goes in, what comes out, handles)
+            arrays = arrays[1:2]  # of (input, output, handles)
         entry = found.setdefault(kind, {"count": 0, "bytes": 0})
         entry["count"] += 1
         entry["bytes"] += sum(arrays)

@@ -1,7 +1,7 @@
-"""Counts what a network holds and computes, by walking its traced program (jaxpr).
+"""Counts the parameters and operations of a network by walking its traced program (jaxpr).
 
-Nothing is computed and no memory is taken: the network is traced with abstract arrays, and the
-counts are those of the program that JAX would compile, through every nested call.
+The network is traced with abstract arrays, so nothing is computed and no memory allocated. The counts
+are those of the program that JAX would compile, including every nested call.
 """
 
 import contextvars
@@ -29,11 +29,11 @@ class Counts:
 
     Attributes:
         conv_fc_macs: multiply-accumulates of convolutions and matrix products. Taps on the zero
-            padding count, as every published count of these networks has it. The products of
-            shift pooling with its constant 0/1 matrices are computed like any other and count.
-        bn_elements: elements of BatchNorm's outputs.
-        pool_reads: elements that average poolings add up (an element counts once per pooling).
-        pool_outputs: elements that average poolings make. Max pooling has no arithmetic to count.
+            padding count, as in all published counts of these networks. The products of shift
+            pooling with its constant 0/1 matrices are computed like any other, so they count.
+        bn_elements: output elements of BatchNorms.
+        pool_reads: input elements that average poolings add up, counted once per window.
+        pool_outputs: output elements of average poolings. Max pooling has no arithmetic to count.
     """
 
     conv_fc_macs: int = 0
@@ -50,11 +50,11 @@ class Counts:
 
 @dataclasses.dataclass(frozen=True)
 class Complexity:
-    """Size of a network, and its cost for one image in inference.
+    """Size of a network, and its inference cost for one image.
 
     Attributes:
-        params: values of the collection `params`.
-        batch_stats: values of the collection `batch_stats` (BatchNorm's running mean and variance).
+        params: number of values in the collection `params`.
+        batch_stats: number of values in the collection `batch_stats` (BatchNorm's running mean and variance).
         conv_fc_macs, bn_elements, pool_reads, pool_outputs: see `Counts`.
     """
 
@@ -70,29 +70,29 @@ class Complexity:
 
     @property
     def gflops(self) -> float:
-        """Conv + fc multiply-accumulates and two operations per BatchNorm element, in 1e9.
+        """Conv + FC multiply-accumulates plus two operations per BatchNorm element, in 1e9.
 
-        The paper's "FLOPs (G)", found by its five plain networks: the convention of
-        pytorch-OpCounter (thop) as of 2020, in which one multiply-accumulate is one FLOP.
+        This is the paper's "FLOPs (G)", inferred from its five plain networks: the convention of
+        pytorch-OpCounter (thop) as of 2020, where one multiply-accumulate is one FLOP.
         """
         return (self.conv_fc_macs + 2 * self.bn_elements) / 1e9
 
     @property
     def thop_total(self) -> int:
-        """The whole sum of thop: `gflops` and one operation per average-pooling read and output."""
+        """The total that thop reports: that of `gflops` plus one operation per average-pooling read and output."""
         return self.conv_fc_macs + 2 * self.bn_elements + self.pool_reads + self.pool_outputs
 
 
 def complexity(model: nn.Module, image_shape: Sequence[int] = (224, 224, 3)) -> Complexity:
-    """Counts a network, called as `model.apply(variables, images, train=False)`.
+    """Counts the parameters and operations of `model.apply(variables, images, train=False)`.
 
     Args:
-        model: a network of `create_model`, or any Flax module that is called with (images, train).
+        model: a network from `create_model`, or any Flax module that is called with (images, train).
         image_shape: (height, width, channels) of one image.
 
     Raises:
-        ValueError: the program holds a loop whose length only its data decide, or a hand-written
-            kernel, which cannot be counted.
+        ValueError: the program has a loop of data-dependent length or a hand-written kernel, which
+            cannot be counted.
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), "float32")
     counted, _ = _measure(model, (images,), {"train": False})
@@ -100,7 +100,7 @@ def complexity(model: nn.Module, image_shape: Sequence[int] = (224, 224, 3)) -> 
 
 
 def count_operations(function: Callable[..., Any], *arguments: Any) -> Counts:
-    """Counts the operations of `function(*arguments)`; the arguments may be `jax.ShapeDtypeStruct`s.
+    """Counts the operations of `function(*arguments)`; arguments may be `jax.ShapeDtypeStruct`s.
 
     Raises:
         ValueError: see `complexity`.
@@ -109,16 +109,16 @@ def count_operations(function: Callable[..., Any], *arguments: Any) -> Counts:
 
 
 def operations_by_scope(function: Callable[..., Any], *arguments: Any) -> dict[tuple[str, ...], Counts]:
-    """Counts the operations of `function(*arguments)` by where they happen.
+    """Counts the operations of `function(*arguments)` by scope.
 
-    The scopes are JAX's: of a Flax network its class and the names of its modules, such as ("ResNet",
-    "stage1_block1", "attention", ...). What a nested program (jit, scan, ...) does counts where it is called.
+    The scopes are JAX's: for a Flax network its class and the names of its modules, such as ("ResNet",
+    "stage1_block1", "attention", ...). The operations of a nested program (jit, scan, ...) count where it is called.
 
     Raises:
         ValueError: see `complexity`.
     """
     scopes: dict[tuple[str, ...], Counts] = {}
-    with flax.config.temp_flip_flag("profile", True):  # Flax's modules open scopes, whatever the user set
+    with flax.config.temp_flip_flag("profile", True):  # make Flax's modules open scopes, whatever the user set
         program, _ = _trace(function, *arguments)
     for equation in program.eqns:
         scope = tuple(str(equation.source_info.name_stack).split("/"))
@@ -127,31 +127,31 @@ def operations_by_scope(function: Callable[..., Any], *arguments: Any) -> dict[t
 
 
 def _trace(function: Callable[..., Any], *arguments: Any) -> tuple[core.Jaxpr, Any]:
-    """Returns the program of a function, and the shapes of what it returns."""
+    """Returns the program of a function and the shapes of its results."""
     with nn.intercept_methods(_mark_batch_norm):
-        # A function of its own: JAX would otherwise reuse a trace made without the marks.
+        # A new lambda, because JAX would otherwise reuse a trace made without the marks.
         program, shapes = jax.make_jaxpr(lambda *arguments: function(*arguments), return_shape=True)(*arguments)
     return program.jaxpr, shapes
 
 
 def _measure(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[Complexity, Any]:
-    """Counts `model(*args, **kwargs)`, and returns the shapes of what it returns.
+    """Counts `model(*args, **kwargs)` and returns the counts and the shapes of its results.
 
     A deep network repeats a few blocks many times, and tracing them is nearly all of the work. So the blocks of
-    our networks, and the norms and attentions of these blocks, are traced on their own, once for all equal ones
-    in this process, and zeros of the right shape take their place in the trace around them. That needs children
-    that own their parameters and that the parent knows by their output alone, as all in hga_flax/models are.
+    our networks, and the norms and attentions in them, are traced separately, once per process for all equal ones,
+    and replaced by zeros of the right shape in the surrounding trace. This requires children that own their
+    parameters and affect the parent only by their output, which holds for everything in hga_flax/models.
     """
     arrays, rebuild = _split_arrays(args, kwargs)
     this = object()
-    parts: dict[tuple[str, ...], Complexity] = {}  # parameters belong to a path, however often it is called
+    parts: dict[tuple[str, ...], Complexity] = {}  # by path, to count the parameters once however often it is called
     calls: list[Complexity] = []
 
     def skip_block(call: Callable[..., Any], args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         module = context.module
         ours = _package(model) == "models" and _package(module) in ("models", "attention")
         child = context.method_name == "__call__" and len(module.path) == 1
-        if not (ours and child and _measuring.get() is this):  # a block's trace passes the network's interceptor, too
+        if not (ours and child and _measuring.get() is this):  # a block's own trace runs through this interceptor too
             return call(*args, **kwargs)
         counted, shapes = _measure_once(module, args, kwargs)
         parts[module.path] = counted
@@ -170,7 +170,7 @@ def _measure(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[Com
     try:
         with nn.intercept_methods(skip_block):
             variables = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)), *arrays)
-            calls.clear()  # the trace of the initialisation is not what is counted
+            calls.clear()  # do not count the trace of the initialisation
             program, shapes = _trace(apply, variables, *arrays)
     finally:
         _measuring.reset(outer)
@@ -186,7 +186,7 @@ def _measure(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[Com
 
 
 def _package(module: nn.Module) -> str:
-    """Returns which of our packages a module's class is from, or ""."""
+    """Returns the subpackage of hga_flax that defines a module's class, or ""."""
     names = type(module).__module__.split(".")
     return names[1] if names[0] == "hga_flax" and len(names) > 2 else ""
 
@@ -207,7 +207,7 @@ def _measure_once(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tup
             str(static),
         )
         hash(key)
-    except TypeError:  # a field that cannot be compared: the block is traced each time
+    except TypeError:  # a field is not hashable: trace the block each time
         return _measure(module.clone(parent=None, name=None), args, kwargs)
     if key not in _MEASURED:
         _MEASURED[key] = _measure(module.clone(parent=None, name=None), args, kwargs)
@@ -215,7 +215,7 @@ def _measure_once(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tup
 
 
 def _hashable(value: Any) -> Any:
-    """Returns what equal fields of two modules have in common: partials are equal by what they hold."""
+    """Returns a hashable key that is equal for equal fields of two modules; partials are compared by their contents."""
     if isinstance(value, functools.partial):
         return "partial", _hashable(value.func), _hashable(value.args), _hashable(value.keywords)
     if isinstance(value, Mapping):
@@ -226,7 +226,7 @@ def _hashable(value: Any) -> Any:
 
 
 def _split_arrays(args: tuple, kwargs: dict[str, Any]) -> tuple[list[Any], Callable[..., tuple[tuple, dict]]]:
-    """Returns the shapes of the arrays among arguments, and a function that puts arrays in their place."""
+    """Returns the shapes of the arrays among the arguments, and a function that inserts arrays in their place."""
     leaves, structure = jax.tree.flatten((args, kwargs))
     places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)]
 
@@ -248,7 +248,7 @@ def _size(tree: Any) -> int:
 
 
 def _mark_batch_norm(call: Callable[..., Any], args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
-    """Leaves a mark in the program after every BatchNorm, which is plain arithmetic otherwise."""
+    """Marks the output of every BatchNorm in the program, where it would be indistinguishable from other arithmetic."""
     output = call(*args, **kwargs)
     if isinstance(context.module, nn.BatchNorm | BatchNorm) and context.method_name == "__call__":
         return checkpoint_name(output, _BATCH_NORM)
@@ -278,7 +278,7 @@ def _count_equation(equation: core.JaxprEqn) -> Counts:
         window = math.prod(params["window_dimensions"])
         return Counts(pool_reads=_outputs(equation) * window, pool_outputs=_outputs(equation))
     if name == "reduce_sum" and len(params["axes"]) > 1:
-        # Pooling by `mean` reduces height and width at once; sums over one axis are of other kinds.
+        # Pooling by `mean` reduces height and width at once; a sum over a single axis is not pooling.
         return Counts(pool_reads=math.prod(equation.invars[0].aval.shape), pool_outputs=_outputs(equation))
     return _count_nested(equation)
 
@@ -290,7 +290,7 @@ def _count_nested(equation: core.JaxprEqn) -> Counts:
     if name == "scan":
         return inner[0] * equation.params["length"]
     if name == "cond":
-        return max(inner, key=lambda counts: counts.conv_fc_macs)  # the branch that costs most
+        return max(inner, key=lambda counts: counts.conv_fc_macs)  # the most expensive branch
     total = sum(inner, Counts())
     if name == "pallas_call" or (name == "while" and total != Counts()):
         raise ValueError(f"cannot count the operations of a '{name}': its program does not say how often it runs")

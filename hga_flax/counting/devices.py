@@ -1,4 +1,4 @@
-"""What a device can do at best: the figures that its maker publishes, per JAX device."""
+"""Peak performance of devices as published by their makers, per JAX device."""
 
 import dataclasses
 
@@ -10,11 +10,11 @@ class Device:
     """Limits of one device.
 
     Attributes:
-        flops: multiplications and additions a second, dense, bfloat16 with float32 sums.
-        memory_bytes: of its main memory.
-        memory_bandwidth: bytes a second between it and the chip.
-        link_bandwidth: bytes a second that it can send to its neighbours, one direction (TPUs: ICI; GPUs of one host:
-            NVLink, or PCI Express where there is none).
+        flops: multiplications and additions per second, dense, bfloat16 with float32 accumulation.
+        memory_bytes: size of the main memory in bytes.
+        memory_bandwidth: main-memory bandwidth in bytes per second.
+        link_bandwidth: bytes per second that it can send to its neighbours, one direction (TPUs: ICI; GPUs of one host:
+            NVLink, or PCI Express if there is none).
     """
 
     flops: float
@@ -23,9 +23,8 @@ class Device:
     link_bandwidth: float
 
 
-# By `device_kind`. TPUs: cloud.google.com/tpu/docs (v5e, v5p, v6e), where the links' figure counts both directions.
-# GPUs: NVIDIA's data sheets of A100 80GB SXM, H100 SXM, H200 SXM, L4 and T4 (float16), without sparsity; there, too,
-# the links' figures count both directions.
+# By `device_kind`. TPUs: cloud.google.com/tpu/docs (v5e, v5p, v6e). GPUs: NVIDIA's data sheets of A100 80GB SXM, H100
+# SXM, H200 SXM, L4 and T4 (float16), without sparsity. Both sources give link bandwidths for both directions together.
 DEVICES = {
     "TPU v5 lite": Device(197e12, 16 * 2**30, 819e9, 200e9),
     "TPU v5": Device(459e12, 95 * 2**30, 2765e9, 600e9),
@@ -39,5 +38,5 @@ DEVICES = {
 
 
 def limits(device: jax.Device) -> Device | None:
-    """Returns the published limits of a device, or None where they are not known (CPUs, other GPUs)."""
+    """Returns the published limits of a device, or None if it is not listed (CPUs, other GPUs)."""
     return DEVICES.get(device.device_kind)

@@ -1,7 +1,7 @@
 """`python -m hga_flax networks`: every network's size and cost, plain and with an attention.
 
-Counted from the traced networks (`complexity.py`) for one image, at 1000 classes; nothing is computed, and
-nothing said about accuracy.
+The counts are for one image and 1000 classes and come from tracing the networks (`complexity.py`), without running
+them. They say nothing about accuracy.
 """
 
 import argparse
@@ -32,9 +32,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Prints a row for each network.
 
     Raises:
-        UserError: no network has such a name, no attention has, or the image is too small.
+        UserError: a network or the attention is unknown, or the image is too small.
     """
-    jax.config.update("jax_platforms", "cpu")  # tracing needs no accelerator: do not take one
+    jax.config.update("jax_platforms", "cpu")  # tracing needs no accelerator, so do not occupy one
     try:
         replaces = replaces_convolution(attention_factory(arguments.attention))
     except ValueError as error:
@@ -57,10 +57,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def chosen(patterns: Iterable[str]) -> list[str]:
-    """Returns the networks that patterns name, in the order of `model_names`; all without a pattern.
+    """Returns the networks that match any of the patterns, in the order of `model_names`; all if there are none.
 
     Raises:
-        UserError: a pattern names none.
+        UserError: a pattern matches no network.
     """
     names, patterns = model_names(), list(patterns)
     for pattern in patterns:
@@ -70,7 +70,7 @@ def chosen(patterns: Iterable[str]) -> list[str]:
 
 
 def row(name: str, attention: str, size: int = SIZE) -> dict[str, Any]:
-    """Returns what a network holds and computes, plain and with an attention."""
+    """Returns the size and cost of a network, plain and with an attention."""
     counted = [complexity(create_model(name, attention=a), (size, size, 3)) for a in ("none", attention)]
     plain, whole = counted
     return {
@@ -87,7 +87,7 @@ def row(name: str, attention: str, size: int = SIZE) -> dict[str, Any]:
 
 
 def lines(rows: list[dict[str, Any]]) -> list[str]:
-    """Returns the rows as a Markdown table, which is read as it is, too."""
+    """Formats the rows as an aligned Markdown table."""
     attention = rows[0]["attention"]
     head = ("network", "parameters", "GMACs", f"{attention}: parameters", "", f"{attention}: GMACs", "")
     cells = [

@@ -1,4 +1,4 @@
-"""A network part by part: its stem, stages (or blocks) and head, with the attention's share in size and cost."""
+"""Size and cost of a network by part (stem, stages or blocks, head), with the attention's share of each."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ from hga_flax.counting.complexity import operations_by_scope
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A stem, a stage, a block, a head, ... of a network.
+    """A part of a network: the stem, a stage, a block, the head, ...
 
     Attributes:
-        name: what its modules' names begin with.
-        output: shape of its last map or vector for one image, () where inference does not call it.
-        parameters: of it all.
-        attention: parameters among them that belong to attentions.
+        name: common prefix of the names of its modules.
+        output: shape of its last map or vector for one image; () if inference does not call it.
+        parameters: number of parameters.
+        attention: number of these parameters that belong to attentions.
         macs: multiply-accumulates of its convolutions and matrix products for one image, see `Counts`.
-        attention_macs: those among them that attentions make.
+        attention_macs: number of these that belong to attentions.
     """
 
     name: str
@@ -33,25 +33,25 @@ class Part:
 
 
 def part_of(module: str, *, blocks: bool = False) -> str:
-    """Returns the part that a module at the top of a network belongs to: "stage1_block2" -> "stage1".
+    """Returns the part that a top-level module of a network belongs to: "stage1_block2" -> "stage1".
 
-    With `blocks` what is numbered within a stage stays apart: "stage1_block2", but "stem_conv" -> "stem".
+    With `blocks`, each block is a part of its own: "stage1_block2" stays, but "stem_conv" -> "stem".
     """
     part, _, inner = module.partition("_")
     return module if blocks and inner[-1:].isdecimal() else part
 
 
 def model_parts(model: nn.Module, image_shape: Sequence[int], *, blocks: bool = False) -> list[Part]:
-    """Returns the parts of a network in the order in which they are called; those never called come last.
+    """Returns the parts of a network in the order in which they are called, followed by those never called.
 
     Args:
-        model: a network of `create_model`, or any Flax module that is called with (images, train); what lies
+        model: a network from `create_model`, or any Flax module that is called with (images, train). Everything
             below a module named "attention" counts as attention.
         image_shape: (height, width, channels) of one image.
-        blocks: list the blocks of each stage and not the stages.
+        blocks: list the blocks of each stage instead of the stages.
 
     Raises:
-        ValueError: as `complexity`.
+        ValueError: see `complexity`.
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -73,7 +73,7 @@ def model_parts(model: nn.Module, image_shape: Sequence[int], *, blocks: bool = 
         names = [entry.key for entry in path]
         _add(sizes, part_of(names[0], blocks=blocks), leaf.size, "attention" in names, 0)
     for scope, counts in scopes.items():
-        if len(scope) > 1:  # above it is the network's own arithmetic, which has no such products
+        if len(scope) > 1:  # shorter scopes are the network's own arithmetic, which has no such products
             _add(sizes, part_of(scope[1], blocks=blocks), counts.conv_fc_macs, "attention" in scope, 2)
     return [Part(name, outputs.get(name, ()), *size) for name, size in sizes.items()]
 
@@ -85,7 +85,7 @@ def _add(sizes: dict[str, list[int]], part: str, number: int, attention: bool, a
 
 
 def total(parts: Sequence[Part]) -> Part:
-    """Returns the whole network, with the output of the last part that inference calls."""
+    """Returns the sum over all parts, with the output of the last part that inference calls."""
     sums = {
         name: sum(getattr(part, name) for part in parts)
         for name in ("parameters", "attention", "macs", "attention_macs")
@@ -94,7 +94,7 @@ def total(parts: Sequence[Part]) -> Part:
 
 
 def parts_table(parts: Sequence[Part]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Returns header and rows of a table of the parts, the whole network last."""
+    """Returns the header and rows of a table of the parts, with the total last."""
     header = ("part", "output", "parameters", "of them attention", "share", "MACs", "of them attention", "share")
     share = lambda part, whole: f"{part / max(whole, 1):.1%}"
     rows = [

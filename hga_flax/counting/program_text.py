@@ -1,13 +1,13 @@
-"""Counts what an optimised program moves, kernel by kernel, from its text (XLA's HLO).
+"""Counts the bytes that each kernel of an optimised program moves, from the program's text (XLA's HLO).
 
-XLA's own analysis of the costs says nothing for GPUs. Here every operation of the program that runs on its own is a
-kernel; it reads each of its operands once and writes its results, each counted whole. What this leaves out:
+XLA's own cost analysis reports nothing for GPUs. Here every top-level operation of the program is a kernel that reads
+each operand once and writes its results, each counted in full. Simplifications:
 
-* caches: a value that stays in one is counted as if it came from the main memory, and so is one that is read twice;
-* where a fused operation takes no more than slices of an operand the slices count, and where it overwrites part of
-  one in place the part; a gather or a convolution that strides over its operand counts it whole;
-* convolutions and products that a library computes count without the library's workspace, which is chosen on the GPU;
-* a loop's body counts as often as the compiler knows that it runs, else once; of the branches of a condition the one
+* Caches are ignored: a value that stays in a cache counts as main-memory traffic.
+* If a fused operation uses only slices of an operand, only the slices count; if it overwrites part of an operand in
+  place, only that part counts. A gather or a strided convolution counts its whole operand.
+* The workspace of library convolutions and matrix products is not counted; the library chooses it on the GPU.
+* A loop's body counts as often as the compiler knows that it runs, otherwise once. Of a conditional's branches the one
   with the most bytes counts.
 """
 
@@ -22,7 +22,7 @@ _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?(\S+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?(\S+) = (.*)$")
 _NAME = re.compile(r"%([\w.\-]+)")
-# What takes no time of its own: names, views, the second halves of what runs beside other things.
+# Operations that take no time: names and views.
 _FREE = {
     "add-dependency", "after-all", "bitcast", "constant", "domain", "get-tuple-element", "opt-barrier", "parameter",
     "partition-id", "replica-id", "tuple",
@@ -36,12 +36,12 @@ class Instruction:
     """One line of a program.
 
     Attributes:
-        name: in the program.
-        type: of its result, as the text has it.
+        name: name of the instruction in the program.
+        type: type of its result, as text.
         op: the operation.
-        arguments: what stands in its parentheses.
-        attributes: what follows them.
-        root: True where its result is that of the computation.
+        arguments: text inside its parentheses.
+        attributes: text after them.
+        root: True if its result is that of the computation.
     """
 
     name: str
@@ -57,30 +57,30 @@ class Instruction:
         return _NAME.findall(self.arguments)
 
     def attribute(self, name: str) -> str:
-        """The text of an attribute `name=...` up to the next comma, space or brace, or ""."""
+        """Returns the text of an attribute `name=...` up to the next comma, space or brace, or ""."""
         found = re.search(rf"\b{name}=%?([^\s,{{}}]+)", self.attributes)
         return found[1] if found else ""
 
     def quoted(self, name: str) -> str:
-        """The text of an attribute in quotation marks, or ""."""
+        """Returns the text of a quoted attribute `name="..."`, or ""."""
         found = re.search(rf'\b{name}="([^"]*)"', self.attributes)
         return found[1] if found else ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """What runs on its own.
+    """A top-level operation of the program.
 
     Attributes:
-        name: in the program.
-        kind: the operation, or what a custom call calls.
-        calls: True where it is a custom call.
-        read: bytes.
-        written: bytes.
-        flops: of its products and convolutions, a multiplication and an addition each.
-        times: how often it runs in one run of the program.
-        operation: the path of JAX's operation in the traced function.
-        source: "file:line" of the innermost line that `Program.source` takes, or "".
+        name: name of the instruction in the program.
+        kind: the operation, or the target of a custom call.
+        calls: True if it is a custom call.
+        read: bytes read.
+        written: bytes written.
+        flops: FLOPs of its matrix products and convolutions; a multiply-accumulate counts as two.
+        times: number of executions per execution of the program.
+        operation: path of JAX's operation in the traced function.
+        source: "file:line" as returned by `Program.source`, or "".
     """
 
     name: str
@@ -95,23 +95,23 @@ class Kernel:
 
     @property
     def bytes(self) -> int:
-        """Bytes read and written by one run of the program."""
+        """Bytes that all its executions read and write in one execution of the program."""
         return self.times * (self.read + self.written)
 
 
 def array_bytes(dtype: str, dimensions: str) -> int:
-    """Returns the bytes of an array such as ("bf16", "8,128")."""
-    bits = _BITS.get(dtype) or int(re.sub(r"^f(\d+).*|.*", r"\1", dtype) or 0)  # f8e4m3fn and its like
+    """Returns the size in bytes of an array such as ("bf16", "8,128")."""
+    bits = _BITS.get(dtype) or int(re.sub(r"^f(\d+).*|.*", r"\1", dtype) or 0)  # f8e4m3fn and similar
     return math.prod(int(n) for n in dimensions.split(",") if n) * bits // 8
 
 
 def type_bytes(text: str) -> int:
-    """Returns the bytes of all arrays of a type, which may be a tuple."""
+    """Returns the total size in bytes of the arrays of a type, which may be a tuple."""
     return sum(array_bytes(*array) for array in _ARRAY.findall(text))
 
 
 def _shape(text: str) -> list[int]:
-    """The dimensions of the first array of a type."""
+    """Returns the dimensions of the first array of a type."""
     return [int(n) for n in _ARRAY.search(text)[2].split(",") if n]
 
 
@@ -119,8 +119,8 @@ class Program:
     """An optimised program, read from `compiled.as_text()`.
 
     Attributes:
-        computations: the instructions of each by its name.
-        entry: name of the one that runs.
+        computations: instructions of each computation, by its name.
+        entry: name of the entry computation.
     """
 
     def __init__(self, text: str) -> None:
@@ -137,11 +137,11 @@ class Program:
         self._tables = {name: dict(_table(text, name)) for name in ("FileNames", "FileLocations", "StackFrames")}
 
     def kernels(self) -> list[Kernel]:
-        """Returns what runs on its own, in order."""
+        """Returns the kernels in program order."""
         return list(self._kernels(self.entry, 1))
 
     def source(self, instruction: Instruction, inside: str = "hga_flax") -> str:
-        """Returns "file:line" of the innermost line in a folder `inside`, or of the innermost at all, or ""."""
+        """Returns "file:line" of the innermost frame in a folder `inside`, else of the innermost frame, else ""."""
         if plain := instruction.quoted("source_file"):
             return f"{plain}:{instruction.attribute('source_line')}"
         frame, lines = int(instruction.attribute("stack_frame_id") or 0), []
@@ -149,7 +149,7 @@ class Program:
             entry = self._tables["StackFrames"][frame]
             location = self._tables["FileLocations"].get(entry.get("file_location_id"), {})
             lines.append(f"{self._tables['FileNames'].get(location.get('file_name_id'), '')}:{location.get('line')}")
-            frame = entry.get("parent_frame_id", 1) - 1  # counted from 1, for 0 is none
+            frame = entry.get("parent_frame_id", 1) - 1  # stored plus one, since 0 means none
         ours = [line for line in lines if f"/{inside}/" in line]
         return (ours or lines or [""])[0]
 
@@ -177,7 +177,7 @@ class Program:
     def _kernel(self, instruction: Instruction, by_name: dict[str, Instruction], times: int) -> Kernel:
         body = self.computations.get(instruction.attribute("calls"), [])
         written = type_bytes(instruction.type)
-        if instruction.op.endswith("-start"):  # (what goes in, what comes out, handles), or what comes out alone
+        if instruction.op.endswith("-start"):  # (input, output, handles), or only the output
             arrays = [array_bytes(*array) for array in _ARRAY.findall(instruction.type)]
             written = sum(arrays[1:2] if instruction.op.startswith(("all-gather", "collective-permute")) else arrays)
         operands: dict[str, int] = {}
@@ -202,7 +202,7 @@ class Program:
         types = {other.name: other.type for other in around}
         if instruction.op == "dot" or instruction.quoted("custom_call_target").startswith("__cublas$"):
             contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
-            if contracted is None:  # a library's call keeps them in its settings
+            if contracted is None:  # library calls have them in their backend config
                 contracted = re.search(r'"lhs_contracting_dimensions":\["?([\d",]*)\]', instruction.attributes)
             left = _shape(types[instruction.operands[0]])
             axes = [int(n) for n in contracted[1].replace('"', "").split(",") if n] if contracted else []
@@ -215,7 +215,7 @@ class Program:
         kernel, outputs = (
             shape(1),
             result,
-        )  # [taps, inputs of a group, outputs] and the map whose every element it makes
+        )  # [taps, inputs per group, outputs], and the map for whose every element the kernel is applied
         if target.endswith("BackwardFilter"):
             kernel, outputs = result, shape(1)
         elif target.endswith("BackwardInput"):
@@ -235,7 +235,7 @@ def _instruction(match: re.Match) -> Instruction:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """Divides "TYPE op(...)", whose type may be a tuple of tuples."""
+    """Splits "TYPE op(...)", where the type may be a nested tuple."""
     depth = 0
     for end, character in enumerate(text):
         depth += (character == "(") - (character == ")")
@@ -245,7 +245,7 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def _taken(body: list[Instruction], number: int, whole: int) -> int:
-    """Bytes that a fused computation takes of an operand: the slices, where it uses nothing else of it."""
+    """Returns the bytes of an operand that a fused computation reads: only the slices if it uses nothing else."""
     parameter = next((i.name for i in body if i.op == "parameter" and i.arguments.strip() == str(number)), None)
     users = [i for i in body if parameter in i.operands]
     if not users:
@@ -262,14 +262,14 @@ def _taken(body: list[Instruction], number: int, whole: int) -> int:
 
 
 def _updates(body: list[Instruction], types: dict[str, Instruction]) -> Iterator[int]:
-    """Bytes of what a computation writes into an operand in place, where that is its result."""
+    """Yields the bytes that a computation writes into an operand in place, if that is its result."""
     for instruction in body:
         if instruction.op == "dynamic-update-slice" and (instruction.root or len(body) == 1):
             yield type_bytes(types[instruction.operands[1]].type) if instruction.operands[1] in types else 0
 
 
 def _table(text: str, name: str) -> Iterator[tuple[int, dict[str, int] | str]]:
-    """The rows of one of the tables of sources that precede a program."""
+    """Yields the rows of one of the source tables that precede a program."""
     block = re.search(rf"^{name}\n((?:\d+ .*\n)*)", text, re.MULTILINE)
     for line in block[1].splitlines() if block else ():
         number, row = line.split(" ", 1)

@@ -1,8 +1,8 @@
-"""Public weights of CIFAR's ResNets: the names of two families of files, and the order of their channels.
+"""Public weights of CIFAR ResNets: the tensor names of two families of files, and the order of their channels.
 
-https://github.com/akamaster/pytorch_resnet_cifar10 (`linear`; shortcuts without parameters, whose zero channels
-stand on both sides) and https://github.com/chenyaofo/pytorch-cifar-models (`fc`, `downsample`; also of other
-programs). The networks: He et al. 2016, section 4.2, https://arxiv.org/abs/1512.03385.
+https://github.com/akamaster/pytorch_resnet_cifar10 (`linear`; shortcuts without parameters, which pad zero channels
+on both sides) and https://github.com/chenyaofo/pytorch-cifar-models (`fc`, `downsample`; other programs use these
+names too). The networks: He et al. 2016, section 4.2, https://arxiv.org/abs/1512.03385.
 """
 
 import re
@@ -18,18 +18,18 @@ _BLOCK = (r"^stage(\d+)_block(\d+)", lambda match: f"layer{match[1]}.{int(match[
 
 
 def cifar_peers(model: str) -> list[str]:
-    """Returns the names of the networks of both families that are our `model`, none for another network."""
+    """Returns the names that both families have for our `model`; empty if it is not a CIFAR ResNet."""
     match = _MODEL.fullmatch(model)
     return [f"{family}resnet{match[1]}" for family in (BOTH_SIDES, _OTHERS)] if match else []
 
 
 def is_cifar(peer: str | None) -> bool:
-    """Whether a peer is one of `cifar_peers`."""
+    """Returns whether a peer is one of `cifar_peers`."""
     return peer is not None and peer.startswith((BOTH_SIDES, _OTHERS))
 
 
 def cifar_rules(peer: str) -> tuple:
-    """Returns the substitutions that turn a module's path here into a peer's name, see torch_weights.py."""
+    """Returns the substitutions that convert our module path to a peer's name, see peers.py."""
     head, shortcut = ("linear", "shortcut") if peer.startswith(BOTH_SIDES) else ("fc", "downsample")
     return (
         ("^stem_conv", "conv1"),
@@ -43,19 +43,20 @@ def cifar_rules(peer: str) -> tuple:
 
 
 def our_order(arrays: Mapping[Path, np.ndarray]) -> dict[Path, np.ndarray]:
-    """Returns a network's arrays with the channels in the order that our option A gives them.
+    """Reorders the channels of a network's arrays to the order of our shortcut option A.
 
-    There a stage's first shortcut puts half of its zero channels before the others and half behind, here all
-    stand behind. What a stage's blocks add up has the order of its shortcut, so the last convolution of each
-    block gives its channels in that order, and what reads them takes them so. The channels within a block stay.
+    In the peer, a stage's first shortcut pads half of its zero channels before the others and half after them; ours
+    pads all of them after. The blocks of a stage add to its shortcut, so the outputs of each block's last convolution
+    and the inputs of all layers that read the sum are permuted accordingly. The channels inside a block keep their
+    order.
 
     Args:
-        arrays: under our names and with our axes, of a network without parameters in its shortcuts.
+        arrays: arrays under our names and with our axes, of a network without parameters in its shortcuts.
     """
     if ("params", "stem_conv", "kernel") not in arrays:
-        return dict(arrays)  # another network, as will be said
+        return dict(arrays)  # not this network; the caller reports it
     width = arrays["params", "stem_conv", "kernel"].shape[-1]
-    orders = [np.arange(width)]  # of the stem, which is that of the first stage, and then of each stage
+    orders = [np.arange(width)]  # the stem's order, then each stage's; the first stage keeps the stem's
     for stage in range(3):
         before, half = orders[-1], width * 2**stage // 4
         orders.append(

@@ -1,4 +1,4 @@
-"""Says what a file is by its first bytes, whatever its name: which layout of weights, or what else.
+"""Identifies a file by its first bytes, regardless of its name: the layout of its weights, or another file type.
 
 The signatures: https://docs.pytorch.org/docs/stable/notes/serialization.html,
 https://huggingface.co/docs/safetensors, https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md,
@@ -10,7 +10,7 @@ import pathlib
 import re
 from collections.abc import Iterable
 
-HEAD = 1024  # bytes that are looked at
+HEAD = 1024  # number of bytes to inspect
 WEIGHTS = re.compile(r"\.(pth|pt|bin|th|ckpt|tar|pkl|safetensors)$", re.IGNORECASE)
 WANTED = "give a file that torch.save wrote, or a .safetensors"
 PACKED = "unpack it first, and name the weights in it"
@@ -30,18 +30,18 @@ _MAGIC = (
     (b"\x89PNG", f"it is a PNG image; {WANTED}"),
     (b"\x08\x01\x12", f"it is a TensorFlow SavedModel; {WANTED}"),
 )
-# A protocol buffer of ONNX begins with its version (field 1) and the producer, a domain or the graph (2 to 8).
+# An ONNX protocol buffer starts with its version (field 1), then the producer, a domain or the graph (2 to 8).
 _ONNX = re.compile(rb"\x08[\x03-\x20][\x12\x1a\x22\x28\x32\x3a\x42]")
-_TEXT_PICKLE = re.compile(rb"\((dp?\d*|lp?\d*)\n|\(d[.(S]|[\]}]q|c[\w.]+\n[\w.]+\n")  # protocols 0 and 1 have no mark
+_TEXT_PICKLE = re.compile(rb"\((dp?\d*|lp?\d*)\n|\(d[.(S]|[\]}]q|c[\w.]+\n[\w.]+\n")  # protocols 0 and 1 have no marker
 _TENSORFLOW_INDEX = (0xDB4775248B80FB57).to_bytes(8, "little")  # at the end
 
 
 def weights_layout(path: pathlib.Path) -> str:
-    """Returns how a file of weights is laid out: "zip", "pickle" or "safetensors".
+    """Returns the layout of a weights file: "zip", "pickle" or "safetensors".
 
     Raises:
-        ValueError: it is something else, which the message names with what to do.
-        OSError: it cannot be read.
+        ValueError: the file is something else; the message says what and what to do.
+        OSError: the file cannot be read.
     """
     if path.is_dir():
         raise ValueError(_folder(path))
@@ -114,7 +114,7 @@ def _folder(path: pathlib.Path) -> str:
 
 
 def zip_kind(names: Iterable[str]) -> str:
-    """Returns what a zip archive is that holds no one pickle of PyTorch's, with what to do."""
+    """Describes a zip archive that does not hold exactly one PyTorch pickle, and says what to do."""
     names = [name for name in names if not name.endswith("/")]
     weights = [name for name in names if WEIGHTS.search(name)]
     if any("serialized_exported_program" in name or name.endswith("archive_format") for name in names):

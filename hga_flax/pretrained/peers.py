@@ -1,7 +1,7 @@
-"""Names that torchvision and timm give to their networks and tensors, and which of ours each one is.
+"""Maps torchvision's and timm's names of networks and tensors to ours.
 
-A network here and its peer there have the same tensors under other names and axes. Each of our
-parameters is given the peer's name by a few rules, which hold for other depths and widths, too.
+A network here and its peer there have the same tensors under different names and axis orders. A few
+rules give the peer's name of each of our parameters; they also hold for other depths and widths.
 """
 
 import re
@@ -11,7 +11,7 @@ from hga_flax.errors import nearest
 from hga_flax.models import res2net, resnest, vgg
 from hga_flax.pretrained.cifar_weights import cifar_rules, is_cifar
 
-# The peers' names -> our model and attention. Plain networks have the same names in both libraries.
+# Peer name -> our model and attention. Plain networks have the same names in both libraries.
 PEERS: dict[str, tuple[str, str]] = {
     **{
         name: (name, "none")
@@ -51,11 +51,11 @@ PEERS: dict[str, tuple[str, str]] = {
     },
     "skresnext50_32x4d": ("resnext50_32x4d", "sk"),
 }
-# Options of the attention with which our network has the peer's shapes, where the defaults give others.
+# Attention options that give our network the peer's shapes, where the defaults do not.
 ATTENTION_OPTIONS: dict[str, dict[str, Any]] = {name: {"min_channels": 8} for name in ("seresnet18", "seresnet34")}
 _TIMM_VGG = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3", "head.fc": "classifier.6"}
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-# Substitutions, in order, that turn a module's path here into the peer's name.
+# Substitutions, applied in order, that convert our module path to the peer's name.
 _BLOCK = (r"^stage(\d+)_block(\d+)", lambda match: f"layer{match[1]}.{int(match[2]) - 1}")
 _DOWNSAMPLE = (("downsample_conv", "downsample.0"), ("downsample_norm", "downsample.1"))
 _AVERAGE_DOWN = (("downsample_conv", "downsample.1"), ("downsample_norm", "downsample.2"))
@@ -122,7 +122,7 @@ _DENSENET = (
 
 
 def _vgg(name: str) -> tuple:
-    """VGG's layers lie in one list: each convolution, the norm behind it if there is one, ReLU, and the poolings."""
+    """Rules for VGG, whose layers form one list: each convolution, its norm if any, its ReLU, and the poolings."""
     sizes, step = vgg.NETWORKS[name].keywords["stage_sizes"], 3 if name.endswith("_bn") else 2
 
     def place(match: re.Match) -> str:
@@ -152,13 +152,13 @@ def _rules(name: str) -> tuple:
 
 
 def peer_name(name: str | None, path: tuple[str, ...]) -> str:
-    """Returns the name that network `name`'s state dict gives to our variable at `path`.
+    """Returns the name of our variable at `path` in the state dict of network `name`.
 
-    What the peer has no name for, an attention that is neither timm's SE nor its SK, keeps ours behind
-    its block's: "layer1.0.attention.mfe.kernel_7". A network without a peer keeps ours throughout.
+    An attention that the peer does not have, any but timm's SE and SK, keeps our name after that of
+    its block: "layer1.0.attention.mfe.kernel_7". A network without a peer keeps our names throughout.
 
     Args:
-        name: one of `PEERS` or of `cifar_peers`, or None for a network that neither torchvision nor timm has.
+        name: one of `PEERS` or `cifar_peers`, or None for a network that neither torchvision nor timm has.
         path: path in `params` or `batch_stats`, for example `("stage1_block1", "conv1", "kernel")`.
     """
     modules, leaf, ours = path[:-1], _LEAVES.get(path[-1], path[-1]), ()
@@ -172,39 +172,39 @@ def peer_name(name: str | None, path: tuple[str, ...]) -> str:
 
 
 def attention_of(name: str | None) -> str:
-    """Returns the attention that a peer has: "none" for a plain one, for CIFAR's and for None."""
+    """Returns the attention of a peer: "none" for plain networks, CIFAR networks and None."""
     return PEERS[name][1] if name in PEERS else "none"
 
 
 def peers_of(model: str) -> list[str]:
-    """Returns those of `PEERS` that have our network `model`."""
+    """Returns the names in `PEERS` that correspond to our network `model`."""
     return [name for name, (ours, _) in PEERS.items() if ours == model]
 
 
 def no_peer(model: str) -> str:
-    """Returns the line which says that neither library has our network `model`."""
+    """Returns an error message saying that neither library has our network `model`."""
     ours = dict.fromkeys(ours for ours, _ in PEERS.values())
     return f"neither torchvision nor timm has a '{model}'{nearest(model, ours)}; they have: {', '.join(ours)}"
 
 
 def export_peer(model: str, attention: str) -> str | None:
-    """Returns the one of `PEERS` whose names our network takes in a file: that with this attention, or the plain one.
+    """Returns the name in `PEERS` whose tensor names an export uses: with this attention if it exists, else the plain.
 
-    None where neither library has the network.
+    Returns None if neither library has the network.
     """
     peers = {PEERS[name][1]: name for name in peers_of(model)}
     return peers.get(attention, peers.get("none"))
 
 
 def libraries(name: str) -> list[str]:
-    """Returns which of torchvision and timm have one of `PEERS`."""
+    """Returns which of torchvision and timm provide a network of `PEERS`."""
     if name == "googlenet":
         return ["torchvision"]
     return ["timm"] if re.match("se|sk|res2ne|resnest|resnext101_32x4d", name) else ["torchvision", "timm"]
 
 
 def new_name(name: str) -> str:
-    """Returns the name that DenseNet's layers have today, and torchvision's of the head of timm's VGG."""
+    """Converts old names of DenseNet's layers to current ones, and timm's names of VGG's head to torchvision's."""
     for there, here in _TIMM_VGG.items():
         name = re.sub(rf"(^|\.){there}\.(weight|bias)$", rf"\1{here}.\2", name)
     return re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.", r"\1\2.", name)

@@ -1,8 +1,8 @@
-"""How the images were prepared for which released weights are known: size, crop, interpolation, mean, deviation.
+"""Preprocessing used with released weights: size, crop, interpolation, mean and standard deviation.
 
-What a file holds does not show it, its name does. Sources: torchvision's `transforms` of each weight
+A file's contents do not tell its preprocessing, but its name does. Sources: torchvision's `transforms` of each weight
 (https://docs.pytorch.org/vision/stable/models.html), timm's pretrained configurations (`test_crop_pct`,
-`interpolation`, ...; https://huggingface.co/timm), the programs named in cifar_weights.py.
+`interpolation`, ...; https://huggingface.co/timm), and the programs named in cifar_weights.py.
 """
 
 import dataclasses
@@ -16,15 +16,15 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How images are prepared for a network.
+    """Preprocessing of the images for a network.
 
     Attributes:
-        known: by whom.
-        image_size: height and width that the network sees, pixels.
-        crop_fraction: of the short side that the centre crop takes; 0: the whole image is resized.
-        interpolation: of the resizing, where the weights were evaluated.
-        mean: per channel, of values in 0..1.
-        std: per channel, of values in 0..1.
+        known: source of this information.
+        image_size: height and width of the network's input in pixels.
+        crop_fraction: fraction of the short side that the centre crop keeps; 0 resizes the whole image.
+        interpolation: interpolation with which the weights were evaluated.
+        mean: mean per channel, for values in 0..1.
+        std: standard deviation per channel, for values in 0..1.
     """
 
     known: str
@@ -35,7 +35,7 @@ class Preprocessing:
     std: tuple[float, ...] = IMAGENET_STD
 
 
-# The first pattern that is found in a file's path, as torchvision, timm or the cache of Hugging Face names it.
+# The first pattern found in a file's path decides; files are named by torchvision, timm or the Hugging Face cache.
 _TV2 = "11ad3fa6|cd907fc2|f82ba261|1a0047aa|110c445d|173b62eb|9ba9bcbe|d733dc28|[._]tv2_in1k"
 _NAMED = (
     (_TV2, Preprocessing("torchvision, the second version of these weights", 224, 224 / 232)),
@@ -48,11 +48,11 @@ _NAMED = (
 
 
 def preprocessing_of(peer: str, path: str) -> Preprocessing:
-    """Returns how images are prepared for a file of weights.
+    """Returns the preprocessing for a weights file.
 
     Args:
-        peer: the network that it holds, as torch_weights.py names it.
-        path: of the file; its name tells weights of one network apart.
+        peer: name of the network in the file, see `peers.py`.
+        path: path of the file; its name distinguishes different weights of one network.
     """
     if is_cifar(peer):
         return Preprocessing("pytorch_resnet_cifar10", 32, 0, "none")

@@ -1,9 +1,9 @@
-"""What a file of weights holds, and which of its tensors are a given network's.
+"""The contents of a weights file, and the search for the tensors in it that belong to a given network.
 
-Training programs wrap weights in many ways: a state dict may stand alone, under a key, under keys within keys,
-beside an average of itself, an optimizer and options, and each name may begin with `module.`, `backbone.` and
-others. All of it is one list of full names here, and what stands before a network's own names is found by what
-fits: the prefix under which the most of them are there, in their shapes.
+Training programs wrap weights in many ways: a state dict may be at the top level, under a key or under nested keys,
+next to an average of itself, an optimizer and options, and names may start with `module.`, `backbone.` and others.
+Here all tensors form one list with full names. The prefix of the network's own names is the one under which most of
+the network's tensors are found with the right shapes.
 """
 
 import dataclasses
@@ -16,22 +16,23 @@ import numpy as np
 
 from hga_flax.pretrained.torch_pickle import StandIn, Tensor
 
-# Segments that wrappers of modules put into names, at any place: DataParallel, torch.compile, FSDP.
+# Segments that module wrappers insert anywhere in names: DataParallel, torch.compile, FSDP.
 _WRAPPERS = re.compile(
     r"(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
 )
 _AVERAGE = re.compile(r"(^|[._])(ema|swa|avg|averaged?|shadow)([._]|$)")
 _COUNTERS = re.compile(r"(^|\.)(num_batches_tracked|n_averaged)$")
-_DEEP = 32  # nested containers that are looked into
-SHOWN = 4  # names in messages
+_DEEP = 32  # maximum nesting depth of containers
+SHOWN = 4  # names listed in messages
 
 
 class Leaf(NamedTuple):
     """A tensor in a file.
 
     Attributes:
-        container: the keys that lead to its dictionary, each with a dot behind it.
-        name: its key there.
+        container: path of the dictionary that holds it: its keys, each followed by a dot.
+        name: its key in that dictionary.
+        tensor: the tensor.
     """
 
     container: str
@@ -41,13 +42,13 @@ class Leaf(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The tensors of a file that were taken for a network's.
+    """The tensors of a file that were chosen for a network.
 
     Attributes:
-        label: the prefix under which they stand, "" at the top.
-        tensors: by their names without it, not yet read.
-        score: how many of the network's tensors are among them in their shapes, and how many by name.
-        others: the labels under which as many fitted.
+        label: common prefix of their names, "" at the top level.
+        tensors: the tensors by their names without the prefix; their values have not been read yet.
+        score: (number of the network's tensors that match in name and shape, number that match in name).
+        others: labels with an equal score.
     """
 
     label: str
@@ -59,12 +60,12 @@ class Choice:
         """Reads the tensors.
 
         Raises:
-            ValueError: one of them does not fit the file.
+            ValueError: a tensor is inconsistent with the file.
         """
         return {name: tensor.array() for name, tensor in self.tensors.items()}
 
     def note(self) -> str:
-        """Returns what was taken where there was a choice, "" where there was none."""
+        """Returns a note on what was chosen if there were alternatives, otherwise ""."""
         if not self.others:
             return ""
         average = " (an average of the weights)" if _AVERAGE.search(self.label) else ""
@@ -77,12 +78,12 @@ class Contents:
     """The tensors of a file.
 
     Args:
-        loaded: what it holds: dictionaries, lists and stand-ins of any depth.
+        loaded: the unpickled object: nested dictionaries, lists and stand-ins.
     """
 
     def __init__(self, loaded: Any):
         self.leaves: list[Leaf] = []
-        self._top: dict[str, str] = {}  # the keys at the top and what is under them
+        self._top: dict[str, str] = {}  # top-level keys and a description of their values
         self._modules: list[StandIn] = []
         self._seen: set[int] = set()
         self._collect(loaded, "", 0)
@@ -110,7 +111,7 @@ class Contents:
         return value.origin if isinstance(value, StandIn) else ""
 
     def check(self) -> None:
-        """Raises a ValueError, which says what the file holds, unless it has tensors."""
+        """Raises a ValueError that describes the contents if the file has no tensors."""
         if self.leaves:
             return
         if self._modules:
@@ -122,7 +123,7 @@ class Contents:
         raise ValueError(f"it holds no tensors; it has {self.describe()}")
 
     def describe(self) -> str:
-        """Returns the keys at the top, with what is under them, and the first names of the most tensors."""
+        """Describes the contents: the top-level keys, and the first names in the dictionary with the most tensors."""
         tensors = [key for key, kind in self._top.items() if kind == "tensor"]
         parts = [f"{key} ({kind})" if kind else key for key, kind in self._top.items() if kind != "tensor"]
         if tensors:
@@ -143,7 +144,7 @@ class Contents:
         return next((container for container in equal if _AVERAGE.search(container)), equal[0])
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Returns the dictionary with the most tensors, an average before what it is of, without `module.`."""
+        """Returns the dictionary with the most tensors, preferring averaged weights, without wrapper prefixes."""
         container = self._largest()
         tensors = {leaf.name: leaf.tensor for leaf in self.leaves if leaf.container == container}
         names = {name: _WRAPPERS.sub("", name) for name in tensors if name != "n_averaged"}
@@ -152,15 +153,15 @@ class Contents:
         return {new: tensors[name].array() for name, new in names.items()}
 
     def choose(self, shapes: Mapping[str, tuple[int, ...]], rename: Any = str, wanted: str = "") -> Choice:
-        """Returns the tensors that fit a network best.
+        """Returns the tensors that match a network best.
 
         Args:
-            shapes: of its tensors, by the names that its state dict has.
-            rename: brings names of older files to today's.
-            wanted: the label that the user asked for, "." for the top, "" for none.
+            shapes: shapes of the network's tensors, by the names in its state dict.
+            rename: function that converts names of older files to current ones.
+            wanted: label requested by the user; "." for the top level, "" for none.
 
         Raises:
-            ValueError: nothing stands under `wanted`; the message lists what fits.
+            ValueError: nothing under `wanted` matches; the message lists the contents.
         """
         names = self._full_names(rename)
         found: dict[str, dict[str, Leaf]] = {}
@@ -202,23 +203,23 @@ def _tensors(count: int) -> str:
 
 
 def _under(scores: dict[str, tuple[int, int]], wanted: str) -> dict[str, tuple[int, int]]:
-    """Returns the prefixes that begin with the wanted one; "." is the top."""
+    """Returns the scores of the prefixes that start with the wanted one; "." is the top level."""
     if wanted in (".", ""):
         return {prefix: score for prefix, score in scores.items() if not prefix}
     return {prefix: score for prefix, score in scores.items() if prefix.startswith(wanted)}
 
 
 def _fits(given: tuple[int, ...], expected: tuple[int, ...]) -> bool:
-    """Whether shapes agree, with convolutions of a whole map taken for fully connected layers."""
+    """Returns whether shapes match; a convolution over a whole map matches a fully connected layer."""
     whole = len(expected) == 2 and len(given) == 4 and (given[0], math.prod(given[1:])) == expected
     return given == expected or whole
 
 
 def _entries(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yields what a container holds, by key; nothing for what is no container."""
+    """Yields the entries of a container by key; nothing for other values."""
     if isinstance(value, StandIn):
         value = value.items
-    if isinstance(value, dict):  # by the class's own method: a pickle may have set another on the object
+    if isinstance(value, dict):  # call the class's own method: a pickle may have set another on the object
         yield from ((str(key), entry) for key, entry in dict.items(value))
     elif isinstance(value, (list, tuple)):
         yield from ((str(i), entry) for i, entry in enumerate(value))

@@ -1,10 +1,9 @@
-"""Reads files of PyTorch's weights into NumPy arrays, without PyTorch and without running what they hold.
+"""Reads PyTorch weights files into NumPy arrays, without PyTorch and without executing code in them.
 
-What a file is shows in its content, not in its ending. Both layouts of `torch.save` are read: the zip archive
-(PyTorch 1.6 and later, `data.pkl` beside one raw file per storage) and the older sequence of pickles that many
-released files still have. The layouts:
-https://docs.pytorch.org/docs/stable/notes/serialization.html, torch/serialization.py.
-`.safetensors`: https://huggingface.co/docs/safetensors (a JSON header, then raw data).
+The layout is recognised by the file's content, not its extension. Both layouts of `torch.save` are supported: the zip
+archive (PyTorch 1.6 and later, `data.pkl` next to one raw file per storage) and the older sequence of pickles, which
+many released files still use. The layouts: https://docs.pytorch.org/docs/stable/notes/serialization.html,
+torch/serialization.py. `.safetensors`: https://huggingface.co/docs/safetensors (a JSON header, then raw data).
 """
 
 import contextlib
@@ -110,7 +109,7 @@ _READERS = {"zip": _read_zip, "pickle": read_legacy, "safetensors": _read_safete
 
 @contextlib.contextmanager
 def _named(path: pathlib.Path, kinds: tuple[type[Exception], ...] = (OSError, ValueError)) -> Iterator[None]:
-    """Makes errors of these kinds one line that names the file."""
+    """Converts errors of these kinds to a one-line UserError that names the file."""
     try:
         yield
     except EOFError:
@@ -123,10 +122,10 @@ def _named(path: pathlib.Path, kinds: tuple[type[Exception], ...] = (OSError, Va
 
 
 def check_weights_file(path: str | pathlib.Path) -> None:
-    """Looks at the first bytes of a file.
+    """Checks by its first bytes that a file holds weights.
 
     Raises:
-        UserError: it is no file of weights; the message says what it is.
+        UserError: it does not; the message says what the file is.
     """
     with _named(pathlib.Path(path)):
         weights_layout(pathlib.Path(path))
@@ -134,12 +133,12 @@ def check_weights_file(path: str | pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def open_weights(path: str | pathlib.Path) -> Iterator[Contents]:
-    """Opens a file of weights, of any name; its tensors are read as they are asked for.
+    """Opens a weights file with any extension; tensors are read lazily.
 
-    Nothing that a pickle asks for is imported or called, see torch_pickle.py.
+    Nothing that a pickle names is imported or called, see torch_pickle.py.
 
     Raises:
-        UserError: it cannot be read, is damaged, or holds no tensors; a ValueError within the context becomes one too.
+        UserError: the file cannot be read, is damaged or has no tensors, or a ValueError was raised within the context.
     """
     path = pathlib.Path(path)
     with _named(path):
@@ -154,7 +153,7 @@ def open_weights(path: str | pathlib.Path) -> Iterator[Contents]:
 
 
 def read_torch_file(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads the state dict of a file whose network is not known: that of the most tensors, an average before others.
+    """Reads the state dict of a file whose network is unknown: that with the most tensors, preferring an average.
 
     Raises:
         UserError: see `open_weights`.

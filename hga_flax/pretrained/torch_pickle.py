@@ -1,9 +1,9 @@
-"""Unpickles what `torch.save` writes, without PyTorch and without running anything that the pickle names.
+"""Unpickles files of `torch.save` without PyTorch and without running anything that the pickle names.
 
-A pickle may call any function that it names. Here a name either builds tensors, or becomes a stand-in:
-a class of ours that keeps what the pickle gives it and does nothing. So the options, schedules and metrics
-that training programs save beside the weights are read over, and no code of theirs is imported or called.
-The names that build tensors: torch/_utils.py, torch/storage.py, numpy/_core/multiarray.py.
+A pickle can call any function that it names. Here a name either builds tensors or becomes a stand-in, a class
+of ours that stores what the pickle passes to it and does nothing. So the options, schedules and metrics that
+training programs save with the weights are skipped, and none of their code is imported or called.
+The names that build tensors are from torch/_utils.py, torch/storage.py and numpy/_core/multiarray.py.
 """
 
 import io
@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-REPEATED = 65536  # values that a tensor of stride 0 may repeat a shorter storage to
+REPEATED = 65536  # most values of a tensor that repeats a shorter storage by stride 0
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 DTYPES = {  # PyTorch's names
     "float32": np.dtype("<f4"),
@@ -55,12 +55,12 @@ STORAGES = {
 
 
 class Storage:
-    """The flat array behind one or more tensors; its bytes are read when they are first asked for.
+    """The flat array behind one or more tensors; its bytes are read on first use.
 
     Attributes:
-        dtype: of its values.
-        size: how many it has.
-        read: returns its bytes; set by who knows where they lie.
+        dtype: dtype of the values.
+        size: number of values.
+        read: function that returns the bytes; set by the reader of the file's layout.
     """
 
     __slots__ = ("_data", "dtype", "read", "size")
@@ -75,7 +75,7 @@ class Storage:
         """Returns the values.
 
         Raises:
-            ValueError: the file holds fewer.
+            ValueError: the file has fewer bytes than the storage needs.
         """
         if self._data is None:
             raw = self.read() if self.read else b""
@@ -86,10 +86,10 @@ class Storage:
 
 
 class Tensor:
-    """A tensor as the file describes it: a window of a storage.
+    """A tensor as the file describes it: a strided view of a storage.
 
     Attributes:
-        shape: its sizes, as PyTorch orders them.
+        shape: shape with PyTorch's order of axes.
     """
 
     __slots__ = ("dtype", "offset", "shape", "storage", "strides")
@@ -101,10 +101,14 @@ class Tensor:
         self.dtype = dtype or storage.dtype
 
     def __setstate__(self, state: Any) -> None:
-        """A tensor's attributes do not concern its values."""
+        """Ignores attributes of the tensor, which do not affect its values."""
 
     def array(self) -> np.ndarray:
-        """Returns a copy of the window, after checking that it lies inside the storage."""
+        """Returns a copy of the view, after checking that it is inside the storage.
+
+        Raises:
+            ValueError: it is not, or its shape or strides are malformed.
+        """
         numbers = (self.offset, *self.shape, *self.strides)
         if len(self.shape) != len(self.strides) or any(type(n) is not int or n < 0 for n in numbers):
             raise ValueError("a tensor's shape or strides are malformed")
@@ -122,12 +126,12 @@ class Tensor:
 
 
 class StandIn:
-    """An object of a class that is not known here: keeps what the pickle gives it and does nothing.
+    """Replaces an object of an unknown class: stores what the pickle passes to it and does nothing.
 
     Attributes:
-        origin: the class that it stands for, "argparse.Namespace".
-        items: what the pickle set by key, as for a dictionary of another class.
-        state: what the pickle would have had it restore itself from.
+        origin: name of the class that it replaces, such as "argparse.Namespace".
+        items: entries that the pickle set by key, as for a dictionary subclass.
+        state: the argument of `__setstate__`.
     """
 
     __slots__ = ("arguments", "items", "state")
@@ -145,14 +149,14 @@ class StandIn:
         self.items[key] = value
 
     def append(self, value: Any) -> None:
-        """Keeps an entry of a list of another class."""
+        """Stores an entry, as for a list subclass."""
         self.items[len(self.items)] = value
 
     add = append
 
     @property
     def is_module(self) -> bool:
-        """Whether it stands for a whole `torch.nn.Module`."""
+        """Whether it replaces a whole `torch.nn.Module`."""
         return isinstance(self.state, dict) and {"_modules", "_parameters"} <= set(self.state)
 
 
@@ -175,7 +179,7 @@ class _Dtype:
 
 
 class _NumpyArray(Tensor):
-    """A `numpy.ndarray` in a pickle, as Detectron2's and older programs write weights."""
+    """A `numpy.ndarray` in a pickle; Detectron2 and older programs write weights this way."""
 
     __slots__ = ()
 
@@ -183,7 +187,7 @@ class _NumpyArray(Tensor):
         super().__init__(Storage(np.dtype("u1"), 0), 0, (0,), (0,))
 
     def __setstate__(self, state: Any) -> None:
-        shape, dtype, fortran, raw = state[-4:]  # a version before them may be missing
+        shape, dtype, fortran, raw = state[-4:]  # a version number may precede them
         if not isinstance(dtype, _Dtype) or not isinstance(raw, (bytes, bytearray, str)):
             raise pickle.UnpicklingError("it holds an array of objects")
         raw = raw.encode("latin1") if isinstance(raw, str) else bytes(raw)
@@ -193,28 +197,28 @@ class _NumpyArray(Tensor):
 
 
 def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any) -> Tensor:
-    """A `numpy.ndarray` in a pickle of protocol 5."""
+    """Rebuilds a `numpy.ndarray` from a pickle of protocol 5."""
     array = _NumpyArray()
     array.__setstate__((shape, dtype, order == "F", raw))
     return array
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    """Bytes in a pickle of Python 3 that Python 2 can read."""
+    """Rebuilds bytes from a pickle that Python 3 wrote in a protocol for Python 2."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError("it holds a text of an unknown kind")
     return text.encode("latin1")
 
 
 def _contiguous(shape: tuple) -> tuple:
-    """Returns the strides, in values, of an array whose last axis is the densest."""
+    """Returns the strides of a C-contiguous array, in values."""
     return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
 class _Name:
-    """Stands for a name in the pickle that is no class: a storage type, or a function that rebuilds a tensor.
+    """Represents a name in the pickle that is not a class: a storage type, or a function that rebuilds a tensor.
 
-    Without `__dict__` and with a `__setstate__` that refuses, a pickle can do nothing to it but call it.
+    It has no `__dict__`, and its `__setstate__` raises, so a pickle can do nothing but call it.
     """
 
     __slots__ = ("_call", "name")
@@ -232,7 +236,7 @@ class _Name:
 
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
-    # What follows (requires_grad, backward hooks, metadata) does not concern the values.
+    # The remaining arguments (requires_grad, backward hooks, metadata) do not affect the values.
     if not isinstance(storage, Storage):
         raise pickle.UnpicklingError("a tensor without a storage")
     return Tensor(storage, offset, tuple(shape), tuple(strides))
@@ -241,7 +245,7 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any
 def _rebuild_tensor_v3(
     storage: Any, offset: Any, shape: Any, strides: Any, gradient: Any, hooks: Any, dtype: Any, *_: Any
 ) -> Tensor:
-    """Types without a storage of their own: the bytes are shared, the tensor says what they are."""
+    """Rebuilds a tensor of a dtype without its own storage type: the storage is untyped, the tensor has the dtype."""
     tensor = _rebuild_tensor(storage, offset, shape, strides)
     name = getattr(dtype, "origin", "").removeprefix("torch.")
     if name not in DTYPES:
@@ -257,14 +261,14 @@ def _rebuild_parameter(data: Any, *_: Any) -> Tensor:
 
 
 def _rebuild_from_type(function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
-    """A subclass of Tensor, or a tensor with attributes."""
+    """Rebuilds a subclass of Tensor, or a tensor with attributes."""
     if not isinstance(function, _Name):
         raise pickle.UnpicklingError("a tensor of a class that is not known")
     return function(*arguments)
 
 
 def _load_from_bytes(raw: Any) -> Any:
-    """A storage in a pickle that `pickle.dump` wrote: a file of PyTorch's older layout within the file."""
+    """Rebuilds a storage in a pickle that `pickle.dump` wrote: an embedded file of PyTorch's older layout."""
     return read_legacy(io.BytesIO(raw if isinstance(raw, bytes) else raw.encode("latin1")))
 
 
@@ -289,11 +293,11 @@ _ADMITTED = {
 
 
 class Unpickler(pickle.Unpickler):
-    """Builds the names of `_ADMITTED`, gives a `StandIn` for every other, and hands out the storages it meets.
+    """Unpickler that resolves only the names in `_ADMITTED`, replaces all others by a `StandIn`, and collects storages.
 
     Args:
-        file: at the start of a pickle.
-        storages: filled with those that the pickle refers to, by their keys in the file.
+        file: file positioned at the start of a pickle.
+        storages: filled with the storages that the pickle refers to, by their keys in the file.
     """
 
     def __init__(self, file: BinaryIO, storages: dict[str, Storage]) -> None:
@@ -303,7 +307,7 @@ class Unpickler(pickle.Unpickler):
         self._classes: dict[str, type[StandIn]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """Imports nothing, whatever the name."""
+        """Resolves a name without importing anything."""
         if (module, name) in _ADMITTED:
             return _ADMITTED[module, name]
         origin = f"{module}.{name}"
@@ -314,7 +318,7 @@ class Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Any:
         """Returns the storage that a tensor refers to."""
         if isinstance(pid, tuple) and len(pid) == 4 and pid[0] == "module":
-            return pid[1]  # old files keep the source of a module's class beside it
+            return pid[1]  # old files store the source code of a module's class with it
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" or not isinstance(pid[1], _Name):
             raise pickle.UnpicklingError("it refers to something other than a storage")
         kind, key, size = pid[1].name, str(pid[2]), pid[4]
@@ -326,7 +330,7 @@ class Unpickler(pickle.Unpickler):
         return self._view(storage, pid[5]) if len(pid) > 5 and pid[5] is not None else storage
 
     def _view(self, storage: Storage, view: Any) -> Storage:
-        """Returns a part of a storage, which tensors of old files may share."""
+        """Returns a slice of a storage; tensors of old files may share one."""
         if not isinstance(view, tuple) or len(view) != 3 or any(type(n) is not int or n < 0 for n in view[1:]):
             raise pickle.UnpicklingError("a part of a storage is malformed")
         key, offset, size = view
@@ -339,10 +343,10 @@ class Unpickler(pickle.Unpickler):
 
 
 def read_legacy(file: BinaryIO) -> Any:
-    """Reads PyTorch's layout before 1.6, a sequence of pickles and then the storages, or a plain pickle.
+    """Reads the layout used before PyTorch 1.6 (a sequence of pickles, then the storages) or a plain pickle.
 
     Raises:
-        ValueError: it is damaged or cut short.
+        ValueError: the file is damaged or truncated.
     """
     first = Unpickler(file, {}).load()
     if first != LEGACY_MAGIC or isinstance(first, (StandIn, Tensor)):
@@ -374,7 +378,7 @@ def read_legacy(file: BinaryIO) -> Any:
 
 
 def part(file: BinaryIO, start: int, length: int) -> Callable[[], bytes]:
-    """Returns what reads so many bytes of a file from a place on."""
+    """Returns a function that reads `length` bytes of a file from offset `start`."""
 
     def read() -> bytes:
         file.seek(start)

@@ -1,7 +1,7 @@
-"""Weights of torchvision's and timm's networks as this project's variables.
+"""Converts weights of torchvision's and timm's networks to this project's variables and back.
 
-`peers.py` knows the names, this file the axes; a wrong file is refused with the names that are missing,
-unexpected or of another shape, and what is written is read again to the bit. Released weights:
+`peers.py` maps the names, this file the axes. For a wrong file the error lists the names that are missing,
+unexpected or of another shape. Writing and reading again is bit-exact. Released weights:
 https://docs.pytorch.org/vision/stable/models.html, https://huggingface.co/timm.
 """
 
@@ -21,7 +21,7 @@ from hga_flax.pretrained.cifar_weights import BOTH_SIDES, cifar_peers, our_order
 from hga_flax.pretrained.peers import ATTENTION_OPTIONS, PEERS, attention_of, new_name, peer_name, peers_of
 from hga_flax.pretrained.torch_contents import Choice, Contents
 
-# Rows and columns of the map, channels first there, that a layer reads flattened: an auxiliary head's and VGG's first.
+# Height and width of the map (channels first in PyTorch) that a layer reads flattened: auxiliary heads and VGG's first.
 _FLATTENED = {"hidden": 4, "hidden1": vgg.POOLED}
 
 
@@ -29,9 +29,9 @@ class Found(NamedTuple):
     """A network's tensors in a file.
 
     Attributes:
-        peer: the one of `PEERS` or of `cifar_peers` whose names they have, or None for our own, see `peer_name`.
-        choice: which they are.
-        size: how many tensors the network has.
+        peer: entry of `PEERS` or `cifar_peers` whose names the tensors have, or None for our names, see `peer_name`.
+        choice: the tensors that were chosen.
+        size: number of tensors of the network.
     """
 
     peer: str | None
@@ -40,18 +40,18 @@ class Found(NamedTuple):
 
 
 def find_peer(model: str, contents: Contents, places: Mapping[tuple[str, ...], Any], wanted: str = "") -> Found:
-    """Finds a network's tensors in a file, under whatever wrappers and prefixes.
+    """Finds a network's tensors in a file, under any wrappers and prefixes.
 
     Args:
-        model: our network.
-        contents: of the file.
+        model: name of our network.
+        contents: contents of the file.
         places: our variables, or their shapes, by paths such as `("params", "stage1_block1", "conv1", "kernel")`.
         wanted: see `Contents.choose`.
 
     Raises:
-        ValueError: nothing of the network stands under `wanted`.
+        ValueError: no tensor of the network is under `wanted`.
     """
-    marks = {"se": ".se.", "sk": ".paths."}  # in the names of a network with that attention
+    marks = {"se": ".se.", "sk": ".paths."}  # occur in the names of a network with that attention
     names = [leaf.name for leaf in contents.leaves]
     attention = next((a for a, mark in marks.items() if any(mark in name for name in names)), "none")
     found = []
@@ -59,21 +59,21 @@ def find_peer(model: str, contents: Contents, places: Mapping[tuple[str, ...], A
     for peer in peers or [*cifar_peers(model), None]:
         shapes = {peer_name(peer, path[1:]): _torch_shape(path, place.shape) for path, place in places.items()}
         found.append(Found(peer, contents.choose(shapes, new_name, wanted), len(shapes)))
-    return max(found, key=lambda found: found.choice.score)  # the first of equals
+    return max(found, key=lambda found: found.choice.score)  # the first one on a tie
 
 
 def renamed(
     name: str | None, tensors: Mapping[str, np.ndarray], paths: Iterable[tuple[str, ...]]
 ) -> tuple[dict[tuple[str, ...], np.ndarray], list[str]]:
-    """Brings a state dict under our names, without asking for its shapes.
+    """Converts a state dict to our names and axes without checking shapes.
 
     Args:
-        name: whose names they are, see `peer_name`.
+        name: peer whose names the tensors have, see `peer_name`.
         tensors: arrays by name, for example from `read_torch_file`.
-        paths: of our variables, `("params", "stage1_block1", "conv1", "kernel")`.
+        paths: paths of our variables, such as `("params", "stage1_block1", "conv1", "kernel")`.
 
     Returns:
-        The arrays that have one of these places, with our axes, and the names of those that have none.
+        The arrays by path, with our axes, and the names of tensors that match no path.
     """
     given, arrays = _plain_names(tensors), {}
     for path in paths:
@@ -86,36 +86,36 @@ def renamed(
 
 
 def _plain_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the tensors that we have a place for, under the names of `new_name`."""
+    """Returns the tensors under their names by `new_name`, without BatchNorm's counters, which we do not have."""
     named = {new_name(key): value for key, value in tensors.items()}
     return {key: value for key, value in named.items() if not key.endswith("num_batches_tracked")}
 
 
 def _squeezed(name: str | None, path: tuple[str, ...], tensor: np.ndarray) -> np.ndarray:
-    """timm's SE, SK and VGG have convolutions of a whole map where we have fully connected layers."""
+    """Flattens kernels of whole-map convolutions, which timm's SE, SK and VGG have in place of our FC layers."""
     dense = path[-2] in ("hidden1", "hidden2", "classifier") or (_is_timms(name, path) and tensor.shape[2:] == (1, 1))
     return tensor.reshape(len(tensor), -1) if dense and tensor.ndim == 4 else tensor
 
 
 def _is_timms(name: str | None, path: tuple[str, ...]) -> bool:
-    """True for a variable of an attention that network `name` has there, SE or SK."""
+    """Returns whether the variable belongs to an attention that the peer `name` has too (SE or SK)."""
     return "attention" in path and attention_of(name) != "none"
 
 
 def _torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the peer's shape of our variable: OIHW convolutions, out x in for fully connected layers."""
+    """Returns the peer's shape for our variable: OIHW for convolutions, out x in for fully connected layers."""
     if not _has_torch_axes(path, len(shape)):
         return shape
     return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1]
 
 
 def _has_torch_axes(path: tuple[str, ...], rank: int) -> bool:
-    """True where PyTorch orders the axes of our variable another way; HGA's kernels are `kernel_1`, `kernel_3`, ..."""
+    """Returns whether PyTorch has another axis order for our variable; HGA's kernels are `kernel_1`, `kernel_3`, ..."""
     return path[-1].startswith("kernel") and rank in (2, 4)
 
 
 def _converted(path: tuple[str, ...], tensor: np.ndarray) -> np.ndarray:
-    """Returns a peer's tensor with our axes."""
+    """Converts a peer's tensor to our axis order."""
     if not _has_torch_axes(path, tensor.ndim):
         return tensor
     if tensor.ndim == 4:
@@ -127,11 +127,11 @@ def _converted(path: tuple[str, ...], tensor: np.ndarray) -> np.ndarray:
 
 
 def torch_tensors(name: str | None, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Turns variables into a state dict, the inverse of `variables_from_torch` to the bit.
+    """Converts variables to a state dict, the bit-exact inverse of `variables_from_torch`.
 
     Args:
-        name: whose names it takes, see `peer_name`.
-        variables: `{"params": ..., "batch_stats": ...}` of a network that has this one's layers, and any attention.
+        name: peer whose names the state dict gets, see `peer_name`.
+        variables: `{"params": ..., "batch_stats": ...}` of a network with the peer's layers and any attention.
     """
     return {
         peer_name(name, path[1:]): _as_torch(name, path, np.asarray(array))
@@ -140,7 +140,7 @@ def torch_tensors(name: str | None, variables: Mapping[str, Any]) -> dict[str, n
 
 
 def _as_torch(name: str | None, path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
-    """Returns our variable with PyTorch's axes; the inverse of `_converted`."""
+    """Converts our variable to PyTorch's axis order, the inverse of `_converted`."""
     if not _has_torch_axes(path, array.ndim):
         return array
     if array.ndim == 4:
@@ -152,7 +152,7 @@ def _as_torch(name: str | None, path: tuple[str, ...], array: np.ndarray) -> np.
 
 
 def torch_model(name: str, tensors: Mapping[str, np.ndarray], **options: Any) -> nn.Module:
-    """Creates our model for a peer's state dict; the number of classes and auxiliary heads come from it.
+    """Creates our model for a peer's state dict, which determines the number of classes and the auxiliary heads.
 
     Args:
         name: one of `PEERS`: a torchvision or timm name.
@@ -160,7 +160,7 @@ def torch_model(name: str, tensors: Mapping[str, np.ndarray], **options: Any) ->
         **options: further options of `create_model`, for example `dtype`.
 
     Raises:
-        ValueError: an unknown network or option.
+        ValueError: the network or an option is unknown.
     """
     if name not in PEERS:
         raise ValueError(f"no PyTorch weights for '{name}'{nearest(name, PEERS)}; known: {', '.join(PEERS)}")
@@ -180,17 +180,17 @@ def _listed(names: list[str]) -> str:
 def variables_from_torch(
     name: str, tensors: Mapping[str, np.ndarray], model: nn.Module | None = None, dtype: Any = jnp.float32
 ) -> dict:
-    """Turns a torchvision or timm state dict into `{"params": ..., "batch_stats": ...}`.
+    """Converts a torchvision or timm state dict to `{"params": ..., "batch_stats": ...}`.
 
     Args:
-        name: one of `PEERS`: the network that the state dict belongs to.
+        name: one of `PEERS`: the network of the state dict.
         tensors: arrays by name, for example from `read_torch_file`. `num_batches_tracked` is ignored.
-        model: our network, from `torch_model` unless given.
-        dtype: of the variables.
+        model: our network; None creates it by `torch_model`.
+        dtype: dtype of the variables.
 
     Raises:
-        UserError: names are missing, unexpected or of another shape; the message lists them.
-        ValueError: an unknown network.
+        UserError: tensors are missing, unexpected or of another shape; the message lists them.
+        ValueError: the network is unknown.
     """
     given = _plain_names(tensors)
     model = torch_model(name, given) if model is None else model
