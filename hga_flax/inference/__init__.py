@@ -1,4 +1,4 @@
-"""What a trained network is used for: prediction, and files for ONNX, StableHLO and PyTorch.
+"""Uses of a trained network: prediction, and export to ONNX, StableHLO and PyTorch.
 
-Imports training/. Start at predictor.py.
+Imports training/ and the rooms before it. Start at predictor.py.
 """

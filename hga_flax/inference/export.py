@@ -1,10 +1,10 @@
-"""`python -m hga_flax export`: the network of a run as one file, checked against the checkpoint before it is kept.
+"""`python -m hga_flax export`: writes the network of a run to one file, after checking it against the checkpoint.
 
-The file takes raw images, uint8 `[batch, height, width, channels]` of any batch size, and gives
-"logits" and "probabilities", float32 `[batch, classes]`: normalisation and softmax are in it, decoding
-and cropping are not (their sizes are in the metadata). It computes in float32 whatever the run did.
-ONNX keeps the metadata in the file, as JSON values; StableHLO has none, they lie beside it in PATH.json.
-`--format=safetensors` writes the weights alone, for PyTorch, see `weights.py`.
+The exported network takes raw images, uint8 `[batch, height, width, channels]` with any batch size, and returns
+"logits" and "probabilities", float32 `[batch, classes]`. It includes normalisation and softmax, but not decoding
+and cropping (the metadata has their sizes). It computes in float32, whatever dtype the run used.
+ONNX files contain the metadata as JSON values; StableHLO has no metadata, so they are written to PATH.json.
+`--format=safetensors` writes only the weights, for PyTorch, see `export_weights.py`.
 """
 
 import argparse
@@ -32,8 +32,8 @@ from hga_flax.training.evaluation import apply_network
 from hga_flax.training.restore import configure_for
 from hga_flax.version import __version__
 
-CHECKED = 16  # images on which the file is compared with the checkpoint
-TOLERANCE = 1e-4  # largest difference of a logit, relative to the largest logit
+CHECKED = 16  # number of images on which the file is compared with the checkpoint
+TOLERANCE = 1e-4  # largest allowed difference of a logit, relative to the largest logit
 Network = Callable[[Any], dict[str, Any]]  # images -> logits and probabilities
 
 
@@ -51,8 +51,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Writes the file.
 
     Raises:
-        UserError: no such run, the file cannot be written, packages are missing, or it gives other results than the
-            checkpoint; in each case a file that was there before is as it was.
+        UserError: there is no such run, the file cannot be written, packages are missing, or the file's results
+            differ from the checkpoint's; in each case an existing file stays unchanged.
     """
     check_weights_flags(arguments)
     out = expand(arguments.out, "--out").absolute()
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
     images = jax.ShapeDtypeStruct((batch, *predictor.image_shape), jnp.uint8)
     folded = fold(network, images)
     scratch = out.with_name(f".{out.name}.new")
-    beside = []  # (scratch, place) of what lies beside the file
+    beside = []  # (scratch, final path) of files next to the exported one
     with _cleared(scratch), _cleared(facts_scratch := out.with_name(f".{out.name}.json.new")):
         try:
             if arguments.format == "onnx":
@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> None:
                 facts_scratch.write_text(json.dumps(facts, indent=2) + "\n")
                 beside = [(facts_scratch, out.with_name(out.name + ".json"))]
             difference, kind = compare(predictor, network, scratch, arguments.format)
-            if not difference <= TOLERANCE:  # NaN too
+            if not difference <= TOLERANCE:  # also catches NaN
                 raise UserError(
                     f"the exported network's logits differ from the checkpoint's by {difference:.1e} of the largest "
                     f"(allowed: {TOLERANCE:.0e}); nothing was written"
@@ -137,7 +137,7 @@ def _origin(predictor: Predictor, workdir: str | None) -> list[tuple[str, str]]:
 
 
 def inference_network(predictor: Predictor) -> Network:
-    """Returns uint8 images `[B, H, W, C]` -> logits and probabilities, in float32, the weights constants in it."""
+    """Returns a function from uint8 images `[B, H, W, C]` to float32 logits and probabilities, weights included."""
     experiment = predictor.restored.experiment
     data, model = experiment.config.data, experiment.model.clone(dtype=jnp.float32)
     variables = jax.tree.map(np.asarray, jax.device_get(predictor.variables))
@@ -150,7 +150,7 @@ def inference_network(predictor: Predictor) -> Network:
 
 
 def metadata(predictor: Predictor) -> dict[str, Any]:
-    """Returns what one must know to use the file: the classes, how images are prepared, where it comes from."""
+    """Returns what a user of the file needs to know: classes, preprocessing of images, and origin."""
     config = predictor.restored.experiment.config
     height, width, channels = predictor.image_shape
     crops = config.data.augmentation == "imagenet"
@@ -160,7 +160,7 @@ def metadata(predictor: Predictor) -> dict[str, Any]:
             "height": height,
             "width": width,
             "channels": "RGB" if channels == 3 else "grey",
-            # Resize the short side to this and cut out the centre; null: resize the whole image to height x width.
+            # Resize the short side to this length and crop the centre; null: resize the whole image to height x width.
             "short_side": round(height / config.data.eval_crop_fraction) if crops else None,
             "crop_fraction": config.data.eval_crop_fraction if crops else None,
         },
@@ -176,12 +176,12 @@ def metadata(predictor: Predictor) -> dict[str, Any]:
 
 
 def compare(predictor: Predictor, network: Network, file: pathlib.Path, form: str) -> tuple[float, str]:
-    """Returns the largest difference of the file's logits, relative to the largest logit, and on what images.
+    """Returns the largest difference of the file's logits, relative to the largest logit, and the kind of images used.
 
-    The images are the first of the evaluation split, all at once and the first alone.
+    The images are run as one batch, and the first one again as a batch of one.
     """
     images, kind = check_images(predictor)
-    with jax.default_device(_cpu()):  # others round float32 products more coarsely than what is to be seen here
+    with jax.default_device(_cpu()):  # other devices round float32 products too coarsely for this comparison
         expected = np.asarray(jax.jit(network)(images)["logits"])
         served = _session(file) if form == "onnx" else load(file.read_bytes())
         found = np.concatenate([np.asarray(served(part)["logits"]) for part in (images, images[:1])])
@@ -190,10 +190,10 @@ def compare(predictor: Predictor, network: Network, file: pathlib.Path, form: st
 
 
 def check_images(predictor: Predictor) -> tuple[np.ndarray, str]:
-    """Returns uint8 images `[CHECKED, H, W, C]` as evaluation reads them, or synthetic ones without the data set."""
+    """Returns uint8 images `[CHECKED, H, W, C]` of the evaluation split, or synthetic ones, and their description."""
     dataset, config = predictor.restored.experiment.dataset, predictor.restored.experiment.config
     images = []
-    with contextlib.suppress(UserError):  # the network may be exported where the data set is not
+    with contextlib.suppress(UserError):  # the data set may not be on this machine
         source = dataset.open(config.data.eval_split)
         for index in range(min(4 * CHECKED, len(source))):
             with contextlib.suppress(BadImage):
@@ -223,13 +223,13 @@ def _check_onnx() -> None:
 def _cpu() -> jax.Device:
     try:
         return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS leaves it out
+    except RuntimeError:  # JAX_PLATFORMS excludes the CPU
         return jax.local_devices()[0]
 
 
 @contextlib.contextmanager
 def _cleared(file: pathlib.Path) -> Iterator[None]:
-    """Removes a scratch file at the end, whatever happens."""
+    """Deletes a scratch file on exit, also after an error."""
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""A run's weights as PyTorch's libraries name them, in a `.safetensors` file, read back before it is kept."""
+"""Exports a run's weights to a `.safetensors` file under the names of PyTorch libraries, and verifies the file."""
 
 import json
 import pathlib
@@ -17,22 +17,22 @@ from hga_flax.pretrained.peers import export_peer, libraries
 from hga_flax.pretrained.torch_files import read_torch_file
 from hga_flax.pretrained.torch_weights import renamed, torch_model, torch_tensors
 
-SUFFIX = ".safetensors"  # by which PyTorch's libraries and `init.weights` know the format
+SUFFIX = ".safetensors"  # by which PyTorch libraries and `init.weights` recognise the format
 
 
 def write_weights(predictor: Predictor, file: pathlib.Path, facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """Writes the weights of a run to a file that ends in `SUFFIX`, and returns what to print about it.
+    """Writes the weights of a run to a file that ends in `SUFFIX`; returns (name, value) rows to print.
 
-    The arrays are the checkpoint's own, to the bit, under the names of `peer_name`.
+    The arrays equal the checkpoint's bit for bit; their names are those of `peer_name`.
 
     Args:
-        predictor: of the run.
-        file: which is written.
-        facts: kept in the file's metadata, as JSON values; `names` and `attention_options` are added to them.
+        predictor: predictor of the run.
+        file: path to write.
+        facts: metadata to store in the file as JSON values; `names` and `attention_options` are added.
 
     Raises:
-        UserError: what the file gives back is not what was written.
-        OSError: it cannot be written.
+        UserError: the weights read back from the file differ from those written.
+        OSError: the file cannot be written.
     """
     config = predictor.restored.experiment.config.model
     variables = jax.tree.map(np.asarray, jax.device_get(dict(predictor.variables)))
@@ -55,7 +55,7 @@ def write_weights(predictor: Predictor, file: pathlib.Path, facts: dict[str, Any
 
 
 def _fits(name: str, tensors: dict[str, np.ndarray], variables: dict[str, Any], channels: int) -> bool:
-    """True where the peer has these arrays and no others, in these shapes."""
+    """Returns True if the peer has exactly these arrays, with these shapes."""
     model, images = torch_model(name, tensors), jnp.zeros((1, 64, 64, channels))
     shapes = flatten_dict(dict(jax.eval_shape(model.init, jax.random.key(0), images)))
     return {path: a.shape for path, a in shapes.items()} == {p: a.shape for p, a in flatten_dict(variables).items()}

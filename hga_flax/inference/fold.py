@@ -1,11 +1,10 @@
-"""A network's function rewritten for inference: what is constant is computed now, norms vanish in convolutions.
+"""Optimises a network's function for inference: folds constants, and folds norms into convolutions.
 
-It works on JAX's own program of the function, a jaxpr, so that it needs to know no network and no
-names: a convolution or matrix product with constant weights, followed by multiplications and
-additions of constants for each of its output channels (which is what BatchNorm in inference is),
-becomes one with other weights and a bias. Where an affine map follows something else, as the norm
-that comes first in a pre-activation block or the normalisation of the image, it becomes one
-multiplication and one addition. The results are the same up to rounding.
+It works on the function's jaxpr, and therefore independently of networks and names. A convolution or matrix
+product with constant weights, followed by multiplications and additions of constants per output channel (as in
+BatchNorm at inference), becomes one operation with other weights and a bias. An affine map after anything else,
+such as the first norm of a pre-activation block or the image normalisation, becomes one multiplication and one
+addition. The results are equal up to rounding.
 """
 
 import dataclasses
@@ -19,7 +18,7 @@ import numpy as np
 from jax.extend import core
 
 CALLS = {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat", "checkpoint"}
-# Operations of which each element of the result depends on one place of each operand.
+# Operations in which each element of the result depends on one element of each operand.
 ELEMENTWISE = {
     *("add", "sub", "mul", "div", "max", "min", "pow", "neg", "sign", "abs", "exp", "log", "tanh", "logistic"),
     *("sqrt", "rsqrt", "square", "integer_pow", "convert_element_type", "stop_gradient", "copy", "select_n"),
@@ -29,7 +28,7 @@ ELEMENTWISE = {
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """An array that broadcasts to the shape of the value that it stands for."""
+    """A known value; the array broadcasts to the value's shape."""
 
     array: np.ndarray
 
@@ -39,10 +38,10 @@ class Product:
     """A convolution or matrix product of `x` with constant weights.
 
     Attributes:
-        weights: of it.
-        weights_axis: their axis of output channels.
-        channel_axis: that of the result.
-        compute: weights -> result.
+        weights: the constant weights.
+        weights_axis: axis of the output channels in the weights.
+        channel_axis: axis of the channels in the result.
+        compute: computes the result from weights.
     """
 
     weights: np.ndarray
@@ -52,11 +51,12 @@ class Product:
 
 
 class Affine:
-    """source * scale + offset, computed when it is asked for, once.
+    """The value source * scale + offset, computed lazily and only once.
 
     Args:
-        source: an array, or a product.
-        scale, offset: broadcast to the result.
+        source: an array or a product.
+        scale: factor, broadcasts to the result.
+        offset: summand, broadcasts to the result.
     """
 
     def __init__(self, source: "jax.Array | Product", scale: np.ndarray, offset: np.ndarray):
@@ -64,7 +64,7 @@ class Affine:
         self._array: jax.Array | None = None
 
     def array(self) -> jax.Array:
-        """Computes it."""
+        """Returns the computed value."""
         if self._array is None:
             if isinstance(self.source, Product):
                 shape = [1] * self.source.weights.ndim
@@ -76,7 +76,7 @@ class Affine:
         return self._array
 
     def then(self, scale: Any, offset: Any) -> "Affine":
-        """Returns self * scale + offset, merged where the source allows it."""
+        """Returns self * scale + offset, merged into one affine map unless they vary within a product's channels."""
         if isinstance(self.source, Product):
             axis = self.source.channel_axis
             if any(np.delete(np.shape(c), axis).max(initial=1) > 1 for c in (scale, offset) if np.ndim(c)):
@@ -88,11 +88,11 @@ Value = Constant | Affine | jax.Array
 
 
 def fold(function: Callable[..., Any], *arguments: jax.ShapeDtypeStruct) -> Callable[..., Any]:
-    """Returns a function of the same results, rewritten as the module says.
+    """Returns an equivalent function, optimised as described in the module docstring.
 
     Args:
-        function: of arrays; its weights are constants in it.
-        *arguments: shapes, which may hold symbolic dimensions, and dtypes.
+        function: function of arrays, with its weights as constants.
+        *arguments: shapes (symbolic dimensions allowed) and dtypes of the arrays.
     """
     traced, tree = jax.make_jaxpr(function, return_shape=True)(*arguments)
     structure = jax.tree.structure(tree)
@@ -106,13 +106,13 @@ def fold(function: Callable[..., Any], *arguments: jax.ShapeDtypeStruct) -> Call
 
 
 def _run(jaxpr: core.Jaxpr, consts: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
-    """Evaluates a program on values of which some are known."""
+    """Evaluates a program on values, some of which are constants."""
     uses = Counter(v for eqn in jaxpr.eqns for v in eqn.invars if isinstance(v, core.Var))
     uses.update(v for v in jaxpr.outvars if isinstance(v, core.Var))
     values: dict[core.Var, Value] = {}
 
     def write(var: core.Var, value: Value) -> None:
-        # What is used twice is computed here: a product behind two affine maps would be two products.
+        # Compute values that are used twice: otherwise a product before two affine maps would be computed twice.
         values[var] = value.array() if isinstance(value, Affine) and uses[var] > 1 else value
 
     def read(var: core.Var | core.Literal) -> Value:
@@ -136,7 +136,7 @@ def _run(jaxpr: core.Jaxpr, consts: Sequence[Any], arguments: Sequence[Value]) -
 
 
 def _evaluate(eqn: core.JaxprEqn, inputs: list[Value]) -> list[Value]:
-    """Returns the results of one operation: as constants, as an affine map, or by doing it."""
+    """Returns the results of one operation: as constants, as an affine map, or as computed arrays."""
     if all(isinstance(value, Constant) for value in inputs):
         known = _constants(eqn, [value.array for value in inputs])
         if known is not None:
@@ -154,9 +154,9 @@ def _bind(eqn: core.JaxprEqn, arrays: Sequence[Any]) -> list[Any]:
 
 
 def _constants(eqn: core.JaxprEqn, arrays: list[np.ndarray]) -> list[Constant] | None:
-    """Computes an operation on constants, as small as they are; None where its size is not known yet."""
+    """Computes an operation on constants, unbroadcast where possible; returns None if its size is unknown."""
     name = eqn.primitive.name
-    if name == "dim_as_value":  # a symbolic dimension as a number
+    if name == "dim_as_value":  # the value of a symbolic dimension
         return None
     if name == "broadcast_in_dim" and len(arrays) == 1:
         shape = [1] * len(eqn.params["shape"])
@@ -174,7 +174,7 @@ def _constants(eqn: core.JaxprEqn, arrays: list[np.ndarray]) -> list[Constant] |
 
 
 def _affine(eqn: core.JaxprEqn, inputs: list[Value]) -> Affine | None:
-    """Returns the result of an operation that is an affine map with constants, or a product with some; else None."""
+    """Returns the result of an affine operation with a constant or a product with constant weights; else None."""
     name, aval = eqn.primitive.name, eqn.outvars[0].aval
     if name in ("conv_general_dilated", "dot_general"):
         product = _product(eqn, inputs)
@@ -225,7 +225,7 @@ def _as_affine(value: Affine | jax.Array, aval: Any) -> Affine:
 
 
 def _ranked(constant: Constant, aval: Any) -> np.ndarray:
-    """Returns a constant with as many axes as the result; jaxprs have bare numbers beside arrays."""
+    """Returns a constant with the rank and dtype of the result; jaxprs also combine arrays with scalars."""
     array = constant.array
     return (array if array.ndim else array.reshape([1] * aval.ndim)).astype(aval.dtype)
 
@@ -235,7 +235,7 @@ def _is_known(shape: Sequence[Any]) -> bool:
 
 
 def _array(value: Value, aval: Any) -> Any:
-    """Returns a value as an array of its whole shape."""
+    """Returns a value as an array of its full shape."""
     if isinstance(value, Affine):
         return value.array()
     if isinstance(value, Constant):

@@ -1,8 +1,8 @@
-"""Weights without a run: a file of torchvision's, timm's or a public CIFAR program's, or a run's folder, made usable.
+"""Restores a network from weights: a file from torchvision, timm or a public CIFAR program, or a run's folder.
 
-The network's options and its number of classes are read off the file; how its images are prepared is known by
-the file's name (pretrained/preprocessing.py), and any `data.*` that the user gives wins. Evaluation wants the whole
-network: what the file lacks, or what it has beyond the network, is an error and no fresh value.
+The file determines the network's options and number of classes. Its name determines the preprocessing of images
+(pretrained/preprocessing.py), unless the user sets `data.*`. Evaluation needs the whole network: arrays missing on
+either side are an error, and are never replaced by initial values.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from hga_flax.training.state import TrainState
 
 KEY = "--weights"
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-PREPARED = ("mean", "std", "image_size", "eval_crop_fraction", "augmentation")  # of `data`, by the weights
+PREPARED = ("mean", "std", "image_size", "eval_crop_fraction", "augmentation")  # keys of `data` set by the weights
 
 
 def restore_given(
@@ -46,7 +46,7 @@ def restore_given(
     data: bool = False,
     batch_size: int | None = None,
 ) -> Restored:
-    """Does what `restore_weights` does by a command's flags (see `add_weights_flags`), and configures the process."""
+    """Configures the process and calls `restore_weights` with a command's flags (see `add_weights_flags`)."""
     config, overrides = arguments.config, list(arguments.overrides if overrides is None else overrides)
     with contextlib.suppress(UserError):  # `restore_weights` says what is wrong
         configure_process(override(load_config(config) if config else base_config(), overrides), train=False)
@@ -64,20 +64,22 @@ def restore_weights(
     data: bool = False,
     batch_size: int | None = None,
 ) -> Restored:
-    """Makes a network of a file of weights, or of a run's folder, ready for use.
+    """Restores a network, ready for use, from a file of weights or a run's folder.
 
     Args:
         weights: FILE, FILE@KEY, DIR, DIR@latest or DIR@STEP, see `read_weights`.
-        model: the network: ours ("resnet50", "cifar_resnet20"), or a name of timm's ("seresnet50"); "" for
-            the configuration's. A run has its own.
-        attention: its attention; "" for the configuration's, or what the name of `model` says.
-        config: a file or a configuration, configs/base.py unless given; for a run its own.
-        overrides: "--config.key=value" arguments; what they say of `data` wins over what is known of the weights.
-        data: use the classes of the configuration's data set, which must then be there.
-        batch_size: of an evaluation, if not the configuration's (rounded up to the number of devices).
+        model: our name of the network ("resnet50", "cifar_resnet20") or timm's ("seresnet50"); "" for the
+            configured one. Ignored for a run.
+        attention: attention of the network; "" for the one that `model` implies, or the configured one.
+            Ignored for a run.
+        config: file or configuration; default: configs/base.py, or the run's configuration.
+        overrides: "--config.key=value" arguments; their `data` keys take precedence over the known preprocessing.
+        data: use the classes of the configured data set, which must then be available.
+        batch_size: batch size of evaluation, rounded up to a multiple of the number of devices; None for the
+            configured one.
 
     Raises:
-        UserError: the weights cannot be read or are not this network's, or their classes are not the data set's.
+        UserError: the weights cannot be read or belong to another network, or the data set has other classes.
     """
     path, _ = locate(weights, KEY)
     is_run = path.is_dir()
@@ -111,7 +113,7 @@ def restore_weights(
 
 
 def _name_network(config: ConfigDict, model: str, attention: str, given: Collection[str]) -> None:
-    """Sets `config.model` by the flags; a name of timm's says the attention too."""
+    """Sets `config.model` from the flags; a timm name also determines the attention."""
     if model:
         named, its_attention = PEERS.get(model, (model, ""))
         if model != config.model.name and "model.options" not in given:
@@ -127,7 +129,7 @@ def _name_network(config: ConfigDict, model: str, attention: str, given: Collect
 
 
 def _take_runs(config: ConfigDict, run: ConfigDict, given: Collection[str]) -> None:
-    """Takes a run's network, and how its images are prepared."""
+    """Copies the network and the preprocessing of images from a run's configuration."""
     for key in ("name", "options", "attention", "attention_options"):
         config.model[key] = run.model[key]
     for key in PREPARED:
@@ -153,7 +155,7 @@ def _prepare_images(config: ConfigDict, known: Preprocessing, given: Collection[
 
 
 def _read(weights: str, config: ConfigDict) -> tuple[Source, dict[Path, Any]]:
-    """Reads the weights for the network as it is configured."""
+    """Reads the weights for the configured network; returns them with the network's variables by path."""
     places = _places(config, 1, 3)
     return read_weights(weights, config.model.name, places, KEY), places
 
@@ -166,7 +168,7 @@ def _places(config: ConfigDict, classes: int, channels: int) -> dict[Path, Any]:
 
 
 def _set_options(config: ConfigDict, source: Source, places: dict[Path, Any], given: Collection[str]) -> None:
-    """Sets the shortcuts of a CIFAR network whose file has none with parameters."""
+    """Sets shortcut='A' for a CIFAR network if the file has no shortcuts with parameters."""
     has = lambda paths: any("downsample_conv" in path for path in paths)
     if is_cifar(source.peer) and has(places) and not has(source.arrays) and "model.options" not in given:
         options = parse_options(config.model.options, "model.options") | {"shortcut": "A"}
@@ -174,7 +176,11 @@ def _set_options(config: ConfigDict, source: Source, places: dict[Path, Any], gi
 
 
 def _shapes(source: Source, config: ConfigDict) -> tuple[int, int]:
-    """Returns the number of classes and of input channels that the arrays have."""
+    """Returns the numbers of classes and input channels, from the shapes of the arrays.
+
+    Raises:
+        UserError: there is no last layer.
+    """
     head = next((array for path, array in source.arrays.items() if path[1:3] == (HEAD, "kernel")), None)
     stem = next((a for path, a in source.arrays.items() if path[1].startswith("stem") and a.ndim == 4), None)
     if head is None:
@@ -188,10 +194,10 @@ def _shapes(source: Source, config: ConfigDict) -> tuple[int, int]:
 def _dataset(
     config: ConfigDict, source: Source, classes: int, channels: int, of_run: DatasetInfo | None, data: bool
 ) -> DatasetInfo:
-    """Returns the classes: the data set's, the run's, or those that such weights are known to have.
+    """Returns the data set's description, with its own classes, the run's, or those known for such weights.
 
     Raises:
-        UserError: the data set has other classes than the weights.
+        UserError: the classes of the data set differ from those of the weights.
     """
     names: tuple[str, ...] = ()
     if of_run:
@@ -203,7 +209,7 @@ def _dataset(
     if not data:
         return DatasetInfo(config.data.name, classes, channels, names)
     if of_run and config.data.name == FOLDER:
-        return dataclasses.replace(of_run, name=FOLDER, num_examples={})  # whose classes are compared as it is opened
+        return dataclasses.replace(of_run, name=FOLDER, num_examples={})  # opening it will compare the classes
     info = dataset_info(config.data.name, config.data.dir)
     if info.num_classes != classes:
         raise UserError(
@@ -217,10 +223,10 @@ def _dataset(
 
 
 def _state(source: Source, config: ConfigDict, classes: int, channels: int) -> TrainState:
-    """Returns a state with the weights in it, and nothing of training.
+    """Returns a state with the weights, and without an optimizer state.
 
     Raises:
-        UserError: arrays are missing, or the file has some for which the network has no place.
+        UserError: arrays are missing from the file, or it has arrays that the network lacks.
     """
     network = f"{config.model.name} with attention {config.model.attention}"
     fitted = fit(source, _places(config, classes, channels), network)
@@ -245,7 +251,7 @@ def _state(source: Source, config: ConfigDict, classes: int, channels: int) -> T
 
 
 def describe_weights(restored: Restored) -> list[tuple[str, str]]:
-    """Returns what a command prints of weights without a run: (name, value) rows."""
+    """Returns the (name, value) rows that a command prints about weights without a run."""
     config = restored.experiment.config
     data, size = config.data, restored.experiment.eval_image_shape[0]
     if data.augmentation == "imagenet":

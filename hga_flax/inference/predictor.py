@@ -1,4 +1,4 @@
-"""Images to labels: a restored network that reads, decodes and normalises as evaluation does."""
+"""Predicts labels of images with a restored network; reads, decodes and normalises images as evaluation does."""
 
 import concurrent.futures
 import glob
@@ -21,21 +21,26 @@ from hga_flax.training.evaluation import apply_network
 from hga_flax.training.restore import Restored, restore_workdir
 from hga_flax.training.step import REPLICATED, SPLIT
 
-Image = str | os.PathLike | bytes | np.ndarray  # a file's name, an encoded image, or uint8 [H, W, C]
+Image = str | os.PathLike | bytes | np.ndarray  # a file name, an encoded image, or uint8 [H, W, C]
 
 
 class Predictor:
-    """Labels images with the network of a run; see `from_workdir`.
+    """Labels images with a trained network; see `from_workdir` and `from_weights`.
 
     Args:
-        restored: a checkpoint, from `restore_workdir`.
+        restored: a restored network, from `restore_workdir`.
 
     Attributes:
-        restored: the same.
+        restored: the restored network.
         variables: the network's weights, as `restored.experiment.model.apply` takes them.
-        class_names: of the classes, in the order of the probabilities.
-        batch_size: the most images that go through the network at once.
+        class_names: names of the classes, in the order of the probabilities.
+        batch_size: maximum number of images per batch.
         image_shape: (height, width, channels) of the network's input.
+
+    Example:
+        >>> predictor = Predictor.from_workdir("runs/digits")
+        >>> predictor.class_names[predictor.predict("digit.png")[0].argmax()]
+        '3'
     """
 
     def __init__(self, restored: Restored):
@@ -67,17 +72,17 @@ class Predictor:
         batch_size: int | None = None,
         weights: str | None = None,
     ) -> "Predictor":
-        """Restores a run's network; the data set that it was trained on need not be there.
+        """Restores a run's network; does not need the data set that it was trained on.
 
         Args:
             path: the workdir.
             checkpoint: "best" (lowest top-1 error), "latest" or a step.
-            data_dir: where the data set lies, if not where the run had it.
-            batch_size: the most images at once, the evaluation's where it is None.
-            weights: "ema" or "raw"; None for the average where the run keeps one.
+            data_dir: folder of the data set; None for the run's.
+            batch_size: maximum number of images per batch; None for the run's evaluation batch size.
+            weights: "ema" or "raw"; None for the moving average if the run keeps one.
 
         Raises:
-            UserError: no run, no such checkpoint, or it cannot be read.
+            UserError: there is no such run or checkpoint, or it cannot be read.
         """
         return cls(restore_workdir(path, checkpoint, data_dir, batch_size, weights))
 
@@ -91,18 +96,18 @@ class Predictor:
         overrides: Collection[str] = (),
         batch_size: int | None = None,
     ) -> "Predictor":
-        """Makes a network of a file of weights, without a run, with the preprocessing that goes with them.
+        """Restores a network from a file of weights, without a run, with the preprocessing known for the weights.
 
         Args:
-            weights: a file of torchvision's, timm's or a public CIFAR program's, or a run's folder.
-            model: the network, such as "resnet50".
-            attention: its attention.
-            config: a file or a configuration, where `model` is not enough.
-            overrides: "--config.data.mean=0.5,0.5,0.5" and others, which win over what is known of the weights.
-            batch_size: the most images at once.
+            weights: file from torchvision, timm or a public CIFAR program, or a run's folder.
+            model: name of the network, such as "resnet50".
+            attention: attention of the network.
+            config: file or configuration, if `model` is not enough.
+            overrides: "--config.data.mean=0.5,0.5,0.5" and the like; they override the known preprocessing.
+            batch_size: maximum number of images per batch.
 
         Raises:
-            UserError: the weights cannot be read, or are not this network's.
+            UserError: the weights cannot be read, or belong to another network.
 
         Example:
             >>> Predictor.from_weights("resnet50-0676ba61.pth", "resnet50").class_names[0]
@@ -116,11 +121,11 @@ class Predictor:
         """Returns the probabilities of the classes, float32 `[N, classes]`.
 
         Args:
-            images: names of files, encoded images as bytes, or uint8 `[H, W, C]` of any size; or one of them.
+            images: file names, encoded images as bytes, or uint8 arrays `[H, W, C]` of any size; or one of these.
 
         Raises:
-            BadImage: a UserError that names the file, or says which of the images it is: it cannot be read or decoded;
-                `stream` goes on to the next.
+            BadImage: an image cannot be read or decoded; a UserError that names the file or the image's index.
+                (`stream` continues with the next image instead.)
         """
         rows = []
         for image, row in self.stream(images):
@@ -131,13 +136,13 @@ class Predictor:
         return np.stack(rows) if rows else np.zeros((0, len(self.class_names)), np.float32)
 
     def stream(self, images: Image | Iterable[Image]) -> Iterator[tuple[Image, np.ndarray | BadImage]]:
-        """Yields each image, in order, with its probabilities, float32 `[classes]`, or with what is wrong with it.
+        """Yields each image in order, with its probabilities, float32 `[classes]`, or the `BadImage` error.
 
-        Holds no more than three batches of images, however many there are.
+        Keeps at most three batches of images in memory, however many there are.
         """
         images = iter([images] if _is_one(images) else images)
         first = list(itertools.islice(images, self.batch_size))
-        # Few images need no whole batch; powers of two, so that few sizes are ever compiled.
+        # Use smaller batches for few images, with power-of-two sizes to limit the number of compilations.
         devices = self.restored.experiment.mesh.devices.size
         size = min(self.batch_size, -(-(1 << max(0, len(first) - 1).bit_length()) // devices) * devices)
         chunks = _chunks(itertools.chain(first, images), size)
@@ -157,11 +162,11 @@ class Predictor:
         for batch in to_devices(batches(), mesh):
             rows = np.asarray(self._step(variables, batch["image"]))
             names, pixels = loaded.popleft()
-            for name, image, row in zip(names, pixels, rows, strict=False):  # the padding has no name
+            for name, image, row in zip(names, pixels, rows, strict=False):  # drops the padding rows
                 yield name, image if isinstance(image, BadImage) else row
 
     def _loaded(self, chunks: Iterator[list[Image]]) -> Iterator[tuple[list[Image], list[np.ndarray | BadImage]]]:
-        """Yields chunks with their pixels, which threads load one chunk ahead."""
+        """Yields chunks with their pixels; threads load one chunk ahead."""
         with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:
             ahead = None
             for chunk in chunks:
@@ -179,10 +184,10 @@ class Predictor:
             return error
 
     def load(self, image: Image) -> np.ndarray:
-        """Reads, decodes and crops as evaluation does: uint8 `image_shape`.
+        """Reads, decodes and crops an image as evaluation does; returns uint8 of shape `image_shape`.
 
         Raises:
-            BadImage: it cannot be decoded.
+            BadImage: the image cannot be read or decoded.
         """
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != self._channels:
@@ -205,7 +210,7 @@ def _read(file: str | os.PathLike) -> bytes:
     except FileNotFoundError as error:
         pattern = glob.has_magic(os.fsdecode(file))
         raise BadImage("no file fits this pattern" if pattern else error.strerror) from None
-    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise BadImage(getattr(error, "strerror", None) or str(error)) from None
 
 
@@ -215,16 +220,16 @@ def _chunks(items: Iterator[Image], size: int) -> Iterator[list[Image]]:
 
 
 def find_images(arguments: Iterable[str], listing: TextIO, ignored: Endings | None = None) -> Iterator[str]:
-    """Yields the names of files that arguments mean, one after the other, without opening them.
+    """Yields the names of the files that arguments refer to, without opening them.
 
     Args:
-        arguments: files, patterns (`*`, `?`, `[...]`, and `**` for all folders below), folders (all images
-            below, hidden ones apart, sorted), or "-" for a list of these, one a line.
-        listing: where "-" reads its lines.
-        ignored: counts the files in folders that are no images by their endings (see `images_below`).
+        arguments: files, patterns (`*`, `?`, `[...]`, and `**` for nested folders), folders (all images below,
+            sorted, without hidden ones), or "-" for a list of these, one per line.
+        listing: stream that "-" reads.
+        ignored: counts the files in folders whose endings are not those of images (see `images_below`).
 
     Yields:
-        File names. What means no file is yielded as it is: opening it will say what is wrong.
+        File names. An argument that matches no file is yielded unchanged, so that opening it reports the error.
     """
     for argument in arguments:
         if argument == "-":

@@ -1,9 +1,9 @@
-"""A JAX function as an ONNX graph (https://onnx.ai/onnx/operators/), operation by operation.
+"""Converts a JAX function to an ONNX graph (https://onnx.ai/onnx/operators/), operation by operation.
 
-It knows the operations of which inference networks are made; another ends with an error that names
-it. (jax2onnx, which knows more, up to its 0.17.1 needs an Orbax older than the one that training needs.)
-A value is kept as small as broadcasting allows; maps stay `[B, H, W, C]` but around convolutions and
-poolings, where ONNX wants the channels first: ONNX Runtime moves these transpositions together.
+It supports the operations of inference networks; any other raises an error that names it. (jax2onnx supports more,
+but up to 0.17.1 needs an older Orbax than training does.) Values are kept as small as broadcasting allows. Feature
+maps stay `[B, H, W, C]` except around convolutions and poolings, where ONNX requires channels first; ONNX Runtime
+merges these transpositions.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 
 from hga_flax.errors import UserError
 
-OPSET, IR_VERSION = 18, 8  # of ONNX 1.13 (2022), so that runtimes of that age read the file
+OPSET, IR_VERSION = 18, 8  # those of ONNX 1.13 (2022), so that runtimes of that age can read the file
 UNARY = {
     **{"exp": "Exp", "log": "Log", "tanh": "Tanh", "logistic": "Sigmoid", "sqrt": "Sqrt", "neg": "Neg", "abs": "Abs"},
     **{"sign": "Sign", "erf": "Erf", "stop_gradient": "Identity", "copy": "Identity"},
@@ -36,11 +36,11 @@ class Value:
     """A value of the graph.
 
     Attributes:
-        name: in the graph.
-        shape: numbers and symbolic dimensions; where it is 1 the value may stand for a longer axis.
-        array: of a constant.
-        convolution: the node that made it, where it may still take a bias.
-        channel_axis: of the convolution's channels.
+        name: name in the graph.
+        shape: numbers and symbolic dimensions; an axis of length 1 may stand for a longer one (broadcasting).
+        array: array of a constant.
+        convolution: the convolution node that produced the value, if a bias can still be added to it.
+        channel_axis: axis of the convolution's channels.
     """
 
     name: str
@@ -53,15 +53,15 @@ class Value:
 def to_onnx(
     function: Callable[[jax.Array], dict[str, jax.Array]], images: jax.ShapeDtypeStruct, metadata: dict[str, str]
 ) -> onnx.ModelProto:
-    """Returns the graph of a function.
+    """Returns a function as an ONNX model.
 
     Args:
-        function: of one array, which the graph calls "images", to named arrays.
-        images: shape, the first dimension symbolic, and dtype.
-        metadata: kept in the file.
+        function: maps one array, named "images" in the graph, to named arrays.
+        images: shape, with a symbolic first dimension, and dtype.
+        metadata: metadata to store in the file.
 
     Raises:
-        UserError: the function holds an operation that is not known here.
+        UserError: the function contains an unsupported operation.
     """
     program, results = jax.make_jaxpr(function, return_shape=True)(images)
     graph = _Graph(program, images)
@@ -94,7 +94,7 @@ def _length(length: Any, otherwise: Callable[[Any], Any]) -> Any:
 
 
 class _Graph:
-    """The nodes and the constants, as they come; `results` are the program's."""
+    """Converts a program: collects nodes and constants in order; `results` are the program's outputs."""
 
     def __init__(self, program: core.ClosedJaxpr, images: jax.ShapeDtypeStruct):
         self.nodes: list[onnx.NodeProto] = []
@@ -111,7 +111,7 @@ class _Graph:
             values.update(zip(eqn.outvars, made if isinstance(made, list) else [made], strict=True))
         self.results = [self.whole(read(var), var.aval.shape) for var in jaxpr.outvars]
 
-    # What the operations are written with.
+    # Building blocks.
 
     def constant(self, array: Any, dtype: Any = None) -> Value:
         """Adds a constant."""
@@ -121,7 +121,7 @@ class _Graph:
         return Value(name, array.shape, array)
 
     def add(self, operator: str, inputs: Sequence[Value], shape: Sequence[Any], **attributes: Any) -> Value:
-        """Adds a node of one result."""
+        """Adds a node with one result."""
         name = f"{operator.lower()}{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, [value.name for value in inputs], [name], name, **attributes))
         return Value(name, tuple(shape))
@@ -140,7 +140,7 @@ class _Graph:
         return self.add("Reshape", [x, self.integers(lengths)], shape)
 
     def transposed(self, x: Value, order: Sequence[int]) -> Value:
-        """x with axis order[i] at place i."""
+        """Returns x transposed: axis order[i] moves to position i."""
         order = list(order)
         if order == sorted(order):
             return x
@@ -149,7 +149,7 @@ class _Graph:
         return self.add("Transpose", [x], [x.shape[i] for i in order], perm=order)
 
     def whole(self, x: Value, shape: Sequence[Any]) -> Value:
-        """x spread to its whole shape."""
+        """Returns x broadcast to its full shape."""
         if x.shape == tuple(shape):
             return x
         if not x.shape:
@@ -159,7 +159,7 @@ class _Graph:
             return self.add("Expand", [x, self.integers(lengths)], shape)
         if any(not isinstance(n, int) and n != self._batch for n in lengths):
             raise UserError(f"a broadcast to {shape} cannot be written in ONNX; export --format=stablehlo")
-        # "Shape" of the images' first axis alone is the size of the batch.
+        # The batch size: "Shape" of the images, restricted to the first axis.
         batch = self.add("Shape", [Value("images", ())], (1,), start=0, end=1)
         parts = [self.integers([n]) if isinstance(n, int) else batch for n in lengths]
         return self.add("Expand", [x, self.add("Concat", parts, (len(parts),), axis=0)], shape)
@@ -252,7 +252,7 @@ class _Graph:
         return self.add("Pad", [inputs[0], self.integers(edges), inputs[1]], shape)
 
     def _gather(self, inputs, shape, *, dimension_numbers, slice_sizes, **_) -> Value:
-        """What `x[:, 1:5]`, `x[:, ::2, ::2]` and `x[:, rows]` are, with a batch of unknown size: constant places."""
+        """Converts a gather with constant indices: `x[:, 1:5]`, `x[:, ::2, ::2]`, `x[:, rows]`, for any batch size."""
         x, places, axes = inputs[0], inputs[1].array, dimension_numbers.start_index_map
         collapsed, kept = dimension_numbers.collapsed_slice_dims, dimension_numbers.offset_dims
         known = places is not None and not dimension_numbers.operand_batching_dims
@@ -263,7 +263,7 @@ class _Graph:
             limits = [n if start == 0 else start + n for start, n in zip(starts, slice_sizes, strict=True)]
             return self._slice([x], shape, start_indices=starts, limit_indices=limits, strides=None)
         grid = [places[..., i] for i in range(len(axes))] if known else []
-        if len(axes) > 1:  # places along each axis, if they are a grid
+        if len(axes) > 1:  # supported if the indices form a grid: one line of indices per axis
             lines = [np.moveaxis(along, i, 0).reshape(along.shape[i], -1)[:, 0] for i, along in enumerate(grid)]
             known = known and all((a == b).all() for a, b in zip(grid, np.meshgrid(*lines, indexing="ij"), strict=True))
             grid = lines
@@ -325,7 +325,7 @@ class _Graph:
     def _pooled(
         self, operator, x, shape, *, window_dimensions, window_strides, padding, base_dilation, window_dilation, **more
     ) -> Value:
-        """Pooling over the two axes in the middle of `[B, H, W, C]`."""
+        """Pools over the two middle axes of `[B, H, W, C]`."""
         apart = any(n != 1 for n in (*base_dilation, *window_dilation))
         if apart or len(x.shape) != 4 or (window_dimensions[0], window_dimensions[3]) != (1, 1):
             raise UserError("a pooling that is not over height and width cannot be written in ONNX here")

@@ -1,4 +1,4 @@
-"""Arrays as a `.safetensors` file (https://huggingface.co/docs/safetensors): a JSON header, then raw data."""
+"""Writes arrays as a `.safetensors` file (https://huggingface.co/docs/safetensors): a JSON header, then raw data."""
 
 import json
 from collections.abc import Mapping
@@ -6,15 +6,15 @@ from collections.abc import Mapping
 import numpy as np
 
 _NAMES = {"float32": "F32", "float64": "F64", "float16": "F16", "bfloat16": "BF16", "int32": "I32", "int64": "I64"}
-_ALIGNMENT = 8  # of the data, which readers map into memory
+_ALIGNMENT = 8  # bytes; of the data, because readers memory-map it
 
 
 def to_safetensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
-    """Returns the file's bytes.
+    """Returns the bytes of the file.
 
     Args:
         tensors: arrays by name.
-        metadata: kept in the header; PyTorch's libraries want `format` to be "pt".
+        metadata: metadata for the header; PyTorch libraries require `format` to be "pt".
 
     Example:
         path.write_bytes(to_safetensors({"fc.bias": np.zeros(10, np.float32)}, {"format": "pt"}))
