@@ -1,4 +1,4 @@
-"""Labelled arrays read from .npz and from MNIST's IDX files, ready to be packed."""
+"""Reads labelled arrays from .npz files and from MNIST's IDX files, ready to be packed."""
 
 import dataclasses
 import gzip
@@ -14,33 +14,33 @@ import numpy as np
 from hga_flax.data.classes import named
 from hga_flax.errors import UserError, one_line
 
-IDX_SPLITS = {"train": "train", "t10k": "test"}  # what MNIST's files call them
-# How the arrays of a split are called in .npz files: Keras', MedMNIST's, and a lone split.
+IDX_SPLITS = {"train": "train", "t10k": "test"}  # prefix of MNIST's files: split
+# Names of a split's arrays in .npz files: Keras's and MedMNIST's; `_pairs` adds those of a lone split.
 NPZ_NAMES = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))
 NPZ_SPLITS = ("train", "val", "validation", "test")
-MOST_CLASSES = 1_000_000  # labels beyond are numbers of something else; each class takes a name and a logit
+MOST_CLASSES = 1_000_000  # larger labels are not class numbers; each class takes a name and a logit
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelledArrays:
-    """Splits of `images` uint8 `[N, H, W, C]` and `labels` int64 `[N]`, and the names of the classes."""
+    """Splits of `images` uint8 `[N, H, W, C]` and `labels` int64 `[N]`, and the names of the classes by label."""
 
     splits: dict[str, tuple[np.ndarray, np.ndarray]]
     class_names: tuple[str, ...]
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of one image."""
+        """The shape (H, W, C) of one image."""
         return next(iter(self.splits.values()))[0].shape[1:]
 
     def examples(self, split: str) -> Iterator[tuple[int, dict]]:
-        """Yields the examples of a split as `packing.pack` takes them, keyed as TFDS keys MNIST."""
+        """Yields the examples of a split in the form that `packing.pack` takes, keyed by number, as in TFDS's MNIST."""
         for key, (image, label) in enumerate(zip(*self.splits[split], strict=True)):
             yield key, {"image": image, "label": int(label)}
 
 
 def _labelled(splits: dict[str, tuple[np.ndarray, np.ndarray]], names: tuple[str, ...], where: str) -> LabelledArrays:
-    """Checks the arrays and gives them their shapes."""
+    """Checks the arrays and brings them to their final shapes."""
     checked = {split: _checked(images, labels, f"{where}: ", split) for split, (images, labels) in splits.items()}
     if len({images.shape[1:] for images, _ in checked.values()}) != 1:
         raise UserError(f"{where}: the splits hold images of different shapes")
@@ -93,10 +93,10 @@ def _checked(images: np.ndarray, labels: np.ndarray, where: str, split: str) -> 
 
 
 def read_npz(file: pathlib.Path, class_names: tuple[str, ...] = ()) -> LabelledArrays:
-    """Reads `x_SPLIT`/`y_SPLIT`, `SPLIT_images`/`SPLIT_labels` or `images`/`labels`, and `class_names` if there.
+    """Reads `x_SPLIT`/`y_SPLIT`, `SPLIT_images`/`SPLIT_labels` or `images`/`labels`, and `class_names` if present.
 
     Raises:
-        UserError: the file cannot be read or holds something else.
+        UserError: the file cannot be read or does not hold such arrays.
     """
     try:
         loaded = np.load(file, allow_pickle=False)
@@ -109,7 +109,7 @@ def read_npz(file: pathlib.Path, class_names: tuple[str, ...] = ()) -> LabelledA
             arrays = {name: loaded[name] for name in loaded.files}
     except ValueError as error:
         reason = one_line(error)
-        if "Object arrays" in reason:  # NumPy advises to allow pickles, which would run what the file says
+        if "Object arrays" in reason:  # NumPy suggests allowing pickles, which can run code from the file
             reason = "it holds Python objects; save arrays of numbers, and names as an array of texts (dtype str)"
         elif "pickle" in reason:
             reason = "it is not a NumPy archive"
@@ -127,7 +127,7 @@ def read_npz(file: pathlib.Path, class_names: tuple[str, ...] = ()) -> LabelledA
 
 
 def _pairs(arrays: dict[str, np.ndarray], file: pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Returns the images and labels of each split; names on stderr the arrays that are neither."""
+    """Returns the images and labels of each split; lists any other arrays on stderr."""
     known = {split: [(x.format(split), y.format(split)) for x, y in NPZ_NAMES] for split in NPZ_SPLITS}
     known["train"].append(("images", "labels"))
     splits, used = {}, {"class_names"}
@@ -148,7 +148,7 @@ def _pairs(arrays: dict[str, np.ndarray], file: pathlib.Path) -> dict[str, tuple
 
 
 def _texts(names: np.ndarray, where: str) -> tuple[str, ...]:
-    """Returns an array's entries as texts; NumPy keeps names as bytes, too."""
+    """Returns an array's entries as strings; NumPy may store names as bytes."""
     try:
         return tuple(n.decode() if isinstance(n, bytes) else str(n) for n in names.ravel().tolist())
     except UnicodeDecodeError:
@@ -156,10 +156,10 @@ def _texts(names: np.ndarray, where: str) -> tuple[str, ...]:
 
 
 def read_idx_file(file: pathlib.Path) -> np.ndarray:
-    """Reads one IDX file of bytes, compressed or not.
+    """Reads one IDX file of unsigned bytes, gzipped or not, into a uint8 array.
 
     Raises:
-        UserError: it cannot be read, or is not what its head says.
+        UserError: the file cannot be read, or does not match its header.
     """
     try:
         data = file.read_bytes()
@@ -175,12 +175,12 @@ def read_idx_file(file: pathlib.Path) -> np.ndarray:
 
 
 def read_idx(folder: pathlib.Path, class_names: tuple[str, ...] = ()) -> LabelledArrays:
-    """Reads the pairs `PREFIX-images-idx3-ubyte[.gz]`, `PREFIX-labels-idx1-ubyte[.gz]` of a folder.
+    """Reads the file pairs `PREFIX-images-idx3-ubyte[.gz]`, `PREFIX-labels-idx1-ubyte[.gz]` of a folder.
 
     The prefixes "train" and "t10k" become the splits "train" and "test", as in TFDS.
 
     Raises:
-        UserError: there are none, or they cannot be read.
+        UserError: there are no such files, or they cannot be read.
     """
     splits = {}
     for images in sorted(folder.glob("*-images-idx3-ubyte*")) if folder.is_dir() else []:

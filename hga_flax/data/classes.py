@@ -1,23 +1,23 @@
-"""Comparing the classes of data with those that a run was trained on."""
+"""Compares the classes of a data set with those that a run was trained on."""
 
 from collections.abc import Sequence
 
-MOST_NAMED = 5  # classes in a message
+MOST_NAMED = 5  # classes listed in a message
 
 
 def named(classes: Sequence[str]) -> str:
-    """Returns the names in quotes, the first few where there are many."""
+    """Returns the names in quotes, only the first few if there are many."""
     more = f" and {len(classes) - MOST_NAMED:,} more" if len(classes) > MOST_NAMED else ""
     return ", ".join(f"'{name}'" for name in classes[:MOST_NAMED]) + more
 
 
 def difference(run: Sequence[str], there: Sequence[str], where: str) -> str | None:
-    """Returns in one sentence how classes differ from those of a run; None where they are the same, in order.
+    """Returns a sentence on how a data set's classes differ from a run's; None if they are the same, in the same order.
 
     Args:
-        run: the names of the run's classes, by label.
-        there: those of the data.
-        where: what the sentence calls the data.
+        run: the run's class names, by label.
+        there: the data set's class names, by label.
+        where: what the sentence calls the data set.
     """
     if tuple(run) == tuple(there):
         return None

@@ -1,8 +1,8 @@
-"""The embedded data set: scikit-learn's handwritten digits as a TFDS data set.
+"""The built-in data set: scikit-learn's handwritten digits as a TFDS data set.
 
 1,797 real 8x8 grey images in 10 classes (UCI Optical Recognition of Handwritten Digits, Alpaydin
-and Kaynak 1998), divided by class into 1,500 to train on and 297 to test on. It is written as
-array_record files of PNGs, so that the demo takes the path through the code that ImageNet takes.
+and Kaynak 1998), split by class into 1,500 for training and 297 for testing. They are written as
+array_record files of PNGs, so that the demo takes the same path through the code as ImageNet.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        from sklearn.datasets import load_digits  # 0.8 s of import that only this step needs
+        from sklearn.datasets import load_digits  # takes 0.8 s, and only this step needs it
         from sklearn.model_selection import train_test_split
 
         digits = load_digits()
@@ -58,7 +58,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare_digits(data_dir: pathlib.Path) -> pathlib.Path:
-    """Returns the folder of the prepared data set, writing it first where it is missing."""
+    """Returns the folder of the prepared data set, preparing it first if it is missing."""
 
     def write(scratch: pathlib.Path) -> None:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):

@@ -1,4 +1,4 @@
-"""A folder of images, `{train,val}/<class>/`, as a source; classes may have folders inside."""
+"""A folder of images, `{train,val}/<class>/`, as a source; the folders of classes may have subfolders."""
 
 import os
 import pathlib
@@ -19,7 +19,7 @@ USUAL_SPLITS = (TRAIN, "val", "validation", "test")
 def _split_folder(root: pathlib.Path, split: str, key: str = "") -> pathlib.Path:
     there = splits(root)
     for name in (split, ALIASES.get(split, split)):
-        if name in there:  # so that no name leads out of the folder
+        if name in there:  # only listed names, so that none leads out of the folder
             return root / name
     if "[" in split or "+" in split:
         raise UserError(
@@ -35,12 +35,12 @@ def _listed(names: list[str]) -> str:
 
 
 def class_names(root: pathlib.Path) -> tuple[str, ...]:
-    """Returns the names of the classes, in the order of their labels: the folders of `train`, sorted.
+    """Returns the class names in the order of their labels: the sorted subfolders of `train`.
 
-    A folder without `train` has those of all its splits.
+    Without `train`, the subfolders of all splits count.
 
     Raises:
-        UserError: there are none.
+        UserError: there are no classes, or one has an unusable name.
     """
     there = splits(root)
     if TRAIN in there:
@@ -51,7 +51,7 @@ def class_names(root: pathlib.Path) -> tuple[str, ...]:
     if not names:
         raise UserError(_no_classes(root, there))
     strange = [name for name in names if not name.isprintable() or name != name.strip()]
-    if strange:  # a packed data set keeps one name a line
+    if strange:  # a packed data set stores one name per line
         raise UserError(
             f"{root / TRAIN}: {strange[0]!r} cannot name a class; use printable characters, no blank at the ends"
         )
@@ -71,10 +71,10 @@ def _no_classes(root: pathlib.Path, there: list[str]) -> str:
 
 
 def splits(root: pathlib.Path) -> list[str]:
-    """Returns the folders of a folder, which may be splits, as they are called in it.
+    """Returns the names of the subfolders, which may be splits.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: the folder does not exist.
     """
     if not os.path.isdir(root):
         where = "" if root.is_absolute() else f", seen from {pathlib.Path.cwd()}"
@@ -83,10 +83,10 @@ def splits(root: pathlib.Path) -> list[str]:
 
 
 def packable_splits(root: pathlib.Path) -> list[str]:
-    """Returns the splits to pack; a folder beside them that is none is named on stderr.
+    """Returns the splits to pack; reports other subfolders on stderr.
 
-    `train` is one, `val`, `validation` and `test` where they hold images in folders, others where they do in the
-    folder of a class.
+    `train` always is a split. `val`, `validation` and `test` are splits if they hold images in subfolders.
+    Others are if they hold images in a subfolder named like a class.
     """
     names, packed = set(class_names(root)), []
     for split in splits(root):
@@ -99,18 +99,18 @@ def packable_splits(root: pathlib.Path) -> list[str]:
 
 
 class FolderSource:
-    """The images of one split, by class and then by name, as bytes.
+    """The images of one split as encoded bytes, sorted by class and then by name.
 
-    Files that are no images are counted by their endings, in one line on stderr.
+    Files that are not images are counted by suffix, and reported in one line on stderr.
 
     Args:
-        root: holds a folder for each split.
-        split: "train", or "val" and "validation", which mean the same where only one is there.
-        key: what messages call the split.
-        classes: names by label of the classes that a run was trained on; None: those of the folder.
+        root: folder with a subfolder for each split.
+        split: "train", "val" or "validation"; the last two mean the same if only one of them exists.
+        key: the key of the split that messages name.
+        classes: a run's class names by label; None: those of the folder.
 
     Raises:
-        UserError: no such split, no images in it, a class that `train` does not have, or other classes than `classes`.
+        UserError: the split is missing or has no images, has a class that `train` lacks, or classes unlike `classes`.
     """
 
     def __init__(self, root: pathlib.Path, split: str, key: str = "split", classes: Sequence[str] | None = None):
@@ -131,7 +131,7 @@ class FolderSource:
         return len(self._files)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Reads a file; one that cannot be read counts as an image that cannot be decoded."""
+        """Reads a file; returns no bytes if it cannot be read, so that it counts as undecodable."""
         try:
             image = (self._root / self._files[index]).read_bytes()
         except OSError:
@@ -139,13 +139,13 @@ class FolderSource:
         return {"image": image, "label": self._labels[index], "file_name": self._files[index]}
 
     def examples(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yields all examples as `packing.pack` takes them."""
+        """Yields all examples in the form that `packing.pack` takes."""
         for index, name in enumerate(self._files):
             yield name, self[index]
 
 
 def _checked_names(root: pathlib.Path, folder: pathlib.Path, classes: Sequence[str] | None) -> tuple[str, ...]:
-    """Returns the classes by label, after comparing them with the folders of a split."""
+    """Returns the class names by label, after comparing them with the subfolders of a split."""
     own, here = TRAIN in splits(root), _folders(folder)
     if classes is None or (own and tuple(classes) == class_names(root)):
         names = class_names(root)
@@ -153,7 +153,7 @@ def _checked_names(root: pathlib.Path, folder: pathlib.Path, classes: Sequence[s
         if unknown:
             raise UserError(f"{folder} has the class '{unknown[0]}', which {root / TRAIN} has not")
         return names
-    # A run's names decide. Those of this split must be among them, and each must have its folder here or in train.
+    # A run's names take precedence: they must include those of this split, and each needs a folder here or in train.
     known = [name for name in classes if (folder / name).is_dir() or (root / TRAIN / name).is_dir()]
     there = sorted({*here, *known})
     if other := difference(sorted(classes), there, str(folder)):
@@ -166,7 +166,7 @@ def _checked_names(root: pathlib.Path, folder: pathlib.Path, classes: Sequence[s
 
 
 def _say_ignored(folder: pathlib.Path, ignored: Endings) -> None:
-    """Names on stderr what is not read in a split: other files, and images that lie in no class."""
+    """Reports on stderr what is not read in a split: other files, and images outside the folders of classes."""
     loose = 0
     for path in _entries(folder):
         if path.is_dir() or is_litter(path.name, folder=False):
@@ -183,7 +183,7 @@ def _say_ignored(folder: pathlib.Path, ignored: Endings) -> None:
 
 
 def _entries(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Returns what lies in a folder and is not hidden, sorted."""
+    """Returns the entries of a folder that are not hidden, sorted."""
     try:
         return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     except OSError as error:

@@ -1,6 +1,6 @@
 """The names of ImageNet's 1,000 classes, in the order of their labels (that of their WordNet numbers).
 
-From torchvision (torchvision/models/_meta.py, BSD 3-clause licence), which released weights are used with.
+From torchvision (torchvision/models/_meta.py, BSD 3-clause licence). Released weights use the same order.
 """
 
 import functools
@@ -9,7 +9,7 @@ import importlib.resources
 
 @functools.cache
 def imagenet_classes() -> tuple[str, ...]:
-    """Returns "tench", "goldfish", ... "toilet tissue".
+    """Returns the names by label: "tench", "goldfish", ... "toilet tissue".
 
     Example:
         >>> imagenet_classes()[281]

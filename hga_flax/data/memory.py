@@ -1,4 +1,4 @@
-"""Small images kept decoded in memory: reading and decoding them anew each time is most of the work."""
+"""Keeps small images decoded in memory, because reading and decoding them every time is most of the work."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,16 +7,16 @@ import numpy as np
 
 from hga_flax.images.bad_images import BadImage
 
-CHUNK = 1024  # examples read at once: array_record files decompress groups of neighbours
+CHUNK = 1024  # examples read at once, because array_record files decompress neighbours together
 
 
 class MemorySource:
     """All examples of a source, decoded and resized.
 
     Args:
-        source: to be read, once.
+        source: the source, read once.
         transform: (image, index, epoch) -> uint8 image of `shape`, the same in every epoch.
-        shape: of an image.
+        shape: (H, W, C) of an image.
 
     Attributes:
         original: the source.
@@ -41,13 +41,13 @@ class MemorySource:
         return len(self._images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Returns an example, its image as an array; nothing to decode for one that cannot be decoded."""
+        """Returns an example with its image as an array, or as empty bytes if it could not be decoded."""
         if index in self._bad:
             return {"image": b"", "label": 0}
         return {"image": self._images[index], "label": self._labels[index]}
 
 
 def in_memory(source: Any, transform: Callable, shape: tuple[int, int, int], megabytes: float) -> Any:
-    """Returns the source, read into memory where its images take no more than `megabytes`."""
+    """Returns the source, read into memory if its images take at most `megabytes`."""
     small = len(source) * int(np.prod(shape)) <= megabytes * 1e6
     return MemorySource(source, transform, shape) if small else source

@@ -1,4 +1,4 @@
-"""Writing images as TFDS data sets in array_record, without TensorFlow: afterwards they are read by name."""
+"""Writes images as TFDS data sets in array_record files, without TensorFlow; they can then be read by name."""
 
 import contextlib
 import io
@@ -21,18 +21,18 @@ from rich.progress import Progress
 from hga_flax.errors import UserError, one_line
 from hga_flax.storage.locks import lock
 
-# TFDS asks its bucket, which is off, about every data set that is not prepared, and for that leaves an empty
-# folder in the system's temporary one each time.
+# TFDS asks its bucket, which is off, about every data set that is not prepared, and each time leaves an empty
+# folder in the system's temporary folder.
 tfds.core.DatasetInfo.initialize_from_bucket = lambda self: None
 
 VERSION = "1.0.0"
-SECONDS_BETWEEN_LINES = 10.0  # of a preparation whose terminal is none
-# Examples of a split as TFDS takes them: (key, {"image": bytes or uint8 [H, W, C], "label": class, "file_name": str}).
+SECONDS_BETWEEN_LINES = 10.0  # progress lines if stderr is not a terminal
+# Yields a split's examples for TFDS: (key, {"image": bytes or uint8 [H, W, C], "label": class, "file_name": str}).
 Examples = Callable[[], Iterator[tuple[int | str, dict[str, Any]]]]
 
 
 class _Packed(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A builder of whatever examples it is handed."""
+    """A builder for whatever examples it is given."""
 
     def __init__(self, name: str, version: str, features: dict[str, Any], splits: dict[str, Examples], data_dir: str):
         self.name, self.VERSION = name, tfds.core.Version(version)
@@ -58,7 +58,7 @@ class _Packed(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def counted(items: Iterator[Any], what: str) -> Iterator[Any]:
-    """Yields the items and says on stderr how many there were: live on a terminal, else a line now and then."""
+    """Yields the items and reports their number on stderr: live on a terminal, else in a line now and then."""
     console = Console(stderr=True)
     if console.is_terminal:
         with Progress(*Progress.get_default_columns()[:1], "{task.completed:,}", console=console) as progress:
@@ -84,16 +84,16 @@ def pack(
     *,
     file_names: bool = False,
 ) -> pathlib.Path:
-    """Writes a data set; it appears under its name complete, in one move.
+    """Writes a data set; it appears under its name only when complete, in one move.
 
     Args:
-        name: by which it is read afterwards.
-        splits: a function that yields the examples for each split.
-        class_names: in the order of the labels.
-        shape: of the images, None where they differ.
-        data_dir: where TFDS data sets lie.
-        version: of the data set.
-        file_names: examples carry "file_name" too.
+        name: name by which the data set is read afterwards.
+        splits: for each split, a function that yields its examples.
+        class_names: class names by label.
+        shape: (H, W, C) of the images; None for H and W if they vary.
+        data_dir: folder of TFDS data sets.
+        version: version of the data set.
+        file_names: whether examples also have a "file_name".
 
     Returns:
         The folder of the data set.
@@ -106,18 +106,18 @@ def pack(
         features["file_name"] = tfds.features.Text()
 
     def write(scratch: pathlib.Path) -> None:
-        tfds.disable_progress_bar()  # it names the scratch folder, and fills a log with its redrawing
-        with contextlib.redirect_stdout(io.StringIO()):  # as does what it says
+        tfds.disable_progress_bar()  # it shows the scratch folder, and its redrawing fills logs
+        with contextlib.redirect_stdout(io.StringIO()):  # so do its messages
             _Packed(name, version, features, splits, str(scratch)).download_and_prepare()
 
     return write_once(data_dir, name, version, write)
 
 
 def write_once(data_dir: pathlib.Path, name: str, version: str, write: Callable[[pathlib.Path], None]) -> pathlib.Path:
-    """Has `write(scratch)` prepare `scratch/name/version` and moves that to `data_dir/name/version`.
+    """Makes `write(scratch)` prepare `scratch/name/version`, and moves that to `data_dir/name/version`.
 
-    A killed preparation leaves nothing that looks complete, and the next one starts afresh; of two
-    processes that prepare at once either one's files serve both.
+    A killed preparation leaves nothing that looks complete, and the next one starts afresh. If two processes
+    prepare at once, both use the files of the one that finishes first.
     """
     target = data_dir / name / version
     if target.exists():
@@ -138,10 +138,10 @@ def write_once(data_dir: pathlib.Path, name: str, version: str, write: Callable[
 
 @contextlib.contextmanager
 def locked(data_dir: pathlib.Path, name: str) -> Iterator[None]:
-    """Lets one command at a time prepare `name`, and clears away what killed ones left.
+    """Lets only one command at a time prepare `name`, and removes what killed ones left.
 
     Raises:
-        UserError: another command prepares it, or the folder cannot be written to.
+        UserError: another command is preparing it, or the folder cannot be written to.
     """
     folder = data_dir / name
     try:
@@ -157,10 +157,10 @@ def locked(data_dir: pathlib.Path, name: str) -> Iterator[None]:
 
 
 def check_name(name: str) -> str:
-    """Returns `name` if a packed data set may bear it.
+    """Returns `name` if it is valid for a packed data set.
 
     Raises:
-        UserError: it is no name for a data set, or already another's.
+        UserError: the name is invalid or taken.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise UserError(f"--name={name}: use small letters, digits and _, beginning with a letter")

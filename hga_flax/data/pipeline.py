@@ -1,7 +1,7 @@
 """From a source to batches, with Grain: ordered, sharded by process, resumable at any step.
 
-An image that cannot be decoded moves no other: in training the next good one of the global order
-stands in for it, in evaluation a blank one that does not count.
+An undecodable image shifts no other: training uses the next good one of the global order instead,
+evaluation a blank image that does not count.
 """
 
 import contextlib
@@ -28,15 +28,15 @@ from hga_flax.data.streams import ORDER, host_seed
 from hga_flax.images.bad_images import NONE_GOOD, TOO_MANY, BadImage, BadImages
 from hga_flax.images.host_augmentation import host_transform
 
-# (image, index of the example, epoch, where the result may be written or None) -> uint8 [H, W, C]
+# (image, index of the example, epoch, array for the result or None) -> uint8 [H, W, C]
 Transform = Callable[[Any, int, int, np.ndarray | None], np.ndarray]
 Batch = dict[str, np.ndarray]
-CHUNK = 16  # examples that a thread reads at a time, at most
+CHUNK = 16  # most examples that a thread reads at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """This process's place among all that feed the same global batch."""
+    """This process's place among all processes that feed the same global batch."""
 
     process: int = 0
     processes: int = 1
@@ -45,9 +45,9 @@ class Shard:
 class _TrainExamples:
     """This process's rows of the endless global order, as a random-access source for Grain.
 
-    Global position g is the g-th example of all epochs, each in an order of its own; batch k holds the
-    positions k * B .. (k + 1) * B - 1 and process p of P its p-th contiguous part. So neither P nor
-    the place where a run was cut changes what any batch holds.
+    Global position g is the g-th example of all epochs in sequence, each in its own order. Batch k holds the
+    positions k * B .. (k + 1) * B - 1, and process p of P gets its p-th contiguous part. So neither P nor
+    the place where a run was interrupted changes what any batch holds.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class _TrainExamples:
         self._source, self._transform, self._shard, self._start = source, transform, shard, start
         self._batch, self._local = batch_size, batch_size // shard.processes
         self._blank, self._max_bad, self._seed = blank, max_bad, seed
-        self._orders: dict[int, grain.MapDataset] = {}  # of the epochs that were met; each computes what it is asked
+        self._orders: dict[int, grain.MapDataset] = {}  # by epoch; each computes only the entries asked for
 
     def __len__(self) -> int:
         return 2**31  # more than any run reads; Grain needs a number
@@ -73,7 +73,7 @@ class _TrainExamples:
         return self.read(row)
 
     def read(self, row: int, out: np.ndarray | None = None) -> dict[str, Any]:
-        """Returns the example of a row; `out` takes its image where that saves a copy."""
+        """Returns the example of a row; writes its image to `out` if that saves a copy."""
         batch, offset = divmod(row, self._local)
         position = self._start + batch * self._batch + self._shard.process * self._local + offset
         bad: list[int] = []
@@ -82,7 +82,7 @@ class _TrainExamples:
             try:
                 record = self._source[index]
                 image = self._transform(record["image"], index, epoch, out)
-                # Of the bad ones the first is reported here, the others at their own places.
+                # Only the first bad one is reported here, the others at their own positions.
                 first = bad[0] if bad else -1
                 return _example(image, record["label"], first, index=np.int32(index), epoch=np.int32(epoch))
             except BadImage:
@@ -94,11 +94,11 @@ class _TrainExamples:
             position += 1
 
     def _place(self, position: int) -> tuple[int, int]:
-        """Returns the epoch and the index of the example at a position of the global order."""
+        """Returns the epoch and the index of the example at a global position."""
         epoch, place = divmod(position, len(self._source))
         order = self._orders.get(epoch)
         if order is None:
-            # Not Grain's own repeat: it adds the epoch to the seed, so that the orders of one seed are its neighbour's.
+            # Not Grain's own repeat: it adds the epoch to the seed, so neighbouring seeds would share their orders.
             seed = host_seed(self._seed, ORDER, epoch)
             order = self._orders[epoch] = grain.MapDataset.range(len(self._source)).shuffle(seed=seed)
         return epoch, int(order[place])
@@ -118,7 +118,7 @@ class _EvalExamples:
         return self.read(row)
 
     def read(self, row: int, out: np.ndarray | None = None) -> dict[str, Any]:
-        """Returns the example of a row; `out` takes its image where that saves a copy."""
+        """Returns the example of a row; writes its image to `out` if that saves a copy."""
         batch, offset = divmod(row, self._local)
         position = batch * self._batch + self._shard.process * self._local + offset
         if position >= len(self._source):
@@ -145,23 +145,23 @@ def _batches(
 ) -> Iterator[Batch]:
     dataset = grain.MapDataset.source(examples)
     if memory:
-        # No work that lets go of the interpreter's lock: threads would only wait for each other (9 times slower,
-        # on 28x28 images). One makes whole batches, ahead of their use.
+        # This work holds the GIL, so more threads only contend (9 times slower on 28x28 images). One thread makes whole
+        # batches, ahead of their use.
         options = grain.ReadOptions(num_threads=min(threads, 1), prefetch_buffer_size=2 if threads else 0)
         return iter(dataset.batch(batch_size).to_iter_dataset(options))
     if workers:
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl's flags, which no command of ours does
-        # Whole batches are dealt out in turn, so that they hold what they hold without workers.
+            flags.FLAGS.mark_as_parsed()  # Grain's workers read absl's flags, which our commands do not parse
+        # Workers take whole batches in turn, so batches hold the same examples as without workers.
         options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         workers_options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
         batches = dataset.batch(batch_size).to_iter_dataset(options)
         return _undisturbed(batches.mp_prefetch(workers_options, worker_init_fn=_end_with_parent))
-    # More threads than cores only fight for the interpreter's lock: with 16 on 2 cores half the images a second.
+    # More threads than cores only contend for the GIL: 16 on 2 cores read half as many images per second.
     threads = min(threads, available_cores())
-    # A thread takes several examples at a time: Grain's work for each element costs a tenth of a JPEG's.
+    # A thread takes several examples at a time, because Grain's overhead per element is a tenth of a JPEG's decoding.
     chunk = max(n for n in range(1, CHUNK + 1) if batch_size % n == 0)
-    # Enough ahead to keep the threads busy over a batch boundary, not more: memory.
+    # Enough ahead to keep the threads busy across a batch boundary, but not more, to save memory.
     ahead = max(2 * batch_size // chunk, 2 * threads) if threads else 0
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     chunks = grain.MapDataset.source(_Chunks(examples, chunk, batch_size, image_shape)).to_iter_dataset(options)
@@ -169,12 +169,12 @@ def _batches(
 
 
 def _undisturbed(dataset: grain.IterDataset) -> Iterator[Batch]:
-    """Yields the batches of worker processes that a signal does not reach, as Ctrl-C at a terminal is sent to all.
+    """Yields batches from worker processes that block signals, because Ctrl-C at a terminal is sent to all processes.
 
-    They go on until this process, which answers the signal, has its last batch. They are started in threads by the
-    first batch, and inherit what is blocked then.
+    The workers go on until this process, which handles the signal, has its last batch. Threads start them for the first
+    batch, and they inherit the signals blocked at that moment.
     """
-    resource_tracker.ensure_running()  # started later it would unblock the signals
+    resource_tracker.ensure_running()  # if started later, it would unblock the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     try:
         batches = iter(dataset)
@@ -183,13 +183,13 @@ def _undisturbed(dataset: grain.IterDataset) -> Iterator[Batch]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     with contextlib.closing(batches):
         while batch is not None:
-            # It lies in memory shared with the workers, which would be left behind where JAX keeps it to the end.
+            # A copy: the batch is in memory shared with the workers, which would leak if JAX kept it to the end.
             yield {name: np.array(value) for name, value in batch.items()}
             batch = next(batches, None)
 
 
 def _end_with_parent(worker: int, workers: int) -> None:
-    """Runs in each worker process, which would outlive a parent that had no time to end it."""
+    """Runs in each worker process and ends it when its parent is gone, even if the parent was killed."""
 
     def wait() -> None:
         multiprocessing.parent_process().join()
@@ -199,12 +199,12 @@ def _end_with_parent(worker: int, workers: int) -> None:
 
 
 class _Chunks:
-    """Examples, `size` at a time; their images are written where they lie in their batch, which no joining copies."""
+    """Examples in chunks of `size`; images are written directly to their batch's array, so joining copies none."""
 
     def __init__(self, examples: Any, size: int, batch_size: int, image_shape: tuple[int, int, int]):
         self._examples, self._size, self._batch, self._shape = examples, size, batch_size, image_shape
         self._lock = threading.Lock()
-        self._images: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()  # of a batch
+        self._images: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()  # by batch
 
     def __len__(self) -> int:
         return len(self._examples) // self._size
@@ -221,7 +221,7 @@ class _Chunks:
         }
 
     def _images_of(self, batch: int) -> np.ndarray:
-        # Kept alive by the chunks that are ready; whoever comes first makes it.
+        # The first chunk of a batch makes the array; the chunks that are ready keep it alive.
         with self._lock:
             images = self._images.get(batch)
             if images is None:
@@ -237,12 +237,12 @@ def _join(chunks: Sequence[Batch]) -> Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A data set as training and evaluation see it, made by `create_dataset` from a `config.data`.
+    """A data set as training and evaluation use it; `create_dataset` makes it from a `config.data`.
 
     Attributes:
-        info: what is known of it.
+        info: what is known about the data set.
         data: `config.data`.
-        seed: of the order and the augmentation.
+        seed: seed of the order and the augmentation.
         eval_size: height and width of the images in evaluation; 0: `data.image_size`.
     """
 
@@ -253,7 +253,7 @@ class Dataset:
 
     @functools.cached_property
     def bad_images(self) -> BadImages:
-        """What this process has met of images that cannot be decoded."""
+        """The undecodable images that this process has seen."""
         return BadImages(self.data.max_bad_images)
 
     @functools.cached_property
@@ -261,7 +261,7 @@ class Dataset:
         return {}
 
     def open(self, split: str) -> Source:
-        """Opens a split, the real one or a synthetic one with `data.fake`, once; reads none of its images.
+        """Opens a split, real or, with `data.fake`, synthetic; opens each only once, and reads no images.
 
         Raises:
             UserError: the split does not exist or is empty.
@@ -283,16 +283,16 @@ class Dataset:
         return self._opened[split]
 
     def described(self) -> DatasetInfo:
-        """Returns `info` with the number of examples of the training's and the evaluation's split."""
+        """Returns `info` with the number of examples in the training and the evaluation split."""
         splits = (self.data.train_split, self.data.eval_split)
         return dataclasses.replace(self.info, num_examples={split: len(self.open(split)) for split in splits})
 
     def source(self, split: str, *, train: bool = True) -> Source:
-        """Opens a split for training or for evaluation; a small one is read into memory, at the size of its use."""
+        """Opens a split for training or evaluation; a small one is read into memory at the image size of that use."""
         data, source = self.data, self.open(split)
         if data.augmentation == "imagenet" or data.num_workers:
             return source
-        # All that is the same in every epoch: the size.
+        # Only the resizing, which is the same in every epoch.
         shape = self._image_shape(train)
         transform = host_transform(data, self.info.channels, train=False, seed=self.seed, size=shape[0])
         return in_memory(source, transform, shape, data.cache_mb)
@@ -302,13 +302,13 @@ class Dataset:
         return size, size, self.info.channels
 
     def train_batches(self, source: Source, batch_size: int, shard: Shard, start: int = 0) -> Iterator[Batch]:
-        """Yields this process's part of each global batch, without end.
+        """Yields this process's part of each global batch, endlessly.
 
         Args:
             source: as `source(data.train_split)` returns it.
-            batch_size: of the global batch; a multiple of the number of processes.
+            batch_size: size of the global batch; a multiple of the number of processes.
             shard: this process's place.
-            start: number of examples of the global order that were consumed before.
+            start: number of examples of the global order that were already used.
 
         Yields:
             `image` uint8 `[b, H, W, C]`, `label`, `index` and `epoch` int32 `[b]`.
@@ -320,16 +320,16 @@ class Dataset:
         return self._batches(source, self.data.train_split, True, examples, batch_size // shard.processes)
 
     def eval_batches(self, source: Source, batch_size: int, shard: Shard, split: str | None = None) -> Iterator[Batch]:
-        """Yields this process's part of an evaluation; every process gets equally many batches.
+        """Yields this process's part of an evaluation; every process gets the same number of batches.
 
         Args:
             source: as `source(split, train=False)` returns it.
-            batch_size: of the global batch; a multiple of the number of processes.
+            batch_size: size of the global batch; a multiple of the number of processes.
             shard: this process's place.
-            split: that `source` is, under which its bad images are booked; None: `data.eval_split`.
+            split: the split of `source`, under which bad images are counted; None: `data.eval_split`.
 
         Yields:
-            `image` uint8 `[b, H, W, C]`, `label` int32 `[b]`, `mask` bool `[b]`, false for what does not count.
+            `image` uint8 `[b, H, W, C]`, `label` int32 `[b]`, `mask` bool `[b]`, false for rows that do not count.
         """
         blank = np.zeros(self._image_shape(False), np.uint8)
         examples = lambda source, transform: _EvalExamples(source, transform, blank, batch_size, shard)
@@ -345,7 +345,7 @@ class Dataset:
 
 
 def _explain(source: Source, transform: Transform, index: int) -> str:
-    """Returns the name of an image that cannot be decoded and the reason."""
+    """Returns the name of an undecodable image and the reason."""
     name = f"example {index}"
     try:
         record = (source.original if isinstance(source, MemorySource) else source)[index]

@@ -1,11 +1,11 @@
-"""`python -m hga_flax prepare`: data sets written as array_record files, once.
+"""`python -m hga_flax prepare`: writes data sets as array_record files, once.
 
     prepare NAME               a TFDS data set, for example imagenet2012, cifar10, fashion_mnist
     prepare folder DIR         a folder of images, train/CLASS/ and val/CLASS/
     prepare arrays FILE.npz    labelled arrays
     prepare idx DIR            MNIST-style IDX files
 
-A data set appears under its name in one move, so that a killed preparation is simply begun again.
+A data set appears under its name in one move, so after a kill simply repeat the command.
 """
 
 import argparse
@@ -27,9 +27,9 @@ from hga_flax.errors import UserError, called, expand, nearest, one_line
 from hga_flax.images.bad_images import BadImage
 from hga_flax.storage.buckets import Remote, is_remote
 
-BAD_SHOWN = 20  # images that cannot be decoded are named, at most
+BAD_SHOWN = 20  # most undecodable images listed
 LOCAL = ("folder", "arrays", "idx")
-# Debian's package dataset-fashion-mnist; its files hold TFDS's images, but are compressed anew.
+# Debian's package dataset-fashion-mnist; its files hold the same images as TFDS's, compressed differently.
 FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
 # The two files of imagenet2012 and their sizes in bytes.
 IMAGENET = {"ILSVRC2012_img_train.tar": 147_897_477_120, "ILSVRC2012_img_val.tar": 6_744_924_160}
@@ -50,16 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prepares the data set and says where it lies.
+    """Prepares the data set and prints its folder.
 
     Raises:
-        UserError: something is missing that the user can mend.
+        UserError: something is missing that the user can provide.
     """
     given = arguments.data_dir or os.environ.get("TFDS_DATA_DIR", "")
     bucket = Remote(given, "--data-dir") if is_remote(given) else None
     data_dir = copies_of(bucket.address) if bucket else data_directory(given).absolute()
     if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_MININTERVAL", "10")  # TFDS's bars would fill a log; read when tqdm is imported
+        os.environ.setdefault("TQDM_MININTERVAL", "10")  # TFDS's bars would fill a log; tqdm reads this on import
     if arguments.dataset in LOCAL:
         name, folder = _prepare_local(arguments, data_dir, bucket)
         usage = f"--config.data.name={name}"
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _prepare_local(
     arguments: argparse.Namespace, data_dir: pathlib.Path, bucket: Remote | None
 ) -> tuple[str, pathlib.Path]:
-    """Packs a folder, an .npz or IDX files."""
+    """Packs a folder of images, an .npz file or IDX files."""
     from hga_flax.data import packing
 
     kind = arguments.dataset
@@ -93,7 +93,7 @@ def _prepare_local(
         raise UserError(f"prepare {kind}: {path} does not exist")
     name = packing.check_name(arguments.name or path.stem.lower().replace("-", "_"))
     if bucket and not find_set(bucket, name):
-        shutil.rmtree(data_dir / name / packing.VERSION, ignore_errors=True)  # a copy of what is there no more
+        shutil.rmtree(data_dir / name / packing.VERSION, ignore_errors=True)  # a stale copy: the bucket lacks the set
     elif bucket or (data_dir / name / packing.VERSION).exists():
         raise UserError(f"{data_dir / name} is there already; choose another --name or remove it")
     names = tuple(n.strip() for n in arguments.class_names.split(",")) if arguments.class_names else ()
@@ -113,12 +113,12 @@ def _prepare_local(
 
 
 def _checked(source: FolderSource, bad: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields a folder's examples, and notes in `bad` which cannot be decoded and why."""
+    """Yields a folder's examples, and records in `bad` which ones cannot be decoded, and why."""
     from hga_flax.images.host_augmentation import decode
 
     for name, example in source.examples():
         try:
-            decode(example["image"], 3, reduction=8)  # of a JPEG still every byte is read, in half the time
+            decode(example["image"], 3, reduction=8)  # still reads every byte of a JPEG, in half the time
         except BadImage as error:
             bad[name] = str(error)
         yield name, example
@@ -183,10 +183,10 @@ def _prepare_tfds(name: str, data_dir: pathlib.Path, manual: pathlib.Path | None
 
 
 def check_imagenet_tars(data_dir: pathlib.Path, folder: pathlib.Path, named: bool) -> None:
-    """Makes sure of ImageNet's two files before hours of work begin.
+    """Checks for ImageNet's two files before hours of work begin.
 
     Raises:
-        UserError: one is missing; the message says what is needed, where, and how to go on.
+        UserError: a file is missing; the message says what is needed, where, and how to continue.
     """
     missing = [name for name in IMAGENET if not (folder / name).is_file()]
     if missing:

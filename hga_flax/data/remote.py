@@ -1,6 +1,6 @@
 """Prepared data sets in a bucket: copied to this machine once, because array_record reads local files by position.
 
-A set is complete where its dataset_info.json is: that is uploaded last, and a copy gets its name in one move.
+A set is complete if it has a dataset_info.json: that is uploaded last, and a local copy gets its name in one move.
 """
 
 import json
@@ -18,26 +18,26 @@ from hga_flax.storage.buckets import Fact, Remote, cache_folder, check_space, fo
 from hga_flax.storage.locks import lock
 
 MARKER = "dataset_info.json"
-RECORD = ".copied.json"  # in a copy: the files of the bucket that it was made of
+RECORD = ".copied.json"  # in a local copy: the files of the bucket from which it was made
 SECONDS_BETWEEN_LINES = 10.0
 
 
 class PreparedSet(NamedTuple):
-    """A complete set: VERSION or CONFIG/VERSION, and its files by their names in that folder."""
+    """A complete set: its folder, VERSION or CONFIG/VERSION, and its files by their names in that folder."""
 
     folder: str
     files: dict[str, Fact]
 
 
 def local_directory(directory: str, name: str) -> str:
-    """Returns a data directory of this machine that holds the set `name` of a data directory.
+    """Returns a data directory on this machine that holds the set `name`, copied from a bucket if needed.
 
     Args:
-        directory: data.dir; "" and a folder are returned as they are.
-        name: NAME, NAME/CONFIG or NAME:VERSION; of several versions the newest is copied.
+        directory: data.dir; "" and local folders are returned unchanged.
+        name: NAME, NAME/CONFIG or NAME:VERSION; without a version, the newest is copied.
 
     Raises:
-        UserError: the bucket cannot be read, or the copy has no room here.
+        UserError: the bucket cannot be read, or the copy does not fit here.
     """
     address = directory or os.environ.get("TFDS_DATA_DIR", "")
     if not is_remote(address):
@@ -52,16 +52,16 @@ def local_directory(directory: str, name: str) -> str:
 
 
 def copies_of(address: str) -> pathlib.Path:
-    """Returns the data directory on this machine for the copies of an address, which messages call by that."""
+    """Returns the data directory on this machine for copies of an address; messages show the address instead."""
     address = Remote(address, "data.dir").address
     return make_folder(cache_folder() / "data" / folder_name(address), address)
 
 
 def find_set(remote: Remote, name: str) -> PreparedSet | None:
-    """Returns the set that a name means, None where it is not prepared there.
+    """Returns the set that a name refers to, or None if it is not prepared there.
 
     Raises:
-        UserError: the bucket cannot be read, or the set has several configurations and the name has none.
+        UserError: the bucket cannot be read, or the set has several configurations and the name gives none.
     """
     return _choose(_complete_sets(remote.below(_base(name))), name, remote.address)
 
@@ -72,14 +72,14 @@ def _base(name: str) -> str:
 
 
 def _complete_sets(remote: Remote) -> dict[str, dict[str, Fact]]:
-    """Returns the files of every complete version, by their names in its folder."""
+    """Returns the files of every complete version, by their names in the version's folder."""
     files = remote.files()
     folders = [file.rpartition("/")[0] for file in files if file.rpartition("/")[2] == MARKER]
     return {f: {n.removeprefix(f"{f}/"): fact for n, fact in files.items() if n.startswith(f"{f}/")} for f in folders}
 
 
 def _drop_gone(folder: pathlib.Path, complete: Iterable[str]) -> None:
-    """Removes the copies of versions that the bucket has no more: TFDS takes the newest that it finds."""
+    """Removes local copies of versions that the bucket no longer has, because TFDS uses the newest one it finds."""
     for record in [*folder.glob(f"*/{RECORD}"), *folder.glob(f"*/*/{RECORD}")]:
         if record.parent.relative_to(folder).as_posix() not in complete:
             with _locked(record.parent.parent):
@@ -106,7 +106,7 @@ def _parts(folder: str) -> tuple[str, str]:
 
 
 def _copy(remote: Remote, found: PreparedSet, target: pathlib.Path) -> None:
-    """Makes `target` a copy of a set unless it is one; of two processes that begin at once one waits."""
+    """Makes `target` an up-to-date copy of a set; if two processes begin at once, one waits."""
     with _locked(target.parent):
         if _recorded(target) == found.files:
             return
@@ -121,7 +121,7 @@ def _copy(remote: Remote, found: PreparedSet, target: pathlib.Path) -> None:
             _record(scratch, found.files)
         except FileNotFoundError:
             raise UserError(f"{remote.address} changes while it is copied; try again") from None
-        if target.exists():  # of other files
+        if target.exists():  # an outdated copy
             shutil.rmtree(target)
         scratch.rename(target)
 
@@ -140,11 +140,11 @@ def _progress(address: str, files: dict[str, Fact], size: int) -> Callable[[str]
 
 
 def upload(folder: pathlib.Path, remote: Remote) -> None:
-    """Copies a prepared set to a bucket, its marker last, and takes what is here as the copy of that.
+    """Copies a prepared set to a bucket, its marker last, and records the local files as the bucket's copy.
 
     Args:
-        folder: of the set.
-        remote: of the set.
+        folder: folder of the set.
+        remote: the set's folder in the bucket.
 
     Raises:
         UserError: the bucket cannot be written to.

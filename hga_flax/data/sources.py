@@ -1,7 +1,7 @@
-"""Where examples come from: the digits, TFDS data sets, packed data sets, folders of images, synthetic images.
+"""Sources of examples: the digits, TFDS data sets, packed data sets, folders of images, synthetic images.
 
 A source is a random-access sequence of `{"image": bytes | uint8 [H, W, C], "label": int}`, with a
-"file_name" where files have names, so that the order of training is a pure function of (seed, epoch, index).
+"file_name" if files have names, so the order of training is a pure function of (seed, epoch, index).
 """
 
 import atexit
@@ -23,12 +23,12 @@ from hga_flax.data.remote import local_directory
 from hga_flax.errors import UserError, expand, nearest, one_line
 from hga_flax.storage.buckets import is_remote
 
-FOLDER = "folder"  # the data.name of a folder of images, data.dir
-CHANNELS = (1, 3)  # grey and RGB: what the decoder makes
+FOLDER = "folder"  # data.name for a folder of images, data.dir
+CHANNELS = (1, 3)  # grey and RGB, which the decoder produces
 TFDS_NAME = re.compile(r"[A-Za-z]\w*(/[\w.-]+)?(:\d+\.\d+\.\d+)?")  # NAME[/CONFIG][:VERSION]
-# What TFDS says of a set that is prepared, as one that it knows by name and as another.
+# TFDS's errors for a set prepared in another format: one that it knows by name, and any other.
 OTHER_FORMAT = re.compile(r"File format (is already set to|array_record does not match the file formats in .*\['\w)")
-TFDS_FEATURES = "tensorflow_datasets.core.features."  # the package of all features that a data set may name
+TFDS_FEATURES = "tensorflow_datasets.core.features."  # the package of all features that a data set may use
 
 
 class Source(Protocol):
@@ -41,14 +41,14 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """What the rest of the code must know of a data set.
+    """What the rest of the code needs to know about a data set.
 
     Attributes:
         name: `data.name`.
-        num_classes: that labels may name.
-        channels: of the images, 1 or 3.
-        class_names: by label; empty where they have none.
-        num_examples: of the splits that a run was made with, for one that is read back from its folder.
+        num_classes: number of classes.
+        channels: number of channels of the images, 1 or 3.
+        class_names: class names by label; empty if there are none.
+        num_examples: number of examples in each split of a run, as recorded in its folder; empty if there is no run.
     """
 
     name: str
@@ -59,12 +59,12 @@ class DatasetInfo:
 
 
 class SyntheticSource:
-    """Random images whose class shows in their mean colour; a pure function of the index.
+    """Random images whose mean colour shows their class; a pure function of the index.
 
     Args:
         examples: length of the source.
         size: height and width of the images.
-        info: the data set that is imitated.
+        info: the data set to imitate.
     """
 
     def __init__(self, examples: int, size: int, info: DatasetInfo):
@@ -87,19 +87,19 @@ def data_directory(directory: str) -> pathlib.Path:
 
 
 def _tfds() -> Any:
-    from hga_flax.data.packing import tfds  # kept out of the module: --help does without
+    from hga_flax.data.packing import tfds  # imported late: --help does not need it
 
     return tfds
 
 
 def _here(name: str, directory: str) -> str:
-    """Returns a data directory of this machine, into which a set in a bucket has been copied."""
+    """Returns a data directory on this machine; a set in a bucket is copied to it first."""
     return local_directory(directory, name) if TFDS_NAME.fullmatch(name) else directory
 
 
 @functools.cache
 def _scratch() -> pathlib.Path:
-    """Returns a folder that lives as long as this process."""
+    """Returns a temporary folder that is removed when this process ends."""
     folder = tempfile.TemporaryDirectory(prefix="hga_flax-")
     atexit.register(folder.cleanup)
     return pathlib.Path(folder.name)
@@ -120,7 +120,7 @@ def _builder(name: str, directory: str) -> Any:
             except OSError:
                 if directory:
                     raise
-                prepared = prepare_digits(_scratch())  # no home folder, or one that cannot be written to
+                prepared = prepare_digits(_scratch())  # no home folder, or not writable
             return tfds.builder_from_directory(str(prepared))
         return tfds.builder(name, data_dir=str(data_directory(directory)), file_format="array_record")
     except tfds.core.DatasetNotFoundError:
@@ -134,7 +134,7 @@ def _builder(name: str, directory: str) -> Any:
     except Exception as error:
         if OTHER_FORMAT.search(str(error)):
             raise _another_format(name, directory) from None
-        # An unknown configuration, a package that the data set needs, damaged files, ...
+        # An unknown configuration, a missing package, damaged files, ...
         reason = one_line(error).rpartition('}": ')[2].split(". Here ")[0][:200]  # without TFDS's own arguments
         raise UserError(f"data.name='{name}': TFDS cannot open it: {type(error).__name__}: {reason}") from None
 
@@ -147,7 +147,7 @@ def _another_format(name: str, directory: str) -> UserError:
 
 
 def _check_features(folder: pathlib.Path) -> None:
-    """Refuses a data set whose files name Python classes outside TFDS: TFDS would import their modules."""
+    """Rejects a data set whose files name Python classes outside TFDS, because TFDS would import their modules."""
     for file in folder.glob("**/features.json") if folder.is_dir() else []:
         try:
             named = _class_names(json.loads(file.read_text()))
@@ -169,16 +169,16 @@ def _class_names(node: Any) -> list[Any]:
 
 
 def packed_datasets(data_dir: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Returns the folders of the data sets that lie in `data_dir` complete, by name (the last of several versions)."""
+    """Returns the folders of the complete data sets in `data_dir`, by name; of several versions, the last."""
     found = sorted(data_dir.glob("[a-z]*/[0-9]*.[0-9]*.[0-9]*/dataset_info.json"))
     return {file.parent.parent.name: file.parent for file in found}
 
 
 def dataset_info(name: str, directory: str = "") -> DatasetInfo:
-    """Returns what is known of a data set; a TFDS data set need not be prepared for it.
+    """Returns what is known about a data set; a TFDS data set need not be prepared.
 
     Raises:
-        UserError: unknown name, or the data set is not one of labelled images.
+        UserError: the name is unknown, or the data set does not consist of labelled images.
     """
     if name == FOLDER:
         return DatasetInfo(name, len(names := class_names(folder_root(directory))), 3, names)
@@ -186,7 +186,7 @@ def dataset_info(name: str, directory: str = "") -> DatasetInfo:
 
 
 def _info_of(builder: Any, name: str) -> DatasetInfo:
-    """Returns what is known of the data set of a TFDS builder."""
+    """Returns what is known about the data set of a TFDS builder."""
     features = builder.info.features
     if not {"image", "label"} <= set(features) or not hasattr(features["label"], "num_classes"):
         raise UserError(f"data.name: '{name}' is not an image classification data set (no 'image' and 'label')")
@@ -197,9 +197,9 @@ def _info_of(builder: Any, name: str) -> DatasetInfo:
 
 
 def other_data(run: DatasetInfo, there: DatasetInfo, where: str) -> str | None:
-    """Returns in one sentence how data differ from those that a run was made with; None where they do not.
+    """Returns a sentence on how a data set differs from the one a run was made with; None if it does not.
 
-    The number of classes, their names by label and the channels are compared.
+    Compares the number of classes, their names by label, and the channels.
     """
     if other := difference(run.class_names, there.class_names, where):
         return other
@@ -225,17 +225,17 @@ def folder_root(directory: str) -> pathlib.Path:
 def open_source(
     name: str, split: str, directory: str = "", key: str = "split", like: DatasetInfo | None = None
 ) -> Source:
-    """Opens a split of a prepared data set, images as encoded bytes.
+    """Opens a split of a prepared data set, with images as encoded bytes.
 
     Args:
         name: "digits" (prepared on first use), "folder", or the name of a TFDS or packed data set.
-        split: in TFDS's notation, for example "train", "train[:90%]".
+        split: split in TFDS notation, for example "train", "train[:90%]".
         directory: TFDS's data directory, "" for its default.
-        key: what messages call the split: the key that named it.
-        like: what a run knows of its data set; its class names decide.
+        key: the key of the split that messages name.
+        like: the data set of a run, whose class names take precedence.
 
     Raises:
-        UserError: the data set or the split does not exist here, it is empty, or its classes are not those of `like`.
+        UserError: the data set or the split is missing or empty, or its classes differ from those of `like`.
     """
     if name == FOLDER:
         return FolderSource(folder_root(directory), split, key, like.class_names if like else None)
@@ -257,12 +257,12 @@ def open_source(
         return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     except OSError as error:
         raise UserError(f"data.dir: cannot read {builder.data_dir}: {one_line(error)}") from None
-    except NotImplementedError:  # what TFDS makes of a format without random access
+    except NotImplementedError:  # TFDS's error for a format without random access
         raise _another_format(name, directory) from None
 
 
 def _check_split(splits: Any, name: str, split: str, key: str) -> None:
-    """Raises a UserError unless the TFDS splits have `split`, which may be a slice or a sum, with examples in it."""
+    """Raises UserError unless `split`, which may be a slice or a sum, exists and has examples."""
     for part in split.split("+"):
         whole = part.split("[")[0]
         if whole not in splits and whole != "all":

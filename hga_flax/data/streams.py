@@ -1,21 +1,21 @@
 """The random streams of a run, derived from its seed by name, so that no two share a draw.
 
-A name is hashed, and the hash folded into the seed: on the device into JAX's key, as kauldron's `rngs` do
-(https://github.com/google-research/kauldron), on the host into a number. Adding or removing a stream, or drawing
-more from one, changes no other; and neighbouring seeds, epochs or steps have nothing in common, as they would by
-adding (seed 0 in epoch 1 and seed 1 in epoch 0).
+A name is hashed, and the hash is folded into the seed: on the device into JAX's key, as kauldron's `rngs` do
+(https://github.com/google-research/kauldron), on the host into an integer. Adding or removing a stream, or drawing
+more from one, changes no other. Neighbouring seeds, epochs or steps have nothing in common, unlike with addition,
+which would mix up seed 0 in epoch 1 and seed 1 in epoch 0.
 """
 
 import hashlib
 from typing import Any
 
-PARAMETERS = "parameters"  # of the initial network
-DROPOUT = "dropout"  # and stochastic depth
-AUGMENTATION = "augmentation"  # of single images, on the device
-FLIP = "flip"  # where it alternates between epochs
+PARAMETERS = "parameters"  # initial weights
+DROPOUT = "dropout"  # dropout and stochastic depth
+AUGMENTATION = "augmentation"  # augmentation of single images, on the device
+FLIP = "flip"  # flips that alternate between epochs
 ERASING = "erasing"
-MIXING = "mixing"  # of pairs: mixup and CutMix
-ORDER = "order"  # of the examples, in each epoch
+MIXING = "mixing"  # mixup and CutMix, of pairs
+ORDER = "order"  # order of the examples in each epoch
 
 
 def _hash(text: str) -> int:
@@ -23,16 +23,16 @@ def _hash(text: str) -> int:
 
 
 def stream(key: Any, name: str) -> Any:
-    """Returns the key of a stream, from the key that all of a run are made of.
+    """Returns the key of a named stream, derived from the run's root key.
 
     Example:
         stream(jax.random.key(seed), DROPOUT)
     """
-    import jax  # kept out of the module: the loader's worker processes do without
+    import jax  # imported late: the loader's worker processes do not need it
 
     return jax.random.fold_in(key, _hash(name))
 
 
 def host_seed(seed: int, name: str, *numbers: int) -> int:
-    """Returns a seed for the host, 0 to 2**32 - 1: a hash of the run's seed, a stream's name and more numbers."""
+    """Returns a seed for the host, 0 to 2**32 - 1: a hash of the run's seed, the stream's name and more numbers."""
     return _hash("/".join(map(str, (name, seed, *numbers))))
