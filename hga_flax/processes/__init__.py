@@ -1,4 +1,4 @@
-"""The processes and devices of a run: how they find each other, how arrays lie on them, and what a signal does.
+"""The processes and devices of a run: connecting processes, placing arrays on devices, handling signals.
 
 Imports config/. Start at distributed.py.
 """

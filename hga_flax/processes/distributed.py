@@ -1,11 +1,11 @@
-"""Several processes as one run: which of them this one is, how they find each other, and what ends them.
+"""Several processes as one run: detecting them, connecting them, and ending them.
 
-JAX's coordination service, which runs in process 0, connects the processes and expects heartbeats from each. They
-are started by flags, or by a launcher that starts several: SLURM, Open MPI, Cloud TPU, GKE or a Kubernetes job.
+JAX's coordination service runs in process 0, connects the processes and expects heartbeats from each. They are
+started with flags, or by a launcher that starts several: SLURM, Open MPI, Cloud TPU, GKE or a Kubernetes job.
 
-When a process is killed, the others end within `training.lost_process_seconds`: JAX aborts them, or a collective with
-the lost process fails first, which ends in one line. A process that fails by itself ends at once, without JAX's
-shutdown barrier (`errors.run_main`), where the others would never arrive.
+If a process is killed, the others end within `training.lost_process_seconds`: JAX aborts them, or a collective with
+the lost process fails first, which gives a one-line error. A process that fails by itself ends at once and skips
+JAX's shutdown barrier (`errors.run_main`), which the others would never reach.
 """
 
 import argparse
@@ -29,15 +29,15 @@ from hga_flax.config.rules import check_keys
 from hga_flax.errors import Interrupted, UserError, leave, one_line
 
 FLAGS = ("coordinator", "num_processes", "process_id")
-START_TIMEOUT_SECONDS = 300  # until all processes are connected
-BARRIER_TIMEOUT_SECONDS = 3600  # for work; a lost process is noticed earlier, by JAX's heartbeats
+START_TIMEOUT_SECONDS = 300  # for all processes to connect
+BARRIER_TIMEOUT_SECONDS = 3600  # includes work; JAX's heartbeats detect a lost process earlier
 LAST_SECONDS = 2.0  # see `together`
-# What JAX says when another process is gone: a status, then its CPU collectives (Gloo), NVIDIA's, or the service.
+# JAX's errors if another process is gone: a status, then its CPU collectives (Gloo), NVIDIA's, or the service.
 LOST = re.compile(
     r"[A-Z_]+: .*(gloo|nccl|coordination ?service|heartbeat|barrier|connection (closed|reset|refused))",
     re.IGNORECASE | re.DOTALL,
 )
-_barriers: collections.Counter[str] = collections.Counter()  # JAX wants a new name each time
+_barriers: collections.Counter[str] = collections.Counter()  # JAX needs a new name each time
 
 
 class ProcessLost(UserError):
@@ -57,18 +57,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def launcher(environment: dict[str, str] | os._Environ = os.environ) -> str | None:
-    """Returns the name of the launcher that started this process as one of several, None if there is none."""
+    """Returns the name of the launcher that started this process as one of several, or None."""
 
     def above_one(name: str) -> bool:
         return environment.get(name, "").isdecimal() and int(environment[name]) > 1
 
-    # Of the step, not of the job: a batch script is one process, however many tasks its job may start.
+    # Tasks of the step, not of the job: a batch script is one process, however many tasks its job may start.
     if above_one("SLURM_STEP_NUM_TASKS") and "SLURM_PROCID" in environment:
         return "SLURM"
     if above_one("OMPI_COMM_WORLD_SIZE"):
         return "Open MPI"
     if "," in environment.get("TPU_WORKER_HOSTNAMES", ""):
-        return "TPU"  # GKE and Cloud TPU say so
+        return "TPU"  # set by GKE and Cloud TPU
     on_tpu_host = bool(glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*"))
     if on_tpu_host and importlib.util.find_spec("libtpu") and environment.get("JAX_PLATFORMS", "tpu").startswith("tpu"):
         return "TPU"  # JAX asks the machine's metadata how many hosts there are
@@ -78,20 +78,20 @@ def launcher(environment: dict[str, str] | os._Environ = os.environ) -> str | No
 
 
 def start(arguments: argparse.Namespace, config: ConfigDict) -> None:
-    """Connects this process with the others, if there are any; call it before JAX looks for devices.
+    """Connects this process to the others, if there are any; call it before JAX looks for devices.
 
     Args:
-        arguments: with the flags of `add_flags`.
-        config: a whole configuration; `training.lost_process_seconds` is JAX's heartbeat timeout.
+        arguments: parsed arguments, with the flags of `add_flags`.
+        config: a complete configuration; `training.lost_process_seconds` is JAX's heartbeat timeout.
 
     Raises:
-        UserError: the configuration is wrong, flags are missing or wrong, or the processes cannot be connected.
+        UserError: the configuration is invalid, flags are missing or invalid, or the processes cannot connect.
     """
     given = {flag: value for flag in FLAGS if (value := getattr(arguments, flag)) is not None}
     by = "flags" if given else launcher()
     if by is None:
         return
-    import jax  # here: `--help` imports this file, and loads no JAX
+    import jax  # imported late: `--help` imports this file, but not JAX
 
     where = f"found by {by}"
     if given:
@@ -99,13 +99,13 @@ def start(arguments: argparse.Namespace, config: ConfigDict) -> None:
         where = " ".join(f"{_spelled(flag)}={given[flag]}" for flag in FLAGS)
         given = {"coordinator_address": given.pop("coordinator"), **given, "cluster_detection_method": "deactivate"}
     check_keys(config)
-    jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM for itself; preemption.py handles it
+    jax.config.update("jax_enable_preemption_service", False)  # it takes over SIGTERM, which preemption.py handles
     timeout = math.ceil(config.training.lost_process_seconds)
     try:
         with _deadline(where):
             jax.distributed.initialize(
                 **given,
-                initialization_timeout=2 * START_TIMEOUT_SECONDS,  # `_deadline` comes first: JAX would abort
+                initialization_timeout=2 * START_TIMEOUT_SECONDS,  # `_deadline` fires first, because JAX would abort
                 heartbeat_timeout_seconds=timeout,
                 shutdown_timeout_seconds=timeout,
             )
@@ -116,10 +116,10 @@ def start(arguments: argparse.Namespace, config: ConfigDict) -> None:
 
 @contextlib.contextmanager
 def _deadline(where: str) -> Iterator[None]:
-    """Ends the process with one line when the block takes longer than START_TIMEOUT_SECONDS, and at once by Ctrl-C.
+    """Ends the process with a one-line error if the block takes over START_TIMEOUT_SECONDS, and at once on Ctrl-C.
 
-    JAX itself ends a process that waits in vain, as with a mistyped address, by an abort whose message is a stack
-    trace without the address; and it waits in C++, where Python does not handle signals.
+    If JAX waits in vain, for example because of a mistyped address, it aborts with a stack trace that does not show the
+    address; and it waits in C++, where Python does not handle signals.
     """
     line = (
         f"error: the processes ({where}) cannot be connected: not all of them came within {START_TIMEOUT_SECONDS} s; "
@@ -152,11 +152,11 @@ def _check(given: dict) -> None:
 
 
 def union(indices: Iterable[int], limit: int) -> list[int]:
-    """Returns the indices that any process has, sorted; every process must call this at the same step.
+    """Returns the sorted indices that any process has; every process must call this at the same step.
 
     Args:
-        indices: this process's, at least 0.
-        limit: how many one process has at most.
+        indices: this process's indices, at least 0.
+        limit: most indices that one process may have.
     """
     import jax
     from jax.experimental import multihost_utils
@@ -171,23 +171,23 @@ def union(indices: Iterable[int], limit: int) -> list[int]:
 
 
 def _global_state() -> Any:
-    """Returns the only private name of JAX in this project: its client of the coordination service."""
+    """Returns JAX's state of the coordination service, the only private name of JAX in this project."""
     from jax._src.distributed import global_state
 
     return global_state
 
 
 def barrier(name: str) -> None:
-    """Waits until all processes are here, an hour at most; all come to their barriers in the same order.
+    """Waits until all processes are here, an hour at most; all must call their barriers in the same order.
 
-    Of what JAX offers in public every barrier is a collective, which on CPUs all must start within half a minute, or
-    it fails (Gloo). One process may take longer than another to compile, or to copy from a bucket.
+    JAX's public barriers are collectives, which on CPUs (Gloo) fail unless all processes start them within half a
+    minute. One process may take longer than another to compile, or to copy from a bucket.
 
     Args:
-        name: what they wait for, as in "the training step is compiled".
+        name: what the processes wait for, as in "the training step is compiled".
 
     Raises:
-        UserError: some do not come in time.
+        UserError: some processes do not arrive in time.
     """
     import jax
 
@@ -205,12 +205,12 @@ def barrier(name: str) -> None:
 
 
 def raise_if_lost(error: BaseException) -> None:
-    """Raises `ProcessLost` where an error comes from JAX because another process is gone."""
+    """Raises `ProcessLost` if an error comes from JAX because another process is gone."""
     import jax
 
     cause: BaseException | None = error
     while cause is not None and jax.distributed.is_initialized():
-        # A JaxRuntimeError, or a ValueError where a collective fails while it is dispatched.
+        # A JaxRuntimeError, or a ValueError if a collective fails while it is dispatched.
         if isinstance(cause, (RuntimeError, ValueError)) and LOST.match(str(cause)):
             raise ProcessLost(
                 f"another process was lost or failed ({one_line(cause)[:200]}); the checkpoints written before are "
@@ -220,18 +220,18 @@ def raise_if_lost(error: BaseException) -> None:
 
 
 def together(config: ConfigDict, work: Callable[[], Any], *, train: bool = True) -> Any:
-    """Returns what `work` returns; several processes that do it together take their leave of each other after it.
+    """Runs `work` and returns its result; afterwards, the processes of a run shut down JAX together.
 
-    A process in which `work` fails does not: the others are not at its end. Process 0 then lives on for a moment,
-    because JAX aborts the others as soon as it is gone, and where all fail alike each has a line to print.
+    A process in which `work` fails skips the shutdown, because the others do not reach it. Process 0 then stays alive
+    for a moment, because JAX aborts the others as soon as it is gone, and if all fail alike each has an error to print.
 
     Args:
-        config: of the run.
-        work: what all do.
-        train: False where it only evaluates, see `create_experiment`.
+        config: configuration of the run.
+        work: function that every process runs.
+        train: False if `work` only evaluates, see `create_experiment`.
 
     Raises:
-        UserError: as `work` does, or the configuration is wrong.
+        UserError: raised by `work`, or the configuration is invalid.
         ProcessLost: another process is gone.
     """
     import jax
@@ -240,7 +240,7 @@ def together(config: ConfigDict, work: Callable[[], Any], *, train: bool = True)
         return work()
     from hga_flax.processes.settings import configure_process
 
-    configure_process(config, train=train)  # before the first device is touched
+    configure_process(config, train=train)  # before JAX touches a device
     try:
         result = work()
         jax.distributed.shutdown()

@@ -1,4 +1,4 @@
-"""Devices, and how arrays lie on them: one mesh axis, over which the batch is split."""
+"""The device mesh, with a single axis over which the batch is split, and the placement of arrays on it."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,23 +14,23 @@ DATA_AXIS = "data"
 
 
 def create_mesh() -> Mesh:
-    """Returns the mesh of all devices of all processes along the `data` axis."""
+    """Returns a mesh of all devices of all processes, along the `data` axis."""
     return Mesh(np.asarray(jax.devices()), (DATA_AXIS,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on every device."""
+    """Returns the sharding that puts a full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Copies a tree of host or device arrays, equal in all processes, to every device."""
-    # From NumPy, so that in a pod each process fills its own devices without a collective.
+    # Through NumPy, so that in a pod each process fills its own devices without a collective.
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(replicated(mesh), np.asarray(x)), tree)
 
 
 def check_batch_size(key: str, batch_size: int, mesh: Mesh) -> None:
-    """Raises a ConfigError unless the global batch divides evenly over the devices."""
+    """Raises ConfigError unless the number of devices divides the global batch."""
     devices = mesh.devices.size
     if batch_size % devices:
         below, above = batch_size // devices * devices, (batch_size // devices + 1) * devices
@@ -39,7 +39,7 @@ def check_batch_size(key: str, batch_size: int, mesh: Mesh) -> None:
 
 
 def to_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
-    """Places this process's part of each global batch on its devices, one batch ahead of its use."""
+    """Places this process's part `[b, ...]` of each global batch on its devices, one batch ahead of its use."""
     sharding = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
     place = lambda x: jax.make_array_from_process_local_data(sharding, x)
     ahead = None
@@ -53,7 +53,7 @@ def to_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator
 
 
 def agree(value: int) -> int:
-    """Returns the first process's value in all of them."""
+    """Broadcasts the first process's value to all processes and returns it."""
     return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.asarray(value, np.int32)))
 
 
@@ -63,6 +63,6 @@ def all_true(value: bool) -> bool:
 
 
 def wait_for_all(name: str) -> None:
-    """Blocks until all processes have come here; `name` tells this place from others."""
+    """Blocks until all processes reach this barrier, which `name` distinguishes from others."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

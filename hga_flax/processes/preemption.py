@@ -1,8 +1,8 @@
-"""SIGTERM, SIGINT and SIGHUP: the step in flight is finished and saved, and the process leaves within its grace period.
+"""Handles SIGTERM, SIGINT and SIGHUP: finishes and saves the current step, and exits within the grace period.
 
-Python runs a signal's handler only between two instructions of the main thread, which may be inside a
-compilation for minutes. So a thread of its own hears of the signal too, by the file descriptor that Python
-writes to at once (signal.set_wakeup_fd), and ends the process when the grace period is over.
+Python runs a signal handler only between two instructions of the main thread, which may be inside a compilation for
+minutes. So a separate thread is notified too, through the file descriptor that Python writes to at once
+(signal.set_wakeup_fd), and ends the process when the grace period is over.
 """
 
 import collections
@@ -23,24 +23,24 @@ from hga_flax.errors import Interrupted, leave
 from hga_flax.processes.mesh import DATA_AXIS
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-# A process that has nothing to save leaves at once; one that is inside a compilation is given this many seconds.
+# A process with nothing to save exits at once; inside a compilation it gets this many seconds.
 NOTHING_TO_SAVE_SECONDS = 1.0
 POLLS_IN_FLIGHT = 2
-_DONE = 0  # a byte that is no signal's number
+_DONE = 0  # a byte that is not a signal number
 
 
 def exit_code(signum: int) -> int:
-    """Returns what a shell reports for a process that a signal ended: SIGTERM 143, SIGINT 130, SIGHUP 129."""
+    """Returns a shell's exit code for a process ended by a signal: SIGTERM 143, SIGINT 130, SIGHUP 129."""
     return 128 + signum
 
 
 def handled_signals() -> list[signal.Signals]:
-    """Returns the signals that end this process in good order: without SIGHUP where nohup has it ignored."""
+    """Returns the signals that end this process in good order: all of SIGNALS, without SIGHUP if nohup ignores it."""
     return [s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
 
 
 def survive_hangup() -> None:
-    """After SIGHUP: what cannot be printed any more, because the terminal is gone, is no reason not to save."""
+    """After SIGHUP, redirects output that cannot be written to /dev/null: a lost terminal must not prevent saving."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for number in (1, 2):
         try:
@@ -51,22 +51,22 @@ def survive_hangup() -> None:
 
 
 class Preemption:
-    """Used as a context: turns the signals into a request that the training loop asks for.
+    """Context manager that turns signals into a request that the training loop checks.
 
-    Outside the main thread, where Python cannot handle signals, it does nothing.
+    Does nothing outside the main thread, where Python cannot handle signals.
 
     Args:
-        grace_seconds: from the first signal to the end of the process, whatever it is doing.
-        leave: called with (exit code, line to print) when time is up; a test's own does not end the process.
+        grace_seconds: time from the first signal to the end of the process, whatever it is doing.
+        leave: called with (exit code, line to print) when time is up; tests replace it to stay alive.
     """
 
     def __init__(self, grace_seconds: float, leave: Callable[[int, str], None] = leave):
         self._grace, self._leave = grace_seconds, leave
         self._unsaved = False
-        self.signal = 0  # the first that came, or 0
+        self.signal = 0  # the first signal received, or 0
 
     def begin(self) -> None:
-        """Tells that from now on there are steps worth saving: a signal no longer ends the process at once."""
+        """Declares that from now on there are steps worth saving: a signal no longer ends the process at once."""
         self._unsaved = True
 
     def __enter__(self) -> "Preemption":
@@ -102,7 +102,7 @@ class Preemption:
             )
 
     def _watch(self) -> None:
-        """Runs in the thread: the first signal starts the clock, a later SIGINT or the clock's end leaves."""
+        """Runs in the thread: the first signal starts the clock; a later SIGINT, or the clock's end, exits."""
         first, deadline = 0, None
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -130,18 +130,18 @@ _KEPT = "the checkpoints written before are kept, and the same command goes on f
 
 
 class Agreement:
-    """The same answer in all processes at the same place: has one of them been asked to stop?
+    """Tells all processes at the same step whether one of them has been asked to stop.
 
-    Each `stop()` starts an all-reduce of one number and reads the one of POLLS_IN_FLIGHT calls ago, which has arrived
+    Each `stop()` starts an all-reduce of one number and reads the one from POLLS_IN_FLIGHT calls ago, which has arrived
     by then: no process ever waits for it, and all stop at the same step. A single process knows at once.
 
-    JAX's own `multihost_utils.reached_preemption_sync_point` knows SIGTERM alone, whose handler it takes over, and
+    JAX's own `multihost_utils.reached_preemption_sync_point` knows only SIGTERM, whose handler it takes over, and
     does not say which signal came: Ctrl-C and SIGHUP would not be shared, nor would the exit code.
 
     Args:
-        preemption: this process's.
-        mesh: of all devices of all processes.
-        processes: how many there are.
+        preemption: this process's `Preemption`.
+        mesh: the mesh of all devices of all processes.
+        processes: number of processes.
     """
 
     def __init__(self, preemption: Preemption, mesh: Mesh, processes: int):
@@ -152,7 +152,7 @@ class Agreement:
         self._flags: collections.deque[jax.Array] = collections.deque()
 
     def stop(self) -> int:
-        """Returns the signal because of which all processes stop here, or 0; all must call it equally often."""
+        """Returns the signal for which all processes stop here, or 0; all must call it equally often."""
         if self._alone:
             return self._preemption.signal
         own = np.full(self._local, self._preemption.signal, np.int32)

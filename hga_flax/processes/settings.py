@@ -1,4 +1,4 @@
-"""What a command sets for its whole process before JAX touches a device."""
+"""Process-wide settings that a command makes before JAX touches a device."""
 
 import functools
 import logging
@@ -17,21 +17,21 @@ DETERMINISTIC_FLAG = "--xla_gpu_deterministic_ops=true"
 
 
 def configure_jax(config: ConfigDict, cache: str) -> None:
-    """Sets what must be set before JAX touches a device: determinism and the folder of compiled steps, "" for none."""
+    """Sets determinism and the folder of compiled steps ("" for none); call it before JAX touches a device."""
     if config.training.deterministic and DETERMINISTIC_FLAG.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC_FLAG}".strip()
     jax.config.update("jax_compilation_cache_dir", str(expand(cache, CACHE_KEY)) if cache else None)
 
 
 def configure_process(config: ConfigDict, *, train: bool = True) -> None:
-    """Checks what needs no device and sets what is the whole process's, for commands alone; see `configure_jax`.
+    """Checks what needs no device and makes the process-wide settings, see `configure_jax`; only for commands.
 
-    The library leaves flags, caches and loggers as its caller has them.
+    The library leaves its caller's flags, caches and loggers as they are.
 
     Raises:
         UserError: the configuration cannot be run here.
     """
-    # What goes wrong is raised, and said once; Orbax would print its traceback beside that.
+    # Errors are raised and reported once; Orbax would print their tracebacks as well.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     configure_jax(config, check_configuration(config, train=train))
 
@@ -40,7 +40,7 @@ def check_configuration(config: ConfigDict, *, train: bool = True) -> str:
     """Checks what needs no device; see `hga_flax.training.experiment.create_experiment`.
 
     Returns:
-        The folder of compiled steps that can be used here, "" for none.
+        The folder of compiled steps if it is usable here, else "".
 
     Raises:
         UserError: the configuration cannot be run here.
@@ -53,7 +53,7 @@ def check_configuration(config: ConfigDict, *, train: bool = True) -> str:
 
 
 def _writable_cache(folder: str, *, warn: bool) -> str:
-    """Returns the folder of compiled steps, "" where it cannot be written to: no reason not to train."""
+    """Returns the folder of compiled steps, or "" if it is not writable, which must not prevent training."""
     if not folder or "://" in folder:
         return str(expand(folder, CACHE_KEY)) if folder and warn else ""
     try:
