@@ -1,4 +1,5 @@
 """From a configuration file and the command line to a checked configuration.
 
-Imports attention/ and models/, whose names and options it checks. Start at loading.py; keys.py has the table of keys.
+Imports attention/ and models/, whose names and options it checks. Start at loading.py; keys.py has the table of keys,
+checks.py applies it.
 """

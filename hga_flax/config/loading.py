@@ -13,9 +13,9 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from hga_flax.config.checks import KINDS, check_given, check_keys, check_together, config_keys, get_key
 from hga_flax.config.command_line import add_config_flags, split_overrides
 from hga_flax.config.keys import FORMER_NAMES, KEYS
-from hga_flax.config.rules import KINDS, check_given, check_keys, check_together, config_keys, get_key
 from hga_flax.errors import ConfigError, UserError, nearest, one_line
 
 MOST_DIGITS = 100  # of an integer; no key accepts one as long

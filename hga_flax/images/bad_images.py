@@ -1,4 +1,7 @@
-"""Counts images that cannot be decoded, reports each once, and ends the run if there are too many."""
+"""Counts images that cannot be decoded, reports each once, and ends the run if there are too many.
+
+host_augmentation.py raises `BadImage` for them; data/pipeline.py skips them and takes the next good image instead.
+"""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator

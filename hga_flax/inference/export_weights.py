@@ -13,8 +13,8 @@ from hga_flax.config.loading import parse_options
 from hga_flax.errors import UserError
 from hga_flax.inference.predictor import Predictor
 from hga_flax.inference.to_safetensors import to_safetensors
-from hga_flax.pretrained.peers import export_peer, libraries
 from hga_flax.pretrained.torch_files import read_torch_file
+from hga_flax.pretrained.torch_names import export_peer, libraries
 from hga_flax.pretrained.torch_weights import renamed, torch_model, torch_tensors
 
 SUFFIX = ".safetensors"  # by which PyTorch libraries and `init.weights` recognise the format

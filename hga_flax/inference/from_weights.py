@@ -16,15 +16,15 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
+from hga_flax.config.checks import check_keys
 from hga_flax.config.loading import base_config, build_model, load_config, override, parse_options
-from hga_flax.config.rules import check_keys
 from hga_flax.data.classes import difference
 from hga_flax.data.imagenet import imagenet_classes
 from hga_flax.data.sources import FOLDER, DatasetInfo, dataset_info
 from hga_flax.errors import ConfigError, UserError
 from hga_flax.pretrained.cifar_weights import is_cifar
-from hga_flax.pretrained.peers import ATTENTION_OPTIONS, PEERS
 from hga_flax.pretrained.preprocessing import Preprocessing, preprocessing_of
+from hga_flax.pretrained.torch_names import ATTENTION_OPTIONS, PEERS
 from hga_flax.processes.mesh import create_mesh
 from hga_flax.processes.settings import configure_process
 from hga_flax.runs import workdir as files

@@ -5,8 +5,8 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from hga_flax.config.checks import complete
 from hga_flax.config.loading import build_model, from_json
-from hga_flax.config.rules import complete
 from hga_flax.data.sources import DatasetInfo, dataset_info
 from hga_flax.errors import UserError, expand, nearest, one_line
 from hga_flax.lab import comparison

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from hga_flax.bench.race import race
+from hga_flax.config.checks import complete
 from hga_flax.config.loading import from_json
-from hga_flax.config.rules import complete
 from hga_flax.errors import UserError
 from hga_flax.lab.results import STEP_TIMES
 from hga_flax.lab.runs import write_text

@@ -29,8 +29,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from hga_flax.config.checks import complete
 from hga_flax.config.loading import configure, differences, from_json, to_json, validate
-from hga_flax.config.rules import complete
 from hga_flax.errors import ConfigError, UserError, expand, nearest, one_line
 
 REQUIRED = ("config", "rows", "baseline", "seeds")

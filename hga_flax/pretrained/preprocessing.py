@@ -9,7 +9,7 @@ import dataclasses
 import re
 
 from hga_flax.pretrained.cifar_weights import is_cifar
-from hga_flax.pretrained.peers import libraries
+from hga_flax.pretrained.torch_names import libraries
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

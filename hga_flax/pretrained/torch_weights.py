@@ -1,6 +1,6 @@
 """Converts weights of torchvision's and timm's networks to this project's variables and back.
 
-`peers.py` maps the names, this file the axes. For a wrong file the error lists the names that are missing,
+`torch_names.py` maps the names, this file the axes. For a wrong file the error lists the names that are missing,
 unexpected or of another shape. Writing and reading again is bit-exact. Released weights:
 https://docs.pytorch.org/vision/stable/models.html, https://huggingface.co/timm.
 """
@@ -18,8 +18,8 @@ from hga_flax.errors import UserError, nearest
 from hga_flax.models import vgg
 from hga_flax.models.registry import create_model
 from hga_flax.pretrained.cifar_weights import BOTH_SIDES, cifar_peers, our_order
-from hga_flax.pretrained.peers import ATTENTION_OPTIONS, PEERS, attention_of, new_name, peer_name, peers_of
 from hga_flax.pretrained.torch_contents import Choice, Contents
+from hga_flax.pretrained.torch_names import ATTENTION_OPTIONS, PEERS, attention_of, new_name, peer_name, peers_of
 
 # Height and width of the map (channels first in PyTorch) that a layer reads flattened: auxiliary heads and VGG's first.
 _FLATTENED = {"hidden": 4, "hidden1": vgg.POOLED}

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from hga_flax.config.rules import check_keys
+from hga_flax.config.checks import check_keys
 from hga_flax.errors import Interrupted, UserError, leave, one_line
 
 FLAGS = ("coordinator", "num_processes", "process_id")

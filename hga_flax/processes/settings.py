@@ -8,8 +8,8 @@ import sys
 import jax
 from ml_collections import ConfigDict
 
+from hga_flax.config.checks import check_keys
 from hga_flax.config.loading import validate
-from hga_flax.config.rules import check_keys
 from hga_flax.errors import UserError, check_writable, expand
 
 CACHE_KEY = "training.compilation_cache"

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
+from hga_flax.config.checks import complete
 from hga_flax.config.loading import differences, from_json, to_json
-from hga_flax.config.rules import complete
 from hga_flax.data.sources import FOLDER, DatasetInfo, other_data
 from hga_flax.errors import UserError, expand, one_line
 

@@ -25,8 +25,8 @@ from hga_flax.attention.identity_start import SHARE
 from hga_flax.errors import UserError, called, expand
 from hga_flax.pretrained.cifar_weights import is_cifar
 from hga_flax.pretrained.file_kinds import WEIGHTS, weights_layout
-from hga_flax.pretrained.peers import no_peer
 from hga_flax.pretrained.torch_files import check_weights_file, open_weights
+from hga_flax.pretrained.torch_names import no_peer
 from hga_flax.pretrained.torch_weights import find_peer, renamed
 from hga_flax.processes.mesh import replicate
 from hga_flax.runs import workdir as files

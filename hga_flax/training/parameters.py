@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from hga_flax.config.rules import learning_rate_factors
+from hga_flax.config.checks import learning_rate_factors
 from hga_flax.errors import ConfigError
 
 

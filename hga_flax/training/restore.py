@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import optax
 
-from hga_flax.config.rules import check_keys
+from hga_flax.config.checks import check_keys
 from hga_flax.errors import ConfigError, UserError, called
 from hga_flax.processes.distributed import barrier
 from hga_flax.processes.mesh import create_mesh

@@ -15,7 +15,7 @@ from torch.nn import functional  # noqa: E402
 from examples import hga_in_pytorch  # noqa: E402
 from hga_flax.inference.to_safetensors import to_safetensors  # noqa: E402
 from hga_flax.models import create_model  # noqa: E402
-from hga_flax.pretrained.peers import export_peer  # noqa: E402
+from hga_flax.pretrained.torch_names import export_peer  # noqa: E402
 from hga_flax.pretrained.torch_weights import torch_tensors  # noqa: E402
 from tests.reference import perturbed  # noqa: E402
 

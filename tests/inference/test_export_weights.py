@@ -12,7 +12,7 @@ from hga_flax.inference import export_weights as weights
 from hga_flax.inference.predictor import Predictor
 from hga_flax.inference.to_safetensors import to_safetensors
 from hga_flax.models import create_model
-from hga_flax.pretrained.peers import export_peer
+from hga_flax.pretrained.torch_names import export_peer
 from hga_flax.pretrained.torch_weights import torch_tensors
 from hga_flax.training.initial_weights import fit, read_weights
 from tests.inference.exported import export

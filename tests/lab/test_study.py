@@ -5,9 +5,9 @@ import pathlib
 
 import pytest
 
+from hga_flax.config.checks import check_keys, complete
 from hga_flax.config.keys import ALWAYS, KEYS
 from hga_flax.config.loading import load_config, parse_options, to_json
-from hga_flax.config.rules import check_keys, complete
 from hga_flax.errors import UserError
 from hga_flax.lab import results, step_times
 from hga_flax.lab.runs import write_text

@@ -10,7 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from hga_flax.errors import UserError
-from hga_flax.pretrained.peers import PEERS, peer_name
+from hga_flax.pretrained.torch_names import PEERS, peer_name
 from hga_flax.pretrained.torch_weights import (
     _converted,
     _torch_shape,

@@ -3,7 +3,7 @@
 import pytest
 
 from hga_flax.models import model_names
-from hga_flax.pretrained.peers import PEERS, export_peer, libraries, new_name, no_peer, peer_name, peers_of
+from hga_flax.pretrained.torch_names import PEERS, export_peer, libraries, new_name, no_peer, peer_name, peers_of
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Checks the values of configuration keys, each alone and all together. Does not load JAX.
 
-`KEYS` has one entry for each key of configs/base.py (a test compares them). Checks that need the network,
+keys.py has the table of keys. Checks that need the network,
 the devices or the data set are in loading.py and training/experiment.py.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from hga_flax.config.keys import ALWAYS, KEYS, Rule
-from hga_flax.config.schedule_rules import check_schedule
+from hga_flax.config.schedule_checks import check_schedule
 from hga_flax.errors import ConfigError, nearest
 
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}

@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import base
-from hga_flax.config import rules as v
+from hga_flax.config import checks as v
 from hga_flax.config.keys import ALWAYS, KEYS
 from hga_flax.config.loading import configure, validate
 from hga_flax.data.sources import dataset_info

@@ -3,7 +3,7 @@
 import pytest
 
 from configs import base
-from hga_flax.config.schedule_rules import check_schedule
+from hga_flax.config.schedule_checks import check_schedule
 from hga_flax.errors import ConfigError
 
 
