@@ -3,7 +3,7 @@
 The public names are the library: the attentions, the networks, and the functions that load a run's
 checkpoint. `create_attention` and `create_model` create attentions and networks by name.
 
-Example:
+Examples:
     >>> import jax
     >>> from hga_flax import HGA
     >>> HGA(64).init_with_output(jax.random.key(0), jax.numpy.ones((2, 8, 8, 64)))[0].shape

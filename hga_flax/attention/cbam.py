@@ -33,7 +33,7 @@ class ConvolutionalBlockAttention(nn.Module):
     Raises:
         ValueError: the input does not have `channels` channels, or an option is out of range.
 
-    Example:
+    Examples:
         >>> x = jnp.ones((2, 8, 8, 64))
         >>> ConvolutionalBlockAttention(64).init_with_output(jax.random.key(0), x)[0].shape
         (2, 8, 8, 64)

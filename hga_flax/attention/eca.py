@@ -37,7 +37,7 @@ class EfficientChannelAttention(nn.Module):
     Raises:
         ValueError: the input does not have `channels` channels, or the kernel size is not odd.
 
-    Example:
+    Examples:
         >>> x = jnp.ones((2, 8, 8, 64))
         >>> EfficientChannelAttention(64).init_with_output(jax.random.key(0), x)[0].shape
         (2, 8, 8, 64)

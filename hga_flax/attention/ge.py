@@ -46,7 +46,7 @@ class GatherExcite(nn.Module):
         ValueError: the input does not have `channels` channels, an option is out of range, or a
             learned global gather was initialised for maps of another size.
 
-    Example:
+    Examples:
         >>> x = jnp.ones((2, 8, 8, 64))
         >>> GatherExcite(64, extent=4).init_with_output(jax.random.key(0), x)[0].shape
         (2, 8, 8, 64)

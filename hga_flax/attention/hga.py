@@ -42,7 +42,7 @@ class MultiScaleFeatureExploitation(nn.Module):
     Raises:
         ValueError: a kernel size is not odd, `groups` does not divide `channels`, or `act` is unknown.
 
-    Example:
+    Examples:
         >>> x = jnp.ones((2, 8, 8, 64))
         >>> MultiScaleFeatureExploitation(64).init_with_output(jax.random.key(0), x)[0].shape
         (2, 8, 8, 256)
@@ -124,7 +124,7 @@ class HierarchicalGlobalAveragePooling(nn.Module):
     Attributes:
         bins: grid sizes (cells along each axis); (1, 2, 4) gives 1 + 4 + 16 = 21 cells.
 
-    Example:
+    Examples:
         >>> x = jnp.ones((2, 8, 8, 64))
         >>> HierarchicalGlobalAveragePooling().apply({}, x).shape
         (2, 21, 64)
@@ -159,7 +159,7 @@ class ExcitationExploration(nn.Module):
             and 10 only).
         dtype: dtype of the computation; parameters are float32.
 
-    Example:
+    Examples:
         >>> cells = jnp.ones((2, 4, 21, 64))
         >>> ExcitationExploration(64).init_with_output(jax.random.key(0), cells)[0].shape
         (2, 64)
@@ -246,7 +246,7 @@ class HGA(nn.Module):
     Raises:
         ValueError: the input does not have `channels` channels, or an option is out of range.
 
-    Example:
+    Examples:
         >>> x = jnp.ones((2, 8, 8, 64))
         >>> HGA(64).init_with_output(jax.random.key(0), x)[0].shape
         (2, 8, 8, 64)

@@ -32,7 +32,7 @@ class NonLocal(nn.Module):
     Raises:
         ValueError: the input does not have `channels` channels, or `ratio` is not positive.
 
-    Example:
+    Examples:
         >>> x = jnp.ones((2, 8, 8, 64))
         >>> NonLocal(64).init_with_output(jax.random.key(0), x)[0].shape
         (2, 8, 8, 64)

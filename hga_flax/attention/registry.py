@@ -56,7 +56,7 @@ def register_attention(name: str, module: type[nn.Module], **preset: Any) -> Non
         ValueError: the name is already registered.
         TypeError: `module` is not a Linen module class with these fields.
 
-    Example:
+    Examples:
         >>> register_attention("se4", SqueezeExcitation, ratio=4)  # doctest: +SKIP
         >>> create_attention("se4", 64).ratio  # doctest: +SKIP
         4
@@ -75,7 +75,7 @@ def register_attention(name: str, module: type[nn.Module], **preset: Any) -> Non
 def attention_names() -> list[str]:
     """Returns the registered names, "none" first.
 
-    Example:
+    Examples:
         >>> attention_names()[:4]
         ['none', 'hga', 'hga_table2', 'se']
     """
@@ -102,7 +102,7 @@ def attention_options(name: str) -> dict[str, Any]:
     Raises:
         ValueError: no attention has this name.
 
-    Example:
+    Examples:
         >>> attention_options("se")
         {'ratio': 16, 'bias': True, 'min_channels': 1, 'identity_start': False}
     """
@@ -125,7 +125,7 @@ def create_attention(name: str, channels: int, **options: Any) -> nn.Module:
     Raises:
         ValueError: the name is unknown, or the attention does not have such an option.
 
-    Example:
+    Examples:
         >>> x = jax.numpy.ones((2, 8, 8, 64))
         >>> create_attention("hga", 64).init_with_output(jax.random.key(0), x)[0].shape
         (2, 8, 8, 64)

@@ -30,7 +30,7 @@ class SqueezeExcitation(nn.Module):
     Raises:
         ValueError: the input does not have `channels` channels, or `ratio` or `min_channels` is not positive.
 
-    Example:
+    Examples:
         >>> x = jnp.ones((2, 8, 8, 64))
         >>> SqueezeExcitation(64).init_with_output(jax.random.key(0), x)[0].shape
         (2, 8, 8, 64)

@@ -49,7 +49,7 @@ class SelectiveKernel(nn.Module):
     Raises:
         ValueError: `groups` does not divide the channels, or an option is out of range.
 
-    Example:
+    Examples:
         >>> x = jnp.ones((2, 8, 8, 64))
         >>> SelectiveKernel(64, stride=2).init_with_output(jax.random.key(0), x)[0].shape
         (2, 4, 4, 64)

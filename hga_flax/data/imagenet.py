@@ -11,7 +11,7 @@ import importlib.resources
 def imagenet_classes() -> tuple[str, ...]:
     """Returns the names by label: "tench", "goldfish", ... "toilet tissue".
 
-    Example:
+    Examples:
         >>> imagenet_classes()[281]
         'tabby'
     """

@@ -37,9 +37,9 @@ class Predictor:
         batch_size: maximum number of images per batch.
         image_shape: (height, width, channels) of the network's input.
 
-    Example:
-        >>> predictor = Predictor.from_workdir("runs/digits")
-        >>> predictor.class_names[predictor.predict("digit.png")[0].argmax()]
+    Examples:
+        >>> predictor = Predictor.from_workdir("runs/digits")  # doctest: +SKIP
+        >>> predictor.class_names[predictor.predict("digit.png")[0].argmax()]  # doctest: +SKIP
         '3'
     """
 
@@ -109,8 +109,8 @@ class Predictor:
         Raises:
             UserError: the weights cannot be read, or belong to another network.
 
-        Example:
-            >>> Predictor.from_weights("resnet50-0676ba61.pth", "resnet50").class_names[0]
+        Examples:
+            >>> Predictor.from_weights("resnet50-0676ba61.pth", "resnet50").class_names[0]  # doctest: +SKIP
             'tench'
         """
         from hga_flax.inference.from_weights import restore_weights

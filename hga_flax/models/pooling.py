@@ -24,7 +24,7 @@ def average_pool(
         ceil: keep a last window that reaches past the edge (`ceil_mode`), divided by the part it covers.
         count_margin: count the padding in the average (`count_include_pad`).
 
-    Example:
+    Examples:
         >>> average_pool(jnp.ones((2, 7, 7, 64)), 2, 2, ceil=True, count_margin=False).shape
         (2, 4, 4, 64)
     """

@@ -48,7 +48,7 @@ WIDE_PATTERN = "cifar_wide_resnet{DEPTH}_{WIDEN}"
 def model_names() -> list[str]:
     """Returns the fixed names; CIFAR networks also exist in every depth (`CIFAR_PATTERN`, `WIDE_PATTERN`).
 
-    Example:
+    Examples:
         >>> model_names()[:3]
         ['resnet18', 'resnet34', 'resnet50']
     """
@@ -78,7 +78,7 @@ def model_options(name: str) -> dict[str, Any]:
     Raises:
         ValueError: no model has this name.
 
-    Example:
+    Examples:
         >>> model_options("resnet50")["zero_init_residual"]
         False
     """
@@ -130,10 +130,10 @@ def create_model(
         ValueError: an unknown name or option (the message lists the known ones), an option of the wrong type,
             or an attention that replaces a 3x3 in a network whose blocks have no single 3x3 that feeds a ReLU.
 
-    Example:
+    Examples:
         >>> import jax
         >>> model = create_model("cifar_resnet8", attention="hga", num_classes=10)
-        >>> model.init_with_output(jax.random.key(0), jnp.ones((2, 32, 32, 3)))[0].shape
+        >>> jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.ones((2, 32, 32, 3)))[0].shape
         (2, 10)
     """
     builder = _builder(name)

@@ -40,7 +40,7 @@ class StageMaps(nn.Module):
         network: the whole network; its variables are used as they are. Under `jax.jit` the layers after the last map
             cost nothing.
 
-    Example:
+    Examples:
         >>> from hga_flax import create_model
         >>> backbone = create_model("resnet50", attention="hga", features_only=True)
         >>> [(info.channels, info.stride) for info in backbone.feature_info()]

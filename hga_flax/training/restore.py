@@ -78,9 +78,10 @@ def restore_workdir(
     Raises:
         UserError: there is no such run, checkpoint or weights, or the checkpoint cannot be read.
 
-    Example:
-        restored = restore_workdir("runs/digits")
-        logits = restored.experiment.model.apply(restored.variables, images)  # normalised [B, H, W, C]
+    Examples:
+        >>> restored = restore_workdir("runs/digits")  # doctest: +SKIP
+        >>> restored.experiment.model.apply(restored.variables, jax.numpy.ones((2, 24, 24, 1))).shape  # doctest: +SKIP
+        (2, 10)
     """
     workdir = find(path, "workdir")
     config = files.read_config(workdir)
