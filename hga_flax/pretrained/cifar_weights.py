@@ -29,7 +29,7 @@ def is_cifar(peer: str | None) -> bool:
 
 
 def cifar_rules(peer: str) -> tuple:
-    """Returns the substitutions that convert our module path to a peer's name, see peers.py."""
+    """Returns the substitutions that convert our module path to a peer's name, see torch_names.py."""
     head, shortcut = ("linear", "shortcut") if peer.startswith(BOTH_SIDES) else ("fc", "downsample")
     return (
         ("^stem_conv", "conv1"),

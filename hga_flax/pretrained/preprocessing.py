@@ -51,7 +51,7 @@ def preprocessing_of(peer: str, path: str) -> Preprocessing:
     """Returns the preprocessing for a weights file.
 
     Args:
-        peer: name of the network in the file, see `peers.py`.
+        peer: name of the network in the file, see `torch_names.py`.
         path: path of the file; its name distinguishes different weights of one network.
     """
     if is_cifar(peer):
