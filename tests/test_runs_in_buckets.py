@@ -63,10 +63,10 @@ def test_every_command_takes_the_address_of_a_run(remote, tmp_path, capsys):
     assert copied == ["seal.json"]  # of the checkpoints these three need no more
     assert Predictor.from_workdir(remote.address).restored.step == 2
     for source in (remote.address, f"{remote.address}@latest", f"{remote.address}@2"):
-        origin = read_source(tiny.config(init__from=source), {}).origin
+        origin = read_source(tiny.config(init__weights=source), {}).origin
         assert origin.startswith(f"step 2 of {remote.address}, cifar_resnet8 with attention hga")
     with pytest.raises(UserError, match=rf"^init\.weights={remote.address}/x\.pth: there is no such file$"):
-        read_source(tiny.config(init__from=f"{remote.address}/x.pth"), {})
+        read_source(tiny.config(init__weights=f"{remote.address}/x.pth"), {})
     with pytest.raises(UserError, match=rf"^{remote.address}x: no run here"):
         restore_workdir(f"{remote.address}x")
 

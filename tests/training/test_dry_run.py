@@ -47,7 +47,7 @@ def test_a_dry_run_tells_the_run_and_makes_nothing(tmp_path, monkeypatch, capsys
 def test_the_weights_of_a_new_run_are_checked(tmp_path, capsys):
     (tmp_path / "run").mkdir()
     with pytest.raises(UserError, match=r"^init\.weights=.*run is not a run's folder"):
-        d.dry_run(tiny.config(init__from=str(tmp_path / "run")))
+        d.dry_run(tiny.config(init__weights=str(tmp_path / "run")))
     assert capsys.readouterr().out == ""  # before anything is built
     (tmp_path / "run" / "checkpoints" / "3").mkdir(parents=True)
     assert d.checkpoint_steps(str(tmp_path / "run")) == [3]  # one that goes on does not read them

@@ -25,7 +25,7 @@ TINY_RESNET = "stage_sizes=(1, 1), features=8"  # with torchvision's names
 
 def start(name, **overrides):
     """A configuration with `init.weights`."""
-    return tiny.config(**{"init__from": str(name)} | overrides)
+    return tiny.config(**{"init__weights": str(name)} | overrides)
 
 
 def places(name="cifar_resnet8", attention="none", channels=1, classes=10, **options):
