@@ -10,7 +10,7 @@ HGA out. For a few hundred images, "--config.optimizer.freeze=stem*,stage1*" fre
 The recipe is the common one that Li et al., Rethinking the Hyperparameters for Fine-tuning, ICLR 2020,
 https://arxiv.org/abs/2002.11770, start from: the network's own SGD with a learning rate of 0.01, momentum 0.9
 and weight decay 1e-4. The best rate depends on the data, so try 0.001 and 0.03 too. The new head learns ten
-times as fast. Not run here with released weights.
+times as fast. Not run here with ImageNet's weights; docs/practice.md has a run with others.
 """
 
 from configs import base

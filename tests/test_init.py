@@ -1,7 +1,9 @@
 """The library's front door: every name is there, is documented and says its shapes, and none costs until it is used."""
 
 import ast
+import doctest
 import inspect
+import io
 import re
 
 import pytest
@@ -92,3 +94,12 @@ def test_what_an_extra_lacks_is_said_in_one_line():
     result = run("-c", WITHOUT + main)
     assert result.returncode == 1 and len(result.stderr.splitlines()) == 1, result.stderr
     assert result.stderr.startswith("error: report: ") and "pip install 'hga-flax[pictures]'" in result.stderr
+
+
+@pytest.mark.parametrize("name", [name for name in hga_flax.__all__ if name != "__version__"])
+def test_every_public_name_has_an_example_that_runs(name):
+    (test,) = doctest.DocTestFinder(recurse=False).find(getattr(hga_flax, name), name)
+    assert test.examples, name
+    report = io.StringIO()
+    results = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test, out=report.write)
+    assert not results.failed, report.getvalue()

@@ -8,7 +8,7 @@ import pytest
 
 from hga_flax.__main__ import main
 from hga_flax.bench import compile as module
-from hga_flax.bench import topologies
+from hga_flax.bench import compiled_step, topologies
 from hga_flax.bench.compiled_step import roofline, training_step
 from hga_flax.config.loading import configure
 from hga_flax.counting.compiled import Cost, cost
@@ -136,7 +136,7 @@ def test_the_program_is_that_of_train_py(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "compile_step", keep)
     with pytest.raises(Enough):
         trainer.train(c, str(tmp_path / "run"))
-    monkeypatch.setattr(module, "IMAGENET", 48)  # the data set's size, by which the schedule knows its end
+    monkeypatch.setattr(compiled_step, "IMAGENET", 48)  # the data set's size, by which the schedule knows its end
     step, state, batch = training_step(c, create_mesh())
     (text,) = programs
     assert step.trace(state, batch).lower().as_text() == text
