@@ -14,11 +14,7 @@ import onnxruntime
 
 
 def read_image(file: str, how: dict) -> np.ndarray:
-    """Reads, resizes and crops an image: uint8 `[height, width, channels]`.
-
-    Args:
-        file: path of the image.
-        how: the network's "preprocessing" metadata.
+    """Reads, resizes and crops an image as the network's metadata say: uint8 `[height, width, channels]`.
 
     Raises:
         ValueError: the file cannot be decoded.
