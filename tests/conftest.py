@@ -30,3 +30,13 @@ def bucket(tmp_path, monkeypatch):
     system.store.clear()
     system.makedirs("/bucket", exist_ok=True)
     return "s3://bucket"
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """The folder of a small network that was trained on the embedded digits; one for each file of tests."""
+    from tests.training import tiny
+
+    folder = tmp_path_factory.mktemp("run")
+    tiny.train_on_digits(folder)
+    return folder

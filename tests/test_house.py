@@ -129,6 +129,13 @@ def test_each_room_says_what_it_is_and_where_to_start():
             assert not word.endswith(".py") or (PACKAGE / name / word).is_file(), (name, word)
 
 
+def test_each_module_has_a_test_file_of_its_name():
+    for name in MODULES:
+        if room(name) in ROOMS and "." in name:
+            folder, file = name.split(".")
+            assert (ROOT / "tests" / folder / f"test_{file}.py").is_file(), name
+
+
 def test_tests_stand_where_their_modules_stand():
     for path in (ROOT / "tests").glob("*/test_*.py"):
         folder = path.parent.name

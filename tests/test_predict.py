@@ -13,13 +13,6 @@ from tests.training import tiny
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    tiny.train_on_digits(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """A folder of the held-out digits, named by place and label."""
     folder = tmp_path_factory.mktemp("pictures")

@@ -59,27 +59,26 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "runni
 _BLOCK = (r"^stage(\d+)_block(\d+)", lambda match: f"layer{match[1]}.{int(match[2]) - 1}")
 _DOWNSAMPLE = (("downsample_conv", "downsample.0"), ("downsample_norm", "downsample.1"))
 _AVERAGE_DOWN = (("downsample_conv", "downsample.1"), ("downsample_norm", "downsample.2"))
+_STEM_TO_HEAD = (
+    ("^stem_conv", "conv1"),
+    ("^stem_norm3?", "bn1"),
+    ("^classifier", "fc"),
+    _BLOCK,
+    *_DOWNSAMPLE,
+)
 _DEEP_STEM = (
     (r"^stem_conv(\d)", lambda match: f"conv1/{3 * int(match[1]) - 3}"),
     (r"^stem_norm([12])", lambda match: f"conv1/{3 * int(match[1]) - 2}"),
 )
 _RESNET = (
     *_DEEP_STEM,
-    ("^stem_conv", "conv1"),
-    ("^stem_norm3?", "bn1"),
-    ("^classifier", "fc"),
-    _BLOCK,
-    *_DOWNSAMPLE,
+    *_STEM_TO_HEAD,
     ("/norm", "/bn"),
     ("attention/squeeze", "se/fc1"),
     ("attention/excite", "se/fc2"),
 )
 _SKNET = (
-    ("^stem_conv", "conv1"),
-    ("^stem_norm", "bn1"),
-    ("^classifier", "fc"),
-    _BLOCK,
-    *_DOWNSAMPLE,
+    *_STEM_TO_HEAD,
     (r"/conv(\d)", r"/conv\1/conv"),
     (r"/norm(\d)", r"/conv\1/bn"),
     (r"attention/branch(\d+)_conv", lambda match: f"conv2/paths/{int(match[1]) - 1}/conv"),

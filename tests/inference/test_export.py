@@ -37,13 +37,6 @@ FORMATS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    tiny.train_on_digits(folder)
-    return folder
-
-
 def serve(file, form, images):
     """Returns the results and the metadata of an exported file."""
     if form == "stablehlo":

@@ -16,7 +16,6 @@ from hga_flax.pretrained.torch_names import export_peer
 from hga_flax.pretrained.torch_weights import torch_tensors
 from hga_flax.training.initial_weights import fit, read_weights
 from tests.inference.exported import export
-from tests.training import tiny
 
 SMALL = {
     "resnet18": {"stage_sizes": (1, 1), "features": 8},
@@ -54,13 +53,6 @@ def test_what_is_written_is_read_bit_for_bit(model, attention, tmp_path):
     assert not found.fresh and not found.unused and found.loaded.keys() == places.keys()
     for path, array in places.items():
         assert np.ascontiguousarray(found.loaded[path]).tobytes() == array.tobytes(), path
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    tiny.train_on_digits(folder)
-    return folder
 
 
 def header(file):

@@ -16,13 +16,6 @@ from tests.training import tiny
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    tiny.train_on_digits(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def predictor(workdir):
     return Predictor.from_workdir(str(workdir), "latest", batch_size=64)
 

@@ -1,6 +1,8 @@
 import types
 
+from hga_flax.runs.checkpoints import Checkpoints
 from hga_flax.runs.ranking import LatestAndBest, rank
+from tests.runs.test_checkpoints import metrics, state
 
 
 def test_fewer_errors_rank_first_then_less_loss_and_what_is_no_number_last():
@@ -16,3 +18,25 @@ def test_the_latest_and_the_best_of_the_evaluated_are_preserved():
     checkpoints = [types.SimpleNamespace(step=step) for step in errors]
     assert LatestAndBest(2, metrics).should_preserve(checkpoints, context=None) == [False, True, False, True, True]
     assert LatestAndBest(1, lambda step: None).should_preserve(checkpoints, context=None) == [False] * 4 + [True]
+
+
+def test_the_latest_and_the_best_are_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step, error, loss in [(1, 9.0, 1.0), (2, 5.0, 2.0), (3, 5.0, 1.0), (4, 5.0, 3.0), (5, 7.0, 1.0), (6, 8.0, 1.0)]:
+        checkpoints.save(step, state(step), {}, metrics(error, loss))
+    checkpoints.wait()
+    assert checkpoints.steps() == [3, 5, 6]
+    assert checkpoints.best_step() == 3  # the lower loss decides among equal errors
+    assert checkpoints.metrics(5)["top1_error"] == 7.0
+    checkpoints.close()
+    again = Checkpoints(tmp_path, keep=2, read_only=True)
+    assert again.best_step() == 3
+
+
+def test_unevaluated_checkpoints_are_not_kept_for_ever(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in range(1, 6):
+        checkpoints.save(step, state(step), {}, metrics(5.0) if step == 1 else None)
+    checkpoints.wait()
+    assert checkpoints.steps() == [1, 4, 5]
+    checkpoints.close()
