@@ -81,7 +81,9 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(importlib.import_module(_HOMES.get(name, "hga_flax.attention")), name)
     except ModuleNotFoundError as error:
-        raise ImportError(f"hga_flax.{name}: {error.name} is not installed; pip install 'hga-flax[train]'") from error
+        raise ImportError(
+            f"hga_flax.{name}: {error.name} is not installed; pip install '.[train]' in the clone"
+        ) from error
 
 
 def __dir__() -> list[str]:

@@ -70,9 +70,7 @@ def _needs_extras(command: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "hga_flax").startswith("hga_flax"):
             raise
-        raise UserError(
-            f"{command}: {error.name} is not installed; pip install 'hga-flax[pictures]', or requirements.txt"
-        ) from None
+        raise UserError(f"{command}: {error.name} is not installed; pip install '.[pictures]' in the clone") from None
 
 
 if __name__ == "__main__":

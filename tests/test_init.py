@@ -88,12 +88,14 @@ def test_attentions_and_networks_need_jax_flax_and_numpy_alone():
 
 def test_what_an_extra_lacks_is_said_in_one_line():
     result = run("-c", WITHOUT + "from hga_flax import Predictor")
-    assert "ImportError: hga_flax.Predictor: " in result.stderr and "pip install 'hga-flax[train]'" in result.stderr
+    assert (
+        "ImportError: hga_flax.Predictor: " in result.stderr and "pip install '.[train]' in the clone" in result.stderr
+    )
     main = "from hga_flax.errors import run_main; from hga_flax.__main__ import main; "
     main += "run_main(lambda: main(['report', 'x']))"
     result = run("-c", WITHOUT + main)
     assert result.returncode == 1 and len(result.stderr.splitlines()) == 1, result.stderr
-    assert result.stderr.startswith("error: report: ") and "pip install 'hga-flax[pictures]'" in result.stderr
+    assert result.stderr.startswith("error: report: ") and "pip install '.[pictures]' in the clone" in result.stderr
 
 
 @pytest.mark.parametrize("name", [name for name in hga_flax.__all__ if name != "__version__"])
