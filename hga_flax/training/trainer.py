@@ -150,6 +150,7 @@ def _new_state(
     """Returns the state before the first step of a new run, with `init.weights` loaded."""
     config = experiment.config
     fitted = fit_weights(config, abstract) if config.init.weights else None  # may fail, so before anything slow
+    console.line("compiling and drawing the initial weights ...")
     state = create_state(init, config.seed, experiment.mesh)
     if fitted is None:
         return state
@@ -218,6 +219,7 @@ class Loop:
                     with self._clock.waiting():
                         batch = next(batches)
                     if step + 1 == first:
+                        self._console.line("compiling the training step ...")
                         train_step = compile_step(train_step, state, batch)
                         barrier("the training step is compiled")
                     with self._profiler.step(step + 1):
