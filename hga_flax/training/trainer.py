@@ -150,7 +150,7 @@ def _new_state(
     """Returns the state before the first step of a new run, with `init.weights` loaded."""
     config = experiment.config
     fitted = fit_weights(config, abstract) if config.init.weights else None  # may fail, so before anything slow
-    console.line("compiling and drawing the initial weights ...")
+    console.line("compiling the initial state ...")
     state = create_state(init, config.seed, experiment.mesh)
     if fitted is None:
         return state
