@@ -34,7 +34,7 @@ def by_platform(default: Callable[..., Any], *arrays: jax.Array, **forms: Callab
         return lax.platform_dependent(saved, gradient, default=of(default), **gradients)
 
     compute.defvjp(forward, backward)
-    return compute(*_varying_alike(arrays))
+    return compute(*varying_alike(arrays))
 
 
 def on_gpus(form: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
@@ -42,7 +42,7 @@ def on_gpus(form: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
     return {"cuda": form, "rocm": form}
 
 
-def _varying_alike(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+def varying_alike(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     """Marks replicated arrays as device-varying over every mesh axis over which another array varies.
 
     Within `jax.shard_map` the gradient of a replicated array is then summed over devices outside the implementation.

@@ -6,21 +6,31 @@ takes more arithmetic, which a ResNeXt step can spare, but moves fewer bytes, wh
 CPUs XLA's gradients of a grouped convolution are ten to sixty times slower than those of a dense
 convolution or, for wide maps, of one matmul per tap. GPUs keep the grouped form.
 
-Also on CPUs, XLA computes the gradient of a 1x1 convolution's kernel as another convolution, for which
-it transposes whole maps; a matmul avoids that. benchmarks/NOTES.md has the measurements.
+Also on CPUs, XLA computes the gradient of a kernel as a convolution whose window is the whole map, at a
+fifth to a half of the speed of a matmul. Here a block of the map at a time is copied into a matrix with a
+row per output position and a column per kernel element (im2col), which stays in the core's cache while
+it is multiplied. The gradient of the input of a strided convolution is the reverse: a matmul whose columns
+are added where their elements came from. A block uses one core, because training uses a device per core
+(`training.cpu_devices`). benchmarks/NOTES.md has the measurements.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hga_flax.attention.platforms import by_platform
+from hga_flax.attention.platforms import by_platform, varying_alike
 
 DENSE_WIDTH = 1024  # most channels for which TPUs use the dense form
 CPU_DENSE_WIDTH = 256  # the same for CPUs
+BLOCK_ELEMENTS = 2**18  # of a block's matrix on CPUs: 1 MiB in float32
+FEWEST_ROWS = 392  # of such a matrix; fewer would read and write the kernel's gradient too often
+
+Pads = tuple[tuple[int, int], ...]
 
 
 def convolution(
@@ -36,6 +46,7 @@ def convolution(
         feature_group_count: number of groups.
         **options: other options of `lax.conv_general_dilated`.
     """
+    others = dict(options)
     options |= {"window_strides": strides, "padding": padding}
     groups = feature_group_count
 
@@ -44,6 +55,12 @@ def convolution(
 
     def dense(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return lax.conv_general_dilated(x, block_diagonal(kernel, groups), **options)
+
+    def on_cpus(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return _on_cpus(x, kernel, strides, padding, others)
+
+    def dense_on_cpus(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return on_cpus(x, block_diagonal(kernel, groups))
 
     def taps(x: jax.Array, kernel: jax.Array) -> jax.Array:
         (down, right), (height, width) = strides, kernel.shape[:2]
@@ -67,17 +84,13 @@ def convolution(
         )
         return y.reshape(*y.shape[:3], -1).astype(x.dtype)
 
-    def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        x = x if max(strides) == 1 else x[:, :: strides[0], :: strides[1]]
-        return jnp.matmul(x, kernel[0, 0], precision=options.get("precision"))
-
     if max(*(options.get("lhs_dilation") or (1,)), *(options.get("rhs_dilation") or (1,))) > 1:
         return plain(x, kernel)
-    if groups == 1 and kernel.shape[:2] == (1, 1) and (isinstance(padding, str) or not any(map(any, padding))):
-        return by_platform(plain, x, kernel, cpu=product)
-    if groups in (1, x.shape[-1]):
+    if groups == 1:
+        return by_platform(plain, x, kernel, cpu=on_cpus)
+    if groups == x.shape[-1]:
         return plain(x, kernel)
-    forms = {"cpu": dense if x.shape[-1] <= CPU_DENSE_WIDTH else taps}
+    forms = {"cpu": dense_on_cpus if x.shape[-1] <= CPU_DENSE_WIDTH else taps}
     if x.shape[-1] <= DENSE_WIDTH:
         forms["tpu"] = dense
     return by_platform(plain, x, kernel, **forms)
@@ -89,3 +102,126 @@ def block_diagonal(kernel: jax.Array, groups: int) -> jax.Array:
     of_input, of_output = jnp.arange(groups * inputs) // inputs, jnp.arange(outputs) // (outputs // groups)
     tiled = jnp.tile(kernel, (1, 1, groups, 1))
     return jnp.where(of_input[:, None] == of_output, tiled, jnp.zeros((), kernel.dtype))
+
+
+def _on_cpus(
+    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, options: Mapping[str, Any]
+) -> jax.Array:
+    """Computes a convolution that is neither grouped nor dilated, with gradients that are fast on CPUs."""
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+    pads = tuple((int(before), int(after)) for before, after in padding)
+    if kernel.shape[:2] == (1, 1) and not any(map(any, pads)):
+        x = x if max(strides) == 1 else x[:, :: strides[0], :: strides[1]]
+        return _multiply(x, kernel, options.get("precision"))
+    return _convolve(x, kernel, tuple(strides), pads, tuple(options.items()))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: Pads, options: tuple) -> jax.Array:
+    return lax.conv_general_dilated(x, kernel, window_strides=strides, padding=pads, **dict(options))
+
+
+def _forward(x: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: Pads, options: tuple) -> tuple:
+    return _convolve(x, kernel, strides, pads, options), (x, kernel)
+
+
+def _backward(strides: Sequence[int], pads: Pads, options: tuple, saved: tuple, gradient: jax.Array) -> tuple:
+    x, kernel = saved
+    precision = dict(options).get("precision")
+    if max(strides) == 1:
+        convolve = lambda x: lax.conv_general_dilated(x, kernel, strides, pads, **dict(options))
+        (to_input,) = jax.vjp(convolve, x)[1](gradient)
+    else:
+        to_input = _input_gradient(x, kernel, gradient, strides, pads, precision)
+    return to_input, _kernel_gradient(x, kernel, gradient, strides, pads, precision)
+
+
+_convolve.defvjp(_forward, _backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _multiply(x: jax.Array, kernel: jax.Array, precision: Any) -> jax.Array:
+    """1x1 convolution as a product of matrices."""
+    return jnp.matmul(x, kernel[0, 0], precision=precision)
+
+
+def _multiply_forward(x: jax.Array, kernel: jax.Array, precision: Any) -> tuple:
+    return _multiply(x, kernel, precision), (x, kernel)
+
+
+def _multiply_backward(precision: Any, saved: tuple, gradient: jax.Array) -> tuple:
+    x, kernel = saved
+    to_input = jnp.matmul(gradient, kernel[0, 0].T, precision=precision)
+    # In blocks too: for one large product XLA would write the map's gradient a second time, transposed.
+    return to_input, _kernel_gradient(x, kernel, gradient, (1, 1), ((0, 0), (0, 0)), precision)
+
+
+_multiply.defvjp(_multiply_forward, _multiply_backward)
+
+
+def _columns(x: jax.Array, size: Sequence[int], strides: Sequence[int]) -> jax.Array:
+    """Returns what each window of a padded map covers: `[B, H, W, C]` -> `[B, H', W', h * w * C]`."""
+    rows, columns = ((n - k) // s * s + 1 for n, k, s in zip(x.shape[1:3], size, strides, strict=True))
+    windows = [
+        x[:, i : i + rows : strides[0], j : j + columns : strides[1]] for i in range(size[0]) for j in range(size[1])
+    ]
+    return jnp.concatenate(windows, axis=-1)
+
+
+def _input_gradient(
+    x: jax.Array, kernel: jax.Array, gradient: jax.Array, strides: Sequence[int], pads: Pads, precision: Any
+) -> jax.Array:
+    collect = lambda x: _columns(jnp.pad(x, ((0, 0), *pads, (0, 0))), kernel.shape[:2], strides)
+    to_columns = jnp.matmul(gradient, kernel.reshape(-1, kernel.shape[-1]).T, precision=precision)
+    return jax.linear_transpose(collect, x)(to_columns)[0]
+
+
+def _kernel_gradient(
+    x: jax.Array, kernel: jax.Array, gradient: jax.Array, strides: Sequence[int], pads: Pads, precision: Any
+) -> jax.Array:
+    size = kernel.shape[:2]
+    batch, height, width, outputs = gradient.shape
+    images, rows = block_shape(batch, height, width, math.prod(kernel.shape[:3]))
+    bands = height // rows
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    pad = lambda x: jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    x = pad(x) if bands > 1 else x  # whole images are padded in the cache
+
+    def add_block(index: jax.Array, total: jax.Array) -> jax.Array:
+        image, row = index // bands * images, index % bands * rows
+        if bands > 1:
+            high = (rows - 1) * strides[0] + size[0]
+            part = lax.dynamic_slice(x, (image, row * strides[0], 0, 0), (images, high, *x.shape[2:]))
+        else:
+            part = pad(lax.dynamic_slice_in_dim(x, image, images))
+        of_outputs = lax.dynamic_slice(gradient, (image, row, 0, 0), (images, rows, width, outputs))
+        return total + lax.dot_general(
+            _columns(part, size, strides),
+            of_outputs,
+            (((0, 1, 2), (0, 1, 2)), ((), ())),
+            precision=precision,
+            preferred_element_type=wide,
+        )
+
+    zeros = jnp.zeros((math.prod(kernel.shape[:3]), outputs), wide)
+    total = lax.fori_loop(0, batch // images * bands, add_block, varying_alike((zeros, x, gradient))[0])
+    return total.reshape(kernel.shape).astype(kernel.dtype)
+
+
+def block_shape(batch: int, height: int, width: int, columns: int) -> tuple[int, int]:
+    """Returns how many images, and rows of each, a block takes; both divide the whole.
+
+    Args:
+        batch, height, width: shape of the output.
+        columns: columns of the block's matrix.
+    """
+    most = max(FEWEST_ROWS, BLOCK_ELEMENTS // columns)  # rows of the matrix
+    if height * width > most:
+        return 1, _largest_divisor(height, most // width)
+    return _largest_divisor(batch, most // (height * width)), height
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    """Returns the largest divisor up to a limit, at least 1."""
+    return max(divisor for divisor in range(1, max(1, limit) + 1) if number % divisor == 0)

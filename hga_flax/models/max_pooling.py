@@ -1,11 +1,11 @@
-"""Max pooling for training, with a gradient that needs neither a scatter nor a sort on GPUs.
+"""Max pooling for training, with a gradient that needs neither a scatter nor a sort on GPUs and CPUs.
 
 The gradient of `flax.linen.max_pool` goes to the first largest element of each window. On GPUs XLA's operation for
 that, select_and_scatter, is a scatter with atomic additions; with `--xla_gpu_deterministic_ops` it is a scatter after
 a sort of every element of the pooled map, 51 million for a batch of 256 in a ResNet. Here the forward pass saves the
 position of each window's largest element, one byte per output, and the backward pass adds one masked, padded map for
-each position of the window, in a fixed order. CPUs and TPUs keep XLA's operation. benchmarks/NOTES.md has the
-measurements.
+each position of the window, in a fixed order. CPUs take the same form; TPUs keep XLA's operation. benchmarks/NOTES.md
+has the measurements.
 """
 
 from collections.abc import Iterator, Sequence
@@ -62,8 +62,8 @@ def _forward(
         y = nn.max_pool(x, window, strides, padding)
         return y, jnp.zeros_like(y, _position_dtype(window))  # unused on this platform, so XLA removes them
 
-    y, position = lax.platform_dependent(x, default=plain, **on_gpus(keeping))
-    return y, (x, position)  # on GPUs x is unused and removed
+    y, position = lax.platform_dependent(x, default=plain, cpu=keeping, **on_gpus(keeping))
+    return y, (x, position)  # on GPUs and CPUs x is unused and removed
 
 
 def _backward(
@@ -75,7 +75,7 @@ def _backward(
     def selecting(x: jax.Array, position: jax.Array, gradient: jax.Array) -> jax.Array:
         return _spread(position, gradient, x.shape, window, strides, padding)
 
-    return (lax.platform_dependent(*saved, gradient, default=plain, **on_gpus(selecting)),)
+    return (lax.platform_dependent(*saved, gradient, default=plain, cpu=selecting, **on_gpus(selecting)),)
 
 
 _pool.defvjp(_forward, _backward)

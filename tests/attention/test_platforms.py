@@ -5,7 +5,7 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from hga_flax.attention.platforms import _varying_alike, by_platform, on_gpus
+from hga_flax.attention.platforms import by_platform, on_gpus, varying_alike
 from tests.training import tiny
 
 
@@ -42,7 +42,7 @@ def test_inside_shard_map_arrays_vary_as_any_of_them_does(own):
     seen = []
 
     def look(x, kernel):
-        seen.extend(jax.typeof(array).manual_axis_type.varying for array in _varying_alike((kernel, x)))
+        seen.extend(jax.typeof(array).manual_axis_type.varying for array in varying_alike((kernel, x)))
         return x
 
     x, kernel = jnp.zeros((8, 3)), jnp.zeros((3, 2))
@@ -50,4 +50,4 @@ def test_inside_shard_map_arrays_vary_as_any_of_them_does(own):
     sharded = jax.shard_map(look, mesh=tiny.mesh(4), in_specs=(of_map, PartitionSpec()), out_specs=of_map)
     jax.eval_shape(sharded, x, kernel)
     assert seen == 2 * [{"data"} if own else frozenset()]
-    assert _varying_alike((kernel, x))[0] is kernel  # outside there is nothing to mark
+    assert varying_alike((kernel, x))[0] is kernel  # outside there is nothing to mark

@@ -31,6 +31,7 @@ def results(function, kernel=KERNEL):
     return jax.jit(jax.value_and_grad(lambda *a: loss(*a)[0], argnums=(0, 1)))(jnp.asarray(X), jnp.asarray(kernel))
 
 
+ONE = {"feature_group_count": 1}
 POINT = np.random.RandomState(2).standard_normal((1, 1, 8, 5))
 
 
@@ -88,6 +89,62 @@ def test_which_form_a_platform_compiles(platform, channels, convolutions, groupe
     assert text.count("feature_group_count = 4") == grouped
 
 
+# Blocks of several images, of one, of bands of rows; strides, margins and sizes that leave something over.
+DENSE = {
+    "several images": ((6, 7, 5, 4), (3, 3, 4, 5), 1, "SAME"),
+    "one image": ((3, 20, 20, 3), (3, 3, 3, 4), 1, ((1, 1), (1, 1))),
+    "bands": ((2, 30, 28, 64), (3, 3, 64, 2), 1, "SAME"),
+    "bands, strided": ((2, 61, 56, 64), (3, 3, 64, 2), 2, ((1, 0), (0, 2))),
+    "the stem": ((2, 64, 64, 3), (7, 7, 3, 4), 2, ((3, 3), (3, 3))),
+    "strided past the end": ((2, 8, 9, 3), (3, 2, 3, 4), 3, "VALID"),
+    "a 1x1 with margins": ((2, 8, 9, 3), (1, 1, 3, 4), 2, ((1, 0), (0, 1))),
+    "bands of a 1x1": ((1, 60, 60, 8), (1, 1, 8, 4), 1, "SAME"),
+}
+
+
+@pytest.mark.parametrize("rows", [20, module.FEWEST_ROWS])
+@pytest.mark.parametrize("case", DENSE)
+def test_on_cpus_a_dense_convolution_has_the_values_and_gradients_of_lax_in_float64(case, rows, monkeypatch):
+    monkeypatch.setattr(module, "FEWEST_ROWS", rows)
+    monkeypatch.setattr(module, "BLOCK_ELEMENTS", rows * 32)
+    shape, kernel, stride, padding = DENSE[case]
+    draw = np.random.RandomState(0).standard_normal
+    options = {"dimension_numbers": NUMBERS, "feature_group_count": 1}
+    with jax.enable_x64(True):
+        x, kernel = jnp.asarray(draw(shape)), jnp.asarray(draw(kernel))
+        loss = lambda f: lambda *a: jnp.sin(f(*a, (stride, stride), padding, **options)).sum()
+        both = [jax.jit(jax.value_and_grad(loss(f), argnums=(0, 1)))(x, kernel) for f in (convolution, LAX)]
+    for a, b in zip(*map(jax.tree.leaves, both), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11 * np.abs(b).max())
+
+
+@pytest.mark.parametrize(
+    ("shape", "columns", "expected"),
+    [
+        ((16, 56, 56), 576, (1, 8)),  # 455 rows at most: 8 of 56
+        ((16, 14, 14), 2304, (2, 14)),
+        ((16, 7, 7), 4608, (8, 7)),
+        ((16, 112, 112), 147, (1, 14)),
+        ((128, 24, 24), 144, (2, 24)),
+        ((7, 5, 5), 9, (7, 5)),
+        ((3, 13, 500), 18, (1, 13)),
+        ((3, 13, 5000), 900, (1, 1)),
+        ((1, 1, 1), 4608, (1, 1)),
+    ],
+)
+def test_a_block_divides_the_map_and_fits_the_cache(shape, columns, expected):
+    images, rows = module.block_shape(*shape, columns)
+    assert (images, rows) == expected and shape[0] % images == 0 and shape[1] % rows == 0
+
+
+def test_on_cpus_the_gradient_of_a_kernel_is_no_convolution():
+    loss = lambda x, k: jnp.sin(convolution(x, k, (1, 1), "SAME", **{"dimension_numbers": NUMBERS}, **ONE)).sum()
+    arguments = jnp.zeros((2, 8, 8, 4)), jnp.zeros((3, 3, 4, 4))
+    traced = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).trace(*arguments)
+    count = {p: traced.lower(lowering_platforms=(p,)).as_text().count("stablehlo.convolution") for p in ("cpu", "tpu")}
+    assert count == {"cpu": 2, "tpu": 3}
+
+
 def test_what_is_dilated_stays_laxs():
     options = {"dimension_numbers": NUMBERS, "feature_group_count": 4, "rhs_dilation": (2, 2)}
     both = [f(jnp.asarray(X), jnp.asarray(KERNEL), (1, 1), "SAME", **options) for f in (convolution, LAX)]
@@ -101,8 +158,9 @@ def test_the_block_diagonal_kernel_is_zero_between_groups():
     assert (dense != 0).sum() == KERNEL.size
 
 
-def test_over_devices_the_gradient_is_summed_grouped(monkeypatch):
-    monkeypatch.setattr(module.lax, "platform_dependent", lambda *a, tpu, **others: tpu(*a))
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_over_devices_the_gradient_is_summed_grouped(platform, monkeypatch):
+    monkeypatch.setattr(module.lax, "platform_dependent", lambda *a, **forms: forms[platform](*a))
     split, whole = PartitionSpec("data"), PartitionSpec()
 
     def gradient(x, kernel):
