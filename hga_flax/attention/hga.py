@@ -10,6 +10,7 @@ and HAP can also be computed exactly without the convolutions (`shift_pool.py`).
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -348,13 +349,11 @@ class HGA(nn.Module):
             z = Narrowed(*given).map(dtype).astype(dtype)
             return _first_fc(pooled_convolutions(z, stacked, bins), suppress, dtype)
 
-        def by_operator(stacked: jax.Array, suppress: jax.Array, *given: jax.Array) -> jax.Array:
+        def by_operator(stacked: jax.Array, suppress: jax.Array, *given: jax.Array, cpu: bool = False) -> jax.Array:
             x, weight, offset = Narrowed(*given)
-            weights = suppress if suppress.ndim == 4 else suppress[None]
-            operator = excitation_operator(stacked, weights, x.shape[1], x.shape[2], bins)
-            hidden = jnp.zeros((), operator.dtype)
-            if offset is not None:
-                hidden = offset @ operator.sum(axis=(2, 3))
+            suppress = suppress if suppress.ndim == 4 else suppress[None]
+            operator = excitation_operator(stacked, suppress, *x.shape[1:3], bins, products=cpu)
+            hidden = 0.0 if offset is None else offset @ operator.sum(axis=(2, 3))
             if weight is None:
                 operator = operator.transpose(1, 2, 3, 0)
             else:
@@ -362,7 +361,8 @@ class HGA(nn.Module):
             hidden = (apply_operator(x.astype(dtype), operator.astype(dtype)) + hidden).astype(dtype)
             return lax.optimization_barrier(hidden)  # else XLA adds the offset in the ReLU, its mask and the product
 
-        return by_platform(by_cells, stacked, suppress, *given, **on_gpus(by_operator))
+        on_cpus = partial(by_operator, cpu=True)
+        return by_platform(by_cells, stacked, suppress, *given, cpu=on_cpus, **on_gpus(by_operator))
 
     def _cells(self, z: jax.Array, mfe: MultiScaleFeatureExploitation | None, train: bool) -> jax.Array:
         """MFE and HAP in the requested form: `[B, H, W, C]` -> `[B, S, cells, C]` (S = 1 if summed)."""

@@ -9,8 +9,8 @@ the extents of the cells. Then hidden unit r of an image is
 
 M is built once per step from small products, independent of the batch size. The forward pass then reads the map once
 and writes nothing of its size, and the gradient with respect to the map has the rank of the hidden layer: a few
-products per element, computed where the gradients are added. This suits training on GPUs, which is bound by memory
-bandwidth; for a single image, building M would dominate. benchmarks/NOTES.md has the measurements.
+products per element, computed where the gradients are added. This suits training on GPUs and CPUs, which is bound by
+memory bandwidth; for a single image, building M would dominate. benchmarks/NOTES.md has the measurements.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from hga_flax.attention.shift_pool import cell_edges, shifted_cells
 
 
 def excitation_operator(
-    kernels: jax.Array, suppress: jax.Array, height: int, width: int, bins: Sequence[int]
+    kernels: jax.Array, suppress: jax.Array, height: int, width: int, bins: Sequence[int], *, products: bool = False
 ) -> jax.Array:
     """Returns the matrix from a map to the hidden layer of the excitation.
 
@@ -36,6 +36,7 @@ def excitation_operator(
         height: height of the map.
         width: width of the map.
         bins: grid sizes (cells along each axis), for example `(1, 2, 4)`.
+        products: compute by products of matrices, which suit CPUs, instead of elementwise products, which suit GPUs.
 
     Returns:
         `[C, R, H, W]`, at least float32.
@@ -46,6 +47,10 @@ def excitation_operator(
     kernels = kernels.astype(wide).reshape(scales, size, size, group_size, -1, group_size)
     grid = _grid(suppress.astype(wide), bins)
     grid = grid.reshape(*grid.shape[:3], channels // group_size, group_size, -1)
+    if products:
+        by_row = jnp.einsum("uah,suvigo->gihvaso", rows, kernels)
+        hidden = jnp.einsum("gihvaso,sabgor->girhvb", by_row, grid)
+        return jnp.einsum("girhvb,vbw->girhw", hidden, columns).reshape(channels, -1, height, width)
     # Elementwise products and sums instead of matmuls: on a GPU each sum, and each of its gradients, is one small
     # kernel, and nothing is padded to matmul tiles. Axes that are summed over, here or in the gradients, are adjacent.
     by_row = (rows[..., None] * kernels.transpose(1, 4, 3, 2, 0, 5).reshape(size, 1, 1, -1)).sum(axis=0)

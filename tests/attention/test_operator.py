@@ -25,11 +25,12 @@ CASES = {
 @pytest.fixture
 def as_on_gpus(monkeypatch):
     """Takes the GPUs' form here."""
-    monkeypatch.setattr(platforms.lax, "platform_dependent", lambda *arrays, default, cuda, rocm: cuda(*arrays))
+    monkeypatch.setattr(platforms.lax, "platform_dependent", lambda *arrays, cuda, **others: cuda(*arrays))
 
 
+@pytest.mark.parametrize("products", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_the_operator_is_pooling_and_the_first_fc_in_float64_with_the_same_gradients(case):
+def test_the_operator_is_pooling_and_the_first_fc_in_float64_with_the_same_gradients(case, products):
     (height, width), bins, sizes, group_size, scales = CASES[case]
     channels, hidden, batch = 8, 3, 4
     draw = np.random.RandomState(0).standard_normal
@@ -43,7 +44,7 @@ def test_the_operator_is_pooling_and_the_first_fc_in_float64_with_the_same_gradi
             return jnp.einsum("bsnc,sncr->br", pooled_convolutions(x, kernels, bins), suppress)
 
         def by_operator(x, kernels, suppress):
-            operator = excitation_operator(kernels, suppress, height, width, bins)
+            operator = excitation_operator(kernels, suppress, height, width, bins, products=products)
             assert operator.shape == (channels, hidden, height, width)
             return apply_operator(x, operator.transpose(1, 2, 3, 0))
 
@@ -80,13 +81,14 @@ def test_on_gpus_a_whole_hga_has_the_plain_ones_values_and_gradients_in_float64(
             return jnp.sin(module.apply(params, y, True, source)).sum()
 
         results = []
-        for platform in ("default", "cuda"):
+        for platform in ("default", "cuda", "cpu"):
             choose = lambda *arrays, platform=platform, **forms: forms[platform](*arrays)
             monkeypatch.setattr(platforms.lax, "platform_dependent", choose)
             results.append(jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, parts))
             jax.clear_caches()
-    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+    for a, b, c in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9 * max(1e-3, np.abs(a).max()))
+        np.testing.assert_allclose(a, c, rtol=1e-9, atol=1e-9 * max(1e-3, np.abs(a).max()))
 
 
 def lowered(module, train, platform, shape=(2, 8, 8, 24)):
@@ -103,7 +105,7 @@ def lowered(module, train, platform, shape=(2, 8, 8, 24)):
     ("options", "train", "platform", "folds"),
     [
         ({}, True, "cuda", True),
-        ({}, True, "cpu", False),
+        ({}, True, "cpu", True),
         ({}, True, "tpu", False),
         ({}, False, "cuda", False),
         ({"form": "shift"}, True, "cuda", True),
@@ -117,7 +119,7 @@ def lowered(module, train, platform, shape=(2, 8, 8, 24)):
     ids=str,
 )
 def test_where_it_is_one_operator(options, train, platform, folds):
-    """In training on GPUs, where all up to the ReLU is linear: the map then meets one barrier and one product."""
+    """In training on GPUs and CPUs, where all up to the ReLU is linear: the map meets one barrier and one product."""
     module = HGA(24, **{"reduced_channels": 8, **options})
     assert ("optimization_barrier" in lowered(module, train, platform)) == folds
 
