@@ -5,6 +5,7 @@ import pytest
 
 from hga_flax.config.loading import build_model
 from hga_flax.errors import ConfigError
+from hga_flax.training import state
 from hga_flax.training.optimizer import create_optimizer
 from hga_flax.training.state import abstract_state, create_state, make_init
 from tests.training import tiny
@@ -16,16 +17,34 @@ def init(shape=(8, 8, 1), **overrides):
 
 
 def test_the_abstract_state_is_the_state_without_its_values():
-    abstract, state = abstract_state(init(), tiny.mesh(8)), create_state(init(), 0, tiny.mesh(8))
+    abstract, drawn = abstract_state(init(), tiny.mesh(8)), create_state(init(), 0, tiny.mesh(8))
     shapes = lambda tree: jax.tree.map(lambda a: (a.shape, a.dtype, a.sharding), tree)
-    assert shapes(abstract) == shapes(state)
-    assert int(state.step) == 0 and int(state.metrics.loss.count) == 0
+    assert shapes(abstract) == shapes(drawn)
+    assert int(drawn.step) == 0 and int(drawn.metrics.loss.count) == 0
 
 
 def test_the_seed_alone_decides_the_weights():
     draw = lambda seed, devices: jax.tree.leaves(create_state(init(), seed, tiny.mesh(devices)).params)
     assert all(np.array_equal(a, b) for a, b in zip(draw(0, 1), draw(0, 8), strict=True))
     assert any(not np.array_equal(a, b) for a, b in zip(draw(0, 1), draw(1, 1), strict=True))
+
+
+@pytest.mark.parametrize("overrides", [{}, {"training__ema_decay": 0.9}, {"optimizer__name": "adamw"}], ids=str)
+def test_on_cpus_the_state_is_that_of_the_program_compiled_as_a_whole(overrides):
+    make = init(**overrides)
+    ours, whole = create_state(make, 3, tiny.mesh(2)), jax.jit(make)(jax.random.key(3))
+    assert jax.tree.structure(ours) == jax.tree.structure(whole)
+    for a, b in zip(*map(jax.tree.leaves, (ours, whole)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+        assert a.dtype == b.dtype
+
+
+def test_the_next_seed_compiles_nothing():
+    create_state(init(), 0, tiny.mesh(1))
+    before = state._compiled.cache_info()
+    create_state(init(), 1, tiny.mesh(1))
+    after = state._compiled.cache_info()
+    assert after.misses == before.misses and after.hits > before.hits
 
 
 def test_options_that_the_network_refuses_are_a_config_error():
