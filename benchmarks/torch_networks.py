@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hga_flax.bench.step import CLASSES, Contender
-from hga_flax.errors import UserError
+from hga_flax.errors import UserError, one_line
 
 if importlib.util.find_spec("torch") is None:
     raise UserError("bench step --vs-torch: PyTorch is not installed; pip install torch timm")
@@ -14,6 +14,11 @@ if importlib.util.find_spec("torch") is None:
 import torch
 from torch import nn
 from torch.nn import functional
+
+try:
+    import timm
+except (ImportError, RuntimeError) as error:  # timm imports torchvision, which fails if it was built for another torch
+    timm, missing = None, f"timm cannot be imported ({one_line(error)}; pip install timm torchvision)"
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RATE, MOMENTUM, DECAY = 0.1, 0.9, 1e-4  # as in configs/base.py
@@ -123,12 +128,10 @@ def contenders(batch: int, image_size: int, dtype: str, log: Callable[[str], Non
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")  # TF32, also JAX's default on GPUs
     found = []
-    if importlib.util.find_spec("timm") is None:
-        log("timm is not installed (pip install timm); plain PyTorch networks stand in for its resnet50 and seresnet50")
+    if timm is None:
+        log(f"{missing}; plain PyTorch networks stand in for its resnet50 and seresnet50")
         found += [("torch " + name, attention, lambda a=attention: ResNet(a)) for name, attention in PLAIN]
     else:
-        import timm
-
         found += [
             ("timm " + name, attention, lambda n=name: timm.create_model(n, num_classes=CLASSES))
             for name, attention in TIMM.items()

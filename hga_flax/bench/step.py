@@ -1,4 +1,4 @@
-"""Times train.py's training step for several networks, taking turns on one device."""
+"""Times train.py's training step for several networks, taking turns on one accelerator or on all cores of the CPU."""
 
 import dataclasses
 import os
@@ -24,8 +24,8 @@ class Contender:
         params: number of parameters.
         compile_s: seconds of compilation before the first step.
         run: runs the given number of steps and returns when they are finished.
-        flops: FLOPs of one step, as counted by XLA, or None.
-        peak_memory_bytes: peak memory of one step, or None if unknown.
+        flops: FLOPs of one step, as counted by XLA, or None if unknown.
+        peak_memory_bytes: peak memory of one step on one device, or None if unknown.
     """
 
     model: str
@@ -65,7 +65,7 @@ def bench_step(
     Returns:
         Rows with the names, `params`, `step_ms` (median), `fastest_ms`, `spread` (interquartile range
         over median), `images_per_s`, `ratio_to_first`, `flops_per_s`, `peak_share`, `peak_memory_bytes`,
-        `compile_s`, `device`; None for unknown figures.
+        `compile_s`, `device`, `devices` (how many); None for unknown figures.
 
     Raises:
         UserError: an unknown network or attention, or PyTorch is requested but not installed.
@@ -76,7 +76,10 @@ def bench_step(
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves GPU memory for PyTorch
     import jax
 
+    from hga_flax.processes.settings import use_cores
+
     configurations = [configuration(*names, batch, image_size, dtype) for names in named]
+    use_cores(configurations[0])
     contenders = []
     for (model, attention), config in zip(named, configurations, strict=True):
         log(f"compiling {model} with {attention} ...")
@@ -148,7 +151,9 @@ def _contender(model: str, attention: str, config: ConfigDict) -> Contender:
     from hga_flax.counting.compiled import cost
     from hga_flax.processes.mesh import DATA_AXIS
 
-    mesh = jax.make_mesh((1,), (DATA_AXIS,), devices=jax.devices()[:1])
+    devices = jax.devices()
+    devices = devices if devices[0].platform == "cpu" else devices[:1]
+    mesh = jax.make_mesh((len(devices),), (DATA_AXIS,), devices=devices)
     train_step, shapes, batch_shapes = training_step(config, mesh)
     random, limit = np.random.RandomState(0), {"image": 256, "label": CLASSES}
     batch = {
@@ -167,7 +172,9 @@ def _contender(model: str, attention: str, config: ConfigDict) -> Contender:
         jax.block_until_ready((held[0], report))
 
     run(1)
-    return Contender(model, attention, params, compile_s, run, measured.flops, measured.peak_memory_bytes)
+    # XLA counts one round of a loop, and on CPUs the gradients of convolutions are loops.
+    flops = None if devices[0].platform == "cpu" else measured.flops
+    return Contender(model, attention, params, compile_s, run, flops, measured.peak_memory_bytes)
 
 
 def _row(contender: Contender, timing: Timing, batch: int, dtype: str, device: Any) -> dict[str, Any]:
@@ -189,6 +196,7 @@ def _row(contender: Contender, timing: Timing, batch: int, dtype: str, device: A
         "peak_memory_bytes": contender.peak_memory_bytes,
         "compile_s": contender.compile_s,
         "device": device.device_kind,
+        "devices": device.client.device_count() if device.platform == "cpu" else 1,
     }
 
 
@@ -206,4 +214,4 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             f"{row['ratio_to_first']:>6.3f} {shown('flops_per_s', 1e-12, '.2f'):>8} {shown('peak_share', 1, '.1%'):>8} "
             f"{shown('peak_memory_bytes', 2**-30, '.2f'):>6} {row['compile_s']:>9.1f}"
         )
-    return "\n".join([*lines, f"on one {rows[0]['device']}; ratio: to the first, turn by turn"])
+    return "\n".join([*lines, f"on {rows[0]['devices']} x {rows[0]['device']}; ratio: to the first, turn by turn"])
