@@ -62,6 +62,7 @@ def get_config() -> ConfigDict:
     config.training.log_every_steps = 100  # steps between two lines of training metrics
     config.training.skip_nonfinite = 0  # number of non-finite steps that a run may skip; 0: the first one ends it
     config.training.grace_seconds = 25.0  # seconds from SIGTERM or Ctrl-C to exit, in which the last step is saved
+    config.training.cpu_devices = 0  # devices that share the CPU's cores; 0: a device per core, if a batch divides
     config.training.deterministic = True  # on GPUs: use kernels that give the same bits in every run
     config.training.lost_process_seconds = 100.0  # multi-process: seconds without a heartbeat until the run ends
     config.training.compilation_cache = "~/.cache/hga_flax/xla"  # folder for compiled steps; "": do not keep them

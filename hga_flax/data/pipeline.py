@@ -19,6 +19,7 @@ from multiprocessing import resource_tracker
 from typing import Any
 
 import grain
+import joblib
 import numpy as np
 from absl import flags
 
@@ -136,8 +137,8 @@ def _example(image: np.ndarray, label: int, bad: int, **more: Any) -> dict[str, 
 
 
 def available_cores() -> int:
-    """Returns the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Returns the number of cores that this process may use, by its affinity and its container's quota."""
+    return joblib.cpu_count()
 
 
 def _batches(

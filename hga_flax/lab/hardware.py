@@ -124,10 +124,10 @@ def arrange(study: Study, part: tuple[int, int] = (0, 1)) -> None:
         os.environ[name] = str(study.threads)
     if visible := gpus():
         _take_gpus(visible, study, index, number)
-    elif study.devices > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    elif "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         import jax
 
-        jax.config.update("jax_num_cpu_devices", study.devices)
+        jax.config.update("jax_num_cpu_devices", study.devices or 1)
     if number > 1 and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[index::number] or [cores[index % len(cores)]])

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
 from hga_flax.errors import ConfigError
 
@@ -29,13 +30,53 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(replicated(mesh), np.asarray(x)), tree)
 
 
-def check_batch_size(key: str, batch_size: int, mesh: Mesh) -> None:
+def check_batch_size(key: str, batch_size: int, devices: int) -> None:
     """Raises ConfigError unless the number of devices divides the global batch."""
-    devices = mesh.devices.size
     if batch_size % devices:
         below, above = batch_size // devices * devices, (batch_size // devices + 1) * devices
         tries = f"{below} or {above}" if below else f"{above}"
         raise ConfigError(f"{key}={batch_size}: does not divide over {devices} devices; try {tries}")
+
+
+def check_training_batch(config: ConfigDict, devices: int) -> None:
+    """Raises ConfigError if that many devices cannot train on their parts of the batch."""
+    training = config.training
+    batch_size, parts = training.batch_size, training.accumulation_steps
+    check_batch_size("training.batch_size", batch_size, devices)
+    each, rest = divmod(batch_size // devices, parts)
+    if rest or not each:
+        raise ConfigError(
+            f"training.accumulation_steps={parts}: does not divide the {batch_size // devices} images of each of the "
+            f"{devices} devices; training.batch_size={max(1, each) * parts * devices} would do"
+        )
+    in_parts = f" in each of the {parts} parts of training.accumulation_steps" if parts > 1 else ""
+    if (config.data.mixup or config.data.cutmix) and each % 2:
+        raise ConfigError(
+            f"training.batch_size={batch_size}: data.mixup and data.cutmix mix pairs, so that each of "
+            f"the {devices} devices needs an even number of images{in_parts}"
+        )
+    if training.freeze_batch_stats:
+        return
+    if batch_size // parts == 1:
+        raise ConfigError(f"training.batch_size={batch_size}: batch normalisation needs at least 2 images{in_parts}")
+    if each == 1 and training.batch_norm_scope == "device":
+        raise ConfigError(
+            f"training.batch_norm_scope='device': a batch of {batch_size} leaves each of the {devices} devices one "
+            f"image{in_parts}, which has no batch statistics; choose 'global', or "
+            f"training.batch_size={2 * devices * parts}"
+        )
+
+
+def most_devices(config: ConfigDict, limit: int) -> int:
+    """Returns the largest number of devices, up to a limit, that can train on their parts of the batch; at least 1."""
+    for devices in range(limit, 1, -1):
+        try:
+            check_training_batch(config, devices)
+            check_batch_size("evaluation.batch_size", config.evaluation.batch_size, devices)
+            return devices
+        except ConfigError:
+            pass
+    return 1
 
 
 def to_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[dict[str, jax.Array]]:

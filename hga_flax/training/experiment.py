@@ -15,7 +15,7 @@ from hga_flax.config.loading import build_model
 from hga_flax.data.pipeline import Dataset, Shard
 from hga_flax.data.sources import DatasetInfo
 from hga_flax.errors import ConfigError
-from hga_flax.processes.mesh import DATA_AXIS, check_batch_size, create_mesh
+from hga_flax.processes.mesh import DATA_AXIS, check_batch_size, check_training_batch, create_mesh
 from hga_flax.processes.settings import check_configuration
 from hga_flax.runs.progress import planned_steps
 from hga_flax.training.optimizer import create_optimizer, create_schedule, warmup_steps
@@ -124,35 +124,6 @@ class Experiment:
         return make_init(self.model, optimizer, self.image_shape, ema=self.config.training.ema_decay > 0)
 
 
-def _check_training_batch(config: ConfigDict, mesh: Mesh) -> None:
-    """Raises a ConfigError if the devices cannot train on their parts of the batch."""
-    training, devices = config.training, mesh.devices.size
-    batch_size, parts = training.batch_size, training.accumulation_steps
-    check_batch_size("training.batch_size", batch_size, mesh)
-    each, rest = divmod(batch_size // devices, parts)
-    if rest or not each:
-        raise ConfigError(
-            f"training.accumulation_steps={parts}: does not divide the {batch_size // devices} images of each of the "
-            f"{devices} devices; training.batch_size={max(1, each) * parts * devices} would do"
-        )
-    in_parts = f" in each of the {parts} parts of training.accumulation_steps" if parts > 1 else ""
-    if (config.data.mixup or config.data.cutmix) and each % 2:
-        raise ConfigError(
-            f"training.batch_size={batch_size}: data.mixup and data.cutmix mix pairs, so that each of "
-            f"the {devices} devices needs an even number of images{in_parts}"
-        )
-    if training.freeze_batch_stats:
-        return
-    if batch_size // parts == 1:
-        raise ConfigError(f"training.batch_size={batch_size}: batch normalisation needs at least 2 images{in_parts}")
-    if each == 1 and training.batch_norm_scope == "device":
-        raise ConfigError(
-            f"training.batch_norm_scope='device': a batch of {batch_size} leaves each of the {devices} devices one "
-            f"image{in_parts}, which has no batch statistics; choose 'global', or "
-            f"training.batch_size={2 * devices * parts}"
-        )
-
-
 def create_experiment(
     config: ConfigDict,
     info: DatasetInfo | Callable[[], DatasetInfo],
@@ -175,8 +146,8 @@ def create_experiment(
     check_configuration(config, train=train)
     mesh = mesh or create_mesh()
     if train:
-        _check_training_batch(config, mesh)
-    check_batch_size("evaluation.batch_size", config.evaluation.batch_size, mesh)
+        check_training_batch(config, mesh.devices.size)
+    check_batch_size("evaluation.batch_size", config.evaluation.batch_size, mesh.devices.size)
     info = info() if callable(info) else info
     for key in ("mean", "std"):
         if len(config.data[key]) not in (1, info.channels):

@@ -40,6 +40,6 @@ def test_replicate_copies_to_every_device():
 
 
 def test_an_uneven_batch_is_refused_with_the_nearest_even_ones():
-    m.check_batch_size("training.batch_size", 16, tiny.mesh(8))
+    m.check_batch_size("training.batch_size", 16, 8)
     with pytest.raises(ConfigError, match=r"training.batch_size=20: does not divide over 8 devices; try 16 or 24"):
-        m.check_batch_size("training.batch_size", 20, tiny.mesh(8))
+        m.check_batch_size("training.batch_size", 20, 8)

@@ -1,9 +1,13 @@
 import os
+import subprocess
+import sys
 
 import jax
 import pytest
 
+from hga_flax.errors import ConfigError
 from hga_flax.processes import settings
+from tests import commands
 from tests.training import tiny
 
 
@@ -32,3 +36,58 @@ def test_a_cache_that_cannot_be_written_is_no_reason_not_to_train(folder, capfd)
         jax.config.update("jax_compilation_cache_dir", cache)
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith(f"warning: training.compilation_cache={folder}")
+
+
+@pytest.fixture
+def cores(monkeypatch):
+    """Six cores, and nothing said about devices."""
+    monkeypatch.delenv("XLA_FLAGS")
+    monkeypatch.setattr(settings, "available_cores", lambda: 6)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, 4),  # of a batch of 16
+        ({"training__batch_size": 12}, 6),
+        ({"training__batch_size": 7}, 1),
+        ({"training__batch_size": 12, "data__mixup": 0.2}, 6),
+        ({"training__batch_size": 6, "data__mixup": 0.2}, 3),  # mixes pairs
+        ({"training__batch_size": 12, "training__accumulation_steps": 4}, 3),
+        ({"training__batch_size": 12, "evaluation__batch_size": 8}, 4),
+        ({"training__batch_norm_scope": "device"}, 1),
+        ({"training__cpu_devices": 2}, 2),
+        ({"training__cpu_devices": 5}, 5),  # refused later, with a reason
+    ],
+    ids=str,
+)
+def test_a_cpu_has_a_device_for_each_core_or_the_most_that_can_share_a_batch(options, expected, cores):
+    assert settings.cpu_devices(tiny.config(**{"training__batch_size": 16} | options)) == expected
+
+
+def test_evaluation_fills_its_batches_so_that_all_cores_have_a_device(cores):
+    assert settings.cpu_devices(tiny.config(training__batch_size=7, training__cpu_devices=0), train=False) == 6
+
+
+def test_a_number_of_devices_that_is_set_elsewhere_stays(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    assert settings.cpu_devices(tiny.config(training__cpu_devices=0)) == 0
+    assert settings.cpu_devices(tiny.config(training__cpu_devices=8)) == 0
+    with pytest.raises(
+        ConfigError, match=r"training\.cpu_devices=3: XLA_FLAGS or .* asks for 8 CPU devices; give only"
+    ):
+        settings.cpu_devices(tiny.config(training__cpu_devices=3))
+
+
+@pytest.mark.parametrize(("variables", "expected"), [({}, 3), ({"JAX_NUM_CPU_DEVICES": "2"}, 2)], ids=str)
+def test_jax_has_that_many_devices(variables, expected):
+    code = (
+        "import jax; from hga_flax.processes import settings; from tests.training import tiny; "
+        "settings.available_cores = lambda: 3; settings.use_cores(tiny.config(training__batch_size=12)); "
+        "settings.use_cores(tiny.config()); print(jax.device_count())"
+    )
+    environment = {name: value for name, value in commands.environment().items() if name != "XLA_FLAGS"} | variables
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=commands.ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.split() == [str(expected)], done.stderr
