@@ -352,7 +352,7 @@ class HGA(nn.Module):
         def by_operator(stacked: jax.Array, suppress: jax.Array, *given: jax.Array, cpu: bool = False) -> jax.Array:
             x, weight, offset = Narrowed(*given)
             suppress = suppress if suppress.ndim == 4 else suppress[None]
-            operator = excitation_operator(stacked, suppress, *x.shape[1:3], bins, products=cpu)
+            operator = excitation_operator(stacked, suppress, x.shape[1], x.shape[2], bins, products=cpu)
             hidden = 0.0 if offset is None else offset @ operator.sum(axis=(2, 3))
             if weight is None:
                 operator = operator.transpose(1, 2, 3, 0)
