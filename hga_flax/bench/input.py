@@ -124,14 +124,16 @@ def _speeds(speeds: tuple[float, float], first: tuple[float, float]) -> dict[str
 
 
 def _shares(dataset: Dataset, source: Source, per_core: float) -> dict[str, float]:
-    """Returns the shares of decoding, warping (or resizing) and the rest: reading, ordering and batching."""
+    """Returns the shares of reading, decoding, warping (or resizing) and the rest: ordering and batching."""
     if isinstance(source, MemorySource):
-        return {"decode": 0.0, "warp": 0.0, "batching": 1.0}
+        return {"read": 0.0, "decode": 0.0, "warp": 0.0, "batching": 1.0}
     data, channels, clock = dataset.data, dataset.info.channels, time.thread_time
-    decoding = warping = 0.0
+    reading = decoding = warping = 0.0
     count = min(SAMPLE, len(source))
     for index in range(count):
-        image, start = source[index]["image"], clock()
+        start = clock()
+        image = source[index]["image"]
+        reading, start = reading + clock() - start, clock()
         if data.augmentation == "imagenet":
             draw = functools.partial(
                 draw_crop, flip=data.flip, rotation_degrees=data.rotation_degrees, key=(0, 0, index)
@@ -144,7 +146,8 @@ def _shares(dataset: Dataset, source: Source, per_core: float) -> dict[str, floa
             decoding, start = decoding + clock() - start, clock()
             resize(pixels, data.image_size, data.image_size)
         warping += clock() - start
-    decoding, warping = decoding / count, warping / count
-    total = max(1 / per_core, decoding + warping)
-    shares = {"decode": decoding / total, "warp": warping / total, "batching": 1 - (decoding + warping) / total}
+    seconds = {"read": reading / count, "decode": decoding / count, "warp": warping / count}
+    total = max(1 / per_core, sum(seconds.values()))
+    shares = {name: spent / total for name, spent in seconds.items()}
+    shares["batching"] = 1 - sum(shares.values())
     return {name: round(share, 3) for name, share in shares.items()}

@@ -13,6 +13,7 @@ import pathlib
 import re
 import shlex
 import tempfile
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,6 +29,8 @@ CHANNELS = (1, 3)  # grey and RGB, which the decoder produces
 TFDS_NAME = re.compile(r"[A-Za-z]\w*(/[\w.-]+)?(:\d+\.\d+\.\d+)?")  # NAME[/CONFIG][:VERSION]
 # TFDS's errors for a set prepared in another format: one that it knows by name, and any other.
 OTHER_FORMAT = re.compile(r"File format (is already set to|array_record does not match the file formats in .*\['\w)")
+# Records are read in the thread that asks for them; in others a single record takes twice as long.
+READER = {"max_parallelism": "0"}
 TFDS_FEATURES = "tensorflow_datasets.core.features."  # the package of all features that a data set may use
 
 
@@ -79,6 +82,38 @@ class SyntheticSource:
         noise = random.integers(0, 128, (self._size, self._size, self._info.channels), dtype=np.uint8)
         colour = np.random.Generator(np.random.Philox(key=label)).integers(0, 128, self._info.channels, dtype=np.uint8)
         return {"image": noise + colour, "label": label}
+
+
+class TfdsSource:
+    """The images of a TFDS data set, encoded, with their labels.
+
+    TFDS's own source converts every feature to a NumPy array, which takes three times as long as reading the record.
+
+    Args:
+        records: serialized `tf.train.Example`s.
+    """
+
+    def __init__(self, records: Any):
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return _parse(self._records[index])
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        return [_parse(record) for record in self._records.__getitems__(indices)]
+
+
+def _parse(record: bytes) -> dict[str, Any]:
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    features = tf_example_pb2.Example.FromString(record).features.feature
+    example = {"image": features["image"].bytes_list.value[0], "label": features["label"].int64_list.value[0]}
+    if "file_name" in features:
+        example["file_name"] = features["file_name"].bytes_list.value[0]
+    return example
 
 
 def data_directory(directory: str) -> pathlib.Path:
@@ -239,8 +274,9 @@ def open_source(
     """
     if name == FOLDER:
         return FolderSource(folder_root(directory), split, key, like.class_names if like else None)
+    from array_record.python.array_record_data_source import ArrayRecordDataSource  # imported late, like TFDS
+
     directory = _here(name, directory)
-    tfds = _tfds()
     builder = _builder(name, directory)
     if not builder.info.splits:
         if directory and not data_directory(directory).is_dir():
@@ -254,7 +290,8 @@ def open_source(
     if like is not None and (other := other_data(like, _info_of(builder, name), str(builder.data_dir))):
         raise UserError(other)
     try:
-        return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+        builder.as_data_source(split)  # refuses formats without random access
+        return TfdsSource(ArrayRecordDataSource(builder.info.splits[split].file_instructions, READER))
     except OSError as error:
         raise UserError(f"data.dir: cannot read {builder.data_dir}: {one_line(error)}") from None
     except NotImplementedError:  # TFDS's error for a format without random access

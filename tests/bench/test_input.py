@@ -18,7 +18,7 @@ def test_the_loader_is_timed_as_a_subprocess():
     (row,) = json.loads(done.stdout)
     assert row["loader"] == "hga_flax" and row["ratio_to_first"] == 1
     assert row["images_per_s"] > 20 and row["images_per_s_per_core"] > 20
-    assert set(row["shares"]) == {"decode", "warp", "batching"}
+    assert set(row["shares"]) == {"read", "decode", "warp", "batching"}
     assert sum(row["shares"].values()) == pytest.approx(1, abs=0.01)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from hga_flax.data import sources
 from hga_flax.data.digits import prepare_digits
+from hga_flax.data.packing import pack
 from hga_flax.data.sources import DatasetInfo, SyntheticSource, data_directory, dataset_info, open_source
 from hga_flax.errors import UserError
 
@@ -54,6 +55,26 @@ def test_a_data_set_prepared_as_tfrecord_is_to_be_prepared_again(name, tmp_path)
 
 def test_split_notation():
     assert len(open_source("digits", "train[:10%]")) == 150
+
+
+@pytest.mark.parametrize("split", ["train", "train[10:30]", "train[:5]+test[-5:]"])
+def test_the_examples_are_those_that_tfds_reads(split):
+    ours = open_source("digits", split)
+    theirs = sources._builder("digits", "").as_data_source(
+        split, decoders={"image": sources._tfds().decode.SkipDecoding()}
+    )
+    assert len(ours) == len(theirs) > 0
+    for index in (0, 3, len(ours) - 1):
+        assert ours[index] == {name: theirs[index][name] for name in ("image", "label")}
+    assert ours.__getitems__([3, 0]) == [ours[3], ours[0]]
+
+
+def test_a_packed_images_name_is_read(tmp_path):
+    image = b"an image"
+    examples = lambda: iter([("a", {"image": image, "label": 1, "file_name": "b/ä.jpg"})])
+    pack("mine", {"train": examples}, ("a", "b"), (None, None, 3), tmp_path, file_names=True)
+    source = open_source("mine", "train", str(tmp_path))
+    assert len(source) == 1 and source[0] == {"image": image, "label": 1, "file_name": "b/ä.jpg".encode()}
 
 
 def test_synthetic_images_are_a_function_of_the_index_and_show_their_class():
