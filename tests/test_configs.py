@@ -64,7 +64,7 @@ def test_a_recipe_undoes_how_another_file_trains(recipe):
     stays = {"image_size", "mean", "std", "flip", "crop_padding", "eval_crop_fraction", "num_threads", "num_workers",
              "fake_examples", "cache_mb", "max_bad_images", "fake", "name", "dir", "train_split", "eval_split",
              "augmentation", "batch_size", "log_every_steps", "skip_nonfinite", "grace_seconds", "deterministic",
-             "lost_process_seconds", "compilation_cache"}  # fmt: skip
+             "lost_process_seconds", "compilation_cache", "cpu_devices"}  # fmt: skip
     changed = 0
     for key in config_keys(plain):
         group, _, last = key.partition(".")

@@ -79,6 +79,7 @@ RIGHT = {
     "training.grace_seconds": ["0.1", "25"],
     "training.lost_process_seconds": ["1", "100"],
     "training.log_every_steps": ["1", "1000"],
+    "training.cpu_devices": ["0", "8"],  # tests have 8
     "training.deterministic": ["true", "false"],
     "training.compilation_cache": [os.environ["JAX_COMPILATION_CACHE_DIR"]],
     "optimizer.name": ["sgd", "adamw", "lamb"],

@@ -26,6 +26,7 @@ class Contender:
         run: runs the given number of steps and returns when they are finished.
         flops: FLOPs of one step, as counted by XLA, or None if unknown.
         peak_memory_bytes: peak memory of one step on one device, or None if unknown.
+        devices: number of devices that share the batch.
     """
 
     model: str
@@ -35,6 +36,7 @@ class Contender:
     run: Callable[[int], None]
     flops: float | None = None
     peak_memory_bytes: int | None = None
+    devices: int = 1
 
 
 def parse_attention(name: str) -> tuple[str, dict[str, Any]]:
@@ -149,10 +151,10 @@ def _contender(model: str, attention: str, config: ConfigDict) -> Contender:
 
     from hga_flax.bench.compiled_step import training_step
     from hga_flax.counting.compiled import cost
-    from hga_flax.processes.mesh import DATA_AXIS
+    from hga_flax.processes.mesh import DATA_AXIS, most_devices
 
     devices = jax.devices()
-    devices = devices if devices[0].platform == "cpu" else devices[:1]
+    devices = devices[: most_devices(config, len(devices)) if devices[0].platform == "cpu" else 1]
     mesh = jax.make_mesh((len(devices),), (DATA_AXIS,), devices=devices)
     train_step, shapes, batch_shapes = training_step(config, mesh)
     random, limit = np.random.RandomState(0), {"image": 256, "label": CLASSES}
@@ -174,7 +176,7 @@ def _contender(model: str, attention: str, config: ConfigDict) -> Contender:
     run(1)
     # XLA counts one round of a loop, and on CPUs the gradients of convolutions are loops.
     flops = None if devices[0].platform == "cpu" else measured.flops
-    return Contender(model, attention, params, compile_s, run, flops, measured.peak_memory_bytes)
+    return Contender(model, attention, params, compile_s, run, flops, measured.peak_memory_bytes, len(devices))
 
 
 def _row(contender: Contender, timing: Timing, batch: int, dtype: str, device: Any) -> dict[str, Any]:
@@ -196,7 +198,7 @@ def _row(contender: Contender, timing: Timing, batch: int, dtype: str, device: A
         "peak_memory_bytes": contender.peak_memory_bytes,
         "compile_s": contender.compile_s,
         "device": device.device_kind,
-        "devices": device.client.device_count() if device.platform == "cpu" else 1,
+        "devices": contender.devices,
     }
 
 

@@ -165,7 +165,7 @@ KEYS = {
         ),
     ),
     "training.log_every_steps": Key(whole(1)),
-    "training.cpu_devices": Key(whole(0, 1024), before=1),
+    "training.cpu_devices": Key(whole(0, 1024), before=0),
     "training.deterministic": Key(SWITCH),
     "training.skip_nonfinite": Key(whole(0), before=0),
     "training.grace_seconds": Key(number(0, 86400, above=True), before=25.0),

@@ -50,7 +50,7 @@ def cpu_devices(config: ConfigDict, *, train: bool = True) -> int:
     asked, training = config.training.cpu_devices, config.training
     forced = re.search(rf"{FORCED_DEVICES}=(\d+)", os.environ.get("XLA_FLAGS", ""))
     if present := int(forced[1]) if forced else max(0, jax.config.jax_num_cpu_devices):
-        if asked not in (0, present):
+        if train and asked not in (0, present):
             raise ConfigError(
                 f"training.cpu_devices={asked}: XLA_FLAGS or JAX_NUM_CPU_DEVICES asks for {present} CPU devices; "
                 "give only one of them"

@@ -25,7 +25,7 @@ def test_its_rows_hold_what_was_measured(capsys):
     for row in rows:
         assert 0 < row["fastest_ms"] <= row["step_ms"] and row["compile_s"] > 0
         assert row["images_per_s"] == pytest.approx(4e3 / row["step_ms"])
-        assert row["flops_per_s"] > 0 and row["peak_memory_bytes"] > 0
+        assert row["flops_per_s"] is None and row["peak_memory_bytes"] > 0 and row["devices"] == 4
         assert row["peak_share"] is None  # nobody publishes a CPU's
     assert "0.0 %" not in table(rows) and "cifar_resnet8" in table(rows)
 

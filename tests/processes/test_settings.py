@@ -73,6 +73,7 @@ def test_a_number_of_devices_that_is_set_elsewhere_stays(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
     assert settings.cpu_devices(tiny.config(training__cpu_devices=0)) == 0
     assert settings.cpu_devices(tiny.config(training__cpu_devices=8)) == 0
+    assert settings.cpu_devices(tiny.config(training__cpu_devices=3), train=False) == 0  # a run from elsewhere
     with pytest.raises(
         ConfigError, match=r"training\.cpu_devices=3: XLA_FLAGS or .* asks for 8 CPU devices; give only"
     ):
