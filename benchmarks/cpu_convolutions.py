@@ -1,12 +1,10 @@
-"""Times forms of a dense convolution on all cores: python benchmarks/cpu_convolutions.py [resnet50|cifar ...]
+"""Times forms of a dense convolution and its gradients on all cores: python -m benchmarks.cpu_convolutions [--set=SET]
 
 xla: lax.conv_general_dilated and its gradients; taps: a product of matrices per kernel element; im2col: one product
-with what every window covers; blocks: the kernel's gradient of `hga_flax.models.convolution`. GFLOP/s, best of 20.
+with what every window covers; ours: training's form, `hga_flax.models.convolution`. The forms take turns; GFLOP/s of
+the fastest turn, all devices together.
 """
 
-import os
-import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,6 +15,9 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from hga_flax.bench.race import race
+from hga_flax.data.pipeline import available_cores
+from hga_flax.errors import ArgumentParser, run_main
 from hga_flax.models import convolution
 
 # batch, height and width of the input, channels of the input and the output, size of the kernel, stride
@@ -27,7 +28,7 @@ SHAPES = {
     ],
     "cifar": [(128, 24, 16, 16, 3, 1), (128, 12, 32, 32, 3, 1), (128, 6, 64, 64, 3, 1)],
 }  # fmt: skip
-MOST_TURNS, SECONDS = 20, 0.25
+ROUNDS = 4
 SPLIT, WHOLE = PartitionSpec("data"), PartitionSpec()
 
 
@@ -35,62 +36,73 @@ def forms(stride: int, margin: int) -> dict[str, Callable[..., jax.Array]]:
     """Returns the forms of a convolution, functions of a map and a kernel."""
     strides, pads = (stride, stride), ((margin, margin),) * 2
     options: dict[str, Any] = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
-
-    def windows(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return convolution._columns(jnp.pad(x, ((0, 0), *pads, (0, 0))), kernel.shape[:2], strides)
+    pad = lambda x: jnp.pad(x, ((0, 0), *pads, (0, 0)))
 
     def taps(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        parts = jnp.split(windows(x, kernel), kernel.shape[0] * kernel.shape[1], axis=-1)
+        parts = convolution._taps(pad(x), kernel.shape[:2], strides)
         return sum(map(jnp.matmul, parts, kernel.reshape(-1, *kernel.shape[2:])))
 
+    def im2col(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return convolution._columns(pad(x), kernel.shape[:2], strides) @ kernel.reshape(-1, kernel.shape[-1])
+
     return {
-        "xla": lambda x, kernel: lax.conv_general_dilated(x, kernel, strides, pads, **options),
+        "xla": partial(lax.conv_general_dilated, window_strides=strides, padding=pads, **options),
         "taps": taps,
-        "im2col": lambda x, kernel: windows(x, kernel) @ kernel.reshape(-1, kernel.shape[-1]),
-        "blocks": lambda x, kernel: convolution._convolve(x, kernel, strides, pads, tuple(options.items())),
+        "im2col": im2col,
+        "ours": partial(convolution.convolution, strides=strides, padding=pads, feature_group_count=1, **options),
     }
 
 
-def rate(function: Callable[..., Any], arguments: tuple, flops: float) -> float:
-    """Returns GFLOP/s of the fastest turn."""
-    jax.block_until_ready(function(*arguments))
-    fastest, began = float("inf"), time.perf_counter()
-    for _ in range(MOST_TURNS):
-        start = time.perf_counter()
-        jax.block_until_ready(function(*arguments))
-        fastest = min(fastest, time.perf_counter() - start)
-        if time.perf_counter() - began > SECONDS:
-            break
-    return flops / fastest / 1e9
+def programs(form: Callable[..., jax.Array], mesh: jax.sharding.Mesh, arrays: tuple) -> list[Callable[[int], None]]:
+    """Returns repeaters of the forward pass, the gradient of the input and that of the kernel, already compiled."""
+    over = partial(jax.shard_map, mesh=mesh, check_vma=False)
+    to_input = lambda x, kernel, gradient: jax.vjp(lambda x: form(x, kernel), x)[1](gradient)[0]
+    to_kernel = lambda x, kernel, gradient: jax.vjp(lambda kernel: form(x, kernel), kernel)[1](gradient)[0][None]
+    ready = []
+    for function, count in ((form, 2), (to_input, 3), (to_kernel, 3)):
+        compiled = jax.jit(over(function, in_specs=(SPLIT, WHOLE, SPLIT)[:count], out_specs=SPLIT))
+
+        def run(times: int, compiled: Any = compiled, arguments: tuple = arrays[:count]) -> None:
+            for _ in range(times):
+                jax.block_until_ready(compiled(*arguments))
+
+        run(1)
+        ready.append(run)
+    return ready
 
 
 def main() -> None:
-    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--set", choices=SHAPES, help="the shapes of one set (default: all)")
+    chosen = parser.parse_args().set
+    jax.config.update("jax_num_cpu_devices", available_cores())
     mesh = jax.make_mesh((jax.device_count(),), ("data",))
     draw = np.random.RandomState(0).standard_normal
-    place = lambda shape, spec: jax.device_put(draw(shape).astype(np.float32), NamedSharding(mesh, spec))
-    over = partial(jax.shard_map, mesh=mesh, check_vma=False)
-    square = jnp.ones((1024, 1024))
-    print(
-        f"{jax.device_count()} devices; a product of 1024x1024: {rate(jax.jit(jnp.matmul), (square,) * 2, 2**31):.0f}"
-    )
-    for batch, size, inputs, outputs, window, stride in (s for name in sys.argv[1:] or SHAPES for s in SHAPES[name]):
-        x, kernel = place((batch, size, size, inputs), SPLIT), place((window, window, inputs, outputs), WHOLE)
-        gradient = place((batch, size // stride, size // stride, outputs), SPLIT)
-        flops = 2 * gradient.size * kernel.size / outputs
-        found = []
-        for name, form in forms(stride, window // 2).items():
-            forward = over(form, in_specs=(SPLIT, WHOLE), out_specs=SPLIT)
-            to_input = over(lambda x, k, g, f=form: jax.vjp(lambda x: f(x, k), x)[1](g)[0],
-                            in_specs=(SPLIT, WHOLE, SPLIT), out_specs=SPLIT)  # fmt: skip
-            to_kernel = over(lambda x, k, g, f=form: jax.vjp(lambda k: f(x, k), k)[1](g)[0][None],
-                             in_specs=(SPLIT, WHOLE, SPLIT), out_specs=SPLIT)  # fmt: skip
-            rates = [rate(jax.jit(forward), (x, kernel), flops)]
-            rates += [rate(jax.jit(f), (x, kernel, gradient), flops) for f in (to_input, to_kernel)]
-            found.append(f"{name} " + " / ".join(f"{r:.0f}" for r in rates))
-        print(f"{window}x{window}, stride {stride}, {inputs} -> {outputs}, {size}x{size}, batch {batch}: "
-              "forward / to the input / to the kernel: " + ", ".join(found), flush=True)  # fmt: skip
+    place = lambda spec, *shape: jax.device_put(draw(shape).astype(np.float32), NamedSharding(mesh, spec))
+    square, product = jnp.ones((1024, 1024)), jax.jit(jnp.matmul)
+
+    def multiply(times: int) -> None:
+        for _ in range(times):
+            product(square, square).block_until_ready()
+
+    multiply(1)
+    for batch, size, inputs, outputs, window, stride in (
+        shape for name in ([chosen] if chosen else SHAPES) for shape in SHAPES[name]
+    ):
+        gradient = place(SPLIT, batch, size // stride, size // stride, outputs)
+        kernel = place(WHOLE, window, window, inputs, outputs)
+        arrays = place(SPLIT, batch, size, size, inputs), kernel, gradient
+        by_form = {name: programs(form, mesh, arrays) for name, form in forms(stride, window // 2).items()}
+        timings = race([run for runs in by_form.values() for run in runs] + [multiply], ROUNDS)
+        rates = [2 * gradient.size * kernel.size / outputs / timing.fastest / 1e9 for timing in timings[:-1]]
+        print(f"{window}x{window}/{stride} {inputs} -> {outputs}, {size}x{size}, batch {batch} (1024^3: "
+              f"{2**31 / timings[-1].fastest / 1e9:.0f})", end="")  # fmt: skip
+        for part, what in enumerate(("forward", "input", "kernel")):
+            print(
+                f"  {what}: " + ", ".join(f"{n} {r:.0f}" for n, r in zip(by_form, rates[part::3], strict=True)), end=""
+            )
+        print(flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -1,4 +1,4 @@
-"""Times three forms of ResNeXt's grouped 3x3, forward and backward: python benchmarks/grouped_forms.py [BATCH]
+"""Times three forms of ResNeXt's grouped 3x3, forward and backward: python -m benchmarks.grouped_forms [BATCH]
 
 grouped: feature_group_count; dense: one convolution with a block-diagonal kernel; einsum: a matrix product
 for each of the nine taps, batched over the groups.

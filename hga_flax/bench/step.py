@@ -174,8 +174,10 @@ def _contender(model: str, attention: str, config: ConfigDict) -> Contender:
         jax.block_until_ready((held[0], report))
 
     run(1)
-    # XLA counts one round of a loop, and on CPUs the gradients of convolutions are loops.
-    flops = None if devices[0].platform == "cpu" else measured.flops
+    flops: float | None = measured.flops
+    if devices[0].platform == "cpu":  # there the gradients of convolutions are loops, of which XLA counts one round
+        on_gpus = train_step.trace(shapes, batch).lower(lowering_platforms=("cuda",))
+        flops = on_gpus.cost_analysis()["flops"] * len(devices)
     return Contender(model, attention, params, compile_s, run, flops, measured.peak_memory_bytes, len(devices))
 
 

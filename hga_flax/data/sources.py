@@ -84,8 +84,8 @@ class SyntheticSource:
         return {"image": noise + colour, "label": label}
 
 
-class TfdsSource:
-    """The images of a TFDS data set, encoded, with their labels.
+class EncodedImages:
+    """The encoded images of a TFDS data set in array_record files, with their labels.
 
     TFDS's own source converts every feature to a NumPy array, which takes three times as long as reading the record.
 
@@ -277,6 +277,7 @@ def open_source(
     from array_record.python.array_record_data_source import ArrayRecordDataSource  # imported late, like TFDS
 
     directory = _here(name, directory)
+    tfds = _tfds()
     builder = _builder(name, directory)
     if not builder.info.splits:
         if directory and not data_directory(directory).is_dir():
@@ -290,8 +291,12 @@ def open_source(
     if like is not None and (other := other_data(like, _info_of(builder, name), str(builder.data_dir))):
         raise UserError(other)
     try:
-        builder.as_data_source(split)  # refuses formats without random access
-        return TfdsSource(ArrayRecordDataSource(builder.info.splits[split].file_instructions, READER))
+        source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+        features = builder.info.features
+        plain = type(features["image"]) is tfds.features.Image and type(features["label"]) is tfds.features.ClassLabel
+        if plain and builder.info.file_format is tfds.core.FileFormat.ARRAY_RECORD:
+            return EncodedImages(ArrayRecordDataSource(builder.info.splits[split].file_instructions, READER))
+        return source
     except OSError as error:
         raise UserError(f"data.dir: cannot read {builder.data_dir}: {one_line(error)}") from None
     except NotImplementedError:  # TFDS's error for a format without random access

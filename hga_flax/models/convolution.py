@@ -46,42 +46,27 @@ def convolution(
         feature_group_count: number of groups.
         **options: other options of `lax.conv_general_dilated`.
     """
-    others = dict(options)
-    options |= {"window_strides": strides, "padding": padding}
     groups = feature_group_count
 
     def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return lax.conv_general_dilated(x, kernel, feature_group_count=groups, **options)
+        return lax.conv_general_dilated(x, kernel, strides, padding, feature_group_count=groups, **options)
 
     def dense(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return lax.conv_general_dilated(x, block_diagonal(kernel, groups), **options)
+        return lax.conv_general_dilated(x, block_diagonal(kernel, groups), strides, padding, **options)
 
     def on_cpus(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return _on_cpus(x, kernel, strides, padding, others)
+        return _on_cpus(x, kernel, strides, padding, options)
 
     def dense_on_cpus(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return on_cpus(x, block_diagonal(kernel, groups))
 
     def taps(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        (down, right), (height, width) = strides, kernel.shape[:2]
-        pads = padding
-        if isinstance(padding, str):
-            pads = lax.padtype_to_pads(x.shape[1:3], (height, width), strides, padding)
-        x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-        kernel = kernel.reshape(*kernel.shape[:3], groups, -1)
-        rows, columns = (x.shape[1] - height) // down * down + 1, (x.shape[2] - width) // right * right + 1
-        x = x.reshape(*x.shape[:3], groups, -1)
+        x = jnp.pad(x, ((0, 0), *_pads(x, kernel, strides, padding), (0, 0)))
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        y: Any = sum(
-            jnp.einsum(
-                "bhwgc,cgd->bhwgd",
-                x[:, i : i + rows : down, j : j + columns : right],
-                kernel[i, j],
-                preferred_element_type=wide,
-            )
-            for i in range(height)
-            for j in range(width)
-        )
+        x = x.reshape(*x.shape[:3], groups, -1)
+        kernels = kernel.reshape(-1, kernel.shape[2], groups, kernel.shape[3] // groups)
+        product = partial(jnp.einsum, "bhwgc,cgd->bhwgd", preferred_element_type=wide)
+        y: Any = sum(map(product, _taps(x, kernel.shape[:2], strides), kernels))
         return y.reshape(*y.shape[:3], -1).astype(x.dtype)
 
     if max(*(options.get("lhs_dilation") or (1,)), *(options.get("rhs_dilation") or (1,))) > 1:
@@ -108,13 +93,18 @@ def _on_cpus(
     x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, options: Mapping[str, Any]
 ) -> jax.Array:
     """Computes a convolution that is neither grouped nor dilated, with gradients that are fast on CPUs."""
-    if isinstance(padding, str):
-        padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
-    pads = tuple((int(before), int(after)) for before, after in padding)
+    pads = _pads(x, kernel, strides, padding)
     if kernel.shape[:2] == (1, 1) and not any(map(any, pads)):
         x = x if max(strides) == 1 else x[:, :: strides[0], :: strides[1]]
         return _multiply(x, kernel, options.get("precision"))
     return _convolve(x, kernel, tuple(strides), pads, tuple(options.items()))
+
+
+def _pads(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any) -> Pads:
+    """Returns the padding before and after along height and width, also for "SAME" and "VALID"."""
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+    return tuple((int(before), int(after)) for before, after in padding)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -160,13 +150,17 @@ def _multiply_backward(precision: Any, saved: tuple, gradient: jax.Array) -> tup
 _multiply.defvjp(_multiply_forward, _multiply_backward)
 
 
-def _columns(x: jax.Array, size: Sequence[int], strides: Sequence[int]) -> jax.Array:
-    """Returns what each window of a padded map covers: `[B, H, W, C]` -> `[B, H', W', h * w * C]`."""
+def _taps(x: jax.Array, size: Sequence[int], strides: Sequence[int]) -> list[jax.Array]:
+    """Returns what each element of a kernel multiplies: `[B, H, W, C]`, padded, -> h * w maps `[B, H', W', C]`."""
     rows, columns = ((n - k) // s * s + 1 for n, k, s in zip(x.shape[1:3], size, strides, strict=True))
-    windows = [
+    return [
         x[:, i : i + rows : strides[0], j : j + columns : strides[1]] for i in range(size[0]) for j in range(size[1])
     ]
-    return jnp.concatenate(windows, axis=-1)
+
+
+def _columns(x: jax.Array, size: Sequence[int], strides: Sequence[int]) -> jax.Array:
+    """Returns what each window of a padded map covers: `[B, H, W, C]` -> `[B, H', W', h * w * C]`."""
+    return jnp.concatenate(_taps(x, size, strides), axis=-1)
 
 
 def _input_gradient(
@@ -224,4 +218,4 @@ def block_shape(batch: int, height: int, width: int, columns: int) -> tuple[int,
 
 def _largest_divisor(number: int, limit: int) -> int:
     """Returns the largest divisor up to a limit, at least 1."""
-    return max(divisor for divisor in range(1, max(1, limit) + 1) if number % divisor == 0)
+    return max(divisor for divisor in range(1, max(1, min(limit, number)) + 1) if number % divisor == 0)

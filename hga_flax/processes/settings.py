@@ -17,7 +17,7 @@ from hga_flax.errors import ConfigError, UserError, check_writable, expand
 from hga_flax.processes.mesh import most_devices
 
 CACHE_KEY = "training.compilation_cache"
-FORCED_DEVICES = "--xla_force_host_platform_device_count"
+FORCED_DEVICES = "xla_force_host_platform_device_count"
 DETERMINISTIC_FLAG = "--xla_gpu_deterministic_ops=true"
 
 
@@ -52,8 +52,8 @@ def cpu_devices(config: ConfigDict, *, train: bool = True) -> int:
     if present := int(forced[1]) if forced else max(0, jax.config.jax_num_cpu_devices):
         if train and asked not in (0, present):
             raise ConfigError(
-                f"training.cpu_devices={asked}: XLA_FLAGS or JAX_NUM_CPU_DEVICES asks for {present} CPU devices; "
-                "give only one of them"
+                f"training.cpu_devices={asked}: XLA_FLAGS, JAX_NUM_CPU_DEVICES or a study's `devices` asks for "
+                f"{present} CPU device(s); set only one of them"
             )
         return 0
     if asked:

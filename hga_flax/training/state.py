@@ -178,6 +178,9 @@ def _compiled(primitive: core.Primitive, params: tuple, inputs: tuple) -> Callab
     """Compiles one operation without optimisation, since it runs once; equal operations are compiled once."""
 
     def run(*arrays: jax.Array) -> Sequence[jax.Array]:
+        inner = dict(params).get("call_jaxpr")
+        if isinstance(inner, core.ClosedJaxpr):  # a function with a derivative of its own, which is not needed here
+            return core.jaxpr_as_fun(inner)(*arrays)
         outputs = primitive.bind(*arrays, **dict(params))
         return outputs if primitive.multiple_results else [outputs]
 

@@ -9,7 +9,9 @@ from hga_flax.__main__ import main
 from hga_flax.bench import step as module
 from hga_flax.bench.race import benchmarks_of_others
 from hga_flax.bench.step import table
+from hga_flax.counting.complexity import complexity
 from hga_flax.errors import UserError
+from hga_flax.models import create_model
 from tests.training import tiny
 
 COMMAND = ["bench", "step", "--models=cifar_resnet8:none,cifar_resnet8:se", "--image-size=16", "--batch=4"]
@@ -25,9 +27,18 @@ def test_its_rows_hold_what_was_measured(capsys):
     for row in rows:
         assert 0 < row["fastest_ms"] <= row["step_ms"] and row["compile_s"] > 0
         assert row["images_per_s"] == pytest.approx(4e3 / row["step_ms"])
-        assert row["flops_per_s"] is None and row["peak_memory_bytes"] > 0 and row["devices"] == 4
+        assert row["flops_per_s"] > 0 and row["peak_memory_bytes"] > 0 and row["devices"] == 4
         assert row["peak_share"] is None  # nobody publishes a CPU's
     assert "0.0 %" not in table(rows) and "cifar_resnet8" in table(rows)
+
+
+def test_on_cpus_all_operations_are_counted(capsys):
+    """Three times the forward pass, as counting/complexity.py knows it, less what meets margins or the images."""
+    main([*COMMAND, "--steps=1", "--json"])
+    row = json.loads(capsys.readouterr().out)[0]
+    multiplications = complexity(create_model("cifar_resnet8", num_classes=1000), (16, 16, 3)).conv_fc_macs
+    per_step = row["flops_per_s"] * row["step_ms"] / 1e3
+    assert 0.85 < per_step / (3 * 4 * 2 * multiplications) < 1
 
 
 def test_its_state_is_random_where_training_begins_with_random_numbers():

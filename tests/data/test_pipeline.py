@@ -12,7 +12,7 @@ import pytest
 
 from configs import base
 from hga_flax.data.memory import MemorySource
-from hga_flax.data.pipeline import Dataset, Shard, create_dataset
+from hga_flax.data.pipeline import Dataset, Shard, available_cores, create_dataset
 from hga_flax.data.sources import DatasetInfo
 from hga_flax.images.host_augmentation import host_transform
 
@@ -38,6 +38,17 @@ def assert_same(a, b):
         assert x.keys() == y.keys()
         for name in x:
             np.testing.assert_array_equal(x[name], y[name])
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not bind processes to cores")
+def test_cores_that_this_process_may_not_use_do_not_count():
+    cores = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        assert available_cores() == 1
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert 1 <= available_cores() <= len(cores)
 
 
 def test_every_epoch_holds_every_example_once_in_a_new_order():

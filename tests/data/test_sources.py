@@ -6,9 +6,8 @@ import types
 import numpy as np
 import pytest
 
-from hga_flax.data import sources
+from hga_flax.data import packing, sources
 from hga_flax.data.digits import prepare_digits
-from hga_flax.data.packing import pack
 from hga_flax.data.sources import DatasetInfo, SyntheticSource, data_directory, dataset_info, open_source
 from hga_flax.errors import UserError
 
@@ -69,10 +68,36 @@ def test_the_examples_are_those_that_tfds_reads(split):
     assert ours.__getitems__([3, 0]) == [ours[3], ours[0]]
 
 
+class Pixels(packing.tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A data set whose images are arrays, not files, as a user's TFDS builder may make it."""
+
+    VERSION = packing.tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = packing.tfds.features
+        pixels = features.Tensor(shape=(2, 2, 1), dtype=np.uint8)
+        named = features.FeaturesDict({"image": pixels, "label": features.ClassLabel(names=["a", "b"])})
+        return packing.tfds.core.DatasetInfo(builder=self, features=named)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(3):
+            yield i, {"image": np.full((2, 2, 1), i, np.uint8), "label": i % 2}
+
+
+def test_images_stored_as_arrays_are_read_by_tfds(tmp_path):
+    Pixels(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
+    source = open_source("pixels", "train", str(tmp_path))
+    read = sorted((int(source[i]["image"].sum()), int(source[i]["label"])) for i in range(len(source)))
+    assert read == [(0, 0), (4, 1), (8, 0)]
+
+
 def test_a_packed_images_name_is_read(tmp_path):
     image = b"an image"
     examples = lambda: iter([("a", {"image": image, "label": 1, "file_name": "b/ä.jpg"})])
-    pack("mine", {"train": examples}, ("a", "b"), (None, None, 3), tmp_path, file_names=True)
+    packing.pack("mine", {"train": examples}, ("a", "b"), (None, None, 3), tmp_path, file_names=True)
     source = open_source("mine", "train", str(tmp_path))
     assert len(source) == 1 and source[0] == {"image": image, "label": 1, "file_name": "b/ä.jpg".encode()}
 

@@ -75,7 +75,7 @@ def test_a_number_of_devices_that_is_set_elsewhere_stays(monkeypatch):
     assert settings.cpu_devices(tiny.config(training__cpu_devices=8)) == 0
     assert settings.cpu_devices(tiny.config(training__cpu_devices=3), train=False) == 0  # a run from elsewhere
     with pytest.raises(
-        ConfigError, match=r"training\.cpu_devices=3: XLA_FLAGS or .* asks for 8 CPU devices; give only"
+        ConfigError, match=r"training\.cpu_devices=3: XLA_FLAGS, .* asks for 8 CPU device\(s\); set only"
     ):
         settings.cpu_devices(tiny.config(training__cpu_devices=3))
 

@@ -1,8 +1,10 @@
+import flax.linen as nn
 import jax
 import numpy as np
 import optax
 import pytest
 
+from hga_flax.attention.operator import with_gradient_apart
 from hga_flax.config.loading import build_model
 from hga_flax.errors import ConfigError
 from hga_flax.training import state
@@ -37,6 +39,20 @@ def test_on_cpus_the_state_is_that_of_the_program_compiled_as_a_whole(overrides)
     for a, b in zip(*map(jax.tree.leaves, (ours, whole)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
         assert a.dtype == b.dtype
+
+
+def test_a_parameter_drawn_with_a_function_of_its_own_derivative_is_drawn():
+    """JAX's operations for such functions take the function itself."""
+
+    class Attention(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            start = lambda key, shape: jax.nn.relu6(jax.nn.silu(with_gradient_apart(jax.random.normal(key, shape))))
+            return x * self.param("gate", start, (x.shape[-1],))
+
+    make = make_init(Attention(), optax.sgd(0.1), (2, 2, 3))
+    ours, whole = create_state(make, 0, tiny.mesh(1)).params["gate"], jax.jit(make)(jax.random.key(0)).params["gate"]
+    np.testing.assert_allclose(ours, whole, rtol=1e-6)
 
 
 def test_the_next_seed_compiles_nothing():
