@@ -46,6 +46,13 @@ class MemorySource:
             return {"image": b"", "label": 0}
         return {"image": self._images[index], "label": self._labels[index]}
 
+    def gather(self, indices: np.ndarray, **more: np.ndarray) -> dict[str, np.ndarray] | None:
+        """Returns the images, labels and `more` of many examples as a batch, or None if one could not be decoded."""
+        if not self._bad.isdisjoint(indices.tolist()):
+            return None
+        none_bad = np.full(len(indices), -1, np.int32)
+        return {"image": self._images[indices], "label": self._labels[indices], "bad": none_bad, **more}
+
 
 def in_memory(source: Any, transform: Callable, shape: tuple[int, int, int], megabytes: float) -> Any:
     """Returns the source, read into memory if its images take at most `megabytes`."""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import grain
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from configs import base
 from hga_flax.data.memory import MemorySource
 from hga_flax.data.pipeline import Dataset, Shard, available_cores, create_dataset
 from hga_flax.data.sources import DatasetInfo
+from hga_flax.data.streams import ORDER, host_seed
 from hga_flax.images.host_augmentation import host_transform
 
 ALONE = Shard()
@@ -91,6 +93,38 @@ def test_keeping_images_in_memory_changes_nothing(threads):
     assert isinstance(kept.source("train"), MemorySource) and not isinstance(read.source("train"), MemorySource)
     assert_same(take(kept, 8), take(read, 8))
     assert_same(*(list(d.eval_batches(d.source("test"), 8, ALONE)) for d in (kept, read)))
+
+
+def test_a_broken_image_in_memory_is_skipped_as_elsewhere(capsys):
+    class Broken:
+        """The examples of a source, two of them undecodable."""
+
+        def __init__(self, source):
+            self.source = source
+
+        def __len__(self):
+            return len(self.source)
+
+        def __getitem__(self, index):
+            return self.source[index] | ({"image": b"broken"} if index in (3, 20) else {})
+
+    kept, read = make_dataset(cache_mb=1), make_dataset()
+    for dataset in (kept, read):
+        for split in ("train", "test"):
+            dataset._opened[split] = Broken(dataset.open(split))
+    assert isinstance(kept.source("train"), MemorySource) and not isinstance(read.source("train"), MemorySource)
+    assert_same(take(kept, 11), take(read, 11))  # two epochs: batches with a broken image, and batches without
+    assert_same(*(list(d.eval_batches(d.source("test"), 8, ALONE, "test")) for d in (kept, read)))
+    assert kept.bad_images.found("train") == read.bad_images.found("train") == [3, 20]
+    assert kept.bad_images.found("test") == read.bad_images.found("test") == [3, 20]
+
+
+def test_the_order_is_grains_shuffle_of_each_epoch():
+    """Checkpoints of runs that began with it go on in it."""
+    index = np.concatenate([batch["index"] for batch in take(make_dataset(), 11)])
+    for epoch in (0, 1):
+        order = grain.MapDataset.range(22).shuffle(seed=host_seed(3, ORDER, epoch))
+        assert index[22 * epoch : 22 * (epoch + 1)].tolist() == [int(order[place]) for place in range(22)]
 
 
 def test_images_too_large_for_the_memory_stay_where_they_are():
