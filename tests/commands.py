@@ -10,7 +10,7 @@ BLOCK = ROOT / "tests" / "without_tensorflow"  # holds a package `tensorflow` th
 
 
 def environment(devices=1):
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_gpu_deterministic_ops=true"
+    flags = f"--xla_force_host_platform_device_count={devices}"
     path = os.pathsep.join(filter(None, [str(BLOCK), os.environ.get("PYTHONPATH")]))
     return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": path, "COLUMNS": "120"}
 

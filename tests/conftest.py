@@ -10,7 +10,9 @@ from tests.shards import pytest_addoption, pytest_collection_modifyitems  # noqa
 CACHE = pathlib.Path(__file__).parent.parent / ".cache"
 # The fast tests of what runs on a device pass on others too: benchmarks/gpu/run.py names it.
 os.environ["JAX_PLATFORMS"] = os.environ.get("HGA_TEST_PLATFORM") or "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_gpu_deterministic_ops=true"
+# On GPUs as training.deterministic sets them.
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true --xla_gpu_enable_triton_gemm=false"
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {DETERMINISTIC}"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE / "xla")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 os.environ["TFDS_DATA_DIR"] = str(CACHE / "tfds")

@@ -18,13 +18,17 @@ from hga_flax.processes.mesh import most_devices
 
 CACHE_KEY = "training.compilation_cache"
 FORCED_DEVICES = "xla_force_host_platform_device_count"
-DETERMINISTIC_FLAG = "--xla_gpu_deterministic_ops=true"
+# Deterministic XLA tunes nothing. From jax 0.11 on it then gives all small products to Triton, and compilation fails
+# where Triton cannot compile one (seen on an H200 with jax 0.11.2). cuBLAS takes all, and is deterministic as well.
+DETERMINISTIC_FLAGS = ("--xla_gpu_deterministic_ops=true", "--xla_gpu_enable_triton_gemm=false")
 
 
 def configure_jax(config: ConfigDict, cache: str) -> None:
     """Sets determinism and the folder of compiled steps ("" for none); call it before JAX touches a device."""
-    if config.training.deterministic and DETERMINISTIC_FLAG.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC_FLAG}".strip()
+    flags = os.environ.get("XLA_FLAGS", "")
+    if config.training.deterministic and DETERMINISTIC_FLAGS[0].split("=")[0] not in flags:
+        added = [flag for flag in DETERMINISTIC_FLAGS if flag.split("=")[0] not in flags]
+        os.environ["XLA_FLAGS"] = " ".join([*filter(None, [flags]), *added])
     jax.config.update("jax_compilation_cache_dir", str(expand(cache, CACHE_KEY)) if cache else None)
 
 

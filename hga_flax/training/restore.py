@@ -61,8 +61,9 @@ def restore_workdir(
 ) -> Restored:
     """Rebuilds the network of a workdir and loads one of its checkpoints; writes nothing there.
 
-    Flags, caches and loggers of the process are not changed: set XLA_FLAGS=--xla_gpu_deterministic_ops=true and
-    `jax.config.update("jax_compilation_cache_dir", ...)` yourself, before JAX initialises a device.
+    Flags, caches and loggers of the process are not changed: put `hga_flax.processes.settings.DETERMINISTIC_FLAGS`
+    into XLA_FLAGS and call `jax.config.update("jax_compilation_cache_dir", ...)` yourself, before JAX initialises a
+    device.
 
     Args:
         path: the workdir.

@@ -18,8 +18,12 @@ def test_determinism_and_the_cache_are_set_before_jax_starts(monkeypatch, tmp_pa
         settings.configure_jax(tiny.config(training__deterministic=False), str(tmp_path))
         assert os.environ["XLA_FLAGS"] == "--a=b" and jax.config.jax_compilation_cache_dir == str(tmp_path)
         settings.configure_jax(tiny.config(), "")
-        assert os.environ["XLA_FLAGS"] == "--a=b --xla_gpu_deterministic_ops=true"
+        assert os.environ["XLA_FLAGS"] == "--a=b --xla_gpu_deterministic_ops=true --xla_gpu_enable_triton_gemm=false"
         assert jax.config.jax_compilation_cache_dir is None
+        for set_by_hand in ("--xla_gpu_deterministic_ops=false", "--xla_gpu_enable_triton_gemm=true"):
+            monkeypatch.setenv("XLA_FLAGS", set_by_hand)
+            settings.configure_jax(tiny.config(), "")
+            assert set_by_hand in os.environ["XLA_FLAGS"] and "gemm=false" not in os.environ["XLA_FLAGS"]
     finally:
         jax.config.update("jax_compilation_cache_dir", cache)
 

@@ -16,6 +16,7 @@ from hga_flax.errors import UserError
 from hga_flax.inference import export as export
 from hga_flax.inference.predictor import Predictor
 from hga_flax.pictures import views
+from hga_flax.processes.settings import DETERMINISTIC_FLAGS
 from hga_flax.training import restore as module
 from hga_flax.training.restore import evaluate_workdir, restore_workdir
 from hga_flax.training.trainer import train
@@ -189,4 +190,4 @@ def test_commands_ask_for_determinism_before_they_touch_a_device(workdir, monkey
     monkeypatch.setattr(sys, "argv", [name, f"--workdir={workdir}", *(["x.png"] if name == "predict" else [])])
     with pytest.raises(Touched):
         COMMANDS[name](str(workdir))()
-    assert flags == ["--xla_gpu_deterministic_ops=true"]
+    assert flags == [" ".join(DETERMINISTIC_FLAGS)]
