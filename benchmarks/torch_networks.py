@@ -2,7 +2,7 @@
 
 import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hga_flax.bench.step import CLASSES, Contender
@@ -113,12 +113,15 @@ class ResNet(nn.Module):
         return self.classifier(self.blocks(self.stem(x)).mean((2, 3)))
 
 
-def contenders(batch: int, image_size: int, dtype: str, log: Callable[[str], None]) -> list[Contender]:
-    """Returns the PyTorch networks, ready to train, on a GPU if PyTorch sees one.
+def contenders(
+    models: Sequence[str], batch: int, image_size: int, dtype: str, log: Callable[[str], None]
+) -> list[Contender]:
+    """Returns PyTorch's counterparts of some networks, ready to train, on a GPU if PyTorch sees one.
 
     They use channels_last, autocast for bfloat16, and torch.compile on a GPU.
 
     Args:
+        models: names of our networks: resnet50, resnext50_32x4d; the others have no counterpart here.
         batch: images per step.
         image_size: height and width in pixels.
         dtype: type of the computation.
@@ -130,18 +133,21 @@ def contenders(batch: int, image_size: int, dtype: str, log: Callable[[str], Non
     found = []
     if timm is None:
         log(f"{missing}; plain PyTorch networks stand in for its resnet50 and seresnet50")
-        found += [("torch " + name, attention, lambda a=attention: ResNet(a)) for name, attention in PLAIN]
+        found += [("torch " + n, attention, lambda a=attention: ResNet(a)) for n, attention in PLAIN if n in models]
     else:
         found += [
             ("timm " + name, attention, lambda n=name: timm.create_model(n, num_classes=CLASSES))
             for name, attention in TIMM.items()
+            if name.removeprefix("se") in models
         ]
-        found.append(("torch resnet50", "hga", lambda: ResNet("hga")))
+        if "resnet50" in models:
+            found.append(("torch resnet50", "hga", lambda: ResNet("hga")))
     ready = []
     for name, attention, make in found:
         log(f"preparing {name} with {attention} ...")
         ready.append(contender(name, attention, make().to(device, memory_format=torch.channels_last), batch,
                                image_size, dtype))  # fmt: skip
+        log(f"compiled {name} with {attention} in {ready[-1].compile_s:.0f} s")
     return ready
 
 

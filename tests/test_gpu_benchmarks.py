@@ -25,10 +25,20 @@ def test_help():
 
 def test_every_part_is_a_command_that_is_there(tmp_path):
     parts = gpu.parts(tmp_path, False, tmp_path / "data")
-    assert [part.name for part in parts] == ["tests", "step_resnet50", "step_resnext50_32x4d", "attention", "study"]
-    assert sum(part.most for part in parts[:-1]) < 10 * 60
-    assert all((ROOT / test).exists() for test in gpu.TESTS)
-    assert [part.name for part in gpu.parts(tmp_path, False, None)][-1] == "attention"  # no images, no study
+    names = ["step_resnet50", "step_resnext50_32x4d", "step_resnet50_free", "tests", "soak", "study",
+             "step_resnet50_torch", "attention"]  # fmt: skip
+    assert [part.name for part in parts] == names
+    assert all((ROOT / test).exists() for test in gpu.TESTS) and (ROOT / gpu.STUDY).exists()
+    without_images = [part.name for part in gpu.parts(tmp_path, False, None)]
+    assert without_images == [name for name in names if name != "study"]
+
+
+def test_only_some_parts(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.gpu.run", f"--out={tmp_path}", "--tiny", "--minutes=0"]
+    chosen = subprocess.run([*command, "--only=soak"], cwd=ROOT, capture_output=True, text=True)
+    assert chosen.returncode == 0 and chosen.stdout.startswith("== soak: left for the next call\n")
+    unknown = subprocess.run([*command, "--only=soka"], cwd=ROOT, capture_output=True, text=True)
+    assert unknown.returncode == 2 and "no part soka; there are step_resnet50" in unknown.stderr
 
 
 def test_a_part_is_cut_short_in_time_and_its_output_is_shown(tmp_path, capsys):
@@ -105,12 +115,12 @@ def test_the_rehearsal_on_a_cpu(tmp_path):
     assert first.returncode == 0, first.stdout + first.stderr
     state = json.loads((out / "state.json").read_text())
     assert {name: about["status"] for name, about in state.items()} == dict.fromkeys(
-        ("tests", "step_resnet50", "attention", "study"), "passed"
+        ("step_resnet50", "step_resnet50_free", "tests", "soak", "study", "attention"), "passed"
     )
     assert "runs of the study are made" in first.stdout and "measured ms" in first.stdout
     made = len(list(scratch.glob("cifar10/*/seed_*/result.json")))
     assert made >= 1
     scratch = tmp_path / "another_machine"
     again = subprocess.run([*rehearse, f"--scratch={scratch}"], **options)
-    assert again.returncode == 0 and again.stdout.count("made before") == 3
+    assert again.returncode == 0 and again.stdout.count("made before") == 5
     assert len(list(scratch.glob("cifar10/*/seed_*/result.json"))) > made

@@ -1,13 +1,17 @@
 """Runs all GPU checks in one command of at most 8 minutes, which prints as it goes and can be repeated.
 
-    python -m benchmarks.gpu.run --out=DIR [--images=FOLDER] [--minutes=8]
+    python -m benchmarks.gpu.run --out=DIR [--images=FOLDER] [--minutes=8] [--only=PART,...]
 
-The parts, most valuable first: the fast tests that use the device; whole training steps of three networks in
-bfloat16 compared with PyTorch's (timm under torch.compile); the attentions alone; and as many runs of the CIFAR-10
-study as time allows. Finished parts are not repeated; one that was cut short starts again in the next call, and the
-study resumes. DIR/summary.txt has the results so far. DIR stays small, as it may have to be copied: images and
-workdirs are in --scratch, and the small files of finished runs in DIR/study.tar.gz, from which a call on another
-machine continues.
+The parts, most valuable first: whole training steps of two networks with three attentions in bfloat16; the same with
+XLA free to choose operations that are not deterministic; the fast tests that use the device; a run that is killed and
+resumed, compared bit for bit with one that is not; as many runs of the CIFAR-10 study as time allows; steps in turn
+with PyTorch's (timm under torch.compile, which compiles for minutes); and the attentions alone. --only=soak,tests
+makes only these parts.
+
+Finished parts are not repeated; one that was cut short starts again in the next call, and the study resumes, also from
+the finished runs in results/runs. DIR/summary.txt has the results so far. DIR stays small, as it may have to be copied:
+images and workdirs are in --scratch, and the small files of the study's finished runs in DIR/study.tar.gz, from which
+a call on another machine continues.
 
 FOLDER holds CIFAR-10 as JPEG: {train,test}/CLASS/*.jpg, or train.tar.xz and test.tar.xz of them; without it the
 study is skipped. The figures of `python -m hga_flax compile` for the same steps are printed next to the measured
@@ -25,6 +29,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +38,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).parents[2]
+KEPT_RUNS = ROOT / "results" / "runs" / "cifar10_attention_small"
 MODELS = ("resnet50", "resnext50_32x4d")
 ATTENTIONS = ("none", "se", "hga")
 BATCH = 256
@@ -50,6 +56,11 @@ TINY_STUDY = (
     "model.options=features=4", "training.batch_size=32", "training.epochs=2", "evaluation.batch_size=32",
 )  # fmt: skip
 KEPT = ("result.json", "failure.json", "metrics.jsonl", "command.txt", "config.json", "dataset.json")  # per run
+FREE = "_free"  # the same steps with XLA free to choose operations that are not deterministic
+TORCH = "_torch"  # in turn with PyTorch's
+STUDY = "studies/cifar10_attention.py"
+NOT_DETERMINISTIC = "--xla_gpu_deterministic_ops=false"  # wins over training.deterministic
+SHARED = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # several processes on one GPU
 OVER = ("passed", "failed", "too long")
 END_SECONDS = 25  # between a part's SIGTERM and SIGKILL, for the study to save its runs
 
@@ -81,26 +92,35 @@ def parts(study_folder: pathlib.Path, tiny: bool, data: pathlib.Path | None) -> 
         tiny: return the parts of the rehearsal.
         data: folder of the prepared images, or None.
     """
-    tests = ("tests/attention/test_se.py",) if tiny else TESTS
-    # Full float32 products: the tests compare with float64, and a GPU by default rounds to 10 bits.
-    exact = {"HGA_TEST_PLATFORM": "" if tiny else "cuda", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
-    pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--maxfail=20", *tests]
-    found = [Part("tests", pytest, most=100, environment=exact)]
-    size = ["--batch=2", "--image-size=32", "--steps=1"] if tiny else [f"--batch={BATCH}", "--steps=20"]
+    size = ["--batch=2", "--image-size=32", "--steps=1"] if tiny else [f"--batch={BATCH}", "--steps=10"]
+    step = ["-m", "hga_flax", "bench", "step", "--dtype=bfloat16", "--json", *size]
+    found = []
     for model in MODELS[:1] if tiny else MODELS:
         models = ",".join(f"{model}:{attention}" for attention in ATTENTIONS[: 2 if tiny else None])
-        step = ["-m", "hga_flax", "bench", "step", f"--models={models}", "--dtype=bfloat16", "--json", *size]
-        found.append(Part(f"step_{model}", step + ([] if tiny else ["--vs-torch"]), most=170))
-    alone = ["-m", "hga_flax", "bench", "attention", "--dtype=bfloat16"]
-    alone += ["--attentions=none,se", "--batch=1", "--rounds=1"] if tiny else [f"--batch={BATCH}"]
-    found.append(Part("attention", alone, most=120))
-    study = ["-m", "hga_flax", "study", "studies/cifar10_attention.py", "--scale=gpu", f"--dir={study_folder}"]
+        found.append(Part(f"step_{model}", [*step, f"--models={models}"], most=120))
+    models = found[0].command[-1]
+    found.append(Part(f"step_{MODELS[0]}{FREE}", [*step, models], 150, environment={"XLA_FLAGS": NOT_DETERMINISTIC}))
+    tests = ("tests/attention/test_se.py",) if tiny else TESTS
+    # Full float32 products: the tests compare with float64, and a GPU by default rounds to 10 bits.
+    exact = {"HGA_TEST_PLATFORM": "" if tiny else "cuda", "JAX_DEFAULT_MATMUL_PRECISION": "highest"} | SHARED
+    pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--maxfail=20", "--dist=loadfile"]
+    found.append(Part("tests", [*pytest, "-n", "1" if tiny else "4", *tests], most=150, environment=exact))
+    soak = ["-m", "hga_flax", "soak", "--config=configs/digits.py", "--json", f"--kills={1 if tiny else 2}"]
+    soak += [f"--config.training.steps={20 if tiny else 60}", "--config.checkpoint.every_steps=10"]
+    found.append(Part("soak", soak, most=200))
+    study = ["-m", "hga_flax", "study", STUDY, f"--dir={study_folder}"]
     if tiny:
         study += [*(f"--config.{key}" for key in TINY_STUDY), "--minutes=0.05"]
     elif data:
-        study += [f"--config.data.dir={data}", "--workers=4"]
+        study += [f"--config.data.dir={data}", "--workers=8"]
     if tiny or data:
-        found.append(Part("study", study, most=3600, least=40))
+        found.append(Part("study", study, most=3600, least=60))
+    if not tiny:
+        versus = [*step, f"--models={MODELS[0]}:none,{MODELS[0]}:hga", "--vs-torch"]
+        found.append(Part(f"step_{MODELS[0]}{TORCH}", versus, most=420, least=120))
+    alone = ["-m", "hga_flax", "bench", "attention", "--dtype=bfloat16"]
+    alone += ["--attentions=none,se", "--batch=1", "--rounds=1"] if tiny else [f"--batch={BATCH}"]
+    found.append(Part("attention", alone, most=120))
     # A generous limit, so that a rehearsal is complete even on a slow machine.
     return [dataclasses.replace(part, most=1800) for part in found] if tiny else found
 
@@ -191,12 +211,13 @@ def summary(out: pathlib.Path, done: dict[str, dict], study: pathlib.Path) -> st
     """Returns the results so far: the parts, measured steps with their predictions, and the number of study runs."""
     lines = [f"{name:24} {about['status']:10} {about['seconds']:7.0f} s" for name, about in done.items()]
     predicted = {(row["model"], row["attention"]): row for row in read_json(out / "predictions.json").get("rows", [])}
-    for model in MODELS:
-        rows = json_rows(out / f"step_{model}.txt")
+    for part in [f"step_{model}{free}" for model in MODELS for free in ("", FREE, TORCH)]:
+        rows = json_rows(out / f"{part}.txt")
         if not rows:
             continue
         lines += [
             "",
+            *(["not deterministic:"] if part.endswith(FREE) else []),
             f"{'network':28} {'attention':10} {'measured ms':>12} {'to first':>9} {'at least ms':>12} {'GB':>8}",
         ]
         for row in rows:
@@ -234,6 +255,7 @@ def main() -> int:
     parser.add_argument(
         "--scratch", metavar="DIR", help="for images and workdirs (default: in the folder of temporary files)"
     )
+    parser.add_argument("--only", metavar="PART,...", help="these parts alone: tests, step_resnet50, soak, ...")
     parser.add_argument("--tiny", action="store_true", help="the rehearsal, on a CPU")
     parser.add_argument("--predict", metavar="TOPOLOGY", help="compile the steps for h100, h200, ... instead, and stop")
     arguments = parser.parse_args()
@@ -246,18 +268,26 @@ def main() -> int:
     scratch = pathlib.Path(arguments.scratch or pathlib.Path(tempfile.gettempdir()) / "hga_flax_gpu").absolute()
     study, archive = scratch / "cifar10", out / "study.tar.gz"
     study.mkdir(parents=True, exist_ok=True)
-    if archive.exists() and not list(study.iterdir()):
+    if not list(study.iterdir()) and not arguments.tiny and KEPT_RUNS.is_dir():
+        shutil.copytree(KEPT_RUNS, study, dirs_exist_ok=True)
+    if archive.exists():
         with tarfile.open(archive) as tar:
             tar.extractall(study, filter="data")
     data = prepare_images(pathlib.Path(arguments.images).absolute(), scratch) if arguments.images else None
     state = out / "state.json"
     done = read_json(state)
-    for part in parts(study, arguments.tiny, data):
+    wanted = parts(study, arguments.tiny, data)
+    if arguments.only:
+        names = arguments.only.split(",")
+        if unknown := set(names) - {part.name for part in wanted}:
+            parser.error(f"--only: no part {', '.join(sorted(unknown))}; there are {', '.join(p.name for p in wanted)}")
+        wanted = [part for part in wanted if part.name in names]
+    for part in wanted:
         # The study skips its finished runs itself.
         if part.name != "study" and done.get(part.name, {}).get("status") in OVER:
             print(f"== {part.name}: made before", flush=True)
             continue
-        if left() < (0 if arguments.tiny else part.least):
+        if left() < (0 if arguments.tiny and arguments.minutes else part.least):
             print(f"== {part.name}: left for the next call", flush=True)
             continue
         print(f"== {part.name}: python {' '.join(part.command)}", flush=True)

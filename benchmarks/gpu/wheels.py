@@ -31,6 +31,7 @@ NEEDED = (
     "tensorboardX>=2.6.5,<3",
     "pytest>=9,<10",
     "portpicker",  # for Grain
+    "six",  # for promise
     "termcolor",  # for TFDS
     "googleapis-common-protos",  # for tensorflow-metadata
 )

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -22,7 +23,7 @@ class Contender:
     Attributes:
         model, attention: names for the report.
         params: number of parameters.
-        compile_s: seconds of compilation before the first step.
+        compile_s: seconds of compilation before the first step, on accelerators beside the others'.
         run: runs the given number of steps and returns when they are finished.
         flops: FLOPs of one step, as counted by XLA, or None if unknown.
         peak_memory_bytes: peak memory of one step on one device, or None if unknown.
@@ -61,7 +62,7 @@ def bench_step(
         image_size: height and width of the images in pixels.
         dtype: type of the computation.
         rounds: number of turns of each network.
-        vs_torch: also time PyTorch's networks on the same device.
+        vs_torch: also time PyTorch's counterparts of the networks on the same device.
         log: called with progress lines.
 
     Returns:
@@ -78,16 +79,23 @@ def bench_step(
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves GPU memory for PyTorch
     import jax
 
-    from hga_flax.processes.settings import use_cores
+    from hga_flax.processes.settings import configure_process
 
     configurations = [configuration(*names, batch, image_size, dtype) for names in named]
-    use_cores(configurations[0])
-    contenders = []
-    for (model, attention), config in zip(named, configurations, strict=True):
-        log(f"compiling {model} with {attention} ...")
-        contenders.append(_contender(model, attention, config))
+    configure_process(configurations[0])  # before the first device is touched: XLA reads its flags then
+    on_cpus = jax.default_backend() == "cpu"
+
+    def prepare(number: int) -> Contender:
+        log(f"compiling {' with '.join(named[number])} ...")
+        contender = _contender(*named[number], configurations[number])
+        log(f"compiled {' with '.join(named[number])} in {contender.compile_s:.0f} s")
+        return contender
+
+    # An accelerator's host has cores to spare; on CPUs each compilation is timed alone.
+    with ThreadPoolExecutor(1 if on_cpus else len(named)) as pool:
+        contenders = list(pool.map(prepare, range(len(named))))
     if vs_torch:
-        contenders += torch_networks.contenders(batch, image_size, dtype, log)
+        contenders += torch_networks.contenders([model for model, _ in named], batch, image_size, dtype, log)
     log(f"{rounds} rounds of {len(contenders)} networks, {batch} images of {image_size}x{image_size}, {dtype} ...")
     timings = race([contender.run for contender in contenders], rounds)
     device = jax.devices()[0]
