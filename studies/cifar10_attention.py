@@ -21,8 +21,8 @@ The plan, written down before the first run:
 * Nobody looks at differences before all 54 runs are finished. The report of an unfinished study is marked as such; it
   shows progress, not findings.
 * The small size is what two cores can do in several working days: ResNet-14 for 10 epochs. The large size is ResNet-20
-  for 30 epochs, for a GPU. Both are long enough for the plain network to fit, which RESULTS.md checks by comparing its errors on
-  the training images (evaluate.py --split=train) and on the test images.
+  for 30 epochs, for a GPU. Both are long enough for the plain network to fit, which RESULTS.md checks by comparing its
+  errors on the training images (evaluate.py --split=train) and on the test images.
 * Added when the recipe was decided, before the first run: a GPU was lent for minutes, so the small size is run there,
   `--workers=8` at once. All its runs must be made on one GPU each; the large size may be made anywhere.
 """
