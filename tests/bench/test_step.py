@@ -1,5 +1,6 @@
 import importlib
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from hga_flax.bench.step import table
 from hga_flax.counting.complexity import complexity
 from hga_flax.errors import UserError
 from hga_flax.models import create_model
+from hga_flax.processes.settings import DETERMINISTIC_FLAGS
 from tests.training import tiny
 
 COMMAND = ["bench", "step", "--models=cifar_resnet8:none,cifar_resnet8:se", "--image-size=16", "--batch=4"]
@@ -30,6 +32,23 @@ def test_its_rows_hold_what_was_measured(capsys):
         assert row["flops_per_s"] > 0 and row["peak_memory_bytes"] > 0 and row["devices"] == 4
         assert row["peak_share"] is None  # nobody publishes a CPU's
     assert "0.0 %" not in table(rows) and "cifar_resnet8" in table(rows)
+
+
+def test_its_flags_are_set_before_it_touches_a_device(monkeypatch):
+    """As in train.py: on a GPU they count when the first device is touched, and never again."""
+
+    class Touched(Exception):
+        pass
+
+    def touch():
+        raise Touched
+
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(jax, "default_backend", touch)
+    monkeypatch.setattr(jax, "devices", touch)
+    with pytest.raises(Touched):
+        main(COMMAND)
+    assert os.environ["XLA_FLAGS"] == " ".join(DETERMINISTIC_FLAGS)
 
 
 def test_on_cpus_all_operations_are_counted(capsys):
