@@ -24,7 +24,7 @@ import numpy as np
 from absl import flags
 from grain.experimental import index_shuffle
 
-from hga_flax.data.memory import MemorySource, in_memory
+from hga_flax.data.memory import GatheredBatches, MemorySource, in_memory
 from hga_flax.data.sources import DatasetInfo, Source, SyntheticSource, dataset_info, open_source
 from hga_flax.data.streams import ORDER, host_seed
 from hga_flax.images.bad_images import NONE_GOOD, TOO_MANY, BadImage, BadImages
@@ -162,12 +162,7 @@ def available_cores() -> int:
 
 
 def _batches(
-    examples: Any,
-    batch_size: int,
-    image_shape: tuple[int, int, int],
-    data: Any,
-    memory: bool,
-    train: bool,
+    examples: Any, batch_size: int, image_shape: tuple[int, int, int], data: Any, memory: bool, train: bool
 ) -> Iterator[Batch]:
     threads, workers = data.num_threads, data.num_workers
     if memory:
@@ -175,7 +170,9 @@ def _batches(
         # batches, ahead of their use.
         options = grain.ReadOptions(num_threads=min(threads, 1), prefetch_buffer_size=2 if threads else 0)
         gather = not (train and data.randaugment_ops)  # it changes images one by one, on the host
-        return iter(grain.MapDataset.source(_Gathered(examples, batch_size, gather)).to_iter_dataset(options))
+        return iter(
+            grain.MapDataset.source(GatheredBatches(examples, batch_size, gather=gather)).to_iter_dataset(options)
+        )
     dataset = grain.MapDataset.source(examples)
     if workers:
         if not flags.FLAGS.is_parsed():
@@ -224,23 +221,6 @@ def _end_with_parent(worker: int, workers: int) -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-class _Gathered:
-    """Whole batches of a split in memory, gathered at once if possible: five times as fast as image by image."""
-
-    def __init__(self, examples: Any, size: int, gather: bool):
-        self._examples, self._size, self._gather = examples, size, gather
-
-    def __len__(self) -> int:
-        return len(self._examples) // self._size
-
-    def __getitem__(self, batch: int) -> Batch:
-        rows = range(batch * self._size, (batch + 1) * self._size)
-        if self._gather and (gathered := self._examples.gather(rows)):
-            return gathered
-        examples = [self._examples.read(row) for row in rows]
-        return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
 
 class _Chunks:
