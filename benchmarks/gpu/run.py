@@ -96,7 +96,8 @@ def parts(study_folder: pathlib.Path, tiny: bool, data: pathlib.Path | None) -> 
     step = ["-m", "hga_flax", "bench", "step", "--dtype=bfloat16", "--json", *size]
     found = []
     for model in MODELS[:1] if tiny else MODELS:
-        models = ",".join(f"{model}:{attention}" for attention in ATTENTIONS[: 2 if tiny else None])
+        network = "cifar_resnet8" if tiny else model
+        models = ",".join(f"{network}:{attention}" for attention in ATTENTIONS[: 2 if tiny else None])
         found.append(Part(f"step_{model}", [*step, f"--models={models}"], most=120))
     models = found[0].command[-1]
     found.append(Part(f"step_{MODELS[0]}{FREE}", [*step, models], 150, environment={"XLA_FLAGS": NOT_DETERMINISTIC}))
@@ -110,7 +111,7 @@ def parts(study_folder: pathlib.Path, tiny: bool, data: pathlib.Path | None) -> 
     found.append(Part("soak", soak, most=200))
     study = ["-m", "hga_flax", "study", STUDY, f"--dir={study_folder}"]
     if tiny:
-        study += [*(f"--config.{key}" for key in TINY_STUDY), "--minutes=0.05"]
+        study += [*(f"--config.{key}" for key in TINY_STUDY), "--minutes=1"]
     elif data:
         study += [f"--config.data.dir={data}", "--workers=8"]
     if tiny or data:
