@@ -164,7 +164,6 @@ def processor_seconds():
     return used.ru_utime + used.ru_stime
 
 
-
 @pytest.mark.slow
 def test_the_papers_network_is_told_in_less_than_a_minute(tmp_path):
     start = processor_seconds()
