@@ -113,6 +113,13 @@ class ResNet(nn.Module):
         return self.classifier(self.blocks(self.stem(x)).mean((2, 3)))
 
 
+def check(models: Sequence[str]) -> None:
+    """Raises UserError if PyTorch has no counterpart of any of the networks."""
+    present = sorted({name for name, _ in PLAIN} | (set() if timm is None else {n.removeprefix("se") for n in TIMM}))
+    if not set(models) & set(present):
+        raise UserError(f"--vs-torch: PyTorch's counterparts are of {', '.join(present)}; name one in --models")
+
+
 def contenders(
     models: Sequence[str], batch: int, image_size: int, dtype: str, log: Callable[[str], None]
 ) -> list[Contender]:

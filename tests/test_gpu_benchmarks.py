@@ -28,13 +28,14 @@ def test_every_part_is_a_command_that_is_there(tmp_path):
     names = ["step_resnet50", "step_resnext50_32x4d", "step_resnet50_free", "tests", "soak", "study",
              "step_resnet50_torch", "attention"]  # fmt: skip
     assert [part.name for part in parts] == names
+    assert sum(part.most for part in parts[: names.index("study")]) < 10 * 60
     assert all((ROOT / test).exists() for test in gpu.TESTS) and (ROOT / gpu.STUDY).exists()
     without_images = [part.name for part in gpu.parts(tmp_path, False, None)]
     assert without_images == [name for name in names if name != "study"]
 
 
 def test_only_some_parts(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.gpu.run", f"--out={tmp_path}", "--tiny", "--minutes=0"]
+    command = [sys.executable, "-m", "benchmarks.gpu.run", f"--out={tmp_path}", f"--scratch={tmp_path}", "--minutes=0"]
     chosen = subprocess.run([*command, "--only=soak"], cwd=ROOT, capture_output=True, text=True)
     assert chosen.returncode == 0 and chosen.stdout.startswith("== soak: left for the next call\n")
     unknown = subprocess.run([*command, "--only=soka"], cwd=ROOT, capture_output=True, text=True)

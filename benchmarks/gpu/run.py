@@ -98,17 +98,17 @@ def parts(study_folder: pathlib.Path, tiny: bool, data: pathlib.Path | None) -> 
     for model in MODELS[:1] if tiny else MODELS:
         network = "cifar_resnet8" if tiny else model
         models = ",".join(f"{network}:{attention}" for attention in ATTENTIONS[: 2 if tiny else None])
-        found.append(Part(f"step_{model}", [*step, f"--models={models}"], most=120))
+        found.append(Part(f"step_{model}", [*step, f"--models={models}"], most=100))
     models = found[0].command[-1]
-    found.append(Part(f"step_{MODELS[0]}{FREE}", [*step, models], 150, environment={"XLA_FLAGS": NOT_DETERMINISTIC}))
+    found.append(Part(f"step_{MODELS[0]}{FREE}", [*step, models], 110, environment={"XLA_FLAGS": NOT_DETERMINISTIC}))
     tests = ("tests/attention/test_se.py",) if tiny else TESTS
     # Full float32 products: the tests compare with float64, and a GPU by default rounds to 10 bits.
     exact = {"HGA_TEST_PLATFORM": "" if tiny else "cuda", "JAX_DEFAULT_MATMUL_PRECISION": "highest"} | SHARED
     pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--maxfail=20", "--dist=loadfile"]
-    found.append(Part("tests", [*pytest, "-n", "1" if tiny else "4", *tests], most=150, environment=exact))
+    found.append(Part("tests", [*pytest, "-n", "1" if tiny else "4", *tests], most=130, environment=exact))
     soak = ["-m", "hga_flax", "soak", "--config=configs/digits.py", "--json", f"--kills={1 if tiny else 2}"]
     soak += [f"--config.training.steps={20 if tiny else 60}", "--config.checkpoint.every_steps=10"]
-    found.append(Part("soak", soak, most=200))
+    found.append(Part("soak", soak, most=140))
     study = ["-m", "hga_flax", "study", STUDY, f"--dir={study_folder}"]
     if tiny:
         study += [*(f"--config.{key}" for key in TINY_STUDY), "--minutes=1"]
@@ -269,11 +269,12 @@ def main() -> int:
     scratch = pathlib.Path(arguments.scratch or pathlib.Path(tempfile.gettempdir()) / "hga_flax_gpu").absolute()
     study, archive = scratch / "cifar10", out / "study.tar.gz"
     study.mkdir(parents=True, exist_ok=True)
-    if not list(study.iterdir()) and not arguments.tiny and KEPT_RUNS.is_dir():
-        shutil.copytree(KEPT_RUNS, study, dirs_exist_ok=True)
-    if archive.exists():
-        with tarfile.open(archive) as tar:
-            tar.extractall(study, filter="data")
+    if not list(study.iterdir()):
+        if KEPT_RUNS.is_dir() and not arguments.tiny:
+            shutil.copytree(KEPT_RUNS, study, dirs_exist_ok=True)
+        if archive.exists():
+            with tarfile.open(archive) as tar:
+                tar.extractall(study, filter="data")
     data = prepare_images(pathlib.Path(arguments.images).absolute(), scratch) if arguments.images else None
     state = out / "state.json"
     done = read_json(state)
@@ -288,7 +289,7 @@ def main() -> int:
         if part.name != "study" and done.get(part.name, {}).get("status") in OVER:
             print(f"== {part.name}: made before", flush=True)
             continue
-        if left() < (0 if arguments.tiny and arguments.minutes else part.least):
+        if left() < (0 if arguments.tiny else part.least):
             print(f"== {part.name}: left for the next call", flush=True)
             continue
         print(f"== {part.name}: python {' '.join(part.command)}", flush=True)

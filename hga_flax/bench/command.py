@@ -12,7 +12,7 @@ times every attention on the feature maps of ResNet-50's four stages, forward an
 
     bench step [--models=resnet50:none,resnet50:se,...] [--batch=16] [--dtype=float32] [--vs-torch] [--json]
 
-times train.py's own training step on random images, on one device.
+times train.py's own training step on random images, on one accelerator or all cores of the CPU.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     step.add_argument("--image-size", type=int, default=224, help="height and width, pixels (default: 224)")
     step.add_argument("--steps", type=int, default=10, help="rounds of one or more steps of each (default: 10)")
     step.add_argument(
-        "--vs-torch", action="store_true", help="PyTorch's networks too: timm's, and HGA as one writes it"
+        "--vs-torch", action="store_true", help="PyTorch's counterparts too: timm's, and HGA as one writes it"
     )
     for kind in (attention, step):
         kind.add_argument("--dtype", choices=DTYPES, default="float32", help="of the computation (default: float32)")

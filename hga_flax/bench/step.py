@@ -76,6 +76,7 @@ def bench_step(
     named = [_split(model) for model in models]
     if vs_torch:
         torch_networks = benchmarks_of_others("torch_networks", "bench step --vs-torch")
+        torch_networks.check([model for model, _ in named])
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves GPU memory for PyTorch
     import jax
 

@@ -44,6 +44,12 @@ class Shard:
     process: int = 0
     processes: int = 1
 
+    def position(self, row: int, batch_size: int) -> int:
+        """Returns the place of this process's `row` in the order of all processes; `batch_size` is the global one."""
+        local = batch_size // self.processes
+        batch, offset = divmod(row, local)
+        return batch * batch_size + self.process * local + offset
+
 
 class _TrainExamples:
     """This process's rows of the endless global order, as a random-access source for Grain.
@@ -65,7 +71,7 @@ class _TrainExamples:
         start: int,
     ):
         self._source, self._transform, self._shard, self._start = source, transform, shard, start
-        self._batch, self._local = batch_size, batch_size // shard.processes
+        self._batch = batch_size
         self._blank, self._max_bad, self._seed = blank, max_bad, seed
         self._seeds: dict[int, int] = {}  # of each epoch's order
 
@@ -101,8 +107,7 @@ class _TrainExamples:
         return self._source.gather(indices, index=indices, epoch=epochs)
 
     def _position(self, row: int) -> int:
-        batch, offset = divmod(row, self._local)
-        return self._start + batch * self._batch + self._shard.process * self._local + offset
+        return self._start + self._shard.position(row, self._batch)
 
     def _place(self, position: int) -> tuple[int, int]:
         """Returns the epoch and the index of the example at a global position."""
@@ -130,7 +135,7 @@ class _EvalExamples:
 
     def read(self, row: int, out: np.ndarray | None = None) -> dict[str, Any]:
         """Returns the example of a row; writes its image to `out` if that saves a copy."""
-        position = self._position(row)
+        position = self._shard.position(row, self._batch)
         if position >= len(self._source):
             return _example(self._blank, 0, -1, mask=np.bool_(False))
         try:
@@ -142,14 +147,10 @@ class _EvalExamples:
 
     def gather(self, rows: Sequence[int]) -> Batch | None:
         """Returns the examples of rows as one batch, or None if an image among them is broken or one is padding."""
-        indices = np.array([self._position(row) for row in rows])
+        indices = np.array([self._shard.position(row, self._batch) for row in rows])
         if indices.max() >= len(self._source):
             return None
         return self._source.gather(indices, mask=np.ones(len(indices), bool))
-
-    def _position(self, row: int) -> int:
-        batch, offset = divmod(row, self._local)
-        return batch * self._batch + self._shard.process * self._local + offset
 
 
 def _example(image: np.ndarray, label: int, bad: int, **more: Any) -> dict[str, Any]:

@@ -50,6 +50,12 @@ def test_its_networks_have_the_sizes_of_ours():
     assert sizes == {"none": 25_557_032, "se": 28_088_024, "hga": 26_656_808}
 
 
+@needs_torch
+def test_without_a_counterpart_nothing_is_compiled():
+    with pytest.raises(UserError, match="counterparts are of resnet50"):
+        main(["bench", "step", "--models=cifar_resnet8:none", "--vs-torch"])
+
+
 @pytest.mark.slow
 @needs_torch
 def test_pytorchs_networks_take_turns_with_ours(capsys):

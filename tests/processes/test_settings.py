@@ -28,6 +28,12 @@ def test_determinism_and_the_cache_are_set_before_jax_starts(monkeypatch, tmp_pa
         jax.config.update("jax_compilation_cache_dir", cache)
 
 
+def test_the_flags_are_the_same_wherever_they_are_named():
+    flags = " ".join(settings.DETERMINISTIC_FLAGS)
+    assert f'XLA_FLAGS="{flags}"' in (commands.ROOT / "docs" / "library.md").read_text()
+    assert flags in os.environ["XLA_FLAGS"]  # of the tests, see tests/conftest.py
+
+
 @pytest.mark.parametrize("folder", ["/dev/null/xla", "~nobody_here/xla"])
 def test_a_cache_that_cannot_be_written_is_no_reason_not_to_train(folder, capfd):
     cache = jax.config.jax_compilation_cache_dir
