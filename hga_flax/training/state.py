@@ -1,6 +1,7 @@
 """The training state: everything that lives on the devices and is saved in a checkpoint."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.extend import core
 from jax.sharding import Mesh
@@ -17,6 +19,16 @@ from hga_flax.data.streams import DROPOUT, PARAMETERS, stream
 from hga_flax.errors import ConfigError, UserError, one_line
 from hga_flax.processes.mesh import replicate, replicated
 from hga_flax.training.metrics import TrainMetrics
+
+# What computes the initial state on CPUs.
+UNOPTIMISED = {"xla_backend_optimization_level": 0}  # programs that run once or a few times
+BY_NUMPY = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "sqrt": np.sqrt}
+DRAWS = {  # by JAX's names for them in a program; limits are (lowest, highest)
+    "_normal": lambda key, shape, dtype: jax.random.normal(key, shape, dtype),
+    "_truncated_normal": lambda key, shape, dtype, *limits: jax.random.truncated_normal(key, *limits, shape, dtype),
+    "_uniform": lambda key, shape, dtype, *limits: jax.random.uniform(key, shape, dtype, *limits),
+}
+LENGTHS = (4096, 65536)  # of compiled draws; then powers of two
 
 # Errors that networks raise for options that do not work.
 NETWORK_ERRORS = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, flax.errors.FlaxError)
@@ -153,7 +165,7 @@ def create_state(init: Callable[[jax.Array], TrainState], seed: int, mesh: Mesh)
 
 
 def _evaluate(init: Callable[[jax.Array], TrainState], key: jax.Array) -> TrainState:
-    """Returns `init(key)`, computing only the operations that its result needs, and compiling equal ones once."""
+    """Returns `init(key)`, computing only the operations that its result needs, and compiling few of them."""
     program, shapes = jax.make_jaxpr(init, return_shape=True)(key)
     needed, operations = _variables(program.jaxpr.outvars), []
     for equation in reversed(program.jaxpr.eqns):
@@ -164,13 +176,52 @@ def _evaluate(init: Callable[[jax.Array], TrainState], key: jax.Array) -> TrainS
     values = dict(zip(program.jaxpr.constvars, program.consts, strict=True)) | {program.jaxpr.invars[0]: key}
     read = lambda atom: atom.val if isinstance(atom, core.Literal) else values[atom]
     for equation in reversed(operations):
-        operation = equation.primitive, tuple(equation.params.items()), tuple(atom.aval for atom in equation.invars)
-        try:
-            run = _compiled(*operation)
-        except TypeError:  # a parameter that cannot be a key of the cache
-            run = _compiled.__wrapped__(*operation)
-        values |= zip(equation.outvars, run(*map(read, equation.invars)), strict=True)
+        values |= zip(equation.outvars, _results(equation, list(map(read, equation.invars))), strict=True)
     return jax.tree.unflatten(jax.tree.structure(shapes), [read(atom) for atom in program.jaxpr.outvars])
+
+
+def _results(equation: core.JaxprEqn, inputs: list[Any]) -> Sequence[Any]:
+    """Returns the results of one operation: by NumPy where it rounds alike, drawn, or compiled."""
+    name, out = equation.primitive.name, equation.outvars[0].aval
+    if name == "broadcast_in_dim" and jnp.ndim(inputs[0]) == 0:
+        return [np.broadcast_to(np.asarray(inputs[0], out.dtype), out.shape)]
+    if name in BY_NUMPY and out.dtype == np.float32:
+        return [BY_NUMPY[name](*(np.asarray(value, np.float32) for value in inputs))]
+    if name == "erf_inv":  # in jax 0.12 not within the draw
+        count = math.prod(out.shape)
+        padded = np.pad(np.ravel(inputs[0]), (0, _length(count) - count))
+        flat = _compiled(equation.primitive, (), (equation.invars[0].aval.update(shape=padded.shape),))(padded)[0]
+        return [np.asarray(flat)[:count].reshape(out.shape)]
+    if equation.params.get("name") in DRAWS and (flat := _drawn(equation, inputs, math.prod(out.shape))) is not None:
+        return [flat.reshape(out.shape)]
+    operation = equation.primitive, tuple(equation.params.items()), tuple(atom.aval for atom in equation.invars)
+    try:
+        run = _compiled(*operation)
+    except TypeError:  # a parameter that cannot be a key of the cache
+        run = _compiled.__wrapped__(*operation)
+    return run(*inputs)
+
+
+def _drawn(equation: core.JaxprEqn, inputs: list[Any], count: int) -> np.ndarray | None:
+    """Returns the first `count` numbers of a longer draw, which are the same; None if the key's kind does not grant it.
+
+    So a network with dozens of shapes needs the programs of few lengths.
+    """
+    key, *limits = inputs
+    if not (jax.config.jax_threefry_partitionable and str(jax.random.key_impl(key)) == "threefry2x32"):
+        return None
+    draw = _draw(equation.params["name"], _length(count), equation.outvars[0].aval.dtype)
+    return np.asarray(draw(key, *limits))[:count]
+
+
+def _length(count: int) -> int:
+    return next((length for length in LENGTHS if length >= count), 1 << (count - 1).bit_length())
+
+
+@functools.cache
+def _draw(name: str, length: int, dtype: Any) -> Callable[..., jax.Array]:
+    draw = lambda key, *limits: DRAWS[name](key, (length,), dtype, *limits)
+    return jax.jit(draw, compiler_options=UNOPTIMISED)
 
 
 @functools.cache
@@ -184,7 +235,7 @@ def _compiled(primitive: core.Primitive, params: tuple, inputs: tuple) -> Callab
         outputs = primitive.bind(*arrays, **dict(params))
         return outputs if primitive.multiple_results else [outputs]
 
-    return jax.jit(run).lower(*inputs).compile(compiler_options={"xla_backend_optimization_level": 0})
+    return jax.jit(run).lower(*inputs).compile(compiler_options=UNOPTIMISED)
 
 
 def _variables(atoms: Sequence[Any]) -> set[Any]:

@@ -1,5 +1,6 @@
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -66,3 +67,33 @@ def test_the_next_seed_compiles_nothing():
 def test_options_that_the_network_refuses_are_a_config_error():
     with pytest.raises(ConfigError, match=r"config\.model cannot be built: .*odd"):
         abstract_state(init(model__attention_options="kernels=(2,)"), tiny.mesh())
+
+
+@pytest.mark.parametrize("kind", ["threefry2x32", "rbg"])
+def test_draws_of_any_shape_kind_and_length_are_those_of_a_compiled_program(kind):
+    def make(key):
+        key = jax.random.wrap_key_data(jnp.tile(jax.random.key_data(key), 2), impl=kind) if kind == "rbg" else key
+        draws = {
+            "normal": jax.random.normal(key, (5, 3)),
+            "long": jax.random.normal(key, (7, 10007)),
+            "longer than any of the fixed lengths": jax.random.uniform(key, (70000, 2), minval=-3.0, maxval=5.0),
+            "truncated": jax.random.truncated_normal(key, -1.5, 0.5, (1, 6, 2)),
+            "bfloat16": jax.random.uniform(key, (9,), jnp.bfloat16),
+            "scalar": jax.random.normal(key, ()),
+            "integers": jax.random.randint(key, (4,), 0, 9),
+            "inverse": jax.lax.erf_inv(jax.random.uniform(key, (3, 2))),
+        }
+        return draws | {"spread": jnp.broadcast_to(draws["normal"][:, None], (5, 2, 3)), "filled": jnp.full((2, 2), 7)}
+
+    key = jax.random.key(5)
+    ours, whole = state._evaluate(make, key), jax.jit(make)(key)
+    for name, value in whole.items():
+        assert ours[name].shape == value.shape and ours[name].dtype == value.dtype, name
+        np.testing.assert_allclose(ours[name], value, rtol=2e-6, atol=1e-6, err_msg=name)
+
+
+def test_a_network_of_many_shapes_needs_few_programs():
+    state._compiled.cache_clear()
+    state._draw.cache_clear()
+    create_state(init(model__name="cifar_resnet20", model__options=""), 0, tiny.mesh(1))
+    assert state._compiled.cache_info().misses + state._draw.cache_info().misses <= 8  # 60 draws of 25 shapes
