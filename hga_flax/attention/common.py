@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -72,6 +73,19 @@ class Narrowed(NamedTuple):
             return self.x
         z = self.x.astype(dtype) @ self.weight.astype(dtype)
         return z if self.offset is None else z + self.offset.astype(dtype)
+
+
+class Reduction(nn.Module):
+    """FC without bias that reduces the channels at every position: `[B, H, W, C]` -> `[B, H, W, features]`."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, source: Source | None = None) -> Narrowed:
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
+        if source is not None and source.inner.shape[-1] < x.shape[-1]:
+            return Narrowed(source.inner, *source.project(kernel))
+        return Narrowed(x, kernel)
 
 
 def hidden_channels(channels: int, ratio: int) -> int:

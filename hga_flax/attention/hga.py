@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hga_flax.attention.common import Narrowed, Source, at_least_float32
-from hga_flax.attention.operator import apply_operator, excitation_operator
+from hga_flax.attention.common import Narrowed, Reduction, Source, at_least_float32
+from hga_flax.attention.operator import Restoration, apply_operator, excitation_operator
 from hga_flax.attention.platforms import by_platform, on_gpus
 from hga_flax.attention.shift_pool import cell_edges, pooled_convolutions, stack_kernels
 
@@ -173,13 +173,17 @@ class ExcitationExploration(nn.Module):
 
     @nn.compact
     def __call__(
-        self, cells: jax.Array | jax.ShapeDtypeStruct, first: Callable[[jax.Array], jax.Array] | None = None
+        self,
+        cells: jax.Array | jax.ShapeDtypeStruct,
+        first: Callable[[jax.Array], jax.Array] | None = None,
+        second: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     ) -> jax.Array:
         """`[B, S, cells, C]` -> `[B, C]`.
 
         Args:
             cells: pooled cells of each scale.
             first: maps the first FC's weights to its output `[B, hidden]`; only the shape of `cells` is then used.
+            second: maps `[B, hidden]` after the ReLU and the second FC's weights to the result, in place of the FC.
         """
         if self.excitation not in ("shared", "concat"):
             raise ValueError(f"excitation={self.excitation!r} is not 'shared' or 'concat'")
@@ -193,7 +197,7 @@ class ExcitationExploration(nn.Module):
         )
         excite = self.param("excite", nn.initializers.lecun_normal(), (hidden, self.channels))
         e = nn.relu(_first_fc(cells, suppress, self.dtype) if first is None else first(suppress))
-        return e @ excite.astype(self.dtype)
+        return e.astype(self.dtype) @ excite.astype(self.dtype) if second is None else second(e, excite)
 
 
 def _first_fc(cells: Any, suppress: jax.Array, dtype: Any) -> jax.Array:
@@ -202,19 +206,6 @@ def _first_fc(cells: Any, suppress: jax.Array, dtype: Any) -> jax.Array:
     # A shared FC is applied to every scale, as Eq. 10 counts it; shift pooling passes their sum as one scale.
     flat = cells.reshape(batch, scales if suppress.ndim == 3 else 1, -1).astype(dtype)
     return (flat @ suppress.reshape(-1, suppress.shape[-1]).astype(dtype)).sum(axis=1)
-
-
-class Reduction(nn.Module):
-    """FC without bias that reduces the channels at every position: `[B, H, W, C]` -> `[B, H, W, features]`."""
-
-    features: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array, source: Source | None = None) -> Narrowed:
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
-        if source is not None and source.inner.shape[-1] < x.shape[-1]:
-            return Narrowed(source.inner, *source.project(kernel))
-        return Narrowed(x, kernel)
 
 
 class HGA(nn.Module):
@@ -298,13 +289,15 @@ class HGA(nn.Module):
             scales = 1 if self.excitation == "shared" else len(self.kernels)
             cells: Any = jax.ShapeDtypeStruct((len(x), scales, sum(j * j for j in self._bins()), width), jnp.float32)
             first = lambda suppress: self._hidden(narrow, mfe.weights, suppress)
-            if self.is_mutable_collection("intermediates"):
+            if self._is_watched():
                 self.sow("intermediates", "cells", self._cells(narrow.map(self.dtype), mfe, train))
         else:
             cells = self._cells(narrow.map(self.dtype), mfe, train)
             self.sow("intermediates", "cells", cells)
         if self.ee:
             ee = ExcitationExploration(width, self.reduction, self.excitation, self.dtype, name="ee")
+            if first and reduced and self.restore == "gate" and not self._is_watched() and not self.restore_norm:
+                return self._gated(x, ee(cells, first, Restoration(self.channels, self.dtype, name="restore")), source)
             e = ee(cells, first)
         else:
             scales = len(self.kernels) if self.mfe else 1
@@ -320,6 +313,9 @@ class HGA(nn.Module):
                 )
                 e = norm(e, use_running_average=not train)
         return self._gated(x, e, source)
+
+    def _is_watched(self) -> bool:
+        return self.is_mutable_collection("intermediates")
 
     def _bins(self) -> tuple[int, ...]:
         return tuple(self.bins) if self.hap else (1,)
@@ -347,19 +343,22 @@ class HGA(nn.Module):
 
         def by_cells(stacked: jax.Array, suppress: jax.Array, *given: jax.Array) -> jax.Array:
             z = Narrowed(*given).map(dtype).astype(dtype)
-            return _first_fc(pooled_convolutions(z, stacked, bins), suppress, dtype)
+            return at_least_float32(_first_fc(pooled_convolutions(z, stacked, bins), suppress, dtype))
 
         def by_operator(stacked: jax.Array, suppress: jax.Array, *given: jax.Array, cpu: bool = False) -> jax.Array:
             x, weight, offset = Narrowed(*given)
             suppress = suppress if suppress.ndim == 4 else suppress[None]
             operator = excitation_operator(stacked, suppress, x.shape[1], x.shape[2], bins, products=cpu)
-            hidden = 0.0 if offset is None else offset @ operator.sum(axis=(2, 3))
+            hidden: Any = 0.0
             if weight is None:
                 operator = operator.transpose(1, 2, 3, 0)
             else:
-                operator = jnp.einsum("crhw,dc->rhwd", operator, weight, precision="highest")
-            hidden = (apply_operator(x.astype(dtype), operator.astype(dtype)) + hidden).astype(dtype)
-            return lax.optimization_barrier(hidden)  # else XLA adds the offset in the ReLU, its mask and the product
+                rows = weight if offset is None else jnp.concatenate([weight, offset[None]])
+                operator = jnp.einsum("crhw,dc->rhwd", operator, rows, precision="highest")
+            if offset is not None:
+                hidden, operator = operator[..., -1].sum(axis=(1, 2)), operator[..., :-1]
+            # With the barrier, the offset is added where the sum is used; XLA would broadcast it for the product first.
+            return lax.optimization_barrier(apply_operator(x.astype(dtype), operator.astype(dtype))) + hidden
 
         on_cpus = partial(by_operator, cpu=True)
         return by_platform(by_cells, stacked, suppress, *given, cpu=on_cpus, **on_gpus(by_operator))

@@ -16,12 +16,13 @@ memory bandwidth; for a single image, building M would dominate. benchmarks/NOTE
 from collections.abc import Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from hga_flax.attention.platforms import on_gpus
+from hga_flax.attention.platforms import by_platform, on_gpus
 from hga_flax.attention.shift_pool import cell_edges, shifted_cells
 
 
@@ -126,3 +127,29 @@ with_gradient_apart.defvjp(
     lambda x: (x, None),
     lambda _, gradient: (lax.platform_dependent(gradient, default=lambda g: g, **on_gpus(lax.optimization_barrier)),),
 )
+
+
+class Restoration(nn.Module):
+    """FC without bias from the EE's result to all channels, applied together with the EE's second FC.
+
+    The two have nothing between them, and the hidden layer is small. On GPUs they are one sum over its units, which
+    the compiler fuses into the gate: as products of matrices each of them, its gradients and the casts of its weights
+    would be kernels of their own, of a few microseconds each.
+    """
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, excite: jax.Array) -> jax.Array:
+        """`[B, hidden]`, `[hidden, C]` -> `[B, features]`."""
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (excite.shape[-1], self.features))
+
+        def in_turn(hidden: jax.Array, excite: jax.Array, kernel: jax.Array) -> jax.Array:
+            return (hidden.astype(self.dtype) @ excite.astype(self.dtype)) @ kernel.astype(self.dtype)
+
+        def together(hidden: jax.Array, excite: jax.Array, kernel: jax.Array) -> jax.Array:
+            both = (excite[:, :, None] * kernel).sum(axis=1)
+            return (hidden[:, :, None] * both).sum(axis=1).astype(self.dtype)
+
+        return by_platform(in_turn, hidden, excite, kernel, **on_gpus(together))

@@ -82,7 +82,7 @@ def test_on_gpus_a_whole_hga_has_the_plain_ones_values_and_gradients_in_float64(
 
         results = []
         for platform in ("default", "cuda", "cpu"):
-            choose = lambda *arrays, platform=platform, **forms: forms[platform](*arrays)
+            choose = lambda *arrays, platform=platform, **forms: forms.get(platform, forms["default"])(*arrays)
             monkeypatch.setattr(platforms.lax, "platform_dependent", choose)
             results.append(jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, parts))
             jax.clear_caches()
@@ -187,7 +187,7 @@ def test_bfloat16_is_as_near_float64_on_trained_weights_as_the_pooling_of_cells_
     gate = expected.sum(axis=(1, 2)) / y.sum(axis=(1, 2)).clip(1e-9)
     errors = {}
     for platform in ("default", "cuda"):
-        choose = lambda *arrays, platform=platform, **forms: forms[platform](*arrays)
+        choose = lambda *arrays, platform=platform, **forms: forms.get(platform, forms["default"])(*arrays)
         monkeypatch.setattr(platforms.lax, "platform_dependent", choose)
         module = HGA(32, dtype=jnp.bfloat16)
         _, sown = module.apply({"params": weights}, jnp.asarray(y, jnp.bfloat16), True, mutable=["intermediates"])
@@ -196,3 +196,9 @@ def test_bfloat16_is_as_near_float64_on_trained_weights_as_the_pooling_of_cells_
         errors[platform] = np.sqrt(np.mean((ours - gate)[seen] ** 2))
     assert 1e-6 < errors["cuda"] < 5e-3
     assert errors["cuda"] < 1.5 * errors["default"]
+
+
+def test_on_gpus_the_fcs_after_the_relu_are_sums():
+    """As products each of them, its gradients and the casts of its weights would be kernels of their own."""
+    products = lambda platform: lowered(HGA(24, reduced_channels=8), True, platform).count("dot_general")
+    assert products("cuda") == 2 < products("tpu")
