@@ -70,7 +70,10 @@ def _needs_extras(command: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "hga_flax").startswith("hga_flax"):
             raise
-        raise UserError(f"{command}: {error.name} is not installed; pip install '.[pictures]' in the clone") from None
+        raise UserError(
+            f"{command}: the Python package {error.name} is not installed; to install all that hga_flax uses: "
+            "pip install '.[pictures]' in the clone"
+        ) from None
 
 
 if __name__ == "__main__":

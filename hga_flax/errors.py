@@ -159,7 +159,7 @@ def _run(main: Callable[[], int | None]) -> int | str | None:
     except Interrupted as stopped:
         return _said(one_line(stopped), stopped.code)
     except KeyboardInterrupt:
-        return _said("interrupted; the same command goes on from the last checkpoint", 130)
+        return _said("interrupted; the same command resumes from the last checkpoint", 130)
     except SystemExit as stopped:  # argparse, after --help
         return stopped.code
     except BrokenPipeError:

@@ -58,7 +58,7 @@ def test_every_command_takes_the_address_of_a_run(remote, tmp_path, capsys):
     assert "cifar_resnet8, attention hga" in capsys.readouterr().out
     assert read_run(remote.address, None, epochs=False).curves["eval/loss"].steps == [2]
     told = workdir_state(remote.address, tiny.config())
-    assert told == f"{remote.address}: goes on from step 2; changed: training.steps: 2 -> 6"
+    assert told == f"{remote.address}: resumes from step 2; changed: training.steps: 2 -> 6"
     copied = [p.name for p in (tmp_path / "cache/runs").rglob("checkpoints/2/*") if "read" in str(p)]
     assert copied == ["seal.json"]  # of the checkpoints these three need no more
     assert Predictor.from_workdir(remote.address).restored.step == 2
@@ -129,7 +129,7 @@ def test_two_processes_share_a_run_in_a_bucket_and_end_as_one(tmp_path, monkeypa
     fresh_machine(monkeypatch, tmp_path / "machine")
     with buckets.serve("s3"):
         run = "s3://bucket/a/run"
-        for last in (7, 12):  # the second session goes on from the first
+        for last in (7, 12):  # the second session resumes from the first
             outputs = []
             for process in start_processes(*options, f"--config.training.steps={last}", f"--workdir={run}"):
                 outputs.append(process.communicate(timeout=500))

@@ -4,9 +4,9 @@
 
 The parts, most valuable first: whole training steps of two networks with three attentions in bfloat16; the same with
 XLA free to choose operations that are not deterministic; the fast tests that use the device; a run that is killed and
-resumed, compared bit for bit with one that is not; as many runs of the CIFAR-10 study as time allows; steps in turn
-with PyTorch's (timm under torch.compile, which compiles for minutes); and the attentions alone. --only=soak,tests
-makes only these parts.
+resumed, compared bit for bit with one that is not; as many runs of the CIFAR-10 study's large size as time allows;
+steps in turn with PyTorch's (timm under torch.compile, which compiles for minutes); and the attentions alone.
+--only=soak,tests makes only these parts.
 
 Finished parts are not repeated; one that was cut short starts again in the next call, and the study resumes, also from
 the finished runs in results/runs. DIR/summary.txt has the results so far. DIR stays small, as it may have to be copied:
@@ -38,7 +38,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).parents[2]
-KEPT_RUNS = ROOT / "results" / "runs" / "cifar10_attention_small"
+KEPT_RUNS = ROOT / "results" / "runs" / "cifar10_attention_large"
 MODELS = ("resnet50", "resnext50_32x4d")
 ATTENTIONS = ("none", "se", "hga")
 BATCH = 256
@@ -113,7 +113,7 @@ def parts(study_folder: pathlib.Path, tiny: bool, data: pathlib.Path | None) -> 
     if tiny:
         study += [*(f"--config.{key}" for key in TINY_STUDY), "--minutes=1"]
     elif data:
-        study += [f"--config.data.dir={data}", "--workers=8"]
+        study += [f"--config.data.dir={data}", "--scale=large", "--workers=8"]
     if tiny or data:
         found.append(Part("study", study, most=3600, least=60))
     if not tiny:

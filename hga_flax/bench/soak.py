@@ -95,7 +95,7 @@ def _folder(path: str | None) -> pathlib.Path:
         return pathlib.Path(tempfile.mkdtemp(prefix="soak-"))
     folder = expand(path, "--workdir").absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--workdir={path}: soak wants a new or an empty folder")
+        raise UserError(f"--workdir={path}: soak needs a new or empty folder")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -103,7 +103,7 @@ def within(seconds: float, function: Callable, *arguments: Any) -> tuple[bool, A
         error, result = receiver.recv()
     except EOFError:
         process.join()
-        raise UserError(f"the compiler's process ended with code {process.exitcode}; is there memory enough?") from None
+        raise UserError(f"the compiler's process ended with code {process.exitcode}; is there enough memory?") from None
     finally:
         process.kill()
         process.join()

@@ -71,7 +71,7 @@ def topology_mesh(name: str) -> tuple[Any, str]:
     from hga_flax.processes.mesh import DATA_AXIS
 
     if limits(devices[0]) is None:
-        raise UserError(f"--topology={name}: nothing is known of the '{devices[0].device_kind}'; known are {EXAMPLES}")
+        raise UserError(f"--topology={name}: '{devices[0].device_kind}' is not a known device; known are {EXAMPLES}")
     return Mesh(np.asarray(devices), (DATA_AXIS,)), "cuda" if kind in GPUS else "tpu"
 
 
@@ -90,7 +90,7 @@ def _gpus(name: str) -> list[Any]:
     if not has_compiler("cuda"):
         raise UserError('the compiler for GPUs is not installed; pip install ".[compile-gpu]"')
     if count and not (count.isdecimal() and 1 <= int(count) <= MOST_GPUS):
-        raise UserError(f"--topology={name}: after the colon comes how many of one host, 1 to {MOST_GPUS}")
+        raise UserError(f"--topology={name}: after the colon, give the number of GPUs of one host, 1 to {MOST_GPUS}")
     import jax
     from jax.experimental import topologies
 

@@ -15,7 +15,7 @@ from hga_flax.config.keys import ALWAYS, KEYS, Rule
 from hga_flax.config.schedule_checks import check_schedule
 from hga_flax.errors import ConfigError, nearest
 
-KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
 
 
 def config_keys(config: ConfigDict, prefix: str = "") -> list[str]:
@@ -77,7 +77,7 @@ def _check_value(key: str, rule: Rule, value: Any) -> None:
     if not _is(rule.kind, value):
         raise ConfigError(f"{key}={value!r}: must be {KINDS[rule.kind]}")
     if rule.kind is str and not value.isprintable():
-        raise ConfigError(f"{key}={value!r}: a text without line breaks and control characters")
+        raise ConfigError(f"{key}={value!r}: must be a string without line breaks or control characters")
     if rule.choices and value not in rule.choices:
         raise ConfigError(f"{key}='{value}'{nearest(value, rule.choices)}; choose from: {', '.join(rule.choices)}")
     if rule.kind in (int, float) and not _inside(rule, value):

@@ -195,7 +195,7 @@ KEYS = {
     "optimizer.learning_rate_factors": Key(
         Rule(str, many=True, empty=True),
         before=(),
-        expects="texts 'PATTERN=FACTOR', such as ('classifier=10',), each factor above 0",
+        expects="strings 'PATTERN=FACTOR', such as ('classifier=10',), each factor above 0",
     ),
     "schedule.name": Key(choice("step", "cosine", "linear", "constant")),
     "schedule.decay_every_epochs": Key(

@@ -110,7 +110,7 @@ def read_npz(file: pathlib.Path, class_names: tuple[str, ...] = ()) -> LabelledA
     except ValueError as error:
         reason = one_line(error)
         if "Object arrays" in reason:  # NumPy suggests allowing pickles, which can run code from the file
-            reason = "it holds Python objects; save arrays of numbers, and names as an array of texts (dtype str)"
+            reason = "it holds Python objects; save arrays of numbers, and names as an array of strings (dtype str)"
         elif "pickle" in reason:
             reason = "it is not a NumPy archive"
         raise UserError(f"{file} cannot be read as .npz: {reason}") from None

@@ -151,7 +151,7 @@ def _checked_names(root: pathlib.Path, folder: pathlib.Path, classes: Sequence[s
         names = class_names(root)
         unknown = [name for name in here if name not in set(names)]
         if unknown:
-            raise UserError(f"{folder} has the class '{unknown[0]}', which {root / TRAIN} has not")
+            raise UserError(f"{folder} has the class '{unknown[0]}', which {root / TRAIN} does not have")
         return names
     # A run's names take precedence: they must include those of this split, and each needs a folder here or in train.
     known = [name for name in classes if (folder / name).is_dir() or (root / TRAIN / name).is_dir()]

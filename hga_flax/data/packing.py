@@ -163,7 +163,7 @@ def check_name(name: str) -> str:
         UserError: the name is invalid or taken.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise UserError(f"--name={name}: use small letters, digits and _, beginning with a letter")
+        raise UserError(f"--name={name}: use lowercase letters, digits and _, starting with a letter")
     if name in ("digits", "folder", "arrays", "idx") or name in tfds.list_builders(with_community_datasets=False):
-        raise UserError(f"--name={name}: there is a data set of that name; choose another")
+        raise UserError(f"--name={name}: a data set of that name already exists; choose another")
     return name

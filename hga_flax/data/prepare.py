@@ -95,7 +95,7 @@ def _prepare_local(
     if bucket and not find_set(bucket, name):
         shutil.rmtree(data_dir / name / packing.VERSION, ignore_errors=True)  # a stale copy: the bucket lacks the set
     elif bucket or (data_dir / name / packing.VERSION).exists():
-        raise UserError(f"{data_dir / name} is there already; choose another --name or remove it")
+        raise UserError(f"{data_dir / name} already exists; choose another --name or remove it")
     names = tuple(n.strip() for n in arguments.class_names.split(",")) if arguments.class_names else ()
     with packing.locked(data_dir, name):
         if kind == "folder":
@@ -167,7 +167,7 @@ def _prepare_tfds(name: str, data_dir: pathlib.Path, manual: pathlib.Path | None
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
             f"preparing {name} needs TensorFlow, for this one step: pip install tensorflow, run the same command "
-            "again, pip uninstall tensorflow; training does without"
+            "again, pip uninstall tensorflow; training does not need it"
         )
     with packing.locked(data_dir, builder.name):
         options = tfds.download.DownloadConfig(manual_dir=str(manual) if manual else None)

@@ -143,7 +143,7 @@ def _scratch() -> pathlib.Path:
 def _builder(name: str, directory: str) -> Any:
     """Returns the TFDS builder of a data set, prepared or not."""
     if not TFDS_NAME.fullmatch(name):
-        raise UserError(f"data.name='{name}': no name of a data set; write NAME, NAME/CONFIG or NAME:1.2.3")
+        raise UserError(f"data.name='{name}': not the name of a data set; write NAME, NAME/CONFIG or NAME:1.2.3")
     tfds = _tfds()
     _check_features(data_directory(directory) / re.split("[/:]", name)[0])
     try:
@@ -315,7 +315,7 @@ def _check_split(splits: Any, name: str, split: str, key: str) -> None:
     except (ValueError, AssertionError):
         whole = ", ".join(f"{name} {info.num_examples:,}" for name, info in splits.items())
         raise UserError(
-            f"{key}='{split}': no slice of this data set; write for example '{next(iter(splits))}[:90%]' or "
+            f"{key}='{split}': not a slice of this data set; write for example '{next(iter(splits))}[:90%]' or "
             f"'[100:200]'; it has: {whole} examples"
         ) from None
     if count < 1:

@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.format == "onnx":
         _check_onnx()
     if arguments.format == "safetensors" and out.suffix != weights.SUFFIX:
-        raise UserError(f"--out={arguments.out}: the name must end in {weights.SUFFIX}, by which its readers know it")
+        raise UserError(f"--out={arguments.out}: the name must end in {weights.SUFFIX}, which its readers expect")
     predictor = _predictor(arguments)
     if arguments.format == "safetensors":
         return _export_weights(predictor, arguments, out)

@@ -50,7 +50,7 @@ def write_weights(predictor: Predictor, file: pathlib.Path, facts: dict[str, Any
     found, others = renamed(name, read_torch_file(file), ours)
     same = lambda a, b: a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
     if others or found.keys() != ours.keys() or not all(same(found[path], ours[path]) for path in ours):
-        raise UserError("the file does not give back the checkpoint's weights; nothing was written")
+        raise UserError("the file does not reproduce the checkpoint's weights; nothing was written")
     return [("names", _described(name, fits, predictor)), ("checked", f"{len(ours):,} arrays read back bit for bit")]
 
 

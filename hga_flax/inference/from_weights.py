@@ -185,7 +185,7 @@ def _shapes(source: Source, config: ConfigDict) -> tuple[int, int]:
     stem = next((a for path, a in source.arrays.items() if path[1].startswith("stem") and a.ndim == 4), None)
     if head is None:
         raise UserError(
-            f"{KEY}={source.origin}: it has no last layer, so that it names no classes; train one: "
+            f"{KEY}={source.origin}: it has no classification layer, so it predicts no classes; train one: "
             f"train.py --config.init.weights=FILE"
         )
     return head.shape[-1], stem.shape[2] if stem is not None else 3
@@ -213,7 +213,7 @@ def _dataset(
     info = dataset_info(config.data.name, config.data.dir)
     if info.num_classes != classes:
         raise UserError(
-            f"{KEY}={source.origin}: the weights tell {classes:,} classes apart, {config.data.name} has "
+            f"{KEY}={source.origin}: the weights have {classes:,} classes, but {config.data.name} has "
             f"{info.num_classes:,}; give data with the classes of the weights, or fine-tune: train.py "
             "--config.init.weights=FILE"
         )

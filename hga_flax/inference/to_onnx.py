@@ -247,7 +247,7 @@ class _Graph:
 
     def _pad(self, inputs, shape, *, padding_config) -> Value:
         if any(inside for _, _, inside in padding_config):
-            raise UserError("a padding between elements cannot be written in ONNX; use --format=stablehlo")
+            raise UserError("padding between elements cannot be written in ONNX; use --format=stablehlo")
         edges = [low for low, _, _ in padding_config] + [high for _, high, _ in padding_config]
         return self.add("Pad", [inputs[0], self.integers(edges), inputs[1]], shape)
 
@@ -271,7 +271,7 @@ class _Graph:
         whole = all(n == x.shape[i] or i in axes for i, n in enumerate(slice_sizes))
         ordered = list(kept) == [i for i in range(len(shape)) if not axes[0] <= i < axes[0] + rank]
         if not (known and collapsed == axes and whole and ordered and list(axes) == sorted(axes)):
-            raise UserError("a gather that is no slice cannot be written in ONNX; use --format=stablehlo")
+            raise UserError("a gather that is not a slice cannot be written in ONNX; use --format=stablehlo")
         for axis, line in zip(axes, grid, strict=True):
             before, after = x.shape[:axis], x.shape[axis + 1 :]
             x = self.add("Gather", [x, self.constant(line, np.int64)], (*before, *line.shape, *after), axis=axis)

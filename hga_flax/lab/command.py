@@ -169,13 +169,13 @@ def start_workers(arguments: argparse.Namespace) -> int:
         for signum, handler in before.items():
             signal.signal(signum, handler)
     if heard:
-        raise Interrupted(f"stopped by {signal.Signals(heard[0]).name}; the same command goes on", 128 + heard[0])
+        raise Interrupted(f"stopped by {signal.Signals(heard[0]).name}; the same command resumes", 128 + heard[0])
     return int(any(worker.returncode for worker in workers))
 
 
 def _killed(worker: subprocess.Popen, left: int) -> str:
     name = signal.Signals(-worker.returncode).name
-    why = " (is there memory enough?)" if name == "SIGKILL" else ""
-    what = "take its run over" if left else "the same command goes on"
+    why = " (is there enough memory?)" if name == "SIGKILL" else ""
+    what = "take its run over" if left else "the same command resumes"
     others = {0: "none is left; ", 1: "the other one will "}.get(left, f"the other {left} will ")
     return f"warning: a worker (process {worker.pid}) was killed by {name}{why}; {others}{what}"

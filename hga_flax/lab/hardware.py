@@ -104,7 +104,7 @@ def _earlier_threads(study: Study, say: Callable[[str], None]) -> int | None:
     if begun:
         say(
             f"warning: {count(begun, 'run')} in {study.directory} began with a number of threads that nobody wrote "
-            f"down, and will go on with {threads or study.threads or THREADS}: remove what is unfinished to be sure"
+            f"down, and will continue with {threads or study.threads or THREADS}: remove what is unfinished to be sure"
         )
     return threads
 

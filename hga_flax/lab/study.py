@@ -167,10 +167,10 @@ def _check_keys(file: str, values: Any) -> None:
         raise UserError(f"{file}: there is no key '{unknown[0]}'{nearest(str(unknown[0]), known)}")
     for key in ("config", "about", "name", "directory"):
         if not isinstance(values.get(key, ""), str):
-            raise UserError(f"{file}: {key}={values[key]!r} must be a text")
+            raise UserError(f"{file}: {key}={values[key]!r} must be a string")
     minutes = values.get("budget_minutes", 0.0)
     if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not 0 <= minutes < float("inf"):
-        raise UserError(f"{file}: budget_minutes={minutes!r} must be a number of minutes, 0 for no end")
+        raise UserError(f"{file}: budget_minutes={minutes!r} must be a number of minutes, 0 for no limit")
     for key in ("threads", "devices"):
         value = values.get(key, 1)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_PARTS:
@@ -183,7 +183,7 @@ def _seeds(file: str, seeds: Any) -> tuple[int, ...]:
         return tuple(range(seeds))
     listed = isinstance(seeds, list | tuple) and len(seeds) > 0 and all(whole(seed) and seed >= 0 for seed in seeds)
     if not listed or len(set(seeds)) < len(seeds):
-        raise UserError(f"{file}: seeds={seeds!r}: give how many, or a list of different ones, none below 0")
+        raise UserError(f"{file}: seeds={seeds!r}: give a number of seeds or a list of different seeds, none below 0")
     return tuple(seeds)
 
 
@@ -195,7 +195,7 @@ def _scale(file: str, scales: Any, wanted: str | None) -> tuple[str, tuple[str, 
         return "", ()
     named = isinstance(scales, dict) and scales and all(isinstance(n, str) and NAME.fullmatch(n) for n in scales)
     if not named:
-        raise UserError(f"{file}: scales must be a dictionary of names and overrides, with one scale at least")
+        raise UserError(f"{file}: scales must be a dictionary of names and overrides, with at least one scale")
     scale = next(iter(scales)) if wanted is None else wanted
     if scale not in scales:
         raise UserError(
@@ -207,7 +207,7 @@ def _scale(file: str, scales: Any, wanted: str | None) -> tuple[str, tuple[str, 
 def _rows(file: str, values: Mapping[str, Any], common: tuple[str, ...], check: bool) -> dict[str, Row]:
     named = values["rows"]
     if not isinstance(named, dict) or not named:
-        raise UserError(f"{file}: rows must be a dictionary of names and overrides, with one row at least")
+        raise UserError(f"{file}: rows must be a dictionary of names and overrides, with at least one row")
     baselines = _baselines(file, values["baseline"], list(named))
     rows: dict[str, Row] = {}
     for name, own in named.items():
@@ -229,7 +229,7 @@ def _rows(file: str, values: Mapping[str, Any], common: tuple[str, ...], check: 
 
 def _overrides(where: str, given: Any) -> tuple[str, ...]:
     if not isinstance(given, list | tuple) or not all(isinstance(item, str) for item in given):
-        raise UserError(f'{where}: give a list of texts like "model.attention=se"')
+        raise UserError(f'{where}: give a list of strings like "model.attention=se"')
     overrides = tuple(f"--config.{item.removeprefix('--config.')}" for item in given)
     for override in overrides:
         if "=" not in override:
@@ -295,6 +295,6 @@ def check_same_rows(study: Study) -> None:
             raise UserError(f"{begun} cannot be read: {one_line(error)}") from None
         if changed := changes(old, row.config):
             raise UserError(
-                f"{study.directory}: row '{row.name}' was begun with another configuration ({'; '.join(changed)}); "
+                f"{study.directory}: row '{row.name}' was started with another configuration ({'; '.join(changed)}); "
                 "name another directory, or give the row another name"
             )

@@ -58,7 +58,7 @@ def work(study: Study, say: Callable[[str], None], budget_minutes: float = 0.0, 
         while pending := [run for run in runs if not run.is_over]:
             stop.check()
             if parent is not None and os.getppid() != parent:
-                raise Interrupted("the command that started this worker is gone; the same command goes on", 143)
+                raise Interrupted("the command that started this worker is gone; the same command resumes", 143)
             in_time = pending
             if budget_minutes:
                 left, expected = 60 * budget_minutes - (time.monotonic() - began), expected_seconds(runs)
@@ -101,7 +101,7 @@ class _Stop:
         """Raises Interrupted after a signal, even if a library's callback swallowed the handler's exception."""
         if self.signal:
             name = signal.Signals(self.signal).name
-            raise Interrupted(f"stopped by {name}; the same command goes on", 128 + self.signal)
+            raise Interrupted(f"stopped by {name}; the same command resumes", 128 + self.signal)
 
 
 def expected_seconds(runs: list[Run]) -> Callable[[Run], float]:
@@ -125,7 +125,7 @@ def _make(
 ) -> int:
     """Trains and writes result.json or failure.json; returns a signal received after the last step, or 0."""
     title, begun = f"{run.row.name} seed {run.seed}", run.workdir.exists()
-    say(f"{title:<28} {'goes on' if begun else 'begins'}")
+    say(f"{title:<28} {'resumes' if begun else 'starts'}")
     write_text(run.workdir / "command.txt", run.command + "\n")
     start = time.monotonic()
     try:

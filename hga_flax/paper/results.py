@@ -84,7 +84,7 @@ def _checked(row: dict[str, Any], where: str) -> Key:
         raise UserError(f"{where} has '{unknown[0]}', which is none of {', '.join(sorted(REQUIRED | OPTIONAL))}")
     for name in ("model", "attention", "dataset", "command"):
         if not isinstance(row[name], str) or not row[name].strip():
-            raise UserError(f"{where}: '{name}' must be a text that is not empty")
+            raise UserError(f"{where}: '{name}' must be a string that is not empty")
     for name in ("top1_error", "top5_error"):
         value = row.get(name, 0.0)
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 100:

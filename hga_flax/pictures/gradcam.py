@@ -54,7 +54,7 @@ def last_map(model: nn.Module, variables: Any, images: Any) -> tuple[str, tuple[
         # A new function each time: JAX would otherwise reuse a trace made without the interceptor.
         jax.eval_shape(lambda variables, images: model.apply(variables, images, train=False), variables, images)
     if not found:
-        raise UserError(f"{type(model).__name__}: no module of it returns a map, which Grad-CAM would need")
+        raise UserError(f"{type(model).__name__}: none of its modules returns a map, which Grad-CAM needs")
     return found[-1]
 
 

@@ -80,14 +80,14 @@ def _unknown(head: bytes, size: int) -> str:
         return f"it is a JSON text, not weights; {WANTED}"
     if head.isascii() and not re.search(rb"[\x00-\x08\x0e-\x1f]", head):
         line = start.decode("ascii").splitlines()[0][:40]
-        return f"it is a text that begins '{line}', not weights; {WANTED}"
+        return f"it is a text file that starts with '{line}', not weights; {WANTED}"
     if size < 16:
         return f"the file is cut short: it has {size} bytes"
     if head[4:8] == b"TFL3":
         return f"it is a TensorFlow Lite model; {WANTED}"
     if re.match(rb"[\x81-\x8f].{0,3}(params|batch_stats|model|opt_state)", head, re.DOTALL):
         return f"it is a msgpack file, as Flax writes; {WANTED}"
-    return f"it is no file of weights that is known here (it begins with the bytes {head[:8].hex(' ')}); {WANTED}"
+    return f"it is not a known kind of weights file (it starts with the bytes {head[:8].hex(' ')}); {WANTED}"
 
 
 def _tar(path: pathlib.Path) -> str:
@@ -97,7 +97,7 @@ def _tar(path: pathlib.Path) -> str:
         names = archive.getnames()
     if {"storages", "tensors", "pickle"} <= set(names):
         raise ValueError(
-            "it is a tar archive of PyTorch before 0.1.10, which is not read; load it with a PyTorch of today and "
+            "it is a tar archive of PyTorch before 0.1.10, which is not supported; load it with a current PyTorch and "
             "save its state dict again"
         )
     raise ValueError(f"it is a tar archive of {_listed(names)}; {PACKED}")

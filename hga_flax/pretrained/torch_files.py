@@ -93,7 +93,7 @@ def _read_safetensors(file: BinaryIO) -> dict[str, Tensor]:
             continue
         dtype, shape, (start, stop) = _SAFETENSORS.get(entry["dtype"]), entry["shape"], entry["data_offsets"]
         if dtype is None:
-            raise ValueError(f"tensor '{name}' has dtype {entry['dtype']}, which is not read")
+            raise ValueError(f"tensor '{name}' has dtype {entry['dtype']}, which is not supported")
         count = math.prod(shape)
         if min([start, *shape]) < 0 or stop - start != count * dtype.itemsize:
             raise ValueError(f"tensor '{name}' does not fit its place in the file")

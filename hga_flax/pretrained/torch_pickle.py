@@ -206,7 +206,7 @@ def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any) -> Tensor:
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     """Rebuilds bytes from a pickle that Python 3 wrote in a protocol for Python 2."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError("it holds a text of an unknown kind")
+        raise pickle.UnpicklingError("it holds a string of an unknown kind")
     return text.encode("latin1")
 
 
@@ -228,7 +228,7 @@ class _Name:
 
     def __call__(self, *arguments: Any) -> Any:
         if self._call is None:
-            raise pickle.UnpicklingError(f"{self.name} is not to be called")
+            raise pickle.UnpicklingError(f"{self.name} must not be called")
         return self._call(*arguments)
 
     def __setstate__(self, state: Any) -> None:

@@ -96,7 +96,7 @@ class Preemption:
         self.signal = self.signal or signum
         if not self._unsaved:
             raise Interrupted(
-                f"stopped by {signal.Signals(signum).name}; nothing new to save, and the same command goes on",
+                f"stopped by {signal.Signals(signum).name}; nothing new to save, and the same command resumes",
                 exit_code(signum),
                 alone=True,
             )
@@ -126,7 +126,7 @@ class Preemption:
                     deadline = time.monotonic() + grace
 
 
-_KEPT = "the checkpoints written before are kept, and the same command goes on from the newest"
+_KEPT = "the checkpoints written before are kept, and the same command resumes from the newest"
 
 
 class Agreement:

@@ -342,7 +342,7 @@ class Checkpoints:
             reason = os.strerror(errno.ENOSPC) if "No space left" in text else text[:300]
             raise UserError(
                 f"the checkpoint of step {step} cannot be written in {self._directory}: {reason}; the ones before are "
-                "kept, and the same command goes on from the newest"
+                "kept, and the same command resumes from the newest"
             ) from error
 
     def _forget(self, step: int) -> None:

@@ -48,5 +48,5 @@ def complete(workdir: pathlib.Path, step: int, total: int) -> str:
         return f"training is complete: {workdir} holds step {step} of {total}"
     return (
         f"nothing to train: {workdir} holds step {step}, and the plan now ends at step {total}; what was trained is "
-        "kept, a longer plan goes on from there, and a shorter run needs another --workdir"
+        "kept, a longer plan resumes from there, and a shorter run needs another --workdir"
     )

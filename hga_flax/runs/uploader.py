@@ -119,7 +119,7 @@ class BucketUploader(Uploader):
                         self._given_up = True
                         raise UserError(
                             f"the newest checkpoint cannot be uploaded: {one_line(error)}; the ones before are kept "
-                            "there, it is kept here, and the same command on this machine uploads it and goes on"
+                            "there, it is kept here, and the same command on this machine uploads it and resumes"
                         ) from error
                     time.sleep(pause)
 

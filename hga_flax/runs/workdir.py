@@ -170,7 +170,7 @@ def writing(file: pathlib.Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"{file} cannot be written: {error.strerror or one_line(error)}; the checkpoints are kept, and the same "
-            "command goes on from the newest"
+            "command resumes from the newest"
         ) from error
 
 

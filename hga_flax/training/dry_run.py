@@ -114,7 +114,7 @@ def workdir_state(
     steps = checkpoint_steps(path)
     if not steps:
         return f"{path}: a new run"
-    told = f"{path}: goes on from step {max(steps)}" + (f"; changed: {', '.join(changes)}" if changes else "")
+    told = f"{path}: resumes from step {max(steps)}" + (f"; changed: {', '.join(changes)}" if changes else "")
     if state is not None and not is_remote(path):
         with contextlib.closing(Checkpoints(workdir, read_only=True, changes=changes)) as checkpoints:
             try:

@@ -216,8 +216,8 @@ def read_weights(given: str, network: str, places: Mapping[Path, Any], key: str 
         raise UserError(f"{key}={given}: {no_peer(network)}")
     if choice.score[1] * 4 <= size:  # few matches: by chance, or because of a few layers in common
         raise UserError(
-            f"{key}={given}: these are not the weights of {network}: {choice.score[1]} of its {size} arrays are there "
-            f"by name; the file has {described}"
+            f"{key}={given}: these are not the weights of {network}: {choice.score[1]} of its {size} arrays have a "
+            f"matching name; the file has {described}"
         )
     arrays, others = renamed(peer, tensors, places)
     label = f", its {choice.label}" if choice.label else ""
@@ -345,7 +345,7 @@ def fit(source: Source, places: Mapping[Path, Any], network: str) -> Fitted:
     whole = [f"{_name(path)} ({loaded[path].dtype})" for path in loaded if not real[path]]
     if whole:
         raise UserError(
-            f"{source.key}={source.origin}: values that are no real numbers, as in a quantised network: "
+            f"{source.key}={source.origin}: values that are not real numbers, as in a quantised network: "
             f"{_listed(whole)}; give the weights that it was made from"
         )
     loaded = {path: np.asarray(loaded[path], np.float32) for path in places if path in loaded}

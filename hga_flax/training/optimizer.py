@@ -61,7 +61,8 @@ def create_schedule(config: ConfigDict, steps_per_epoch: float, total_steps: int
         if warmup >= total_steps:
             key = "warmup_steps" if schedule.warmup_steps else "warmup_epochs"
             raise ConfigError(
-                f"schedule.{key}={schedule[key]}: a warm-up of {warmup} steps in a training of {total_steps}; lower it"
+                f"schedule.{key}={schedule[key]}: a warm-up of {warmup} steps does not fit in {total_steps} steps of "
+                "training; lower it"
             )
         if schedule.decay_at_steps and boundaries[-1] >= total_steps:
             raise ConfigError(

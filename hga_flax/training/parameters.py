@@ -92,7 +92,7 @@ def check_patterns(config: ConfigDict, params: Any) -> None:
     ):
         for pattern in patterns:
             if not any(matches(pattern, name) for name in names):
-                raise ConfigError(f"optimizer.{key}: no parameter's path fits '{pattern}'{_nearest(pattern, names)}")
+                raise ConfigError(f"optimizer.{key}: no parameter's path matches '{pattern}'{_nearest(pattern, names)}")
     if all(_is_frozen(config, name) for name in names):
         raise ConfigError(f"optimizer.freeze={config.optimizer.freeze}: leaves nothing to train")
 

@@ -113,8 +113,8 @@ def _train(
             bad_images.remember(config.data.train_split, progress.bad_images)
             if progress.num_examples != len(source):
                 raise UserError(
-                    f"the training split has {len(source)} examples, but this run began with {progress.num_examples}: "
-                    "the data set has changed; choose another --workdir"
+                    f"the training split has {len(source)} examples, but this run started with "
+                    f"{progress.num_examples}: the data set has changed; choose another --workdir"
                 )
             if step < plan.total_steps or progress.evaluation_due:
                 console.line(
@@ -307,7 +307,7 @@ class Loop:
             self._checkpoints.wait()
             number = stop or self._stopped_by
             raise Interrupted(
-                f"stopped by {signal.Signals(number).name} after step {step}, which is saved; the same command goes on",
+                f"stopped by {signal.Signals(number).name} after step {step}, which is saved; the same command resumes",
                 exit_code(number),
             )
 

@@ -155,7 +155,7 @@ def test_a_folder_is_packed_into_a_bucket_its_marker_last(bucket, tmp_path, caps
     assert order[-1] == r.MARKER and len(order) == len(set(order)) >= 4
     told = f"{address}/pets/1.0.0\nuse it with --config.data.name=pets --config.data.dir={address}\n"
     assert capsys.readouterr().out == told
-    with pytest.raises(UserError, match=f"^{address}/pets is there already; choose another --name or remove it$"):
+    with pytest.raises(UserError, match=f"^{address}/pets already exists; choose another --name or remove it$"):
         main(command)
     copies = r.copies_of(address)
     before = (copies / "pets/1.0.0" / r.MARKER).stat().st_mtime_ns

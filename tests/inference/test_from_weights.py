@@ -89,7 +89,7 @@ def test_a_thousand_classes_have_imagenets_names(tmp_path):
         ("cifar_resnet8", {"batch_size": 0}, "--batch-size=0: must be at least 1"),
         ("cifar_resnet8", {"overrides": ["--config.data.men=1"]}, "there is no such key"),
         ("cifar_resnet8", {"overrides": ["--config.data.name=digits"], "data": True},
-         "the weights tell 7 classes apart, digits has 10"),
+         "the weights have 7 classes, but digits has 10"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_one_line(model, options, message, tmp_path):

@@ -72,7 +72,7 @@ def test_a_folder_without_the_file_goes_on_as_its_results_say(tmp_path):
     assert "do not compare: 1 with 1 thread, 2 with 2 threads" in said.pop()
     runs[3].workdir.mkdir(parents=True)
     settle(study, said.append)
-    assert "1 run in" in said[1] and "will go on with 2" in said[1]
+    assert "1 run in" in said[1] and "will continue with 2" in said[1]
 
 
 def test_the_pool_is_as_large_whatever_the_cores(tmp_path, monkeypatch):

@@ -115,5 +115,5 @@ def test_what_cannot_be_reported_is_one_line(made, tmp_path):
     with pytest.raises(UserError, match="is not a saved report"):
         results.load(str(tmp_path / "bad.json"))
     write_text(study.directory / "se" / "row.json", to_json(study.rows["hga"].config))
-    with pytest.raises(UserError, match="row 'se' was begun with another configuration"):
+    with pytest.raises(UserError, match="row 'se' was started with another configuration"):
         results.load(file)

@@ -113,7 +113,7 @@ def test_sigterm_gives_the_run_up_at_once(file, study, tmp_path):
     wait_for((all_runs(study)[0].workdir / "made").exists)
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 143 and "goes on" in error and error.count("\n") == 1
+    assert process.returncode == 143 and "resumes" in error and error.count("\n") == 1
     claim = study.directory / "claims" / "none.seed_0.0"
     assert json.loads(claim.read_text())["released"] is True
     again = start(file, tmp_path / "runs", 0)  # a process of its own: it has the devices of the first one

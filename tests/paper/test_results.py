@@ -62,7 +62,7 @@ BAD_RESULTS = {
     "unknown attention 'hag'; did you mean 'hga'": RUN | {"attention": "hag"},
     "no option 'kernel'": RUN | {"attention_options": {"kernel": [7]}},
     "no such network": RUN | {"model": "resnet18"},
-    "must be a text": RUN | {"command": " "},
+    "must be a string": RUN | {"command": " "},
     "must be an object": RUN | {"attention_options": [7]},
 }
 

@@ -45,7 +45,7 @@ KINDS = {
     "page in capitals": (b"<HTML><HEAD>", r"a web page \(HTML\)"),
     "xml": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', r"a web page \(HTML\)"),
     "json": (json.dumps({"error": "not found"}).encode(), "a JSON text"),
-    "text": (b"404: Not Found", "a text that begins '404: Not Found'"),
+    "text": (b"404: Not Found", "a text file that starts with '404: Not Found'"),
     "stub": (b"\x80", "cut short"),
     "gzip": (gzip.compress(WEIGHTS), "compressed by gzip; unpack it first"),
     "zip of weights": (archive("zip", a__w_DOT_pth=WEIGHTS), r"a zip archive of a/w\.pth; unpack it first"),
@@ -55,7 +55,7 @@ KINDS = {
     "tar of weights": (archive("tar", w_DOT_pth=WEIGHTS), r"a tar archive of w\.pth; unpack it first"),
     "old tar": (
         archive("tar", sys_info=b"x", pickle=b"x", tensors=b"x", storages=b"x"),
-        r"a tar archive of PyTorch before 0\.1\.10, which is not read",
+        r"a tar archive of PyTorch before 0\.1\.10, which is not supported",
     ),
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(90), "an HDF5 file, as Keras writes"),
     "npy": (saved(np.save, np.ones(3)), "a NumPy array"),
@@ -68,7 +68,7 @@ KINDS = {
     "image": (b"\xff\xd8\xff\xe0" + bytes(40), "a JPEG image"),
     "noise": (
         b"\xac\x0a\x7f" + bytes(60),
-        r"no file of weights that is known here \(it begins with the bytes ac 0a 7f",
+        r"not a known kind of weights file \(it starts with the bytes ac 0a 7f",
     ),
 }
 

@@ -88,7 +88,7 @@ def test_a_stand_in_keeps_what_it_is_given_and_does_nothing():
         Reduced(Global("torch", "FloatStorage"), (4,)),
         Reduced(Global("torch", "FloatStorage"), (4,), new=True),
         Reduced(Global("torch._tensor", "_rebuild_from_type_v2"), (Global("os", "system"), 1, ("true",), {})),
-        Reduced(Reduced(Global("os", "getcwd")), ()),  # what a stand-in made is not to be called
+        Reduced(Reduced(Global("os", "getcwd")), ()),  # what a stand-in made must not be called
         Reduced(Global("numpy._core.multiarray", "_reconstruct"), (), ((1,), Global("numpy", "dtype"), False, b"x")),
         Reduced(
             Global("numpy._core.multiarray", "_reconstruct"),

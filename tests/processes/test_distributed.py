@@ -273,11 +273,11 @@ def test_a_signal_to_one_process_before_the_first_step_ends_the_other(of):
     """It would wait for an hour."""
     stopped = end_with("term", of, 0)[of]
     assert stopped.code == 143 and "Traceback" not in stopped.errors
-    assert "stopped by SIGTERM; nothing new to save, and the same command goes on" in stopped.lines
+    assert "stopped by SIGTERM; nothing new to save, and the same command resumes" in stopped.lines
 
 
 def check_whole_and_resume(workdir, at_least):
-    """The newest checkpoint is whole, and the same command goes on from it to the end."""
+    """The newest checkpoint is whole, and the same command resumes from it to the end."""
     newest = Checkpoints(workdir, read_only=True).steps()[-1]
     assert newest >= at_least and not find_damage(workdir / "checkpoints" / str(newest), newest)
     ends = finish(start_pair(f"--workdir={workdir}"))
@@ -303,6 +303,6 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step_which_is_saved(of, t
     assert seconds_since(ends) < LOST_SECONDS + MACHINE_SECONDS
     assert [end.code for end in ends] == [143, 143], ends[0].errors + ends[1].errors
     (line,) = {end.lines[-1] for end in ends}
-    step = int(re.fullmatch(r"stopped by SIGTERM after step (\d+), which is saved; the same command goes on", line)[1])
+    step = int(re.fullmatch(r"stopped by SIGTERM after step (\d+), which is saved; the same command resumes", line)[1])
     assert 5 <= step < STEPS
     check_whole_and_resume(tmp_path, at_least=step)

@@ -282,7 +282,7 @@ def test_a_checkpoint_that_cannot_be_uploaded_is_tried_again_then_ends_the_run_i
     line = (
         "the newest checkpoint cannot be uploaded: --workdir=s3://bucket/run cannot be written to: the storage does "
         "not answer (gone); is the network up, and the endpoint right?; the ones before are kept there, it is kept "
-        "here, and the same command on this machine uploads it and goes on"
+        "here, and the same command on this machine uploads it and resumes"
     )
     with pytest.raises(UserError, match=re.escape(line)):
         uploader.finish()

@@ -124,7 +124,7 @@ def test_a_workdir_is_looked_at_and_not_touched(tmp_path):
     (tmp_path / "checkpoints" / "120").mkdir(parents=True)
     (tmp_path / "checkpoints" / "80").mkdir()
     write_config(tmp_path, tiny.config(training__steps=9))
-    assert d.workdir_state(str(tmp_path), c).endswith(": goes on from step 120; changed: training.steps: 9 -> 6")
+    assert d.workdir_state(str(tmp_path), c).endswith(": resumes from step 120; changed: training.steps: 9 -> 6")
     write_config(tmp_path, tiny.config(model__attention="none"))
     with pytest.raises(UserError, match=r"belongs to another run: there model\.attention is 'none', here 'hga'"):
         d.workdir_state(str(tmp_path), c)
@@ -144,13 +144,13 @@ def test_the_newest_checkpoint_must_fit_the_run(tmp_path):
         experiment, ready = prepared(**overrides)
         return d.workdir_state(str(tmp_path), experiment.config, ready.state)
 
-    assert told().endswith(": goes on from step 3")
+    assert told().endswith(": resumes from step 3")
     with pytest.raises(
         UserError, match=r"another optimizer or average; changed since: optimizer\.name: sgd -> adamw; take that"
     ):
         told(optimizer__name="adamw")
     (tmp_path / "checkpoints" / "5").mkdir()
-    assert "goes on from step 5, or from an older one: checkpoint" in told()
+    assert "resumes from step 5, or from an older one: checkpoint" in told()
 
 
 def test_sizes():

@@ -187,12 +187,13 @@ def test_an_auxiliary_head_may_be_missing():
             r"nowhere: there is no such file or folder; name a run's folder \(DIR, DIR@latest, DIR@STEP\) or a ",
         ),
         ("nowhere@latest", "nowhere@latest: there is no such file or folder"),
-        ("notes.txt", "a text that begins 'Dear', not weights"),
+        ("notes.txt", "a text file that starts with 'Dear', not weights"),
         ("empty", "is not a run's folder .*: it is an empty folder"),
         ("hub", r"is not a run's folder .*name a file in it: model\.safetensors"),
         (
             "weights.pth",
-            "these are not the weights of cifar_resnet8: 0 of its 0 arrays are there by name; the file has 10 tensors",
+            "these are not the weights of cifar_resnet8: 0 of its 0 arrays have a matching name; the file has 10 "
+            "tensors",
         ),
         ("damaged.pth", "cannot read weights"),
     ],
@@ -265,8 +266,8 @@ def resnet_start(given):
     ("change", "message"),
     [
         (lambda d: {"net": {f"stages.{k}": v for k, v in d.items() if "conv1" in k}, "epoch": 1},
-         r"not the weights of resnet50: 2 of its 27 arrays are there by name; the file has net \(2 tensors\), epoch; "
-         r"in net: stages\.\w+"),
+         r"not the weights of resnet50: 2 of its 27 arrays have a matching name; the file has net \(2 tensors\), "
+         r"epoch; in net: stages\.\w+"),
         (lambda d: {"model": d | {"layer9.0.conv1.weight": d["conv1.weight"]}},
          r"layer9\.0\.conv1\.weight has no place in it; the file has model \(28 tensors\); in model: .*; set config"),
         (lambda d: d | {"bn1.weight": np.ones(2, np.int64)}, r"no real numbers, .*: stem_norm/scale \(int64\); "),

@@ -62,7 +62,7 @@ def test_constant_and_decay_factor():
 
 
 def test_a_warm_up_as_long_as_the_training_is_refused():
-    with pytest.raises(ConfigError, match="a warm-up of 1000 steps in a training of 1000"):
+    with pytest.raises(ConfigError, match="a warm-up of 1000 steps does not fit in 1000 steps of training"):
         rates([0], name="step", warmup_epochs=100.0)
 
 

@@ -86,13 +86,13 @@ def test_the_state_is_the_usual_one_without_patterns():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"freeze": ("stemm*",)}, r"^optimizer\.freeze: no parameter's path fits 'stemm\*'; the nearest: stem_"),
+        ({"freeze": ("stemm*",)}, r"^optimizer\.freeze: no parameter's path matches 'stemm\*'; the nearest: stem_"),
         ({"freeze": ("params/stemm*",)}, r"fits 'params/stemm\*'; the nearest: stem_"),
         ({"freeze": ("stage[45]*",)}, r"fits 'stage\[45\]\*'; the nearest: stage1_block1"),
         ({"freeze": ("",)}, r"fits ''; the nearest: classifier, stage1_block1, stem_conv, stem_norm$"),
         (
             {"learning_rate_factors": ("head=10",)},
-            r"^optimizer\.learning_rate_factors: no parameter's path fits 'head'",
+            r"^optimizer\.learning_rate_factors: no parameter's path matches 'head'",
         ),
         ({"freeze": ("st*", "classifier")}, r"^optimizer\.freeze=\('st\*', 'classifier'\): leaves nothing to train"),
     ],

@@ -112,7 +112,7 @@ def test_splits_of_another_size_are_said_or_refused(copy, capfd):
     goes_on(data, run)
     assert capfd.readouterr().out.count(said) == 1
     write(data / "train" / "bee", 1, count=8)
-    with pytest.raises(UserError, match="the training split has 14 examples, but this run began with 12"):
+    with pytest.raises(UserError, match="the training split has 14 examples, but this run started with 12"):
         train(config(data, training__steps=7), str(run))
 
 

@@ -360,7 +360,7 @@ def test_an_evaluation_of_nothing_that_an_older_version_booked_is_forgotten(tmp_
 
 def test_a_data_set_that_changed_is_refused(tmp_path):
     train(tiny.config(), str(tmp_path))
-    with pytest.raises(UserError, match="the training split has 64 examples, but this run began with 48"):
+    with pytest.raises(UserError, match="the training split has 64 examples, but this run started with 48"):
         train(tiny.config(training__steps=8, data__fake_examples=64), str(tmp_path))
 
 
