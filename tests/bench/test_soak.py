@@ -64,7 +64,7 @@ def test_bad_arguments_are_one_line(tmp_path):
     config = "--config=configs/digits.py"
     for arguments, message in [
         (["--kills=0"], "--kills=0: must be at least 1"),
-        ([f"--workdir={tmp_path}"], "wants a new or an empty folder"),
+        ([f"--workdir={tmp_path}"], "needs a new or empty folder"),
         (["--config.training.steps=x"], "must be a whole number"),
     ]:
         with pytest.raises(UserError, match=message):

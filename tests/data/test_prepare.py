@@ -49,7 +49,7 @@ def test_arrays_are_read_by_name_afterwards(tmp_path):
     expected = {"train": list(zip(colour, LABELS, strict=True)), "test": list(zip(colour[:2], LABELS[:2], strict=True))}
     assert checksum({s: records("my_set", s, data, 3) for s in expected}) == checksum(expected)
     assert len(open_source("my_set", "train[:60%]", str(data))) == 3
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         main(["prepare", "arrays", str(tmp_path / "my-set.npz"), "--data-dir", str(data)])
     with pytest.raises(UserError, match="did you mean 'my_set'"):
         dataset_info("myset", str(data))
@@ -87,8 +87,8 @@ def test_a_folder_is_packed_with_its_bytes_and_names(tmp_path, capsys):
     [
         (["arrays"], "name the file too"),
         (["folder", "/absent"], "does not exist"),
-        (["arrays", __file__, "--name=cifar10"], "there is a data set of that name"),
-        (["arrays", __file__, "--name=Mine"], "small letters"),
+        (["arrays", __file__, "--name=cifar10"], "a data set of that name already exists"),
+        (["arrays", __file__, "--name=Mine"], "lowercase letters"),
         (["arrays", __file__], "cannot be read as .npz"),
         (["cifar11"], "did you mean .cifar1"),
         (["cifar10", "--name=x"], "are for folder, arrays, idx"),

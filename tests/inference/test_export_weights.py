@@ -87,6 +87,6 @@ def test_bad_input(workdir, tmp_path, monkeypatch):
     monkeypatch.setattr(
         weights, "to_safetensors", lambda tensors, facts: to_safetensors(dict(list(tensors.items())[1:]), facts)
     )
-    with pytest.raises(UserError, match="does not give back the checkpoint's weights; nothing was written"):
+    with pytest.raises(UserError, match="does not reproduce the checkpoint's weights; nothing was written"):
         export(workdir, "safetensors", tmp_path / "network.safetensors")
     assert list(tmp_path.iterdir()) == []

@@ -134,7 +134,7 @@ def test_a_bias_belongs_to_its_convolution_and_nothing_unused_is_kept():
             lambda x: convolution(x[..., :2], WEIGHTS, padding=((1, 1), (1, 1)), lhs_dilation=(2, 1)),
             "transposed convolution",
         ),
-        (lambda x: jnp.take_along_axis(x, (x > 0).astype(int), axis=1), "a gather that is no slice"),
+        (lambda x: jnp.take_along_axis(x, (x > 0).astype(int), axis=1), "a gather that is not a slice"),
     ],
 )
 def test_what_cannot_be_written_is_said(function, message):

@@ -43,7 +43,7 @@ def test_the_folder_says_what_the_study_is(study, tmp_path):
     assert open_directory(study) == claims  # another worker's turn
     assert not list(study.directory.rglob(".*"))
     changed = load_study(write_study(tmp_path, overrides=[*TINY, "optimizer.momentum=0.5"]), str(study.directory))
-    with pytest.raises(UserError, match="begun with another configuration"):
+    with pytest.raises(UserError, match="started with another configuration"):
         open_directory(changed)
 
 

@@ -165,7 +165,7 @@ def test_a_study_that_changed_under_its_folder_is_noticed(tmp_path):
     begun.write_text(to_json(study.rows["se"].config))
     check_same_rows(study)
     changed = load_study(write_study(tmp_path, overrides=[*TINY, "optimizer.momentum=0.5"]), str(tmp_path / "runs"))
-    with pytest.raises(UserError, match=r"row 'se' was begun with .* \(optimizer.momentum: 0.9 -> 0.5\)"):
+    with pytest.raises(UserError, match=r"row 'se' was started with .* \(optimizer.momentum: 0.9 -> 0.5\)"):
         check_same_rows(changed)
     begun.write_text("{")
     with pytest.raises(UserError, match="cannot be read"):

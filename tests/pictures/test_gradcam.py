@@ -78,5 +78,5 @@ def test_a_network_without_a_map_is_refused():
             return nn.Dense(2)(x.reshape(len(x), -1))
 
     x = sample((1, 2, 2, 1))
-    with pytest.raises(UserError, match="no module of it returns a map"):
+    with pytest.raises(UserError, match="none of its modules returns a map"):
         look(Flat(), Flat().init(jax.random.key(0), x), x)

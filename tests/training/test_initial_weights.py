@@ -270,7 +270,7 @@ def resnet_start(given):
          r"epoch; in net: stages\.\w+"),
         (lambda d: {"model": d | {"layer9.0.conv1.weight": d["conv1.weight"]}},
          r"layer9\.0\.conv1\.weight has no place in it; the file has model \(28 tensors\); in model: .*; set config"),
-        (lambda d: d | {"bn1.weight": np.ones(2, np.int64)}, r"no real numbers, .*: stem_norm/scale \(int64\); "),
+        (lambda d: d | {"bn1.weight": np.ones(2, np.int64)}, r"not real numbers, .*: stem_norm/scale \(int64\); "),
     ],
 )  # fmt: skip
 def test_a_file_of_another_network_shows_its_keys(change, message, tmp_path):

@@ -87,9 +87,9 @@ def test_the_state_is_the_usual_one_without_patterns():
     ("overrides", "message"),
     [
         ({"freeze": ("stemm*",)}, r"^optimizer\.freeze: no parameter's path matches 'stemm\*'; the nearest: stem_"),
-        ({"freeze": ("params/stemm*",)}, r"fits 'params/stemm\*'; the nearest: stem_"),
-        ({"freeze": ("stage[45]*",)}, r"fits 'stage\[45\]\*'; the nearest: stage1_block1"),
-        ({"freeze": ("",)}, r"fits ''; the nearest: classifier, stage1_block1, stem_conv, stem_norm$"),
+        ({"freeze": ("params/stemm*",)}, r"matches 'params/stemm\*'; the nearest: stem_"),
+        ({"freeze": ("stage[45]*",)}, r"matches 'stage\[45\]\*'; the nearest: stage1_block1"),
+        ({"freeze": ("",)}, r"matches ''; the nearest: classifier, stage1_block1, stem_conv, stem_norm$"),
         (
             {"learning_rate_factors": ("head=10",)},
             r"^optimizer\.learning_rate_factors: no parameter's path matches 'head'",
