@@ -183,7 +183,7 @@ def _evaluate(init: Callable[[jax.Array], TrainState], key: jax.Array) -> TrainS
 def _results(equation: core.JaxprEqn, inputs: list[Any]) -> Sequence[Any]:
     """Returns the results of one operation: by NumPy where it rounds alike, drawn, or compiled."""
     name, out = equation.primitive.name, equation.outvars[0].aval
-    if name == "broadcast_in_dim" and jnp.ndim(inputs[0]) == 0:
+    if name == "broadcast_in_dim" and jnp.ndim(inputs[0]) == 0 and isinstance(out.dtype, np.dtype):  # not of keys
         return [np.broadcast_to(np.asarray(inputs[0], out.dtype), out.shape)]
     if name in BY_NUMPY and out.dtype == np.float32:
         return [BY_NUMPY[name](*(np.asarray(value, np.float32) for value in inputs))]
@@ -203,11 +203,13 @@ def _results(equation: core.JaxprEqn, inputs: list[Any]) -> Sequence[Any]:
 
 
 def _drawn(equation: core.JaxprEqn, inputs: list[Any], count: int) -> np.ndarray | None:
-    """Returns the first `count` numbers of a longer draw, which are the same; None if the key's kind does not grant it.
+    """Returns the first `count` numbers of a longer draw, which are the same; None where that is not certain.
 
     So a network with dozens of shapes needs the programs of few lengths.
     """
     key, *limits = inputs
+    if any(map(jnp.ndim, inputs)):  # keys of several draws, or limits for each number
+        return None
     if not (jax.config.jax_threefry_partitionable and str(jax.random.key_impl(key)) == "threefry2x32"):
         return None
     draw = _draw(equation.params["name"], _length(count), equation.outvars[0].aval.dtype)

@@ -58,10 +58,10 @@ def test_a_parameter_drawn_with_a_function_of_its_own_derivative_is_drawn():
 
 def test_the_next_seed_compiles_nothing():
     create_state(init(), 0, tiny.mesh(1))
-    before = state._compiled.cache_info()
+    made = lambda: [cached.cache_info() for cached in (state._compiled, state._draw)]
+    before = made()
     create_state(init(), 1, tiny.mesh(1))
-    after = state._compiled.cache_info()
-    assert after.misses == before.misses and after.hits > before.hits
+    assert all(now.misses == then.misses and now.hits > then.hits for now, then in zip(made(), before, strict=True))
 
 
 def test_options_that_the_network_refuses_are_a_config_error():
@@ -80,6 +80,9 @@ def test_draws_of_any_shape_kind_and_length_are_those_of_a_compiled_program(kind
             "truncated": jax.random.truncated_normal(key, -1.5, 0.5, (1, 6, 2)),
             "bfloat16": jax.random.uniform(key, (9,), jnp.bfloat16),
             "scalar": jax.random.normal(key, ()),
+            "limits of their own": jax.random.uniform(key, (2, 3), minval=jnp.arange(3.0), maxval=5.0),
+            "of several keys": jax.vmap(lambda key: jax.random.normal(key, (4,)))(jax.random.split(key, 3)),
+            "of one key each": jax.vmap(jax.random.normal, in_axes=None, axis_size=2)(key),
             "integers": jax.random.randint(key, (4,), 0, 9),
             "inverse": jax.lax.erf_inv(jax.random.uniform(key, (3, 2))),
         }
