@@ -14,10 +14,14 @@ from hga_flax.processes import distributed
 def main() -> None:
     parser = ArgumentParser(description=__doc__.split("\n")[0])
     add_weights_flags(parser)
-    parser.add_argument("--checkpoint", default="best", metavar="best|latest|STEP", help="which one (default: best)")
-    parser.add_argument("--split", metavar="NAME", help="default: the run's data.eval_split")
-    parser.add_argument("--data-dir", metavar="DIR", help="where the data set lies now; default: the run's data.dir")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="images at once; default: the run's")
+    parser.add_argument(
+        "--checkpoint", default="best", metavar="best|latest|STEP", help="checkpoint to load (default: best)"
+    )
+    parser.add_argument("--split", metavar="NAME", help="split to evaluate (default: the run's data.eval_split)")
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="folder of the data set, if it has moved (default: the run's data.dir)"
+    )
+    parser.add_argument("--batch-size", type=int, metavar="N", help="batch size (default: the run's)")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     add_import_flag(parser)
     distributed.add_flags(parser)

@@ -43,14 +43,20 @@ def main() -> int:
         "images",
         nargs="+",
         metavar="IMAGE",
-        help="files, patterns, folders, or - for a list of them on standard input",
+        help="image files, patterns or folders; - reads their names from standard input",
     )
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="the N likeliest classes (default: 5)")
+    parser.add_argument(
+        "--top", type=int, default=5, metavar="N", help="number of likeliest classes to print (default: 5)"
+    )
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print one JSON object a line")
+    form.add_argument("--json", action="store_true", help="print one JSON object per line")
     form.add_argument("--csv", action="store_true", help=f"print the columns {', '.join(CSV_HEADER)}")
-    parser.add_argument("--checkpoint", default="best", metavar="best|latest|STEP", help="which one (default: best)")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="most images at once; default: the evaluation's")
+    parser.add_argument(
+        "--checkpoint", default="best", metavar="best|latest|STEP", help="checkpoint to load (default: best)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="largest batch size (default: that of the evaluation)"
+    )
     add_import_flag(parser)
     arguments = parse_with_weights(parser)
     if arguments.top < 1:

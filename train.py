@@ -17,15 +17,17 @@ def main() -> None:
     first, _, codes = __doc__.partition("\n\n")
     codes = " ".join(codes.split("\n\n")[1].split())
     parser = ArgumentParser(description=f"{first} {codes}")
-    parser.add_argument("--workdir", metavar="DIR", help="where checkpoints and metrics go")
+    parser.add_argument(
+        "--workdir", metavar="DIR", help="folder for checkpoints and metrics; a stopped run resumes from it"
+    )
     parser.add_argument(
         "--dry-run",
         "--dry_run",
         nargs="?",
         const="lower",
         choices=("lower", "compile"),
-        help="check everything, print model, schedule, memory and time, and stop; needs no --workdir; "
-        "=compile also compiles the step, for its exact memory",
+        help="check everything, print the model, the schedule, memory and time, then exit; needs no --workdir; "
+        "=compile also compiles the step to find its exact memory",
     )
     parser.add_argument(
         "--profile",
@@ -34,7 +36,7 @@ def main() -> None:
         const=5,
         default=0,
         metavar="STEPS",
-        help="trace so many steps (default: 5) for TensorBoard's profile page",
+        help="trace this many steps (default: 5) for TensorBoard's profile page",
     )
     add_import_flag(parser)
     distributed.add_flags(parser)

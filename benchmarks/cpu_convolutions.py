@@ -73,7 +73,7 @@ def programs(form: Callable[..., jax.Array], mesh: jax.sharding.Mesh, arrays: tu
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--set", choices=SHAPES, help="the shapes of one set (default: all)")
+    parser.add_argument("--set", choices=SHAPES, help="set of shapes (default: all)")
     chosen = parser.parse_args().set
     jax.config.update("jax_num_cpu_devices", available_cores())
     mesh = jax.make_mesh((jax.device_count(),), ("data",))

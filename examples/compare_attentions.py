@@ -58,13 +58,13 @@ def compare(attention: str, train: tuple, test: tuple, steps: int, seeds: int) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="digits", help='"folder", or the name of a prepared data set')
-    parser.add_argument("--dir", default="", help="the folder of images, or where prepared data sets lie")
-    parser.add_argument("--eval-split", default="test", help="of the images that are not trained on")
-    parser.add_argument("--size", type=int, default=8, help="height and width that the images get")
-    parser.add_argument("--attentions", default="none,se,hga", help="names of hga_flax.attention_names()")
-    parser.add_argument("--steps", type=int, default=200, help="of 64 images")
-    parser.add_argument("--seeds", type=int, default=3, help="networks of each attention")
+    parser.add_argument("--data", default="digits", help='"folder" or the name of a prepared data set')
+    parser.add_argument("--dir", default="", help="folder of the images or of the prepared data sets")
+    parser.add_argument("--eval-split", default="test", help="split to evaluate on")
+    parser.add_argument("--size", type=int, default=8, help="height and width of the images in pixels")
+    parser.add_argument("--attentions", default="none,se,hga", help="names from hga_flax.attention_names()")
+    parser.add_argument("--steps", type=int, default=200, help="training steps of 64 images")
+    parser.add_argument("--seeds", type=int, default=3, help="networks per attention")
     given = parser.parse_args()
     for name in set(given.attentions.split(",")) - set(known := attention_names()):
         raise UserError(f"--attentions: unknown attention '{name}'{nearest(name, known)}; known: {', '.join(known)}")

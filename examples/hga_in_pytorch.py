@@ -60,7 +60,7 @@ def add_hga(network: nn.Module, **options) -> nn.Module:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", help="what `export --format=safetensors` wrote")
+    parser.add_argument("file", help="file written by `python -m hga_flax export --format=safetensors`")
     parser.add_argument("images", nargs="?", help=".npy file of normalised images, float32 [B, C, H, W]")
     arguments = parser.parse_args()
     import timm

@@ -33,7 +33,7 @@ class Net(nn.Module):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=200, help="of 128 digits (200)")
+    parser.add_argument("--steps", type=int, default=200, help="training steps of 128 digits (default: 200)")
     steps = parser.parse_args().steps
 
     digits = load_digits()

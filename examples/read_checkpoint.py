@@ -19,9 +19,9 @@ from hga_flax.images.device_augmentation import normalize
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workdir", help="the folder of a run")
+    parser.add_argument("workdir", help="folder of a run")
     parser.add_argument("--checkpoint", default="latest", help="best, latest (the default) or a step")
-    parser.add_argument("--images", type=int, default=8, help="of the evaluation split (8)")
+    parser.add_argument("--images", type=int, default=8, help="number of images from the evaluation split (default: 8)")
     arguments = parser.parse_args()
 
     restored = restore_workdir(arguments.workdir, arguments.checkpoint)

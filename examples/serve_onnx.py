@@ -48,9 +48,11 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("network", help="the file that `python -m hga_flax export --format=onnx` wrote")
+    parser.add_argument("network", help="file written by `python -m hga_flax export --format=onnx`")
     parser.add_argument("images", nargs="+", metavar="IMAGE")
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="the N likeliest classes (default: 5)")
+    parser.add_argument(
+        "--top", type=int, default=5, metavar="N", help="number of likeliest classes to print (default: 5)"
+    )
     arguments = parser.parse_args()
 
     try:

@@ -12,25 +12,28 @@ from hga_flax.errors import ArgumentParser, UserError, run_main
 # and is imported only when its command is called. If it takes `--config` or sets `takes_overrides`, the
 # `--config.key=value` arguments are in `arguments.overrides`.
 COMMANDS = {
-    "paper": ("hga_flax.paper.command", "the paper's tables and equations beside ours"),
-    "bench": ("hga_flax.bench.command", "measure how fast the loader, the attentions or whole training steps are"),
-    "soak": ("hga_flax.bench.soak", "train under SIGKILL and compare with an undisturbed run, bit for bit"),
+    "paper": ("hga_flax.paper.command", "compare the paper's tables and equations with ours"),
+    "bench": ("hga_flax.bench.command", "time the data loader, the attentions or whole training steps"),
+    "soak": (
+        "hga_flax.bench.soak",
+        "kill and resume a training run, and compare it bit by bit with an undisturbed one",
+    ),
     "compile": (
         "hga_flax.bench.compile",
-        "compile the training step for GPUs or TPUs, without one",
+        "compile the training step for GPUs or TPUs on a machine without them",
     ),
-    "tpu": ("hga_flax.bench.compile", "the same as compile, by its former name"),
+    "tpu": ("hga_flax.bench.compile", "former name of compile"),
     "runs": ("hga_flax.pictures.runs", "list the runs in folders: network, attention, data, steps, best error, state"),
-    "plot": ("hga_flax.pictures.plot", "draw the loss and error curves of runs, the paper's values as lines"),
-    "explain": ("hga_flax.pictures.explain", "draw what a trained network looks at: Grad-CAM, gates and their cells"),
-    "summary": ("hga_flax.pictures.summary", "a network part by part: shapes, parameters, operations, attention"),
-    "networks": ("hga_flax.counting.networks", "every network's size and cost, plain and with an attention"),
+    "plot": ("hga_flax.pictures.plot", "plot the loss and error curves of runs, with the paper's values as lines"),
+    "explain": ("hga_flax.pictures.explain", "show what a trained network looks at: Grad-CAM, gates and their cells"),
+    "summary": ("hga_flax.pictures.summary", "summarise a network: shapes, parameters, operations, attention"),
+    "networks": ("hga_flax.counting.networks", "list the size and cost of every network, with and without attention"),
     "export": (
         "hga_flax.inference.export",
-        "write a run's network as a file: StableHLO, ONNX, or weights for PyTorch",
+        "export a network as StableHLO, as ONNX or as weights for PyTorch",
     ),
-    "study": ("hga_flax.lab.command", "run what a study lacks: rows x seeds, with any number of workers"),
-    "report": ("hga_flax.lab.report", "what a study shows: means, paired differences, their uncertainty, plots"),
+    "study": ("hga_flax.lab.command", "run the missing runs of a study (rows x seeds), with any number of workers"),
+    "report": ("hga_flax.lab.report", "report a study: means, paired differences and their uncertainty, plots"),
     "prepare": ("hga_flax.data.prepare", "write a data set as array_record files"),
 }
 
@@ -42,6 +45,8 @@ def main(argv: list[str] | None = None) -> int | None:
         UserError: bad input to the command.
     """
     argv, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+    if argv[:1] in (["train"], ["evaluate"], ["predict"]):
+        raise UserError(f"{argv[0]} is a script of its own: python {argv[0]}.py ...")
     parser = ArgumentParser(
         prog="python -m hga_flax", description="Image classification with Hierarchical Global Attention."
     )

@@ -120,7 +120,7 @@ def main() -> int:
     kinds = parser.add_subparsers(dest="kind", required=True)
     kinds.add_parser("hga", help="the mechanism, in both forms").add_argument("file")
     kinds.add_parser("models", help="networks with rule-made weights").add_argument("file")
-    cifar = kinds.add_parser("cifar", help="a public CIFAR checkpoint, which lies beside the file")
+    cifar = kinds.add_parser("cifar", help="a public CIFAR checkpoint in the folder of the file")
     cifar.add_argument("file")
     cifar.add_argument("images", nargs="?", help="folder or archive (default: ../cifar10_jpeg/test.tar.xz)")
     arguments = parser.parse_args()

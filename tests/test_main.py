@@ -45,6 +45,12 @@ def test_every_command_has_help(name, capsys):
     assert f"hga_flax {name}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("script", ["train", "evaluate", "predict"])
+def test_a_script_called_as_a_command_is_named(script):
+    with pytest.raises(UserError, match=f"^{script} is a script of its own: python {script}.py"):
+        main([script, "--workdir=runs/absent"])
+
+
 def test_a_table_as_a_subprocess():
     done = call("paper", "equations", "--json")
     assert done.returncode == 0, done.stderr

@@ -250,15 +250,20 @@ def predict(out: pathlib.Path, topology: str, tiny: bool) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", required=True, metavar="DIR", help="where the output and the runs go; kept for later")
-    parser.add_argument("--images", metavar="FOLDER", help="CIFAR-10 as JPEG, a folder or the archives of one")
-    parser.add_argument("--minutes", type=float, default=8.0, metavar="M", help="of this call (default: 8)")
     parser.add_argument(
-        "--scratch", metavar="DIR", help="for images and workdirs (default: in the folder of temporary files)"
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="folder for the output and the runs, from which a later call resumes",
     )
-    parser.add_argument("--only", metavar="PART,...", help="these parts alone: tests, step_resnet50, soak, ...")
-    parser.add_argument("--tiny", action="store_true", help="the rehearsal, on a CPU")
-    parser.add_argument("--predict", metavar="TOPOLOGY", help="compile the steps for h100, h200, ... instead, and stop")
+    parser.add_argument("--images", metavar="FOLDER", help="CIFAR-10 as JPEGs: a folder, or a folder of archives")
+    parser.add_argument("--minutes", type=float, default=8.0, metavar="M", help="time budget of this call (default: 8)")
+    parser.add_argument("--scratch", metavar="DIR", help="folder for images and workdirs (default: a temporary one)")
+    parser.add_argument("--only", metavar="PART,...", help="run only these parts: tests, step_resnet50, soak, ...")
+    parser.add_argument("--tiny", action="store_true", help="rehearse on a CPU")
+    parser.add_argument(
+        "--predict", metavar="TOPOLOGY", help="compile the steps for h100, h200, ... instead, then exit"
+    )
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     began, out = time.monotonic(), pathlib.Path(arguments.out).absolute()

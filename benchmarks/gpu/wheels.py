@@ -53,9 +53,13 @@ def commands(python: str, out: pathlib.Path) -> list[list[str]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", default="wheels", metavar="DIR", help="where the wheels go (default: wheels)")
-    parser.add_argument("--python", default="3.12", metavar="X.Y", help="of the other machine (default: 3.12)")
-    parser.add_argument("--limit-mib", type=float, default=60.0, metavar="N", help="what may be carried (default: 60)")
+    parser.add_argument("--out", default="wheels", metavar="DIR", help="folder for the wheels (default: wheels)")
+    parser.add_argument(
+        "--python", default="3.12", metavar="X.Y", help="Python version of the other machine (default: 3.12)"
+    )
+    parser.add_argument(
+        "--limit-mib", type=float, default=60.0, metavar="N", help="largest total size in MiB (default: 60)"
+    )
     arguments = parser.parse_args()
     out = pathlib.Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)

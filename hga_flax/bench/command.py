@@ -30,24 +30,43 @@ MODELS = "resnet50:none,resnet50:se,resnet50:hga,resnet50:hga-conv"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     kinds = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
-    loader = kinds.add_parser("input", help="the loader of a configuration")
+    loader = kinds.add_parser(
+        "input", help="time the data loader of a configuration", description="Time the data loader of a configuration."
+    )
     add_config_flags(loader)
-    loader.add_argument("--compare", action="store_true", help="time tf.data and torch with Pillow too, on JPEGs")
+    loader.add_argument("--compare", action="store_true", help="also time tf.data and PyTorch with Pillow, on JPEGs")
     loader.add_argument("--seconds", type=float, default=5.0, help="length of each measurement (default: 5)")
-    attention = kinds.add_parser("attention", help="every attention at ResNet-50's four stages")
-    attention.add_argument("--attentions", metavar="NAMES", help="comma-separated (default: all, and hga-conv)")
-    attention.add_argument("--batch", type=int, default=8, help="images (default: 8)")
-    attention.add_argument("--rounds", type=int, default=7, help="turns of each (default: 7)")
-    step = kinds.add_parser("step", help="whole training steps")
-    step.add_argument("--models", default=MODELS, metavar="NETWORK:ATTENTION,...", help=f"default: {MODELS}")
-    step.add_argument("--batch", type=int, default=16, help="images a step (default: 16)")
-    step.add_argument("--image-size", type=int, default=224, help="height and width, pixels (default: 224)")
-    step.add_argument("--steps", type=int, default=10, help="rounds of one or more steps of each (default: 10)")
+    attention = kinds.add_parser(
+        "attention",
+        help="time every attention at the four stages of ResNet-50",
+        description="Time every attention at the four stages of ResNet-50.",
+    )
+    attention.add_argument(
+        "--attentions", metavar="NAMES", help="attentions, separated by commas (default: all, and hga-conv)"
+    )
+    attention.add_argument("--batch", type=int, default=8, help="batch size (default: 8)")
+    attention.add_argument("--rounds", type=int, default=7, help="measurements of each attention (default: 7)")
+    step = kinds.add_parser("step", help="time whole training steps", description="Time whole training steps.")
     step.add_argument(
-        "--vs-torch", action="store_true", help="PyTorch's counterparts too: timm's, and HGA as one writes it"
+        "--models",
+        default=MODELS,
+        metavar="NETWORK:ATTENTION,...",
+        help=f"networks and their attentions (default: {MODELS})",
+    )
+    step.add_argument("--batch", type=int, default=16, help="batch size (default: 16)")
+    step.add_argument(
+        "--image-size", type=int, default=224, help="height and width of the images in pixels (default: 224)"
+    )
+    step.add_argument("--steps", type=int, default=10, help="measurements of each network (default: 10)")
+    step.add_argument(
+        "--vs-torch",
+        action="store_true",
+        help="also time PyTorch's counterparts: timm's networks, and HGA written by convolutions",
     )
     for kind in (attention, step):
-        kind.add_argument("--dtype", choices=DTYPES, default="float32", help="of the computation (default: float32)")
+        kind.add_argument(
+            "--dtype", choices=DTYPES, default="float32", help="data type of the computation (default: float32)"
+        )
     for kind in (loader, attention, step):
         kind.add_argument("--json", action="store_true", help="print a list of rows as JSON")
 

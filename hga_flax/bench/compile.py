@@ -30,14 +30,20 @@ COMPILE_LIMIT = 600  # seconds a sweep allows for one compilation
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     add_config_flags(parser)
-    parser.add_argument("--topology", default="v5e:2x4", help=f"v5e:2x4 (default) or another: {EXAMPLES}, ...")
-    parser.add_argument("--batch", type=int, help="images a device (default: training.batch_size over the devices)")
-    parser.add_argument("--compare", metavar="NAMES", help="attentions to compile one after the other: none,se,hga")
+    parser.add_argument(
+        "--topology", default="v5e:2x4", help=f"accelerators to compile for, for example {EXAMPLES} (default: v5e:2x4)"
+    )
+    parser.add_argument("--batch", type=int, help="batch size per device (default: training.batch_size / devices)")
+    parser.add_argument(
+        "--compare", metavar="NAMES", help="attentions to compile in turn and compare, for example none,se,hga"
+    )
     parser.add_argument("--top", type=int, metavar="N", help="list the N kernels that move the most bytes")
-    parser.add_argument("--sweep", action="store_true", help="find the largest batch a device that fits")
+    parser.add_argument(
+        "--sweep", action="store_true", help="find the largest batch size per device that fits into memory"
+    )
     parser.add_argument(
         "--compile-limit", type=float, default=COMPILE_LIMIT, metavar="SECONDS",
-        help="--sweep: a batch whose compilation takes longer counts as one that does not fit (default 600)",
+        help="--sweep: a batch size that takes longer to compile counts as too large (default: 600)",
     )  # fmt: skip
     parser.add_argument(
         "--json", action="store_true", help="print the result (--sweep, --compare: a list of them) as JSON"

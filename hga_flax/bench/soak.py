@@ -62,9 +62,13 @@ class Kill:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     add_config_flags(parser)
-    parser.add_argument("--kills", type=int, default=10, metavar="N", help="how many (default: 10)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments of the kills (default: 0)")
-    parser.add_argument("--workdir", metavar="DIR", help="new or empty, and kept; default: a temporary folder")
+    parser.add_argument("--kills", type=int, default=10, metavar="N", help="number of kills (default: 10)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the random times of the kills (default: 0)"
+    )
+    parser.add_argument(
+        "--workdir", metavar="DIR", help="new or empty folder, which is kept (default: a temporary one)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
 

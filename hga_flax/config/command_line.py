@@ -34,17 +34,20 @@ def import_flags() -> list[str]:
 def add_import_flag(parser: argparse.ArgumentParser) -> None:
     """Adds `--import`, which loads a module that registers attentions from outside the project."""
     parser.add_argument(
-        "--import", action=Import, metavar="MODULE", help="import this first: it registers an attention of yours"
+        "--import",
+        action=Import,
+        metavar="MODULE",
+        help="Python module to import first, for example one that registers your attention",
     )
 
 
 def add_config_flags(parser: argparse.ArgumentParser) -> None:
     """Adds `--config` and `--recipe`. Every configuration key is also a flag, see `split_overrides`."""
-    parser.add_argument("--config", required=True, metavar="FILE", help="a file of configs/; its keys are flags too")
+    parser.add_argument("--config", required=True, metavar="FILE", help="configuration file; its keys are flags too")
     parser.add_argument(
         "--recipe",
         metavar="NAME",
-        help="train by a file of configs/recipes/: paper, modern-100, modern-300, or yours.py",
+        help="training recipe: paper, modern-100, modern-300 or a file of your own",
     )
 
 
@@ -59,18 +62,20 @@ def add_weights_flags(parser: argparse.ArgumentParser, *, many: bool = False) ->
         many: whether `--workdir` may be repeated.
     """
     again: dict[str, Any] = {"action": "append"} if many else {}
-    more = "; again for each run" if many else ""
-    parser.add_argument("--workdir", metavar="DIR", help=f"the folder that train.py was given{more}", **again)
+    more = "; repeat for each run" if many else ""
+    parser.add_argument("--workdir", metavar="DIR", help=f"folder of the run (train.py --workdir){more}", **again)
     parser.add_argument(
         "--weights",
         metavar="FILE|DIR|ema|raw",
-        help="instead of --workdir a file of torchvision's, timm's or a CIFAR program's weights, or a run's folder; "
-        "with --workdir which of a run's: ema (default where training.ema_decay kept an average) or raw",
+        help="without --workdir: a weights file (torchvision, timm, CIFAR checkpoints) or the folder of a run; "
+        "with --workdir: ema (default for a run with training.ema_decay) or raw",
     )
-    parser.add_argument("--model", metavar="NAME", help="of --weights=FILE: the network, such as resnet50")
-    parser.add_argument("--attention", metavar="NAME", help="of --weights=FILE: its attention (default: none)")
+    parser.add_argument("--model", metavar="NAME", help="network in --weights=FILE, for example resnet50")
+    parser.add_argument("--attention", metavar="NAME", help="attention in --weights=FILE (default: none)")
     parser.add_argument(
-        "--config", metavar="FILE", help="of --weights: a file of configs/; its keys are flags too, and data.* wins"
+        "--config",
+        metavar="FILE",
+        help="with --weights: configuration file; its keys are flags too, and its data.* take precedence",
     )
 
 

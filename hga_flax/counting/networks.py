@@ -22,9 +22,17 @@ SIZE = 224
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("names", nargs="*", metavar="NAME", help="networks, or patterns as 'res2net*' (default: all)")
-    parser.add_argument("--attention", default="hga", metavar="NAME", help="what is put into them (default: hga)")
-    parser.add_argument("--image-size", type=int, default=SIZE, metavar="N", help=f"of the image (default: {SIZE})")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="networks or patterns such as 'res2net*' (default: all)"
+    )
+    parser.add_argument("--attention", default="hga", metavar="NAME", help="attention to add (default: hga)")
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        default=SIZE,
+        metavar="N",
+        help=f"height and width of the image in pixels (default: {SIZE})",
+    )
     parser.add_argument("--json", action="store_true", help="print a list of rows as JSON instead")
 
 

@@ -37,15 +37,17 @@ IMAGENET = {"ILSVRC2012_img_train.tar": 147_897_477_120, "ILSVRC2012_img_val.tar
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("dataset", metavar="NAME", help="a TFDS data set, or: folder DIR, arrays FILE.npz, idx DIR")
-    parser.add_argument("path", nargs="?", help="what to pack, for folder, arrays and idx")
-    parser.add_argument("--name", help="folder, arrays, idx: the name of the new data set; default: that of the path")
-    parser.add_argument("--class-names", default="", help="arrays, idx: names of the classes, with commas between")
-    parser.add_argument("--data-dir", default="", help="where TFDS data sets lie; default: as in data.dir")
+    parser.add_argument(
+        "dataset", metavar="NAME", help="name of a TFDS data set, or: folder DIR, arrays FILE.npz, idx DIR"
+    )
+    parser.add_argument("path", nargs="?", help="input of folder, arrays and idx")
+    parser.add_argument("--name", help="folder, arrays, idx: name of the new data set (default: from the path)")
+    parser.add_argument("--class-names", default="", help="arrays, idx: class names, separated by commas")
+    parser.add_argument("--data-dir", default="", help="folder of TFDS data sets (default: as for data.dir)")
     parser.add_argument(
         "--manual-dir",
         default="",
-        help="where files lie that one must fetch oneself; default: DATA_DIR/downloads/manual",
+        help="folder of archives that must be downloaded by hand (default: DATA_DIR/downloads/manual)",
     )
 
 

@@ -40,10 +40,14 @@ Network = Callable[[Any], dict[str, Any]]  # images -> logits and probabilities
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     add_weights_flags(parser)
-    parser.add_argument("--format", required=True, choices=("stablehlo", "onnx", "safetensors"), help="of the file")
-    parser.add_argument("--out", required=True, metavar="PATH", help="the file; an older one is replaced")
-    parser.add_argument("--checkpoint", default="best", metavar="best|latest|STEP", help="which one (default: best)")
-    parser.add_argument("--data-dir", metavar="DIR", help="where the data set lies now; default: the run's data.dir")
+    parser.add_argument("--format", required=True, choices=("stablehlo", "onnx", "safetensors"), help="file format")
+    parser.add_argument("--out", required=True, metavar="PATH", help="output file; an existing one is replaced")
+    parser.add_argument(
+        "--checkpoint", default="best", metavar="best|latest|STEP", help="checkpoint to load (default: best)"
+    )
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="folder of the data set, if it has moved (default: the run's data.dir)"
+    )
     add_import_flag(parser)
 
 

@@ -26,31 +26,42 @@ HARDWARE = ("threads", "devices")  # flags of the same names as the keys of a st
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("file", metavar="FILE", help="a study, such as studies/smoke.py")
-    parser.add_argument("--dir", metavar="DIR", help="where the runs go, shared by all workers (default: the file's)")
+    parser.add_argument("file", metavar="FILE", help="study file, for example studies/smoke.py")
+    parser.add_argument(
+        "--dir", metavar="DIR", help="folder for the runs, shared by all workers (default: set in the study file)"
+    )
     add_study_flags(parser)
     parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="processes here, which share the cores or GPUs (default: 1)"
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="worker processes on this machine, which share its cores or GPUs (default: 1)",
     )
     parser.add_argument(
         "--threads",
         type=int,
         metavar="N",
-        help="of XLA for each run on CPUs; changes the results (default: the file's)",
+        help="XLA threads per run on CPUs; changes the results (default: set in the study file)",
     )
-    parser.add_argument("--devices", type=int, metavar="N", help="GPUs of each run; changes the results, too")
+    parser.add_argument("--devices", type=int, metavar="N", help="GPUs per run; changes the results")
     parser.add_argument(
-        "--minutes", type=float, metavar="M", help="begin no run that would end later (default: the file's budget)"
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="time budget: start no run that would exceed it (default: set in the study file)",
     )
-    parser.add_argument("--retry", action="store_true", help="make runs that failed again")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and an estimate of time, and stop")
+    parser.add_argument("--retry", action="store_true", help="repeat failed runs")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and the estimated time, then exit")
     parser.add_argument("--part", help=argparse.SUPPRESS)  # I/N: marks a worker that this command starts
 
 
 def add_study_flags(parser: argparse.ArgumentParser) -> None:
     """Declares the flags that select a variant of a study file: `--scale`, and any configuration key."""
-    parser.add_argument("--scale", metavar="NAME", help="one of the sizes that the file has (default: its first)")
-    parser.epilog = "A key of the configuration is a flag too, for all rows: --config.data.name=cifar10"
+    parser.add_argument(
+        "--scale", metavar="NAME", help="size of the study, one of those in its file (default: the first)"
+    )
+    parser.epilog = "Every configuration key is a flag too and applies to all rows: --config.data.name=cifar10"
     parser.set_defaults(takes_overrides=True)
 
 

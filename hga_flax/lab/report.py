@@ -14,19 +14,23 @@ SUFFIXES = {"markdown": "md", "csv": "csv", "json": "json"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("study", metavar="STUDY", help="a study file, the folder of one, or a report's JSON")
-    parser.add_argument("--dir", metavar="DIR", help="the study's folder (default: the file's)")
+    parser.add_argument("study", metavar="STUDY", help="study file, folder of a study, or the JSON of a saved report")
+    parser.add_argument("--dir", metavar="DIR", help="folder of the study's runs (default: set in the study file)")
     add_study_flags(parser)
-    parser.add_argument("--format", choices=FORMATS, default="terminal", help="of what is printed (default: terminal)")
+    parser.add_argument("--format", choices=FORMATS, default="terminal", help="output format (default: terminal)")
     parser.add_argument(
-        "--save", metavar="DIR", help="also write DIR/NAME.md, .csv, .json and the plots, .png and .svg"
+        "--save", metavar="DIR", help="also write DIR/NAME.md, .csv and .json, and the plots as .png and .svg"
     )
-    parser.add_argument("--runs", action="store_true", help="print the workdir and the command of every run")
+    parser.add_argument("--runs", action="store_true", help="also print the workdir and the command of every run")
     parser.add_argument(
-        "--metric", choices=METRICS, default=METRICS[0], help=f"what is compared (default: {METRICS[0]})"
+        "--metric", choices=METRICS, default=METRICS[0], help=f"metric to compare (default: {METRICS[0]})"
     )
-    parser.add_argument("--baseline", metavar="ROW", help="compare all rows with this one (default: the study's)")
-    parser.add_argument("--time", action="store_true", help="first measure each row's training step here, in turns")
+    parser.add_argument(
+        "--baseline", metavar="ROW", help="row to compare the others with (default: set in the study file)"
+    )
+    parser.add_argument(
+        "--time", action="store_true", help="first time the training step of each row on this machine, in turn"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:

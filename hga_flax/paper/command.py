@@ -30,13 +30,13 @@ EQUAL_EQUATIONS = ("8", "9", "10", "12")  # Eq. 11 includes Eq. 9, which counts 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("table", choices=CHOICES, metavar="TABLE", help="one of " + ", ".join(CHOICES))
+    parser.add_argument("table", choices=CHOICES, metavar="TABLE", help="one of: " + ", ".join(CHOICES))
     parser.add_argument("--json", action="store_true", help="print a list of rows as JSON instead")
     parser.add_argument(
         "--results",
         type=pathlib.Path,
         metavar="FILE",
-        help="errors of our runs (default: results/paper.json where it exists)",
+        help="JSON file with the errors of our runs (default: results/paper.json if it exists)",
     )
 
 

@@ -28,16 +28,21 @@ EXTREMES = 3  # how many of the most closed and of the most open channels are li
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     parser.add_argument(
-        "images", nargs="+", metavar="IMAGE", help=f"files, patterns or folders: up to {MOST_IMAGES} images"
+        "images", nargs="+", metavar="IMAGE", help=f"image files, patterns or folders; at most {MOST_IMAGES} images"
     )
     add_weights_flags(parser, many=True)
     parser.add_argument(
-        "--out", default="explain.png", metavar="PATH", help="PATH.png, .svg or .pdf; no ending: PNG and SVG"
+        "--out",
+        default="explain.png",
+        metavar="PATH",
+        help="output file: .png, .svg or .pdf; without a suffix, both PNG and SVG (default: explain.png)",
     )
     parser.add_argument(
-        "--class", dest="wanted", metavar="NAME|INDEX", help="explain this class (default: the predicted one)"
+        "--class", dest="wanted", metavar="NAME|INDEX", help="class to explain (default: the predicted one)"
     )
-    parser.add_argument("--checkpoint", default="best", metavar="best|latest|STEP", help="which one (default: best)")
+    parser.add_argument(
+        "--checkpoint", default="best", metavar="best|latest|STEP", help="checkpoint to load (default: best)"
+    )
     add_import_flag(parser)
 
 

@@ -32,16 +32,29 @@ TICKS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="the folder of a run")
+    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="folder of a run")
     parser.add_argument(
-        "--out", default="curves", metavar="PATH", help="PATH.png, .svg or .pdf; no ending: PNG and SVG (curves)"
+        "--out",
+        default="curves",
+        metavar="PATH",
+        help="output file: .png, .svg or .pdf; without a suffix, both PNG and SVG (default: curves)",
     )
     parser.add_argument(
-        "--metric", default="loss,top1_error", metavar="NAMES", help="comma-separated (default: loss,top1_error)"
+        "--metric",
+        default="loss,top1_error",
+        metavar="NAMES",
+        help="metrics, separated by commas (default: loss,top1_error)",
     )
-    parser.add_argument("--x", choices=("step", "epoch"), default="step", help="epochs ask for the data (step)")
-    parser.add_argument("--log", action="store_true", help="logarithmic values; zeros are left out")
-    parser.add_argument("--label", action="append", metavar="NAME", help="of a run, once for each, in their order")
+    parser.add_argument(
+        "--x",
+        choices=("step", "epoch"),
+        default="step",
+        help="horizontal axis (default: step); epoch needs the data set",
+    )
+    parser.add_argument("--log", action="store_true", help="logarithmic vertical axis; zeros are omitted")
+    parser.add_argument(
+        "--label", action="append", metavar="NAME", help="legend label of a run; repeat in the order of the runs"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:

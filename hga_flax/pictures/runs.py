@@ -80,9 +80,12 @@ SORTS: dict[str, Callable[[Row], Any]] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("dirs", nargs="+", metavar="DIR", help="folders of this machine, searched with all below them")
+    parser.add_argument("dirs", nargs="+", metavar="DIR", help="local folders to search, with all their subfolders")
     parser.add_argument(
-        "--sort", choices=SORTS, default="folder", help="order: by name, lowest error first, last written first"
+        "--sort",
+        choices=SORTS,
+        default="folder",
+        help="sort by name, by lowest error or by most recently written (default: folder)",
     )
     parser.add_argument("--json", action="store_true", help="print a list of objects as JSON instead of the table")
 

@@ -21,8 +21,8 @@ FORMATS = ("terminal", "markdown", "json")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     add_weights_flags(parser)
-    parser.add_argument("--blocks", action="store_true", help="a row for each block and not for each stage")
-    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="default: terminal")
+    parser.add_argument("--blocks", action="store_true", help="one row per block instead of one per stage")
+    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="output format (default: terminal)")
     add_import_flag(parser)
 
 

@@ -51,9 +51,9 @@ def _spelled(flag: str) -> str:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that make a command one of several processes."""
     group = parser.add_argument_group("several processes, each with its own devices (else detected: docs/scaling.md)")
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="an address of process 0, with a free port")
-    group.add_argument("--num-processes", "--num_processes", type=int, metavar="N", help="how many there are")
-    group.add_argument("--process-id", "--process_id", type=int, metavar="I", help="which one this is, from 0")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0 and a free port there")
+    group.add_argument("--num-processes", "--num_processes", type=int, metavar="N", help="number of processes")
+    group.add_argument("--process-id", "--process_id", type=int, metavar="I", help="index of this process, from 0")
 
 
 def launcher(environment: dict[str, str] | os._Environ = os.environ) -> str | None:
