@@ -133,7 +133,7 @@ KEYS = {
         whole(0, 1024),
         effect=(
             lambda c: not c.data.num_workers,
-            "data.num_workers stands in the threads' place; set it to 0 for threads",
+            "data.num_workers reads with processes instead of threads; set it to 0 to use threads",
         ),
     ),
     "data.num_workers": Key(whole(0, 1024), before=0),

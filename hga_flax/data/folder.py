@@ -178,8 +178,10 @@ def _say_ignored(folder: pathlib.Path, ignored: Endings) -> None:
     if line := ignored_line(ignored, str(folder)):
         print(line, file=sys.stderr)
     if loose:
-        lie = "image that lies" if loose == 1 else "images that lie"
-        print(f"ignored {loose:,} {lie} in {folder} itself, in the folder of no class", file=sys.stderr)
+        print(
+            f"ignored {loose:,} image{'s' * (loose != 1)} directly in {folder}, outside the class folders",
+            file=sys.stderr,
+        )
 
 
 def _entries(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -116,7 +116,7 @@ def pack(
 def write_once(data_dir: pathlib.Path, name: str, version: str, write: Callable[[pathlib.Path], None]) -> pathlib.Path:
     """Makes `write(scratch)` prepare `scratch/name/version`, and moves that to `data_dir/name/version`.
 
-    A killed preparation leaves nothing that looks complete, and the next one starts afresh. If two processes
+    A killed preparation leaves nothing that looks complete, and the next one starts over. If two processes
     prepare at once, both use the files of the one that finishes first.
     """
     target = data_dir / name / version

@@ -98,7 +98,7 @@ def _earlier_threads(study: Study, say: Callable[[str], None]) -> int | None:
     found = Counter(int(m[1]) for r in results if (m := CORES.fullmatch(str(r.get("device", "")))))
     if len(found) > 1:
         numbers = ", ".join(f"{n} with {count(threads, 'thread')}" for threads, n in sorted(found.items()))
-        say(f"warning: the runs in {study.directory} do not compare: {numbers}; --dir=DIR makes them anew elsewhere")
+        say(f"warning: the runs in {study.directory} are not comparable: {numbers}; repeat them with --dir=NEW")
     begun = sum(not run.is_over for run in runs)
     threads = found.most_common(1)[0][0] if found else None
     if begun:

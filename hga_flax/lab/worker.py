@@ -137,7 +137,7 @@ def _make(
             write_text(run.workdir / "result.json", json.dumps(end, indent=2) + "\n")
     except Interrupted:
         raise
-    except Exception as error:  # not only user errors, also running out of memory for example: the other rows go on
+    except Exception as error:  # not only user errors, also running out of memory for example: the other rows continue
         if not isinstance(error, UserError):
             with (run.workdir / "log.txt").open("a") as log:
                 traceback.print_exc(file=log)

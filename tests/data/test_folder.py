@@ -113,7 +113,7 @@ def test_images_of_every_kind_and_in_sub_folders_are_read_and_the_rest_is_counte
     assert names == ["0.JPG", "1.webp", "x.bmp", "y.tif", "z.jfif", "sub/a.jpg", "sub/deep/b.gif"]
     assert capsys.readouterr().err.splitlines() == [
         f"ignored 5 files that are no images in {root}/train: 2 .cr2, 2 .txt, 1 .csv",
-        f"ignored 1 image that lies in {root}/train itself, in the folder of no class",
+        f"ignored 1 image directly in {root}/train, outside the class folders",
     ]
 
 

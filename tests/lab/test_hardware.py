@@ -69,7 +69,7 @@ def test_a_folder_without_the_file_goes_on_as_its_results_say(tmp_path):
     write_result(runs[1].workdir, 1.0, device="1 CPU core")
     write_result(runs[2].workdir, 1.0, device="2 CPU threads")
     assert settle(study, said.append).threads == 2
-    assert "do not compare: 1 with 1 thread, 2 with 2 threads" in said.pop()
+    assert "are not comparable: 1 with 1 thread, 2 with 2 threads" in said.pop()
     runs[3].workdir.mkdir(parents=True)
     settle(study, said.append)
     assert "1 run in" in said[1] and "will continue with 2" in said[1]
