@@ -91,7 +91,7 @@ def main() -> int:
     if not count:
         raise UserError("no images: standard input was empty")
     if bad:
-        raise UserError(f"{bad:,} of {count:,} images could not be labelled; they are named above")
+        raise UserError(f"could not label {bad:,} of {count:,} images; see the lines above")
     return 0
 
 
@@ -121,7 +121,7 @@ def label(predictor, files, total: int | None, line: Callable[..., str]) -> tupl
             count += 1
             if isinstance(row, BadImage):
                 bad += 1
-                print(f"{file}: {row}", file=sys.stderr)
+                print(f"{file or repr(file)}: {row}", file=sys.stderr)
             else:
                 write(line(file, row))
             progress.advance(task)

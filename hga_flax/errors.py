@@ -10,7 +10,7 @@ import select
 import sys
 import traceback
 from collections.abc import Callable, Iterable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 BROKEN_PIPE = 141  # exit code after a broken pipe: 128 + SIGPIPE
 _aliases: dict[str, str] = {}
@@ -61,6 +61,14 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses as argparse does, but refuses a flag without a value, such as `--name=` from an unset variable."""
+        args = list(sys.argv[1:] if args is None else args)
+        for argument in args[: args.index("--") if "--" in args else None]:
+            if argument.startswith("--") and argument.endswith("="):
+                self.error(f"{argument} has no value")
+        return super().parse_known_args(args, namespace)
 
 
 def one_line(message: object) -> str:

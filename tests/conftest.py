@@ -12,7 +12,10 @@ CACHE = pathlib.Path(__file__).parent.parent / ".cache"
 os.environ["JAX_PLATFORMS"] = os.environ.get("HGA_TEST_PLATFORM") or "cpu"
 # On GPUs as training.deterministic sets them.
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true --xla_gpu_enable_triton_gemm=false"
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {DETERMINISTIC}"
+# On CPUs unoptimised programs compile in two thirds of the time, and a test runs each once or twice. Commands that
+# tests start (commands.py) optimise theirs, as users do.
+UNOPTIMISED = "--xla_backend_optimization_level=0" if os.environ["JAX_PLATFORMS"] == "cpu" else ""
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {UNOPTIMISED} {DETERMINISTIC}"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE / "xla")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 os.environ["TFDS_DATA_DIR"] = str(CACHE / "tfds")

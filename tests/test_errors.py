@@ -158,3 +158,12 @@ def test_other_errors_keep_their_traceback_whatever_the_platform(monkeypatch):
 
     with pytest.raises(RuntimeError, match=r"^ours$"):
         run_main(main)
+
+
+def test_a_flag_without_a_value_is_refused():
+    parser = ArgumentParser(prog="command")
+    parser.add_argument("--name", default="x")
+    parser.add_argument("rest", nargs="*")
+    with pytest.raises(UserError, match=r"^--name= has no value; see command --help$"):
+        parser.parse_args(["--name="])
+    assert parser.parse_args(["--name", "y", "--", "--name="]).rest == ["--name="]

@@ -60,7 +60,7 @@ def test_a_bad_file_is_named_and_the_rest_go_on(workdir, pictures, tmp_path):
     assert result.returncode == 1
     errors = result.stderr.splitlines()
     assert errors[0].startswith("cut.png: ") and errors[1] == "absent.png: No such file or directory"
-    assert errors[2].startswith("error: 2 of 5 images") and len(errors) == 3
+    assert errors[2].startswith("error: could not label 2 of 5 images") and len(errors) == 3
     header, *rows = csv.reader(io.StringIO(result.stdout))
     assert header == ["file", "rank", "class", "index", "probability"]
     assert [row[1] for row in rows] == ["1", "2"] * 3 and all(0 <= float(row[4]) <= 1 for row in rows)

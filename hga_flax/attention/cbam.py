@@ -52,7 +52,7 @@ class ConvolutionalBlockAttention(nn.Module):
         """`[B, H, W, channels]` -> the same shape and dtype."""
         check_map("ConvolutionalBlockAttention", x, self.channels)
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={self.kernel_size} is not odd")
+            raise ValueError(f"kernel_size={self.kernel_size} must be odd and positive")
         hidden = hidden_channels(self.channels, self.ratio)
         squeeze = nn.Dense(hidden, self.bias, dtype=self.dtype, kernel_init=nn.initializers.he_normal(), name="squeeze")
         excite = nn.Dense(self.channels, self.bias, dtype=self.dtype, name="excite")

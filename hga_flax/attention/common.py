@@ -5,6 +5,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 
@@ -101,10 +102,22 @@ def hidden_channels(channels: int, ratio: int) -> int:
     return max(1, channels // ratio)
 
 
-def check_map(module: str, x: jax.Array, channels: int) -> None:
-    """Raises a ValueError that names `module` unless `x` is `[B, H, W, channels]`."""
-    if x.ndim != 4 or x.shape[-1] != channels:
-        raise ValueError(f"{module}({channels}) needs a map [B, H, W, {channels}], not {list(x.shape)}")
+def check_map(module: str, x: jax.Array, channels: int, *, keeps_channels: bool = True) -> None:
+    """Raises a ValueError that names `module` unless `x` is a floating-point map `[B, H, W, C]`.
+
+    Args:
+        module: name of the class.
+        x: its input.
+        channels: its number of channels.
+        keeps_channels: whether C must be `channels`.
+    """
+    if not isinstance(channels, int | np.integer) or channels < 1:
+        raise ValueError(f"{module}({channels!r}): the number of channels must be a positive integer")
+    if x.ndim != 4 or 0 in x.shape[1:] or (keeps_channels and x.shape[-1] != channels):
+        wanted = channels if keeps_channels else "C"
+        raise ValueError(f"{module}({channels}) needs a map [B, H, W, {wanted}], not {list(x.shape)}")
+    if not jnp.issubdtype(x.dtype, jnp.floating):  # the gate, between 0 and 1, would become 0 in an integer type
+        raise ValueError(f"{module}({channels}) needs a floating-point map, not {x.dtype}")
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:

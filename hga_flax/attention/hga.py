@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hga_flax.attention.common import Narrowed, Reduction, Source, at_least_float32
+from hga_flax.attention.common import Narrowed, Reduction, Source, at_least_float32, check_map
 from hga_flax.attention.operator import Restoration, apply_operator, excitation_operator
 from hga_flax.attention.platforms import by_platform, on_gpus
 from hga_flax.attention.shift_pool import cell_edges, pooled_convolutions, stack_kernels
@@ -64,7 +64,7 @@ class MultiScaleFeatureExploitation(nn.Module):
         if groups < 1 or self.channels % groups:
             raise ValueError(f"groups={groups} does not divide the {self.channels} channels")
         if self.act is not None and self.act not in ACTIVATIONS:
-            raise ValueError(f"mfe_act={self.act!r} is not one of {', '.join(ACTIVATIONS)}")
+            raise ValueError(f"mfe_act={self.act!r}; choose from: {', '.join(ACTIVATIONS)}")
         self.weights = [
             self.param(f"kernel_{k}", nn.initializers.lecun_normal(), (k, k, self.channels // groups, self.channels))
             for k in self.kernels
@@ -277,7 +277,7 @@ class HGA(nn.Module):
         `source`: the factors of `x`, if known; the result is the same, with fewer passes over maps.
         """
         self._check(x)
-        if not (self.mfe or self.hap or self.ee):
+        if not (self.mfe or self.hap or self.ee) or (not len(x) and not self.is_initializing()):
             return x
         width = min(self.channels, self.reduced_channels or self.channels)
         reduced = width < self.channels
@@ -381,10 +381,9 @@ class HGA(nn.Module):
         return x * gate.astype(x.dtype)[:, None, None, :]
 
     def _check(self, x: jax.Array) -> None:
-        if x.ndim != 4 or x.shape[-1] != self.channels:
-            raise ValueError(f"HGA({self.channels}) needs a map [B, H, W, {self.channels}], not {list(x.shape)}")
+        check_map("HGA", x, self.channels)
         if self.form not in FORMS:
-            raise ValueError(f"form={self.form!r} is not one of {', '.join(FORMS)}")
+            raise ValueError(f"form={self.form!r}; choose from: {', '.join(FORMS)}")
         if self.restore not in ("gate", "features"):
             raise ValueError(f"restore={self.restore!r} is not 'gate' or 'features'")
         if self.restore == "features" and self.restore_norm:

@@ -53,7 +53,7 @@ def register_attention(name: str, module: type[nn.Module], **preset: Any) -> Non
     sets, which are not options.
 
     Raises:
-        ValueError: the name is already registered.
+        ValueError: the name is empty or already registered.
         TypeError: `module` is not a Linen module class with these fields.
 
     Examples:
@@ -61,6 +61,8 @@ def register_attention(name: str, module: type[nn.Module], **preset: Any) -> Non
         >>> create_attention("se4", 64).ratio  # doctest: +SKIP
         4
     """
+    if not name:
+        raise ValueError("an attention needs a name")
     if name in _REGISTRY:
         raise ValueError(f"attention '{name}' is already registered")
     fields = {field.name for field in dataclasses.fields(module)} if dataclasses.is_dataclass(module) else set()

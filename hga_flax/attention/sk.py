@@ -23,7 +23,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hga_flax.attention.common import at_least_float32, global_mean, hidden_channels
+from hga_flax.attention.common import at_least_float32, check_map, global_mean, hidden_channels
 
 
 def select_channels(channels: int, ratio: int, min_channels: int) -> int:
@@ -107,8 +107,7 @@ class SelectiveKernel(nn.Module):
         return reduce(operator.add, [branch * weights[:, i, None, None, :] for i, branch in enumerate(branches)])
 
     def _check(self, x: jax.Array, groups: int) -> None:
-        if x.ndim != 4:
-            raise ValueError(f"SelectiveKernel({self.channels}) needs a map [B, H, W, D], not {list(x.shape)}")
+        check_map("SelectiveKernel", x, self.channels, keeps_channels=False)
         if groups < 1 or self.channels % groups or x.shape[-1] % groups:
             raise ValueError(f"groups={groups} does not divide the channels {x.shape[-1]} -> {self.channels}")
         if not self.dilations or min(self.dilations) < 1:

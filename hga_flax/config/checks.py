@@ -15,6 +15,7 @@ from hga_flax.config.keys import ALWAYS, KEYS, Rule
 from hga_flax.config.schedule_checks import check_schedule
 from hga_flax.errors import ConfigError, nearest
 
+SMALLEST = 2.0**-126  # positive number of float32; smaller ones are 0 on the devices
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
 
 
@@ -97,6 +98,7 @@ def _is(kind: type, value: Any) -> bool:
 
 
 def _inside(rule: Rule, value: float) -> bool:
+    value = 0 if abs(value) < SMALLEST else value
     return (rule.low < value or (value == rule.low and not rule.above)) and value <= min(rule.high, sys.float_info.max)
 
 

@@ -82,14 +82,20 @@ def load_config(path: str) -> ConfigDict:
     Raises:
         ConfigError: the file does not exist, has no `get_config`, or sets a key that configs/base.py lacks.
     """
-    if not pathlib.Path(path).is_file():
-        shipped = sorted(p.name for p in pathlib.Path(path).parent.glob("*.py") if p.stem not in ("base", "__init__"))
-        there = f"; there are: {', '.join(shipped)}" if shipped else ""
-        raise ConfigError(f"--config={path}: no such file{there}")
+    file = pathlib.Path(path)
+    if not file.is_file():
+        folder = file if file.is_dir() else file.parent
+        others = sorted(other.name for other in folder.glob("*.py") if _defines_config(other))
+        there = f"; there are: {', '.join(others)}" if others else ""
+        raise ConfigError(f"--config={path}: {'this is a folder' if file.is_dir() else 'no such file'}{there}")
     config = _run_file(path, f"--config={path}", lambda module: module.get_config())
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"--config={path}: get_config() returns {type(config).__name__}, not a ConfigDict")
     return config.lock()
+
+
+def _defines_config(file: pathlib.Path) -> bool:
+    return file.stem != "base" and b"def get_config" in file.read_bytes()
 
 
 def apply_recipe(config: ConfigDict, recipe: str) -> None:
@@ -235,6 +241,9 @@ def validate(config: ConfigDict) -> ConfigDict:
     return config
 
 
+MODEL_ARGUMENTS = {"attention", "attention_options", "num_classes", "dtype", "axis_name", "features_only", "name"}
+
+
 def build_model(config: ConfigDict, num_classes: int, axis_name: str | None = None) -> Any:
     """Creates the network that `config.model` describes.
 
@@ -254,6 +263,12 @@ def build_model(config: ConfigDict, num_classes: int, axis_name: str | None = No
     model = config.model
     options = parse_options(model.options, "model.options")
     attention_options = parse_options(model.attention_options, "model.attention_options")
+    for key, given, fixed in (
+        ("options", options, MODEL_ARGUMENTS),
+        ("attention_options", attention_options, {"name"}),
+    ):
+        if clash := sorted(given.keys() & fixed):
+            raise ConfigError(f"config.model.{key}: {clash[0]} is not an option; the run sets it")
     try:
         return create_model(
             model.name,

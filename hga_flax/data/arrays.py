@@ -57,7 +57,9 @@ def _labelled(splits: dict[str, tuple[np.ndarray, np.ndarray]], names: tuple[str
             f"all {classes} classes from 0 on by --class-names"
         )
     if names and len(names) < classes:
-        raise UserError(f"{where}: {len(names)} class names, but labels up to {classes - 1}")
+        raise UserError(
+            f"{where}: {len(names)} class name{'s' * (len(names) != 1)}, but the labels go up to {classes - 1}"
+        )
     names = names or tuple(str(c) for c in range(classes))
     if len(set(names)) != len(names):
         raise UserError(f"{where}: two classes have the same name")
@@ -67,7 +69,7 @@ def _labelled(splits: dict[str, tuple[np.ndarray, np.ndarray]], names: tuple[str
     for split, (_, labels) in checked.items():
         present = set(np.unique(labels).tolist())
         if split == "train" and (empty := [name for label, name in enumerate(names) if label not in present]):
-            print(f"warning: {where}: no image of '{split}' is of the class {named(empty)}", file=sys.stderr)
+            print(f"warning: {where}: '{split}' has no images of {named(empty)}", file=sys.stderr)
     return LabelledArrays(checked, names)
 
 
@@ -83,10 +85,11 @@ def _checked(images: np.ndarray, labels: np.ndarray, where: str, split: str) -> 
             "they must be uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3] with values 0 to 255"
         )
     whole = labels.dtype.kind in "iu" and labels.size == len(images) == (len(labels) if labels.ndim else 0)
-    if not whole or labels.min() < 0:
-        least = f", the least {labels.min()}" if whole else ""
+    # Compared before the conversion, which would wrap the largest unsigned numbers to negative ones.
+    if not whole or labels.min() < 0 or labels.max() > np.iinfo(np.int32).max:
+        range_ = f", {labels.min()} to {labels.max()}" if whole else ""
         raise UserError(
-            f"{where}the labels of '{split}' are {labels.dtype} {list(labels.shape)}{least}; "
+            f"{where}the labels of '{split}' are {labels.dtype} {list(labels.shape)}{range_}; "
             f"they must be {len(images)} whole numbers from 0"
         )
     return images, labels.reshape(-1).astype(np.int64)

@@ -9,7 +9,16 @@ from typing import Any
 
 from hga_flax.data.classes import difference, named
 from hga_flax.errors import UserError, nearest, one_line
-from hga_flax.images.image_files import SUFFIXES, Endings, ending, ignored_line, images_below, is_image, is_litter
+from hga_flax.images.image_files import (
+    SUFFIXES,
+    Endings,
+    ending,
+    ignored_line,
+    images_below,
+    is_image,
+    is_litter,
+    read_image,
+)
 
 ALIASES = {"validation": "val", "val": "validation"}
 TRAIN = "train"
@@ -87,6 +96,9 @@ def packable_splits(root: pathlib.Path) -> list[str]:
 
     `train` always is a split. `val`, `validation` and `test` are splits if they hold images in subfolders.
     Others are if they hold images in a subfolder named like a class.
+
+    Raises:
+        UserError: there are no splits.
     """
     names, packed = set(class_names(root)), []
     for split in splits(root):
@@ -95,6 +107,8 @@ def packable_splits(root: pathlib.Path) -> list[str]:
             packed.append(split)
         else:
             print(f"ignored the folder {root / split}: it holds no images in folders of classes", file=sys.stderr)
+    if not packed:
+        raise UserError(f"{root} holds no images in folders of classes, such as {root / TRAIN / 'cat'}")
     return packed
 
 
@@ -133,7 +147,7 @@ class FolderSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Reads a file; returns no bytes if it cannot be read, so that it counts as undecodable."""
         try:
-            image = (self._root / self._files[index]).read_bytes()
+            image = read_image(self._root / self._files[index])
         except OSError:
             image = b""
         return {"image": image, "label": self._labels[index], "file_name": self._files[index]}

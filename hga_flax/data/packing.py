@@ -164,6 +164,8 @@ def check_name(name: str) -> str:
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise UserError(f"--name={name}: use lowercase letters, digits and _, starting with a letter")
-    if name in ("digits", "folder", "arrays", "idx") or name in tfds.list_builders(with_community_datasets=False):
+    if name in ("digits", "folder", "arrays", "idx"):
+        raise UserError(f"--name={name}: this name is reserved; choose another")
+    if name in tfds.list_builders(with_community_datasets=False):
         raise UserError(f"--name={name}: a data set of that name already exists; choose another")
     return name

@@ -93,17 +93,19 @@ def _prepare_local(
     path = expand(arguments.path, "PATH").absolute()
     if not path.exists():
         raise UserError(f"prepare {kind}: {path} does not exist")
+    if kind == "folder" and data_dir.resolve().is_relative_to(path.resolve()):
+        raise UserError(f"prepare folder: --data-dir={data_dir} lies in the folder to pack; choose another")
     name = packing.check_name(arguments.name or path.stem.lower().replace("-", "_"))
     if bucket and not find_set(bucket, name):
         shutil.rmtree(data_dir / name / packing.VERSION, ignore_errors=True)  # a stale copy: the bucket lacks the set
     elif bucket or (data_dir / name / packing.VERSION).exists():
         raise UserError(f"{data_dir / name} already exists; choose another --name or remove it")
     names = tuple(n.strip() for n in arguments.class_names.split(",")) if arguments.class_names else ()
+    if kind == "folder" and names:
+        raise UserError("prepare folder: the folders name the classes; --class-names is for arrays and idx")
+    sources = {split: FolderSource(path, split) for split in packable_splits(path)} if kind == "folder" else {}
     with packing.locked(data_dir, name):
         if kind == "folder":
-            if names:
-                raise UserError("prepare folder: the folders name the classes; --class-names is for arrays and idx")
-            sources = {split: FolderSource(path, split) for split in packable_splits(path)}
             bad: dict[str, str] = {}
             examples = {split: functools.partial(_checked, source, bad) for split, source in sources.items()}
             shape = (None, None, 3)

@@ -18,7 +18,7 @@ import numpy as np
 from hga_flax.errors import one_line
 from hga_flax.images import MAX_PIXELS
 from hga_flax.images.bad_images import BadImage
-from hga_flax.images.image_heads import claimed_size
+from hga_flax.images.image_heads import claimed_size, netpbm_white
 from hga_flax.images.jpeg import UPRIGHT, decode_top, read_head
 from hga_flax.images.randaugment import Operations, apply_colours, draw_operations
 
@@ -60,6 +60,10 @@ def decode(image: bytes | np.ndarray, channels: int, reduction: int = 1) -> np.n
     size = claimed_size(image)
     if size and math.prod(size) > MAX_PIXELS:
         raise BadImage(_too_large(size))
+    if image[:2] in (b"Pf", b"PF"):  # OpenCV truncates its values, of which 1 is white
+        raise BadImage("images of floats (PFM) are not read; convert it to PNG or JPEG")
+    if (white := netpbm_white(image)) not in (None, 255, 65535):  # OpenCV does not scale other ranges
+        raise BadImage(f"its white is {white}; of PGM, PPM and PAM only 255 and 65535 are read: convert it to PNG")
     check_whole(image)
     try:
         pixels = cv2.imdecode(np.frombuffer(image, np.uint8), DECODE_FLAGS[channels] | REDUCTION_FLAGS[reduction])

@@ -3,9 +3,11 @@
 import collections
 import os
 import pathlib
+import stat
 from collections.abc import Iterator
 
 from hga_flax.errors import UserError, one_line
+from hga_flax.images.bad_images import BadImage
 
 # Suffixes of files that OpenCV decodes to 8 bits; the content decides how each is read. Others are ignored and counted.
 SUFFIXES = (
@@ -63,6 +65,19 @@ def images_below(folder: str | os.PathLike[str], ignored: Endings | None = None)
                 yield os.path.join(root, name)
             elif ignored is not None:
                 ignored[ending(name)] += 1
+
+
+def read_image(file: str | os.PathLike[str]) -> bytes:
+    """Returns the contents of a file, without waiting for a writer if it is a named pipe.
+
+    Raises:
+        BadImage: it is not a regular file.
+        OSError: it cannot be read.
+    """
+    with open(file, "rb", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NONBLOCK", 0))) as opened:
+        if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+            raise BadImage("it is not a regular file")
+        return opened.read()
 
 
 def ending(name: str) -> str:

@@ -3,6 +3,7 @@
 jpeg.py reads the headers of JPEGs, of which evaluation and training need more.
 """
 
+import re
 import struct
 
 from hga_flax.images.jpeg import read_head
@@ -31,6 +32,13 @@ def claimed_size(data: bytes) -> tuple[int, int] | None:
         return abs(height), abs(width)  # the height is negative in a BMP stored from the top down
     except struct.error:  # truncated
         return None
+
+
+def netpbm_white(data: bytes) -> int | None:
+    """Returns the value of white in a PGM, PPM or PAM (255 for 8 bits, 65535 for 16); None for other files."""
+    head = re.sub(rb"#[^\r\n]*", b"", data[:4096]) if data[:1] == b"P" else b""
+    found = re.match(rb"P[2356]\s+\d+\s+\d+\s+(\d+)\s", head) or re.match(rb"P7\s(?s:.*?)\bMAXVAL\s+(\d+)\s", head)
+    return int(found[1]) if found else None
 
 
 def _webp(data: bytes) -> tuple[int, int] | None:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from hga_flax.data.pipeline import available_cores
 from hga_flax.images.bad_images import BadImage
 from hga_flax.images.host_augmentation import host_transform
-from hga_flax.images.image_files import SUFFIXES, Endings, images_below
+from hga_flax.images.image_files import SUFFIXES, Endings, images_below, read_image
 from hga_flax.processes.mesh import replicate, to_devices
 from hga_flax.training.evaluation import apply_network
 from hga_flax.training.restore import Restored, restore_workdir
@@ -66,9 +66,9 @@ class Predictor:
     @classmethod
     def from_workdir(
         cls,
-        path: str,
+        path: str | os.PathLike[str],
         checkpoint: str = "best",
-        data_dir: str | None = None,
+        data_dir: str | os.PathLike[str] | None = None,
         batch_size: int | None = None,
         weights: str | None = None,
     ) -> "Predictor":
@@ -189,22 +189,25 @@ class Predictor:
         Raises:
             BadImage: the image cannot be read or decoded.
         """
-        if isinstance(image, np.ndarray):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != self._channels:
+        if hasattr(image, "__array__"):  # also JAX's arrays and Pillow's images
+            image = np.asarray(image)
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != self._channels or not image.size:
                 raise BadImage(f"an array {image.dtype} {list(image.shape)} is not uint8 [H, W, {self._channels}]")
-        elif not isinstance(image, bytes):
+        elif isinstance(image, str | os.PathLike):
             image = _read(image)
+        elif not isinstance(image, bytes):
+            raise BadImage(f"{type(image).__name__} is not a file name, an encoded image (bytes) or an array")
         return self._transform(image, 0, 0)
 
 
 def _is_one(images: Image | Iterable[Image]) -> bool:
-    return isinstance(images, str | os.PathLike | bytes) or (isinstance(images, np.ndarray) and images.ndim in (2, 3))
+    is_array = hasattr(images, "__array__") and np.ndim(images) in (2, 3)
+    return isinstance(images, str | os.PathLike | bytes) or is_array or not isinstance(images, Iterable)
 
 
 def _read(file: str | os.PathLike) -> bytes:
     try:
-        with open(file, "rb") as opened:
-            return opened.read()
+        return read_image(file)
     except IsADirectoryError:
         raise BadImage(f"a folder without images ({', '.join(SUFFIXES)})") from None
     except FileNotFoundError as error:

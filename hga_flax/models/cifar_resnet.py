@@ -22,6 +22,7 @@ from hga_flax.models.residual import relu_of_sum
 from hga_flax.models.resnet import (
     PAD1,
     ModuleDef,
+    check_images,
     check_rate,
     depth_rates,
     kernel_init,
@@ -147,6 +148,7 @@ class CifarResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        check_images(x)
         blocks = blocks_per_stage(self.depth, self.bottleneck)
         if self.shortcut not in ("A", "B"):
             raise ValueError(f"shortcut={self.shortcut!r} is not 'A' or 'B'")

@@ -20,7 +20,7 @@ from hga_flax.attention import AttentionFactory
 from hga_flax.attention.common import global_mean
 from hga_flax.models.convolution import convolution
 from hga_flax.models.max_pooling import max_pool
-from hga_flax.models.resnet import PAD1, ModuleDef, check_rate, kernel_init, no_attention
+from hga_flax.models.resnet import PAD1, ModuleDef, check_images, check_rate, kernel_init, no_attention
 
 
 class DenseLayer(nn.Module):
@@ -82,6 +82,7 @@ class DenseNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        check_images(x)
         check_rate("dropout", self.dropout)
         conv = partial(nn.Conv, use_bias=False, padding=0, kernel_init=kernel_init, dtype=self.dtype)
         if train:  # inference keeps the plain form, whose operations can be counted

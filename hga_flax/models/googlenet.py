@@ -18,7 +18,7 @@ from hga_flax.attention import AttentionFactory, HierarchicalGlobalAveragePoolin
 from hga_flax.attention.common import at_least_float32, global_mean
 from hga_flax.models.convolution import convolution
 from hga_flax.models.max_pooling import max_pool
-from hga_flax.models.resnet import PAD1, ModuleDef, check_rate, kernel_init, no_attention
+from hga_flax.models.resnet import PAD1, ModuleDef, check_images, check_rate, kernel_init, no_attention
 
 # Widths of the Inception blocks: 1x1; 1x1, 3x3; 1x1, "5x5"; 1x1 after pooling (the paper's Table 1).
 BLOCKS = {
@@ -144,6 +144,7 @@ class GoogLeNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        check_images(x)
         check_rate("dropout", self.dropout)
         check_rate("aux_dropout", self.aux_dropout)
         if self.width_divisor < 1 or any(w % self.width_divisor for widths in BLOCKS.values() for w in widths):

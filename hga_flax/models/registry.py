@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
 from hga_flax.attention import AttentionFactory, attention_factory, replaces_convolution
 from hga_flax.attention.registry import check_types
@@ -127,8 +128,8 @@ def create_model(
         **options: structural options of the network, see `model_options`.
 
     Raises:
-        ValueError: an unknown name or option (the message lists the known ones), an option of the wrong type,
-            or an attention that replaces a 3x3 in a network whose blocks have no single 3x3 that feeds a ReLU.
+        ValueError: an unknown name or option (the message lists the known ones), an option of the wrong type or no
+            class, or an attention that replaces a 3x3 in a network whose blocks have no single 3x3 that feeds a ReLU.
 
     Examples:
         >>> import jax
@@ -137,6 +138,8 @@ def create_model(
         (2, 10)
     """
     builder = _builder(name)
+    if not isinstance(num_classes, int | np.integer) or isinstance(num_classes, bool) or num_classes < 1:
+        raise ValueError(f"num_classes={num_classes!r} must be a positive integer")
     known = model_options(name)
     for option in options:
         if option not in known:
@@ -144,6 +147,8 @@ def create_model(
                 f"model '{name}' has no option '{option}'{nearest(option, known)}; it has: {', '.join(known)}"
             )
     check_types(f"model '{name}'", _model_class(builder), options)
+    if options.get("features", 1) < 1:
+        raise ValueError(f"model '{name}': features={options['features']} is not positive")
     if isinstance(attention, str):
         attention = attention_factory(attention, **(attention_options or {}))
     elif attention_options:

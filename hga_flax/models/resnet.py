@@ -37,6 +37,12 @@ def check_rate(option: str, rate: float) -> None:
         raise ValueError(f"{option}={rate} is not a rate from 0 to below 1")
 
 
+def check_images(x: jax.Array) -> None:
+    """Raises a ValueError unless `x` has the axes of a batch of images; one image alone would be pooled wrongly."""
+    if x.ndim != 4:
+        raise ValueError(f"a network needs images [B, H, W, C], not {list(x.shape)}")
+
+
 def survival_drop(y: jax.Array, rate: float, train: bool) -> jax.Array:
     """Stochastic depth: in training zeroes a block's branch `[B, H, W, C]` for a fraction `rate` of the images.
 
@@ -238,6 +244,7 @@ class ResidualNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        check_images(x)
         check_rate("stochastic_depth", self.stochastic_depth)
         check_rate("dropout", self.dropout)
         if self.stem_width < 0:

@@ -20,7 +20,7 @@ from hga_flax.models.convolution import convolution
 from hga_flax.models.max_pooling import max_pool
 from hga_flax.models.norm import BatchNorm
 from hga_flax.models.pooling import adaptive_average_pool
-from hga_flax.models.resnet import PAD1, ModuleDef, check_rate, kernel_init, no_attention
+from hga_flax.models.resnet import PAD1, ModuleDef, check_images, check_rate, kernel_init, no_attention
 
 STAGE_SIZES = {"11": (1, 1, 2, 2, 2), "13": (2, 2, 2, 2, 2), "16": (2, 2, 3, 3, 3), "19": (2, 2, 4, 4, 4)}
 POOLED = 7  # height and width of the map that the fully connected layers read
@@ -81,6 +81,7 @@ class VGG(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        check_images(x)
         check_rate("dropout", self.dropout)
         conv = partial(nn.Conv, kernel_init=kernel_init, dtype=self.dtype)
         if train:  # inference keeps the plain form, whose operations can be counted

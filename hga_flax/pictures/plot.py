@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
                     [table_row(run, metrics) for run in runs])  # fmt: skip
     for run in runs:
         if run.damaged:
-            console.line(f"{run.label}: {run.damaged} damaged line(s) of metrics.jsonl left out")
+            console.line(f"{run.label}: {run.damaged} damaged line{'s' * (run.damaged > 1)} of metrics.jsonl left out")
         if run.other_loss and "loss" in metrics:
             console.line(f"{run.label}: its training loss is {run.other_loss}, not the evaluation's: not drawn")
     console.line("written: " + ", ".join(map(str, files)))

@@ -118,7 +118,7 @@ def run(arguments: argparse.Namespace) -> None:
     elif rows:
         print("\n".join(lines(rows)))
     if bad:
-        raise UserError(f"{bad:,} of {len(arguments.dirs):,} folders could not be searched; they are named above")
+        raise UserError(f"could not search {bad:,} of {len(arguments.dirs):,} folders; see the lines above")
     if not rows:
         raise UserError(f"no run that can be listed in {', '.join(arguments.dirs)}")
 
@@ -271,7 +271,7 @@ def _logged(workdir: pathlib.Path, say: Callable[[str], None]) -> tuple[list[dic
         say(error)
         return [], 0
     if damaged:
-        say(f"{file}: {damaged} damaged line(s) left out")
+        say(f"{file}: {damaged} damaged line{'s' * (damaged > 1)} left out")
     errors, losses = (curves.get(f"eval/{name}", Curve([], [])) for name in ("top1_error", "loss"))
     loss = dict(zip(losses.steps, losses.values, strict=True))
     evaluations = [

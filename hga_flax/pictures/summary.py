@@ -45,6 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
     from hga_flax.runs.console import Console
     from hga_flax.runs.local_copy import find
     from hga_flax.runs.workdir import read_config, read_dataset
+    from hga_flax.training.state import calling_network
 
     if names_weights(arguments):
         from hga_flax.inference.from_weights import restore_given
@@ -59,7 +60,8 @@ def run(arguments: argparse.Namespace) -> None:
         config = validate(configure(arguments.config, arguments.overrides))
         info = dataset_info(config.data.name, config.data.dir)
     image_shape = (config.data.image_size, config.data.image_size, info.channels)
-    parts = model_parts(build_model(config, info.num_classes), image_shape, blocks=arguments.blocks)
+    with calling_network("config.model cannot be built"):
+        parts = model_parts(build_model(config, info.num_classes), image_shape, blocks=arguments.blocks)
     title = (
         f"{config.model.name}, attention {config.model.attention}, images {'x'.join(map(str, image_shape))}, "
         f"{info.num_classes} classes"

@@ -86,6 +86,7 @@ class Contents:
         self._top: dict[str, str] = {}  # top-level keys and a description of their values
         self._modules: list[StandIn] = []
         self._seen: set[int] = set()
+        self._tensor = loaded if isinstance(loaded, Tensor) else None
         self._collect(loaded, "", 0)
         for key, value in _entries(loaded):
             self._top[key] = self._kind(key, value)
@@ -120,6 +121,8 @@ class Contents:
                 "hand, save the weights alone: torch.save(torch.load(FILE, weights_only=False).state_dict(), NEW), "
                 "or of the entry of FILE that is the network"
             )
+        if self._tensor is not None:
+            raise ValueError("it holds one tensor without a name; give a state dict, which names its tensors")
         raise ValueError(f"it holds no tensors; it has {self.describe()}")
 
     def describe(self) -> str:

@@ -5,6 +5,7 @@ rules give the peer's name of each of our parameters; they also hold for other d
 """
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from hga_flax.errors import nearest
@@ -101,6 +102,11 @@ _RESNEST = (
     ("split_attention", "conv2"),
     *_RESNET,
 )
+_WRAPPED = {
+    r"\bbase_layer\b|\blora_": "merge the adapters (PEFT: merge_and_unload) and save the weights again",
+    r"_(orig|mask)$": "make the pruning permanent (torch.nn.utils.prune.remove) and save the weights again",
+    r"\bparametrizations\b|weight_[gv]$": "remove the parametrization and save the weights again",
+}
 _GOOGLENET = (
     ("^stem", "conv"),
     (r"branch([23])_reduce", r"branch\1/0"),
@@ -200,6 +206,14 @@ def libraries(name: str) -> list[str]:
     if name == "googlenet":
         return ["torchvision"]
     return ["timm"] if re.match("se|sk|res2ne|resnest|resnext101_32x4d", name) else ["torchvision", "timm"]
+
+
+def wrapped_advice(names: Iterable[str]) -> str:
+    """Returns what to do about the names of a network that was wrapped while it was trained, "" for other names."""
+    for pattern, advice in _WRAPPED.items():
+        if any(re.search(pattern, name) for name in names):
+            return advice
+    return ""
 
 
 def new_name(name: str) -> str:

@@ -9,6 +9,7 @@ The names that build tensors are from torch/_utils.py, torch/storage.py and nump
 import io
 import math
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, BinaryIO
@@ -16,6 +17,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
+QUANTISED = re.compile(r"\bQ\w+Storage$")
 REPEATED = 65536  # most values of a tensor that repeats a shorter storage by stride 0
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 DTYPES = {  # PyTorch's names
@@ -319,6 +321,10 @@ class Unpickler(pickle.Unpickler):
         """Returns the storage that a tensor refers to."""
         if isinstance(pid, tuple) and len(pid) == 4 and pid[0] == "module":
             return pid[1]  # old files store the source code of a module's class with it
+        if isinstance(pid, tuple) and len(pid) > 1 and (kind := QUANTISED.search(getattr(pid[1], "origin", ""))):
+            raise pickle.UnpicklingError(
+                f"it holds quantised tensors ({kind[0]}); give the weights that the network was quantised from"
+            )
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" or not isinstance(pid[1], _Name):
             raise pickle.UnpicklingError("it refers to something other than a storage")
         kind, key, size = pid[1].name, str(pid[2]), pid[4]

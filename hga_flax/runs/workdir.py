@@ -157,6 +157,8 @@ def read_dataset(workdir: pathlib.Path) -> DatasetInfo:
         numbers = (info.num_classes, info.channels, *info.num_examples.values())
         if not isinstance(info.name, str) or any(type(n) is not int or not 0 < n < 2**31 for n in numbers):
             raise ValueError("it is not the description of a data set")
+        if info.class_names and len(set(info.class_names)) != info.num_classes:
+            raise ValueError(f"it does not name {info.num_classes} different classes")
         return info
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{workdir / 'dataset.json'} cannot be read: {one_line(error)}") from None

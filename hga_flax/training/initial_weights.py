@@ -26,7 +26,7 @@ from hga_flax.errors import UserError, called, expand
 from hga_flax.pretrained.cifar_weights import is_cifar
 from hga_flax.pretrained.file_kinds import WEIGHTS, weights_layout
 from hga_flax.pretrained.torch_files import check_weights_file, open_weights
-from hga_flax.pretrained.torch_names import no_peer
+from hga_flax.pretrained.torch_names import no_peer, wrapped_advice
 from hga_flax.pretrained.torch_weights import find_peer, renamed
 from hga_flax.processes.mesh import replicate
 from hga_flax.runs import workdir as files
@@ -338,7 +338,7 @@ def fit(source: Source, places: Mapping[Path, Any], network: str) -> Fitted:
     problems += [f"{name} has no place in it" for name in foreign]  # such as the blocks of a deeper network
     if problems:
         other = f"these are not the weights of {network}: {_listed(problems)}"
-        raise UserError(f"{source.key}={source.origin}: {other}; {source.remedy}")
+        raise UserError(f"{source.key}={source.origin}: {other}; {wrapped_advice(foreign) or source.remedy}")
     for paths in optional.values():
         loaded |= _whole(paths, source.arrays, places, notes)
     real = {path: jnp.issubdtype(array.dtype, jnp.floating) for path, array in loaded.items()}
@@ -349,9 +349,10 @@ def fit(source: Source, places: Mapping[Path, Any], network: str) -> Fitted:
             f"{_listed(whole)}; give the weights that it was made from"
         )
     loaded = {path: np.asarray(loaded[path], np.float32) for path in places if path in loaded}
-    broken = [_name(path) for path, array in loaded.items() if not np.isfinite(array).all()]
+    broken = [_name(p) for p, a in loaded.items() if not np.isfinite(a).all() or (p[-1] == "var" and a.min() < 0)]
     if broken:
-        raise UserError(f"{source.key}={source.origin}: values that are not finite: {_listed(broken)}")
+        what = "values that are not finite, or variances below 0"
+        raise UserError(f"{source.key}={source.origin}: {what}: {_listed(broken)}")
     unused = [_name(path) for path in source.arrays if path not in loaded] + list(source.others)
     fresh = [_name(path) for path in places if path not in loaded]
     return Fitted(source.origin, loaded, fresh, unused, notes, source.chosen)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import sys
 from typing import Any
 
@@ -53,9 +54,9 @@ def configure_for(path: str) -> None:
 
 
 def restore_workdir(
-    path: str,
+    path: str | os.PathLike[str],
     checkpoint: str = "best",
-    data_dir: str | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     batch_size: int | None = None,
     weights: str | None = None,
 ) -> Restored:
@@ -84,7 +85,7 @@ def restore_workdir(
         >>> restored.experiment.model.apply(restored.variables, jax.numpy.ones((2, 24, 24, 1))).shape  # doctest: +SKIP
         (2, 10)
     """
-    workdir = find(path, "workdir")
+    workdir = find(os.fspath(path), "workdir")
     config = files.read_config(workdir)
     try:
         check_keys(config)
@@ -92,7 +93,7 @@ def restore_workdir(
         raise UserError(f"{workdir / 'config.json'} cannot be used: {error}") from None
     with config.unlocked():
         if data_dir is not None:
-            config.data.dir = data_dir
+            config.data.dir = os.fspath(data_dir)
         devices = create_mesh().devices.size
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch_size={batch_size}: must be at least 1")
@@ -160,10 +161,10 @@ def choose_step(checkpoints: Checkpoints, checkpoint: str, path: str, given: str
 
 
 def evaluate_workdir(
-    path: str,
+    path: str | os.PathLike[str],
     checkpoint: str = "best",
     split: str | None = None,
-    data_dir: str | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     batch_size: int | None = None,
     weights: str | None = None,
 ) -> dict[str, Any]:

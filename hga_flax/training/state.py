@@ -1,8 +1,9 @@
 """The training state: everything that lives on the devices and is saved in a checkpoint."""
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import flax.errors
@@ -105,16 +106,23 @@ def make_init(
     return init
 
 
+@contextlib.contextmanager
+def calling_network(problem: str) -> Iterator[None]:
+    """Turns the errors of a network that is called in this context into a ConfigError that begins with `problem`."""
+    try:
+        yield
+    except NETWORK_ERRORS as error:
+        raise ConfigError(f"{problem}: {one_line(error)[:300]}") from None
+
+
 def abstract_state(init: Callable[[jax.Array], TrainState], mesh: Mesh) -> TrainState:
     """Returns the state's shapes, dtypes and shardings without computing it.
 
     Raises:
         ConfigError: the network rejects its options or the image shape.
     """
-    try:
+    with calling_network("config.model cannot be built"):
         shapes = jax.eval_shape(init, jax.random.key(0))
-    except NETWORK_ERRORS as error:
-        raise ConfigError(f"config.model cannot be built: {one_line(error)[:300]}") from None
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes)
 
 
@@ -130,10 +138,8 @@ def check_training(model: nn.Module, state: TrainState, image_shape: tuple[int, 
     call = lambda variables, images, key: model.apply(
         variables, images, train=True, mutable=["batch_stats", "aux_logits"], rngs={"dropout": key}
     )
-    try:
+    with calling_network("config.model cannot be trained"):
         jax.eval_shape(call, variables, images, jax.random.key(0))
-    except NETWORK_ERRORS as error:
-        raise ConfigError(f"config.model cannot be trained: {one_line(error)[:300]}") from None
 
 
 def check_evaluation(model: nn.Module, state: TrainState, image_shape: tuple[int, int, int]) -> None:
@@ -144,13 +150,9 @@ def check_evaluation(model: nn.Module, state: TrainState, image_shape: tuple[int
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     call = lambda variables, images: model.apply(variables, images, train=False)
-    try:
+    key = f"evaluation.image_size={image_shape[0]}"
+    with calling_network(f"{key}: this network cannot be evaluated at another size than it is trained at"):
         jax.eval_shape(call, state.variables(), images)
-    except NETWORK_ERRORS as error:
-        raise ConfigError(
-            f"evaluation.image_size={image_shape[0]}: this network cannot be evaluated at another size than it is "
-            f"trained at: {one_line(error)[:200]}"
-        ) from None
 
 
 def create_state(init: Callable[[jax.Array], TrainState], seed: int, mesh: Mesh) -> TrainState:

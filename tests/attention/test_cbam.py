@@ -43,5 +43,5 @@ def test_cost_formula():
 
 
 def test_refuses_an_even_kernel():
-    with pytest.raises(ValueError, match="kernel_size=2 is not odd"):
+    with pytest.raises(ValueError, match="kernel_size=2 must be odd"):
         applied(ConvolutionalBlockAttention(8, kernel_size=2), np.zeros((1, 2, 2, 8)))

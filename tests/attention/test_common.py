@@ -25,6 +25,21 @@ def test_check_map_names_the_module_and_the_shape():
         check_map("SE", jnp.zeros((2, 3, 3, 4)), 8)
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype", "channels", "message"),
+    [
+        ((2, 3, 3, 8), jnp.uint8, 8, r"SE\(8\) needs a floating-point map, not uint8"),
+        ((2, 3, 0, 8), jnp.float32, 8, r"SE\(8\) needs a map \[B, H, W, 8\], not \[2, 3, 0, 8\]"),
+        ((2, 3, 3, 8), jnp.float32, "8", r"SE\('8'\): the number of channels must be a positive integer"),
+        ((2, 3, 3, 8), jnp.float32, 8.0, r"SE\(8.0\): the number of channels must be a positive integer"),
+        ((2, 3, 3, 0), jnp.float32, 0, r"SE\(0\): the number of channels must be a positive integer"),
+    ],
+)
+def test_check_map_refuses_what_would_be_gated_wrongly(shape, dtype, channels, message):
+    with pytest.raises(ValueError, match=message):
+        check_map("SE", jnp.zeros(shape, dtype), channels)
+
+
 def test_gate_and_mean_are_float32_for_bfloat16_maps():
     x = jnp.ones((1, 64, 64, 2), jnp.bfloat16)
     assert global_mean(x).dtype == jnp.float32

@@ -26,5 +26,5 @@ def test_kernel_sizes_of_resnet50():
 
 
 def test_refuses_an_even_kernel():
-    with pytest.raises(ValueError, match="kernel_size=4 is not odd"):
+    with pytest.raises(ValueError, match="kernel_size=4 must be odd"):
         applied(EfficientChannelAttention(8, kernel_size=4), np.zeros((1, 2, 2, 8)))

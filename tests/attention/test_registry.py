@@ -142,3 +142,13 @@ def test_every_default_has_its_declared_type_and_no_option_takes_everything(name
     for option in options:
         with pytest.raises(ValueError, match=f"option {option}="):
             attention_factory(name, **{option: {"no": "option is a dictionary"}})
+
+
+@pytest.mark.parametrize("name", attention_names())
+def test_integers_are_refused_and_a_batch_may_be_empty(name):
+    module, x = create_attention(name, 16), jnp.ones((2, 4, 4, 16))
+    variables = module.init(jax.random.key(0), x)
+    assert module.apply(variables, x[:0]).shape == (0, 4, 4, 16)
+    if name != "none":
+        with pytest.raises(ValueError, match=r"\(16\) needs a floating-point map, not int32"):
+            module.apply(variables, x.astype(jnp.int32))

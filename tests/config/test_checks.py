@@ -73,6 +73,10 @@ def changed(**values):
         ({"data__fake": "yes"}, "data.fake='yes': must be True or False"),
         ({"optimizer__learning_rate": "0.1"}, "optimizer.learning_rate='0.1': must be a number"),
         ({"optimizer__learning_rate": True}, "optimizer.learning_rate=True: must be a number"),
+        (
+            {"optimizer__learning_rate": 1e-50},
+            "optimizer.learning_rate=1e-50: must be above 0 and finite",
+        ),  # 0 in float32
         ({"optimizer__learning_rate": 10**400}, f"optimizer.learning_rate={10**400}: must be above 0 and finite"),
         ({"model__name": 50}, "model.name=50: must be a string"),
         ({"data__dir": "a\0b"}, "data.dir='a\\x00b': must be a string without line breaks or control characters"),

@@ -70,6 +70,9 @@ MISTAKES = {
     "--config.model.attention_options=kernels=" + 2000 * "-" + "1": "write keyword arguments",
     "--config.model.attention_options=kernels={[]: 1}": "write keyword arguments",
     "--config.model.options=width=3": "has no option 'width'",
+    "--config.model.options=num_classes=3": "config.model.options: num_classes is not an option; the run sets it",
+    "--config.model.options=features=0": "model 'cifar_resnet20': features=0 is not positive",
+    "--config.model.attention_options=name='x'": "attention_options: name is not an option; the run sets it",
     "--config.model.dtype=float16": "model.dtype='float16'; did you mean",
     "--config.schedule.name=steps": "schedule.name='steps'; did you mean 'step'?",
     "--config.training.epochs=-1": "training.epochs=-1.0: must be above 0",
@@ -195,3 +198,12 @@ def test_whole_numbers_and_empty_lists_as_people_write_them(argument, value):
 def test_what_is_no_whole_number_is_refused(text):
     with pytest.raises(ConfigError, match=f"^--config.training.steps={text}: must be a whole number$"):
         c.override(base.get_config(), [f"--config.training.steps={text}"])
+
+
+def test_a_folder_is_no_configuration(tmp_path):
+    (tmp_path / "mine.py").write_text("def get_config():\n    return None\n")
+    (tmp_path / "script.py").write_text("print()\n")
+    with pytest.raises(ConfigError, match=rf"^--config={tmp_path}: this is a folder; there are: mine\.py$"):
+        c.load_config(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"/absent\.py: no such file; there are: mine\.py$"):
+        c.load_config(str(tmp_path / "absent.py"))

@@ -56,7 +56,10 @@ def test_npz_by_the_names_in_use(names, tmp_path):
         ({"images": IMAGES / 255, "labels": LABELS}, "must be uint8"),
         ({"images": IMAGES, "labels": LABELS[:3]}, "5 whole numbers"),
         ({"images": IMAGES, "labels": LABELS - 1.0}, "whole numbers"),
-        ({"images": IMAGES, "labels": LABELS, "class_names": np.array(["a", "b"])}, "2 class names"),
+        (
+            {"images": IMAGES, "labels": LABELS, "class_names": np.array(["a", "b"])},
+            "2 class names, but the labels go up to 2",
+        ),
         ({"images": IMAGES, "labels": LABELS, "class_names": np.array(["a", "b", "a"])}, "same name"),
         ({"images": IMAGES, "labels": LABELS, "class_names": np.array(["a", " ", "c"])}, "' ' cannot name a class"),
         ({"images": IMAGES, "labels": LABELS, "class_names": np.array([b"\xff", b"a", b"b"])}, "not UTF-8"),
@@ -74,7 +77,11 @@ def test_npz_by_the_names_in_use(names, tmp_path):
         ({"x_train": IMAGES, "x_test": IMAGES, "y_test": LABELS}, "holds x_train but no y_train"),
         ({"images": IMAGES, "labels": LABELS, "y_val": LABELS}, "holds y_val but no x_val"),
         ({"images": IMAGES, "labels": LABELS, "x_train": IMAGES, "y_train": LABELS}, "the split 'train' twice"),
-        ({"images": IMAGES, "labels": LABELS.astype(np.int64) - 1}, "int64 .5., the least -1; they must be 5 whole"),
+        ({"images": IMAGES, "labels": LABELS.astype(np.int64) - 1}, "int64 .5., -1 to 1; they must be 5 whole"),
+        (
+            {"images": IMAGES, "labels": LABELS.astype(np.uint64) - 1},
+            "uint64 .5., 0 to 18446744073709551615; they must",
+        ),
         ({"images": IMAGES, "labels": LABELS.astype(object)}, "it holds Python objects; save arrays of numbers"),
         ({"images": IMAGES, "labels": LABELS, "x_test": IMAGES[:, :2], "y_test": LABELS}, "different shapes"),
     ],
@@ -108,7 +115,7 @@ def test_a_class_without_images_is_said(tmp_path, capsys):
     assert read_npz(tmp_path / "a.npz", ("none", "a", "b", "c")).splits["train"][1].tolist() == [1, 3, 2, 3, 1]
     np.savez(tmp_path / "b.npz", images=IMAGES, labels=LABELS * 2)
     assert len(read_npz(tmp_path / "b.npz").class_names) == 5
-    said = "warning: {}: no image of 'train' is of the class {}"
+    said = "warning: {}: 'train' has no images of {}"
     assert capsys.readouterr().err.splitlines() == [
         said.format(tmp_path / "a.npz", "'none'"), said.format(tmp_path / "b.npz", "'1', '3'"),
     ]  # fmt: skip

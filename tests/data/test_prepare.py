@@ -88,6 +88,7 @@ def test_a_folder_is_packed_with_its_bytes_and_names(tmp_path, capsys):
         (["arrays"], "name the file too"),
         (["folder", "/absent"], "does not exist"),
         (["arrays", __file__, "--name=cifar10"], "a data set of that name already exists"),
+        (["arrays", __file__, "--name=digits"], "--name=digits: this name is reserved; choose another"),
         (["arrays", __file__, "--name=Mine"], "lowercase letters"),
         (["arrays", __file__], "cannot be read as .npz"),
         (["cifar11"], "did you mean .cifar1"),
@@ -183,3 +184,19 @@ def test_a_killed_preparation_is_begun_again(tmp_path):
     main(arguments)
     assert len(open_source("mine", "train", str(tmp_path))) == 5
     assert not list((tmp_path / "mine").glob(".preparing-*"))
+
+
+def test_a_folder_without_splits_is_not_packed(tmp_path):
+    (tmp_path / "photos" / "holiday" / "beach").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"photos holds no images in folders of classes, such as .*photos/train/cat$"):
+        main(["prepare", "folder", str(tmp_path / "photos"), "--data-dir", str(tmp_path / "data")])
+    assert not (tmp_path / "data" / "photos").exists()
+
+
+def test_a_folder_is_not_packed_into_itself(tmp_path):
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    (tmp_path / "train" / "cat" / "0.png").write_bytes(cv2.imencode(".png", np.zeros((6, 5, 3), np.uint8))[1])
+    for inside in (tmp_path, tmp_path / "train"):
+        with pytest.raises(UserError, match="lies in the folder to pack; choose another"):
+            main(["prepare", "folder", str(tmp_path), "--name=mine", "--data-dir", str(inside)])
+    assert [path.name for path in tmp_path.rglob("*")] == ["train", "cat", "0.png"]

@@ -1,10 +1,14 @@
+import os
+import struct
+
 import cv2
 import numpy as np
 import pytest
 
 from hga_flax.errors import UserError
+from hga_flax.images.bad_images import BadImage
 from hga_flax.images.host_augmentation import decode
-from hga_flax.images.image_files import SUFFIXES, Endings, ignored_line, images_below
+from hga_flax.images.image_files import SUFFIXES, Endings, ignored_line, images_below, read_image
 
 IMAGE = np.full((40, 50, 3), 90, np.uint8)
 ENCODED_AS = {".jfif": ".jpg", ".jp2": ".jp2"}
@@ -45,3 +49,19 @@ def test_links_to_folders_are_followed_and_none_leads_round_in_circles(tmp_path)
 def test_a_folder_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(UserError, match=r"cannot read .*nowhere: No such file"):
         list(images_below(tmp_path / "nowhere"))
+
+
+def test_a_named_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(BadImage, match="it is not a regular file"):
+        read_image(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"bytes")
+    assert read_image(tmp_path / "b.png") == b"bytes"
+
+
+@pytest.mark.parametrize("head", [b"Pf", b"PF"])
+def test_an_image_of_floats_is_refused(head):
+    pfm = head + b"\n4 4\n-1.0\n" + struct.pack("<48f", *[0.5] * 48)[: 64 if head == b"Pf" else 192]
+    for channels in (1, 3):
+        with pytest.raises(BadImage, match=r"^images of floats \(PFM\) are not read; convert it to PNG"):
+            decode(pfm, channels)

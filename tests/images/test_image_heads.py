@@ -12,7 +12,7 @@ import pytest
 from hga_flax.images import MAX_PIXELS
 from hga_flax.images.bad_images import BadImage
 from hga_flax.images.host_augmentation import decode, decode_for_crop
-from hga_flax.images.image_heads import claimed_size
+from hga_flax.images.image_heads import claimed_size, netpbm_white
 from tests.commands import ROOT
 
 IMAGE = np.random.RandomState(0).randint(0, 256, (33, 70, 3), np.uint8)
@@ -120,3 +120,27 @@ def test_strips_take_no_memory():
     command = [sys.executable, "-c", STRIPS]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 60_000  # kB; the whole strips, enlarged, took 649 MB and 3.2 GB
+
+
+@pytest.mark.parametrize(
+    ("head", "white"),
+    [
+        (b"P5\n4 4\n255\n", 255),
+        (b"P6 4 4 65535\n", 65535),
+        (b"P5\n# 1 2 3 4\n4 4 # more\n15\n", 15),
+        (b"P2\r\n4 4\r\n1023\r\n", 1023),
+        (b"P7\nWIDTH 4\nHEIGHT 4\nDEPTH 3\nMAXVAL 100\nTUPLTYPE RGB\nENDHDR\n", 100),
+        (b"P4\n4 4\n", None),  # bits
+        (FILES["png"], None),
+        (b"Photo", None),
+    ],
+)
+def test_white_of_netpbm_is_read_from_the_head(head, white):
+    assert netpbm_white(head) == white
+
+
+def test_other_ranges_would_be_too_dark_and_are_refused():
+    assert decode(b"P5\n4 4\n255\n" + bytes([255]) * 16, 3).max() == 255
+    assert decode(b"P5\n4 4\n65535\n" + b"\xff" * 32, 3).max() == 255
+    with pytest.raises(BadImage, match="its white is 1023; of PGM, PPM and PAM only 255 and 65535 are read"):
+        decode(b"P5\n4 4\n1023\n" + b"\x03\xff" * 16, 3)

@@ -17,7 +17,7 @@ from tests.training import tiny
 
 @pytest.fixture(scope="module")
 def predictor(workdir):
-    return Predictor.from_workdir(str(workdir), "latest", batch_size=64)
+    return Predictor.from_workdir(workdir, "latest", batch_size=64)
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,8 @@ def test_files_bytes_and_arrays_are_the_same_image(predictor, split, tmp_path):
     for one in (image, pixels, tmp_path / "five.png", str(tmp_path / "five.png")):
         np.testing.assert_allclose(predictor.predict(one), rows[:1], rtol=1e-5)
     np.testing.assert_allclose(predictor.predict(pixels[None]), rows[:1], rtol=1e-5)
+    for array in (jax.numpy.asarray(pixels), jax.numpy.asarray(pixels)[None]):
+        np.testing.assert_allclose(predictor.predict(array), rows[:1], rtol=1e-5)
 
 
 def test_a_bad_image_is_told_in_its_place_and_moves_no_other(predictor, split, tmp_path):
@@ -59,10 +61,12 @@ def test_a_bad_image_is_told_in_its_place_and_moves_no_other(predictor, split, t
         tmp_path,
         np.zeros((8, 8, 3), np.uint8),
         np.zeros((8, 8, 1)),
+        np.zeros((0, 8, 1), np.uint8),
+        3,
     ]
     answers = list(predictor.stream([good[0], *bad, *good[1:]]))
     assert [image for image, _ in answers] == [good[0], *bad, *good[1:]]
-    told = [str(answer) for _, answer in answers[1:7]]
+    told = [str(answer) for _, answer in answers[1:9]]
     expected = (
         "cannot be decoded",
         "No such file",
@@ -70,9 +74,11 @@ def test_a_bad_image_is_told_in_its_place_and_moves_no_other(predictor, split, t
         "folder without images",
         "uint8 [8, 8, 3] is",
         "float64 [8, 8, 1] is",
+        "uint8 [0, 8, 1] is",
+        "int is not a file name, an encoded image (bytes) or an array",
     )
     assert all(part in message for part, message in zip(expected, told, strict=True))
-    np.testing.assert_allclose([answers[i][1] for i in (0, 7, 8)], predictor.predict(good), rtol=1e-5)
+    np.testing.assert_allclose([answers[i][1] for i in (0, 9, 10)], predictor.predict(good), rtol=1e-5)
     assert issubclass(BadImage, UserError)
     for images, message in (
         ([good[0], b"no image"], r"^image 1 \(from 0\): .*cannot be decoded"),

@@ -145,3 +145,10 @@ def test_what_the_block_hands_over_changes_nothing_but_the_cost(reduced_channels
         results = [f(variables["params"], x) for f in functions]
     for a, b in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet8", "resnet18", "googlenet", "densenet121", "vgg11"])
+def test_one_image_is_no_batch(name):
+    images = jax.ShapeDtypeStruct((64, 64, 3), jnp.float32)
+    with pytest.raises(ValueError, match=r"a network needs images \[B, H, W, C\], not \[64, 64, 3\]"):
+        jax.eval_shape(create_model(name, num_classes=3).init, jax.random.key(0), images)

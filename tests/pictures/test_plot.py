@@ -104,7 +104,7 @@ def test_the_command_writes_both_files_and_tells_the_last_and_best(runs, tmp_pat
     assert pixels.shape[1] > 1000 and np.unique(pixels).size > 20
     assert ElementTree.parse(tmp_path / "c.svg").getroot().tag.endswith("svg")
     assert "one" in result.stdout and "7.5 (7.5)" in result.stdout
-    assert "two: 1 damaged line(s) of metrics.jsonl left out" in result.stdout
+    assert "two: 1 damaged line of metrics.jsonl left out" in result.stdout
 
 
 @pytest.mark.parametrize(

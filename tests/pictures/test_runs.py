@@ -209,7 +209,7 @@ def test_the_order_can_be_chosen(runs, capsys):
 
 
 def test_a_folder_that_cannot_be_searched_does_not_stop_the_others(runs, capsys):
-    with pytest.raises(UserError, match="3 of 5 folders could not be searched"):
+    with pytest.raises(UserError, match="could not search 3 of 5 folders"):
         main(["runs", "gs://bucket/runs", "nope", str(runs / "old" / "config.json"), str(runs), str(runs / "old")])
     out, err = capsys.readouterr()
     assert out.count("\n") == 3  # each run once

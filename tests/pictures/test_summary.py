@@ -42,6 +42,10 @@ def test_a_configuration_on_the_terminal_and_as_markdown(workdir, capsys):
         (["--workdir=/nowhere"], "no run here"),
         ([], "one of the arguments --workdir --config --weights is required"),
         (["--config=configs/absent.py"], "no such file"),
+        (
+            ["--config=configs/digits.py", "--config.model.attention_options=kernels=(2,)"],
+            r"^config\.model cannot be built: kernel.* odd",
+        ),
     ],
 )
 def test_bad_input_is_one_line(arguments, message):

@@ -3,7 +3,16 @@
 import pytest
 
 from hga_flax.models import model_names
-from hga_flax.pretrained.torch_names import PEERS, export_peer, libraries, new_name, no_peer, peer_name, peers_of
+from hga_flax.pretrained.torch_names import (
+    PEERS,
+    export_peer,
+    libraries,
+    new_name,
+    no_peer,
+    peer_name,
+    peers_of,
+    wrapped_advice,
+)
 
 
 @pytest.mark.parametrize(
@@ -41,3 +50,19 @@ def test_older_names_and_those_of_timms_vgg():
     assert new_name("features.denseblock1.denselayer2.norm.1.bias") == "features.denseblock1.denselayer2.norm1.bias"
     assert new_name("model.pre_logits.fc1.weight") == "model.classifier.0.weight"
     assert new_name("head.fc.bias") == "classifier.6.bias"
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("conv1.base_layer.weight", "merge the adapters"),
+        ("layer1.0.conv1.lora_A.default.weight", "merge the adapters"),
+        ("conv1.weight_orig", "make the pruning permanent"),
+        ("conv1.parametrizations.weight.original0", "remove the parametrization"),
+        ("conv1.weight_g", "remove the parametrization"),
+        ("layer1.0.conv1.weight", ""),
+    ],
+)
+def test_weights_of_a_wrapped_network_come_with_advice(name, advice):
+    found = wrapped_advice(["fc.bias", name])
+    assert found.startswith(advice) and bool(found) == bool(advice)

@@ -7,6 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from hga_flax.errors import UserError
 from hga_flax.pretrained.torch_files import open_weights, read_torch_file
 from hga_flax.pretrained.torch_pickle import StandIn, Unpickler
 from tests import torch_writer
@@ -109,3 +110,16 @@ def test_tensors_are_read_when_they_are_asked_for(tmp_path):
         leaves["model.matrix"].array()
         assert leaves["model.matrix"].storage._data is not None
         assert leaves["optimizer.matrix"].storage._data is None
+
+
+def test_quantised_and_nameless_tensors_are_named_as_what_they_are(tmp_path):
+    """A quantised tensor's storage as torch 2.7 pickles it, and `torch.save(tensor)`."""
+    storage = "(S'storage'\nctorch\nQInt8Storage\nS'0'\nS'cpu'\nI1\ntQ"
+    with zipfile.ZipFile(tmp_path / "q.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", f"(dS'w'\nctorch._utils\n_rebuild_qtensor\n({storage}I0\nttRs.")
+        archive.writestr("archive/data/0", b"1")
+    with pytest.raises(UserError, match=r"it holds quantised tensors \(QInt8Storage\); give the weights that the"):
+        read_torch_file(tmp_path / "q.pth")
+    torch_writer.save(ARRAYS["matrix"], tmp_path / "one.pth")
+    with pytest.raises(UserError, match="it holds one tensor without a name; give a state dict"):
+        read_torch_file(tmp_path / "one.pth")

@@ -130,3 +130,11 @@ def test_write_text_leaves_nothing_else(tmp_path):
     w.write_text(tmp_path / "f", "a")
     w.write_text(tmp_path / "f", "b")
     assert [p.name for p in tmp_path.iterdir()] == ["f"] and (tmp_path / "f").read_text() == "b"
+
+
+def test_a_data_set_with_a_class_twice_is_not_read(tmp_path):
+    (tmp_path / "dataset.json").write_text(
+        '{"name": "folder", "num_classes": 2, "channels": 3, "class_names": ["cat", "cat"], "num_examples": {}}'
+    )
+    with pytest.raises(UserError, match=r"dataset\.json cannot be read: it does not name 2 different classes"):
+        w.read_dataset(tmp_path)

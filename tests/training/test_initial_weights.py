@@ -152,7 +152,7 @@ def test_another_network_than_a_runs_is_told_with_the_flags_of_the_runs(run):
 def test_values_that_are_not_finite_are_refused():
     there = source(places())
     there.arrays["params", "stem_conv", "kernel"][0] = np.nan
-    with pytest.raises(UserError, match="values that are not finite: stem_conv/kernel"):
+    with pytest.raises(UserError, match=r"values that are not finite, .*: stem_conv/kernel"):
         w.fit(there, places(), "ours")
 
 
@@ -381,3 +381,11 @@ def test_an_average_begins_as_the_loaded_weights(run):
     for ours, theirs in zip(jax.tree.leaves(state.ema), jax.tree.leaves(loaded), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     step(state, next(to_devices(iter([tiny.batch()]), mesh)))  # which consumes each array of the state once
+
+
+def test_a_negative_variance_is_refused():
+    network = places()
+    given = source(network)
+    given.arrays["batch_stats", "stem_norm", "var"][0] = -1
+    with pytest.raises(UserError, match=r"values that are not finite, or variances below 0: stem_norm/var$"):
+        w.fit(given, network, "cifar_resnet8")

@@ -21,6 +21,9 @@ RESNEXT = {
 }
 
 
+PLAIN = tiny.ONE_BLOCK | {"data__augmentation": "none", "data__crop_padding": 0}
+
+
 def one_step(c, devices, batch, image_shape=(8, 8, 1)):
     """Returns (HLO text, state before, state after, loss) of one step on so many devices."""
     on = tiny.mesh(devices)
@@ -69,10 +72,10 @@ def test_in_float64_the_step_is_the_same_on_8_devices_exactly_where_statistics_a
 
 def test_a_step_is_sgd_on_the_mean_loss():
     """Against a step written without shard_map, clu or optax."""
-    c = tiny.config(optimizer__weight_decay=0.01, data__augmentation="none", data__crop_padding=0)
+    c = tiny.config(optimizer__weight_decay=0.01, **PLAIN)
     batch = tiny.batch()
     _, before, after, loss = one_step(c, 4, batch)
-    model, _, _ = tiny.build(tiny.config(training__batch_norm_scope="device"), tiny.mesh())
+    model, _, _ = tiny.build(tiny.config(training__batch_norm_scope="device", **PLAIN), tiny.mesh())
     images = (batch["image"] / 255.0 - 0.5) / 0.25
 
     def loss_fn(params):
@@ -89,8 +92,8 @@ def test_a_step_is_sgd_on_the_mean_loss():
 
 
 def test_augmentation_in_the_step_does_not_depend_on_the_devices():
-    c = tiny.config(data__rotation_degrees=20.0)
-    plain = tiny.config(data__augmentation="none", data__crop_padding=0)
+    c = tiny.config(data__rotation_degrees=20.0, **tiny.ONE_BLOCK)
+    plain = tiny.config(**PLAIN)
     losses = [one_step(c, devices, tiny.batch())[3] for devices in (1, 4)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert abs(losses[0] - one_step(plain, 1, tiny.batch())[3]) > 1e-4
@@ -100,7 +103,7 @@ MIXED = {"data__mixup": 0.4, "data__cutmix": 1.0, "data__random_erasing": 0.5, "
 
 
 def test_mixing_and_erasing_do_not_depend_on_the_devices():
-    c = tiny.config(**MIXED)
+    c = tiny.config(**MIXED, **tiny.ONE_BLOCK)
     losses = [one_step(c, devices, tiny.batch())[3] for devices in (1, 2)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
@@ -141,15 +144,12 @@ def test_the_loss_of_mixed_images_is_that_of_soft_labels():
         {"training__label_smoothing": 0.1},
         {"training__loss": "binary_cross_entropy"},
         {"model__dtype": "bfloat16"},
-        {"model__options": "features=4, stochastic_depth=0.5"},
+        {"model__options": "stage_sizes=(1,), features=8, stochastic_depth=0.5"},
     ],
 )
 def test_options_of_the_step_change_it(change):
-    base, changed = tiny.config(), tiny.config(**change)
+    base, changed = tiny.config(**tiny.ONE_BLOCK), tiny.config(**(tiny.ONE_BLOCK | change))
     assert one_step(base, 1, tiny.batch())[3] != one_step(changed, 1, tiny.batch())[3]
-
-
-PLAIN = {"model__attention": "none", "data__augmentation": "none", "data__crop_padding": 0}
 
 
 def accumulation(devices, parts, **options):
@@ -222,7 +222,7 @@ def test_bfloat16_keeps_parameters_and_statistics_in_float32():
 
 
 def test_training_metrics_add_up_over_devices_and_steps():
-    c, on = tiny.config(optimizer__learning_rate=1e-6), tiny.mesh(4)
+    c, on = tiny.config(optimizer__learning_rate=1e-6, **tiny.ONE_BLOCK), tiny.mesh(4)
     _, state, step = tiny.build(c, on)
     losses = []
     for placed in to_devices(iter([tiny.batch(seed=s) for s in range(3)]), on):
@@ -260,7 +260,8 @@ def test_two_seeds_share_one_compiled_step():
     """The seed is an argument: the text that XLA is handed is the same, and what comes out is not."""
     on, batch, texts, losses = tiny.mesh(), tiny.batch(), [], []
     for seed in (0, 1):
-        c = tiny.config(seed=seed, model__options="features=4, stochastic_depth=0.5", data__mixup=0.2)
+        options = {"model__options": "stage_sizes=(1,), features=8, stochastic_depth=0.5", "data__mixup": 0.2}
+        c = tiny.config(seed=seed, **(tiny.ONE_BLOCK | options))
         _, state, step = tiny.build(c, on)
         placed = next(to_devices(iter([batch]), on))
         texts.append(step.lower(state, placed).as_text())
