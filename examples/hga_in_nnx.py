@@ -53,13 +53,7 @@ def train_step(model: nnx.Module, optimizer: nnx.Optimizer, images: jax.Array, l
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200, help="training steps of 128 digits (default: 200)")
-    parser.add_argument(
-        "--attention",
-        choices=attention_names(),
-        default="hga",
-        metavar="NAME",
-        help="name of the attention (default: hga)",
-    )
+    parser.add_argument("--attention", choices=attention_names(), default="hga", metavar="NAME", help="default: hga")
     arguments = parser.parse_args()
 
     digits = load_digits()

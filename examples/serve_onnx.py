@@ -50,9 +50,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("network", help="file written by `python -m hga_flax export --format=onnx`")
     parser.add_argument("images", nargs="+", metavar="IMAGE")
-    parser.add_argument(
-        "--top", type=int, default=5, metavar="N", help="number of likeliest classes to print (default: 5)"
-    )
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="number of classes to print (default: 5)")
     arguments = parser.parse_args()
 
     try:

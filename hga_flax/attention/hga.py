@@ -277,7 +277,7 @@ class HGA(nn.Module):
         `source`: the factors of `x`, if known; the result is the same, with fewer passes over maps.
         """
         self._check(x)
-        if not (self.mfe or self.hap or self.ee) or (not len(x) and not self.is_initializing()):
+        if not (self.mfe or self.hap or self.ee) or (x.shape[0] == 0 and not self.is_initializing()):
             return x
         width = min(self.channels, self.reduced_channels or self.channels)
         reduced = width < self.channels

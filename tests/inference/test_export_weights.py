@@ -44,7 +44,8 @@ def test_what_is_written_is_read_bit_for_bit(model, attention, tmp_path):
     network = create_model(model, attention=attention, num_classes=3, **SMALL[model])
     abstract = jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))
     random = np.random.RandomState(0)
-    variables = jax.tree.map(lambda leaf: random.standard_normal(leaf.shape).astype(np.float32), dict(abstract))
+    value = lambda path, leaf: (abs if path[-1].key == "var" else np.positive)(random.standard_normal(leaf.shape))
+    variables = jax.tree_util.tree_map_with_path(lambda *at: value(*at).astype(np.float32), dict(abstract))
     places = flatten_dict(variables)
     file = tmp_path / "w.safetensors"
     file.write_bytes(to_safetensors(torch_tensors(export_peer(model, attention), variables), {"format": "pt"}))

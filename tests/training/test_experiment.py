@@ -127,7 +127,10 @@ def test_everything_is_checked_before_an_image_is_read(monkeypatch):
         ({"training__steps": 2**31 - 1}, "are more examples than a process can number"),
         ({"training__steps": 0, "schedule__warmup_epochs": 100.0}, r"schedule\.warmup_epochs=100\.0: a warm-up of 300"),
         ({"model__attention_options": "form='shift', mfe_norm=True"}, "cannot be trained: form='shift' needs a linear"),
-        ({"model__options": "features=0"}, "config.model cannot be built"),
+        (
+            {"model__options": "stochastic_depth=1.0"},
+            "config.model cannot be built: stochastic_depth=1.0 is not a rate",
+        ),
         (
             {
                 "model__attention": "ge",

@@ -281,7 +281,7 @@ def test_a_longer_plan_continues_and_says_what_changed(tmp_path, capsys):
 
 def plain(**overrides):
     """What compiles in the least time."""
-    return tiny.config(**tiny.ONE_BLOCK, **overrides)
+    return tiny.config(model__attention="none", **overrides)
 
 
 def test_a_plan_that_ends_before_the_last_step_says_so(tmp_path, capsys):
