@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import contextlib
 import importlib.util
 import json
 import pathlib
@@ -82,20 +83,25 @@ def load_config(path: str) -> ConfigDict:
     Raises:
         ConfigError: the file does not exist, has no `get_config`, or sets a key that configs/base.py lacks.
     """
-    file = pathlib.Path(path)
-    if not file.is_file():
-        folder = file if file.is_dir() else file.parent
-        others = sorted(other.name for other in folder.glob("*.py") if _defines_config(other))
-        there = f"; there are: {', '.join(others)}" if others else ""
-        raise ConfigError(f"--config={path}: {'this is a folder' if file.is_dir() else 'no such file'}{there}")
+    if not pathlib.Path(path).is_file():
+        raise ConfigError(f"--config={missing(path, 'get_config')}")
     config = _run_file(path, f"--config={path}", lambda module: module.get_config())
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"--config={path}: get_config() returns {type(config).__name__}, not a ConfigDict")
     return config.lock()
 
 
-def _defines_config(file: pathlib.Path) -> bool:
-    return file.stem != "base" and b"def get_config" in file.read_bytes()
+def missing(path: str, function: str) -> str:
+    """Says that there is no file at `path`, and which files in that folder define `function`."""
+    file = pathlib.Path(path)
+    folder = file if file.is_dir() else file.parent
+    others = []
+    for other in sorted(folder.glob("*.py")):
+        with contextlib.suppress(OSError):
+            if other.stem != "base" and f"def {function}(".encode() in other.read_bytes():
+                others.append(other.name)
+    there = f"; there are: {', '.join(others)}" if others else ""
+    return f"{path}: {'this is a folder' if file.is_dir() else 'no such file'}{there}"
 
 
 def apply_recipe(config: ConfigDict, recipe: str) -> None:

@@ -30,7 +30,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from hga_flax.config.checks import complete
-from hga_flax.config.loading import configure, differences, from_json, to_json, validate
+from hga_flax.config.loading import configure, differences, from_json, missing, to_json, validate
 from hga_flax.errors import ConfigError, UserError, expand, nearest, one_line
 
 REQUIRED = ("config", "rows", "baseline", "seeds")
@@ -140,8 +140,7 @@ def load_study(
 def _read(file: str) -> Any:
     path = pathlib.Path(file)
     if not path.is_file():
-        shipped = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
-        raise UserError(f"{file}: no such file" + (f"; there are: {', '.join(shipped)}" if shipped else ""))
+        raise UserError(missing(file, "get_study"))
     try:
         if path.suffix == ".toml":
             return tomllib.loads(path.read_text())

@@ -109,7 +109,7 @@ def test_a_file_that_is_no_study(tmp_path):
         (tmp_path / name).write_text(text)
         with pytest.raises(UserError, match=message):
             load_study(str(tmp_path / name))
-    with pytest.raises(UserError, match=r"no such file; there are: a\.py"):
+    with pytest.raises(UserError, match=r"no such file; there are: b\.py, e\.py$"):
         load_study(str(tmp_path / "absent.py"))
 
 
