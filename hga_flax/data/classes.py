@@ -1,6 +1,9 @@
-"""Compares the classes of a data set with those that a run was trained on."""
+"""Compares the classes of a data set with those that a run was trained on, and with the labels of its examples."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hga_flax.errors import UserError
 
 MOST_NAMED = 5  # classes listed in a message
 
@@ -31,3 +34,19 @@ def difference(run: Sequence[str], there: Sequence[str], where: str) -> str | No
 
 def _classes(count: int) -> str:
     return f"{count:,} class" if count == 1 else f"{count:,} classes"
+
+
+def labelled(batches: Iterator[dict[str, Any]], num_classes: int, split: str) -> Iterator[dict[str, Any]]:
+    """Yields the batches of a split, which must have labels: TFDS marks the examples of unlabelled splits by -1.
+
+    Raises:
+        UserError: a label is not that of a class.
+    """
+    for batch in batches:
+        wrong = batch["label"][(batch["label"] < 0) | (batch["label"] >= num_classes)]
+        if wrong.size:
+            raise UserError(
+                f"the split '{split}' has examples with the label {wrong[0]}, which is none of the {num_classes:,} "
+                "classes; unlabelled examples cannot be trained on or evaluated"
+            )
+        yield batch

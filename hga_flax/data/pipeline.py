@@ -24,6 +24,7 @@ import numpy as np
 from absl import flags
 from grain.experimental import index_shuffle
 
+from hga_flax.data.classes import labelled
 from hga_flax.data.memory import GatheredBatches, MemorySource, in_memory
 from hga_flax.data.sources import DatasetInfo, Source, SyntheticSource, dataset_info, open_source
 from hga_flax.data.streams import ORDER, host_seed
@@ -367,7 +368,8 @@ class Dataset:
         transform = host_transform(data, self.info.channels, train=train, seed=self.seed, size=shape[0])
         memory = isinstance(source, MemorySource)
         batches = _batches(examples(source, transform), batch_size, shape, data, memory, train)
-        return self.bad_images.watch(batches, split, lambda index: _explain(source, transform, index))
+        watched = self.bad_images.watch(batches, split, lambda index: _explain(source, transform, index))
+        return labelled(watched, self.info.num_classes, split)
 
 
 def _explain(source: Source, transform: Transform, index: int) -> str:

@@ -116,41 +116,6 @@ def _parse(record: bytes) -> dict[str, Any]:
     return example
 
 
-class LabelledExamples:
-    """The examples of a TFDS data set, which must have labels: TFDS marks those of unlabelled splits by -1.
-
-    Args:
-        source: the examples.
-        num_classes: number of classes.
-        where: what messages call the examples.
-    """
-
-    def __init__(self, source: Any, num_classes: int, where: str):
-        self._source, self._num_classes, self._where = source, num_classes, where
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Returns an example.
-
-        Raises:
-            UserError: its label is not that of a class.
-        """
-        return self._checked(self._source[index], index)
-
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        return [self._checked(*pair) for pair in zip(self._source.__getitems__(indices), indices, strict=True)]
-
-    def _checked(self, example: dict[str, Any], index: int) -> dict[str, Any]:
-        if 0 <= (label := int(example["label"])) < self._num_classes:
-            return example
-        raise UserError(
-            f"{self._where}: example {index:,} has the label {label}, which is none of the {self._num_classes:,} "
-            "classes; unlabelled examples cannot be trained on or evaluated"
-        )
-
-
 def data_directory(directory: str) -> pathlib.Path:
     """Returns `directory`, or TFDS's own default (`$TFDS_DATA_DIR`, `~/tensorflow_datasets`) for ""."""
     return expand(directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets", "data.dir")
@@ -330,8 +295,8 @@ def open_source(
         features = builder.info.features
         plain = type(features["image"]) is tfds.features.Image and type(features["label"]) is tfds.features.ClassLabel
         if plain and builder.info.file_format is tfds.core.FileFormat.ARRAY_RECORD:
-            source = EncodedImages(ArrayRecordDataSource(builder.info.splits[split].file_instructions, READER))
-        return LabelledExamples(source, int(features["label"].num_classes), f"{key}='{split}'")
+            return EncodedImages(ArrayRecordDataSource(builder.info.splits[split].file_instructions, READER))
+        return source
     except OSError as error:
         raise UserError(f"data.dir: cannot read {builder.data_dir}: {one_line(error)}") from None
     except NotImplementedError:  # TFDS's error for a format without random access

@@ -16,6 +16,7 @@ from hga_flax.data.memory import MemorySource
 from hga_flax.data.pipeline import Dataset, Shard, available_cores, create_dataset
 from hga_flax.data.sources import DatasetInfo
 from hga_flax.data.streams import ORDER, host_seed
+from hga_flax.errors import UserError
 from hga_flax.images.host_augmentation import host_transform
 
 ALONE = Shard()
@@ -254,3 +255,17 @@ def test_randaugment_is_drawn_anew_over_images_that_are_kept_in_memory():
             images.setdefault(int(index), []).append(image)
     assert sum((a != b).any() for a, b in images.values()) > 11  # the two epochs differ
     assert any((a["image"] != b["image"]).any() for a, b in zip(kept, batches(10, 0), strict=True))
+
+
+@pytest.mark.parametrize(
+    "options", [{"cache_mb": 64}, {}, {"threads": 2}, pytest.param({"workers": 1}, id="workers")], ids=str
+)
+def test_examples_without_labels_are_refused(options, monkeypatch):
+    records = [{"image": np.zeros((8, 8, 3), np.uint8), "label": -1 if i == 5 else 9} for i in range(8)]
+    monkeypatch.setattr(Dataset, "open", lambda self, split: records)
+    dataset = make_dataset(**options)
+    message = r"^the split 'test' has examples with the label -1, which is none of the 10 classes; unlabelled"
+    with pytest.raises(UserError, match=message):
+        list(dataset.eval_batches(dataset.source("test"), 4, ALONE, "test"))
+    with pytest.raises(UserError, match="label -1"):
+        take(dataset, 2)

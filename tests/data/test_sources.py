@@ -169,18 +169,3 @@ def test_images_of_other_channels_are_refused_by_name(monkeypatch):
     monkeypatch.setattr(sources, "_builder", lambda name, directory: builder)
     with pytest.raises(UserError, match=r"'rgba' are \(8, 8, 4\); only 1 \(grey\) or 3 \(RGB\) channels"):
         dataset_info("rgba")
-
-
-def test_an_example_without_a_label_is_refused(tmp_path):
-    """As TFDS's unlabelled test splits are, whose label is -1."""
-    class_label = packing.tfds.features.ClassLabel
-    examples = lambda: iter([("a", {"image": b"an image", "label": 0}), ("b", {"image": b"an image", "label": -1})])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(class_label, "encode_example", lambda self, label: np.int64(label))
-        packing.pack("mine", {"train": examples}, ("a", "b"), (None, None, 3), tmp_path)
-    source = open_source("mine", "train", str(tmp_path), "data.eval_split")
-    message = r"^data\.eval_split='train': example \d has the label -1, which is none of the 2 classes; unlabelled"
-    with pytest.raises(UserError, match=message):
-        [source[i] for i in range(2)]
-    with pytest.raises(UserError, match=message):
-        source.__getitems__([0, 1])

@@ -48,7 +48,12 @@ def test_files_bytes_and_arrays_are_the_same_image(predictor, split, tmp_path):
     for one in (image, pixels, tmp_path / "five.png", str(tmp_path / "five.png")):
         np.testing.assert_allclose(predictor.predict(one), rows[:1], rtol=1e-5)
     np.testing.assert_allclose(predictor.predict(pixels[None]), rows[:1], rtol=1e-5)
-    for array in (jax.numpy.asarray(pixels), jax.numpy.asarray(pixels)[None]):
+
+    class Picture:  # as Pillow's images do
+        def __array__(self, dtype=None, copy=None):
+            return pixels
+
+    for array in (jax.numpy.asarray(pixels), jax.numpy.asarray(pixels)[None], Picture(), [Picture()]):
         np.testing.assert_allclose(predictor.predict(array), rows[:1], rtol=1e-5)
 
 
