@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 ifdef PYTHON
 override PYTHON := $(or $(shell .ci/find_python $(PYTHON)),$(PYTHON))
 else
-PYTHON := $(shell $(BIN)/python -c '' 2>/dev/null && echo $(BIN)/python || echo python3)
+override PYTHON := $(shell $(BIN)/python -c '' 2>/dev/null && echo $(BIN)/python || echo python3)
 endif
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 INSTALLED := $(VENV)/installed-$(VERSION)

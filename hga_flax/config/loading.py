@@ -20,6 +20,8 @@ from hga_flax.config.keys import FORMER_NAMES, KEYS
 from hga_flax.errors import ConfigError, UserError, nearest, one_line
 
 MOST_DIGITS = 100  # of an integer; no key accepts one as long
+# Arguments of create_model that are no options of the network: other keys and the data set determine them.
+MODEL_ARGUMENTS = {"attention", "attention_options", "num_classes", "dtype", "axis_name", "features_only", "name"}
 OVERRIDE_ERRORS = (flags.Error, TypeError, ValueError, SyntaxError)  # raised for values that cannot be parsed
 
 
@@ -245,9 +247,6 @@ def validate(config: ConfigDict) -> ConfigDict:
                 f"give at least {model.stride}"
             )
     return config
-
-
-MODEL_ARGUMENTS = {"attention", "attention_options", "num_classes", "dtype", "axis_name", "features_only", "name"}
 
 
 def build_model(config: ConfigDict, num_classes: int, axis_name: str | None = None) -> Any:
