@@ -15,7 +15,6 @@ import json
 import os
 import pathlib
 import shutil
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -24,12 +23,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from hga_flax.errors import UserError, one_line
-from hga_flax.processes.distributed import barrier, raise_if_lost
-from hga_flax.processes.mesh import agree, all_true, wait_for_all
+from hga_flax.processes.distributed import raise_if_lost
 from hga_flax.runs import saved_state
-from hga_flax.runs.local_copy import is_twin
-from hga_flax.runs.manifest import find_damage, write_seal
+from hga_flax.runs.manifest import find_damage, write_manifest
 from hga_flax.runs.ranking import LatestAndBest, rank
+from hga_flax.runs.sharing import sharing
 from hga_flax.runs.uploader import Uploader
 from hga_flax.runs.workdir import write_text
 
@@ -74,14 +72,10 @@ class Checkpoints:
         self._changes = list(changes)
         self._manager: ocp.CheckpointManager | None = None
         self._writing: int | None = None
-        # Every process has its own local copy: process 0 writes, and each reads its own.
-        self._apart, self._uploader = jax.process_count() > 1 and is_twin(self._workdir), uploader
+        self._sharing, self._uploader = sharing(self._workdir), uploader
         self._reader = self._checkpointer(ocp.CompositeCheckpointHandler(handler_registry=_handlers()))
         self._evaluations: dict[int, dict[str, Any] | None] = {}
-        if self._apart:
-            barrier("all have the checkpoints")
-        if self._apart and (own := zlib.crc32(str(self.steps()).encode()) >> 1) != agree(own):
-            raise UserError(f"the processes find different checkpoints in {self._directory}; does another run write?")
+        self._sharing.check_same(self.steps(), self._directory)
 
     def save(self, step: int, state: Any, run: dict[str, Any], metrics: dict[str, Any] | None) -> None:
         """Starts writing a checkpoint; returns once the state is copied off the devices.
@@ -93,14 +87,10 @@ class Checkpoints:
         """
         self.wait()
         self._uploader.finish()  # saving may delete the checkpoint that is being uploaded
-        if self._apart:
-            barrier("a checkpoint can be saved")
-            if jax.process_index():
-                return
-            state = jax.tree.map(np.asarray, state)  # host arrays, saved without the other processes
+        if (state := self._sharing.to_save(state)) is None:
+            return
         with self._written(step):
-            again = self._directory.joinpath(str(step)).exists()
-            if again if self._apart else agree(again):  # process 0 decides because it moves the folder
+            if self._sharing.decide(self._directory.joinpath(str(step)).exists()):
                 self._supersede(step)
             if self._manager is None:
                 self._manager = self._create_manager()
@@ -111,9 +101,9 @@ class Checkpoints:
             self._manager.save(step, args=items, force=True)
 
     def _processes(self) -> ocp.options.MultiprocessingOptions:
-        """Returns the processes that Orbax synchronises: all, or only this one if it has its own local copy."""
-        own = jax.process_index()
-        return ocp.options.MultiprocessingOptions(*((own, {own}, f"process_{own}") if self._apart else ()))
+        """Returns the processes that Orbax synchronises."""
+        group, own = self._sharing.group(), jax.process_index()
+        return ocp.options.MultiprocessingOptions(*((own, group, f"process_{own}") if group else ()))
 
     def _checkpointer(self, handler: ocp.CheckpointHandler) -> ocp.Checkpointer:
         return ocp.Checkpointer(handler, multiprocessing_options=self._processes())
@@ -135,15 +125,14 @@ class Checkpoints:
         step = self._writing
         final = self._directory / str(step)
         temporary = sorted(self._directory.glob(f"{step}{TEMPORARY}*"))
-        write_seal(temporary[0] if temporary else final, step)
+        write_manifest(temporary[0] if temporary else final, step)
 
     def _supersede(self, step: int) -> None:
         if jax.process_index() == 0:
             aside = self._workdir / "superseded"
             aside.mkdir(exist_ok=True)
             self._directory.joinpath(str(step)).rename(aside / str(step))
-        if not self._apart:
-            wait_for_all("superseded")
+        self._sharing.wait("superseded")
         if self._manager is not None:
             self._manager.reload()
 
@@ -200,10 +189,8 @@ class Checkpoints:
         return self._restore(path, like)
 
     def _check_whole(self, step: int, path: pathlib.Path, item: str | None = None) -> None:
-        # Process 0 checks for all processes, so that all restore the same step; with local copies, each checks its own.
-        damage = find_damage(path, step, item) if self._apart or jax.process_index() == 0 else None
-        if not (all_true if self._apart else agree)(damage is None):
-            raise UnreadableCheckpoint(f"checkpoint {path} cannot be read: {damage or 'another process says so'}")
+        if damage := self._sharing.damage(lambda: find_damage(path, step, item)):
+            raise UnreadableCheckpoint(f"checkpoint {path} cannot be read: {damage}")
 
     def _restore(self, path: pathlib.Path, like: Any) -> tuple[Any, dict[str, Any]]:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)

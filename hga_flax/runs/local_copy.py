@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from hga_flax.errors import UserError, expand, leave, one_line
-from hga_flax.runs import manifest as seal
+from hga_flax.runs import manifest
 from hga_flax.storage.buckets import (
     Fact,
     Remote,
@@ -49,17 +49,17 @@ class Pair(NamedTuple):
     there: Fact
 
 
-def seal_of(name: str) -> str | None:
+def manifest_of(name: str) -> str | None:
     """Returns the name of the manifest of the checkpoint that a file belongs to, or None if it belongs to none."""
     match = CHECKPOINT.fullmatch(name)
-    return f"{match[1]}/{seal.NAME}" if match else None
+    return f"{match[1]}/{manifest.NAME}" if match else None
 
 
 class Overtaken(UserError):
     """Another session has begun to train in the bucket."""
 
 
-class Twin:
+class LocalCopy:
     """The local copy of one address; exclusive to this process until it is closed.
 
     Args:
@@ -110,10 +110,10 @@ class Twin:
         fetched = [
             name
             for name, fact in wanted.items()
-            if seal_of(name) in damaged or self._is_stale(name, here.get(name), fact, own)
+            if manifest_of(name) in damaged or self._is_stale(name, here.get(name), fact, own)
         ]
         if light:
-            fetched = [name for name in fetched if seal_of(name) in (None, name)]
+            fetched = [name for name in fetched if manifest_of(name) in (None, name)]
         for name in [name for name in here if name not in wanted and not (own and self._is_ahead(name, here))]:
             (self.folder / name).unlink()
         size = sum(wanted[name].size for name in fetched)
@@ -143,10 +143,10 @@ class Twin:
 
     def _is_stale(self, name: str, here: Here | None, there: Fact, own: bool) -> bool:
         """Returns whether a file of the bucket must be downloaded."""
-        pair, sealed = self.pairs.get(name), seal_of(name)
+        pair, manifest_name = self.pairs.get(name), manifest_of(name)
         if here is None:
             return True
-        own = own and not (sealed and self.is_up(sealed))  # a checkpoint does not change after its upload
+        own = own and not (manifest_name and self.is_up(manifest_name))  # a checkpoint does not change after its upload
         if own and name.startswith(LOGS) and here[0] < there.size:
             return True
         if pair is None:
@@ -155,12 +155,12 @@ class Twin:
 
     def _damaged(self) -> set[str]:
         """Returns the manifests of the bucket's checkpoints that are damaged or missing here."""
-        sealed = {name: (self.folder / name).parent for name in self.there if seal_of(name) == name}
-        return {name for name, folder in sealed.items() if seal.find_damage(folder, int(folder.name))}
+        complete = {name: (self.folder / name).parent for name in self.there if manifest_of(name) == name}
+        return {name for name, folder in complete.items() if manifest.find_damage(folder, int(folder.name))}
 
     def _is_ahead(self, name: str, here: dict[str, Here]) -> bool:
         """Returns whether a file missing from the bucket is still to be uploaded; a checkpoint's manifest decides."""
-        name = seal_of(name) or name
+        name = manifest_of(name) or name
         return name not in self.pairs or self.pairs[name].here != here.get(name)
 
     def here(self) -> dict[str, Here]:
@@ -255,7 +255,7 @@ def _take(remote: Remote, trains: bool) -> tuple[pathlib.Path, contextlib.ExitSt
 
 def _is_wanted(name: str, there: dict[str, Fact]) -> bool:
     if name.startswith(("superseded/", "checkpoints/")):
-        return seal_of(name) in there
+        return manifest_of(name) in there
     return name != SESSION
 
 
@@ -266,7 +266,7 @@ def _drop_empty(folder: pathlib.Path) -> None:
             shutil.rmtree(path)
 
 
-_read: dict[tuple[pathlib.Path, str], Twin] = {}  # this process's local copies, by cache folder and address
+_read: dict[tuple[pathlib.Path, str], LocalCopy] = {}  # this process's local copies, by cache folder and address
 
 
 def find(path: str, key: str = "--workdir", *, light: bool = False) -> pathlib.Path:
@@ -284,11 +284,11 @@ def find(path: str, key: str = "--workdir", *, light: bool = False) -> pathlib.P
         return expand(path, key).absolute()
     place = cache_folder(), path
     if place not in _read:
-        _read[place] = Twin(path, key)
+        _read[place] = LocalCopy(path, key)
     _read[place].pull(light=light)
     return _read[place].folder
 
 
-def is_twin(folder: pathlib.Path) -> bool:
+def is_local_copy(folder: pathlib.Path) -> bool:
     """Returns whether a folder is a local copy, of which each process has its own."""
     return folder.parent == cache_folder() / "runs"

@@ -13,7 +13,7 @@ NAME = "seal.json"
 CHUNK = 1 << 22  # bytes per read
 
 
-def write_seal(folder: pathlib.Path, step: int) -> None:
+def write_manifest(folder: pathlib.Path, step: int) -> None:
     """Writes the manifest of the checkpoint in `folder`, whose items must be complete."""
     (folder / NAME).write_text(json.dumps({"step": step, "files": _files(folder)}))
 
@@ -32,15 +32,15 @@ def find_damage(folder: pathlib.Path, step: int, item: str | None = None) -> str
     if not folder.is_dir():
         return "it is not a folder"
     try:
-        seal = json.loads((folder / NAME).read_text())
-        sealed, wanted = seal["step"], {name: tuple(facts) for name, facts in seal["files"].items()}
+        saved = json.loads((folder / NAME).read_text())
+        own_step, wanted = saved["step"], {name: tuple(facts) for name, facts in saved["files"].items()}
         if item is not None:
             wanted = {name: facts for name, facts in wanted.items() if name.startswith(f"{item}/")}
-        if sealed != step:
-            return f"it is the checkpoint of step {sealed} under another name"
+        if own_step != step:
+            return f"it is the checkpoint of step {own_step} under another name"
         found = {name: _facts(folder / name) for name in wanted if (folder / name).is_file()}
     except FileNotFoundError:
-        return f"it has no {NAME}: it is not whole, or a version before the seal wrote it (docs/scaling.md)"
+        return f"it has no {NAME}: it is not whole, or an older version wrote it (docs/scaling.md)"
     except OSError as error:
         return f"{error.filename} cannot be read: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 
 from hga_flax.errors import Interrupted, UserError, leave, one_line
 from hga_flax.processes.distributed import barrier
-from hga_flax.runs import manifest as seal
-from hga_flax.runs.local_copy import CHECKPOINT, Here, Overtaken, Twin, find
+from hga_flax.runs import manifest
+from hga_flax.runs.local_copy import CHECKPOINT, Here, LocalCopy, Overtaken, find
 from hga_flax.runs.workdir import CLAIM, open_workdir
 from hga_flax.storage.buckets import Unreachable, is_remote
 from hga_flax.storage.locks import claimed
@@ -45,12 +45,12 @@ class BucketUploader(Uploader):
     """Copies a local copy of a run to its bucket from `begin` to `close`.
 
     Args:
-        twin: local copy that the session trains in.
+        copy: local copy that the session trains in.
     """
 
-    def __init__(self, twin: Twin):
-        self._twin, self._warn = twin, print
-        self._remote, self._folder = twin.remote, twin.folder
+    def __init__(self, copy: LocalCopy):
+        self._copy, self._warn = copy, print
+        self._remote, self._folder = copy.remote, copy.folder
         self._busy, self._over = threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
         self._warned = self._given_up = False
@@ -63,10 +63,10 @@ class BucketUploader(Uploader):
             UserError: the bucket cannot be read, or a checkpoint missing there cannot be uploaded.
         """
         try:
-            self._twin.pull()
+            self._copy.pull()
             self._upload_new()
         except BaseException:
-            self._twin.close()
+            self._copy.close()
             raise
         return self._folder
 
@@ -80,7 +80,7 @@ class BucketUploader(Uploader):
             UserError: the bucket is not writable.
         """
         self._warn = warn
-        self._twin.begin(uuid.uuid4().hex)
+        self._copy.begin(uuid.uuid4().hex)
         self._thread = threading.Thread(target=self._run, daemon=True, name="uploader")
         self._thread.start()
 
@@ -138,7 +138,7 @@ class BucketUploader(Uploader):
                 self.finish()
                 self._push_last()
         finally:
-            self._twin.close()
+            self._copy.close()
 
     def _push_last(self) -> None:
         try:
@@ -156,7 +156,7 @@ class BucketUploader(Uploader):
     def _push_checkpoints(self) -> bool:
         """Makes the bucket's checkpoints equal to the local ones; returns whether anything had to be done."""
         if not self._listed:
-            self._twin.uploaded([])
+            self._copy.uploaded([])
         self._listed = False
         uploaded, removed = self._upload_new(), self._remove_old()
         self._listed = True
@@ -171,29 +171,29 @@ class BucketUploader(Uploader):
                 self._warn_once(f"warning: {one_line(error)}; it is tried again")
         done = [files for step in new if (files := self._push_checkpoint(step))]
         if new:
-            self._twin.uploaded(file for files in done for file in files)
+            self._copy.uploaded(file for files in done for file in files)
         return bool(done)
 
     def _new(self) -> list[int]:
         """Returns the steps that are complete here but not yet in the bucket."""
-        complete = [step for step in sorted(self._steps("checkpoints")) if (self._folder / _sealed(step)).exists()]
-        return [step for step in complete if not self._twin.is_up(_sealed(step))]
+        complete = [step for step in sorted(self._steps("checkpoints")) if (self._folder / _manifest(step)).exists()]
+        return [step for step in complete if not self._copy.is_up(_manifest(step))]
 
     def _remove_old(self) -> bool:
         # checkpoints/ is listed before and after superseded/, so that no step that moves meanwhile is missed.
         kept = self._steps("checkpoints") | self._steps("superseded") | self._steps("checkpoints")
         if self._new():  # completed since `_upload_new` looked, or its upload failed: older steps are still needed
             return False
-        folders = {match[1] for name in self._twin.there if (match := CHECKPOINT.fullmatch(name))}
+        folders = {match[1] for name in self._copy.there if (match := CHECKPOINT.fullmatch(name))}
         gone = []
         for folder in sorted(folders):
             kind, step = folder.split("/")
-            again = kind == "superseded" and _sealed(int(step)) in self._twin.there
+            again = kind == "superseded" and _manifest(int(step)) in self._copy.there
             if int(step) not in kept or again:
                 gone.append(folder)
                 self._remove(folder)
         if gone:
-            self._twin.uploaded([])
+            self._copy.uploaded([])
         return bool(gone)
 
     def _push_checkpoint(self, step: int) -> list[tuple[str, Here]] | None:
@@ -201,13 +201,13 @@ class BucketUploader(Uploader):
         folder = f"checkpoints/{step}"
         try:
             files = [p.relative_to(self._folder).as_posix() for p in (self._folder / folder).rglob("*") if p.is_file()]
-            here = {name: self._twin.stat(name) for name in files}
-            last = _sealed(step)
+            here = {name: self._copy.stat(name) for name in files}
+            last = _manifest(step)
             wanted = json.loads((self._folder / last).read_text())["files"]
             if not {f"{folder}/{name}" for name in wanted} <= here.keys():
                 return None
-            self._twin.check_own()
-            old = [name for name in self._twin.there if name.startswith(f"{folder}/")]
+            self._copy.check_own()
+            old = [name for name in self._copy.there if name.startswith(f"{folder}/")]
             if last in old:  # otherwise an earlier attempt has already put it aside
                 self._put_aside(step, [name.removeprefix(f"{folder}/") for name in old])
                 self._remote.delete([last])
@@ -221,39 +221,39 @@ class BucketUploader(Uploader):
     def _put_aside(self, step: int, names: list[str]) -> None:
         """Copies a step's former checkpoint to `superseded/`, its manifest last."""
         old, new = f"checkpoints/{step}", f"superseded/{step}"
-        self._remote.delete([f"{new}/{seal.NAME}"])  # the manifest of an earlier superseded checkpoint
-        self._remote.copy([name for name in names if name != seal.NAME], old, new)
-        self._remote.copy([seal.NAME], old, new)
+        self._remote.delete([f"{new}/{manifest.NAME}"])  # the manifest of an earlier superseded checkpoint
+        self._remote.copy([name for name in names if name != manifest.NAME], old, new)
+        self._remote.copy([manifest.NAME], old, new)
 
     def _remove(self, folder: str) -> None:
         """Deletes a checkpoint from the bucket, its manifest first."""
-        self._twin.check_own()
-        names = [name for name in self._twin.there if name.startswith(f"{folder}/")]
-        self._remote.delete([f"{folder}/{seal.NAME}"])
+        self._copy.check_own()
+        names = [name for name in self._copy.there if name.startswith(f"{folder}/")]
+        self._remote.delete([f"{folder}/{manifest.NAME}"])
         self._remote.delete(names)
 
     def _push_others(self) -> None:
         """Uploads changed files other than checkpoints."""
-        names = [name for name in self._twin.here() if _is_other(name) and not self._twin.is_up(name)]
+        names = [name for name in self._copy.here() if _is_other(name) and not self._copy.is_up(name)]
         if NEWEST in names and not self._newest_is_up():
             names.remove(NEWEST)
         with contextlib.suppress(FileNotFoundError):
-            here = [(name, self._twin.stat(name)) for name in names]
+            here = [(name, self._copy.stat(name)) for name in names]
             if here:
-                self._twin.check_own()
+                self._copy.check_own()
                 self._remote.put(self._folder, names)
-                self._twin.uploaded(here)
+                self._copy.uploaded(here)
 
     def _newest_is_up(self) -> bool:
         """Returns whether the step in newest_checkpoint.json is in the bucket; otherwise it would count as lost."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             step = json.loads((self._folder / NEWEST).read_text())["step"]
-            return _sealed(step) in self._twin.there
+            return _manifest(step) in self._copy.there
         return False
 
 
-def _sealed(step: int) -> str:
-    return f"checkpoints/{step}/{seal.NAME}"
+def _manifest(step: int) -> str:
+    return f"checkpoints/{step}/{manifest.NAME}"
 
 
 def _is_other(name: str) -> bool:
@@ -298,7 +298,7 @@ def run_folder(path: str, process: int) -> Iterator[tuple[pathlib.Path, Uploader
         return
     uploader, folder = Uploader(), None
     if process == 0:
-        uploader = BucketUploader(Twin(path, "--workdir", trains=True))
+        uploader = BucketUploader(LocalCopy(path, "--workdir", trains=True))
         folder = uploader.catch_up()
     barrier("the bucket holds what process 0 has")
     folder = folder or find(path)

@@ -16,8 +16,9 @@ import pytest
 from hga_flax.config.loading import build_model
 from hga_flax.errors import UserError
 from hga_flax.runs import checkpoints as module
+from hga_flax.runs import sharing
 from hga_flax.runs.checkpoints import Checkpoints
-from hga_flax.runs.manifest import write_seal
+from hga_flax.runs.manifest import write_manifest
 from hga_flax.training.optimizer import create_optimizer
 from hga_flax.training.state import abstract_state, make_init
 from tests.training import tiny
@@ -206,7 +207,7 @@ def test_damage_that_only_orbax_notices_is_passed_over_too(tmp_path):
     checkpoints.wait()
     folder = tmp_path / "checkpoints" / "2"
     (folder / "state" / "_METADATA").write_text("{")
-    write_seal(folder, 2)
+    write_manifest(folder, 2)
     assert checkpoints.restore_latest(small(0))[0] == 1
     assert "checkpoints/2 cannot be read: " in said[0] and "damaged/2" in said[1]
     checkpoints.close()
@@ -241,7 +242,9 @@ def test_a_step_saved_again_stays_readable_until_its_successor_is_complete(tmp_p
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, small(1), {}, None)
     checkpoints.wait()
-    monkeypatch.setattr(module, "write_seal", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    monkeypatch.setattr(
+        module, "write_manifest", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left"))
+    )
     checkpoints.save(1, small(10), {}, metrics(3.0))
     with pytest.raises(UserError, match=r"checkpoint of step 1 cannot be written in .*: No space left on device"):
         checkpoints.wait()
@@ -340,7 +343,7 @@ def test_a_commit_that_fails_in_the_background_leaves_no_step_that_is_not_there(
     checkpoints.wait()
     for step in (2, 3):
         with monkeypatch.context() as patch:
-            patch.setattr(module, "write_seal", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space")))
+            patch.setattr(module, "write_manifest", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space")))
             checkpoints.save(step, small(step), {}, metrics(0.0))
             with pytest.raises(UserError, match=f"checkpoint of step {step} cannot be written"):
                 checkpoints.wait()
@@ -358,7 +361,7 @@ def test_process_0_decides_whether_a_step_is_saved_again(tmp_path, monkeypatch):
     """It moves the folder while the others look: one that no longer finds it must come to the barrier all the same."""
     came, said = [], []
     checkpoints = Checkpoints(tmp_path)
-    monkeypatch.setattr(module, "agree", lambda own: bool(said.append(own)) or True)  # of process 0, whose is there
+    monkeypatch.setattr(sharing, "agree", lambda own: bool(said.append(own)) or True)  # of process 0, whose is there
     monkeypatch.setattr(checkpoints, "_supersede", came.append)
     checkpoints.save(1, small(1), {}, None)
     checkpoints.close()

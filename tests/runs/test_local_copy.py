@@ -9,8 +9,8 @@ import zlib
 import pytest
 
 from hga_flax.errors import UserError
-from hga_flax.runs.local_copy import RECORD, SESSION, Overtaken, Twin, find, is_twin
-from hga_flax.runs.manifest import find_damage, write_seal
+from hga_flax.runs.local_copy import RECORD, SESSION, LocalCopy, Overtaken, find, is_local_copy
+from hga_flax.runs.manifest import find_damage, write_manifest
 from hga_flax.storage.buckets import Remote, Unreachable
 
 
@@ -28,8 +28,8 @@ def checkpoint(step, content=b"weights", folder="checkpoints"):
     }
 
 
-def names(twin):
-    return set(twin.here())
+def names(copy):
+    return set(copy.here())
 
 
 @pytest.fixture
@@ -40,18 +40,18 @@ def remote(bucket):
 
 
 def opened(remote, trains=True):
-    twin = Twin(remote.address, "--workdir", trains=trains)
-    twin.pull()
-    return twin
+    copy = LocalCopy(remote.address, "--workdir", trains=trains)
+    copy.pull()
+    return copy
 
 
 def test_it_becomes_what_the_bucket_holds_complete(remote):
     remote.delete(["checkpoints/2/seal.json"])
     fill(remote, checkpoint(2, b"old", "superseded"))
-    twin = opened(remote)
-    assert names(twin) == {"config.json", *checkpoint(1), *checkpoint(2, folder="superseded")}
-    assert (twin.folder / "checkpoints/1/state/d/x").read_bytes() == b"weights"
-    assert not (twin.folder / "checkpoints/2").exists() and is_twin(twin.folder)
+    copy = opened(remote)
+    assert names(copy) == {"config.json", *checkpoint(1), *checkpoint(2, folder="superseded")}
+    assert (copy.folder / "checkpoints/1/state/d/x").read_bytes() == b"weights"
+    assert not (copy.folder / "checkpoints/2").exists() and is_local_copy(copy.folder)
 
 
 def test_only_what_has_changed_is_copied_again(remote, monkeypatch):
@@ -62,32 +62,32 @@ def test_only_what_has_changed_is_copied_again(remote, monkeypatch):
     got = []
     get = Remote.get
     monkeypatch.setattr(Remote, "get", lambda self, n, *rest: (got.extend(n := list(n)), get(self, n, *rest)))
-    twin = opened(remote)
+    copy = opened(remote)
     assert sorted(got) == ["config.json", "new"]
-    assert names(twin) == {"config.json", "new", *checkpoint(2)} and not (twin.folder / "checkpoints/1").exists()
-    (twin.folder / "checkpoints/2/state/d/x").write_bytes(b"damaged")  # here
-    twin.close()
+    assert names(copy) == {"config.json", "new", *checkpoint(2)} and not (copy.folder / "checkpoints/1").exists()
+    (copy.folder / "checkpoints/2/state/d/x").write_bytes(b"damaged")  # here
+    copy.close()
     got.clear()
     assert (opened(remote).folder / "checkpoints/2/state/d/x").read_bytes() == b"weights"
     assert sorted(got) == sorted(checkpoint(2))
 
 
 def ahead(remote):
-    """Returns a twin that trained, and was killed before it had uploaded its third step and its last metrics."""
-    twin = opened(remote)
-    twin.begin("mine")
+    """Returns a copy that trained, and was killed before it had uploaded its third step and its last metrics."""
+    copy = opened(remote)
+    copy.begin("mine")
     for name, content in (checkpoint(3) | {"metrics.jsonl": b"3", "checkpoints/4.orbax-checkpoint-tmp/x": b""}).items():
-        (twin.folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (twin.folder / name).write_bytes(content)
-    twin.close()
-    return twin
+        (copy.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy.folder / name).write_bytes(content)
+    copy.close()
+    return copy
 
 
 def test_what_no_other_session_has_overtaken_is_kept(remote):
     ahead(remote)
-    twin = opened(remote)
-    assert names(twin) >= {"metrics.jsonl", *checkpoint(1), *checkpoint(2), *checkpoint(3)}
-    assert not any(map(twin.is_up, checkpoint(3))) and all(map(twin.is_up, checkpoint(2)))
+    copy = opened(remote)
+    assert names(copy) >= {"metrics.jsonl", *checkpoint(1), *checkpoint(2), *checkpoint(3)}
+    assert not any(map(copy.is_up, checkpoint(3))) and all(map(copy.is_up, checkpoint(2)))
 
 
 @pytest.mark.parametrize("arrives", [True, False])
@@ -95,7 +95,7 @@ def test_a_session_that_is_cut_short_as_it_begins_keeps_what_the_one_before_had_
     remote, monkeypatch, arrives
 ):
     ahead(remote)
-    twin, write = opened(remote), Remote.write
+    copy, write = opened(remote), Remote.write
 
     def cut(self, *arguments):
         if arrives:
@@ -104,37 +104,37 @@ def test_a_session_that_is_cut_short_as_it_begins_keeps_what_the_one_before_had_
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Remote, "write", cut)
-        twin.begin("next")
-    twin.close()
-    twin = opened(remote)
-    assert names(twin) >= {"metrics.jsonl", *checkpoint(3)}
-    twin.begin("last")
-    twin.check_own()
+        copy.begin("next")
+    copy.close()
+    copy = opened(remote)
+    assert names(copy) >= {"metrics.jsonl", *checkpoint(3)}
+    copy.begin("last")
+    copy.check_own()
     for session in ("mine", "next"):
         fill(remote, {SESSION: json.dumps({"session": session}).encode()})
         with pytest.raises(Overtaken):
-            twin.check_own()
+            copy.check_own()
 
 
 def test_what_was_written_since_the_last_upload_is_kept_too(remote):
     """A step that was saved again, and metrics whose upload was the last thing that the session did."""
-    twin = ahead(remote)
+    copy = ahead(remote)
     fill(remote, {"metrics.jsonl": b"2"})
     for name, content in (checkpoint(2, b"again") | {"checkpoints/2/state/d/y": b"again"}).items():
-        (twin.folder / name).write_bytes(content)
-    twin = opened(remote)
-    read = lambda name: (twin.folder / name).read_bytes()
+        (copy.folder / name).write_bytes(content)
+    copy = opened(remote)
+    read = lambda name: (copy.folder / name).read_bytes()
     assert read("metrics.jsonl") == b"3"
     assert [read(f"checkpoints/2/state/d/{name}") for name in "xy"] == [b"again", b"again"]
-    assert not twin.is_up("checkpoints/2/seal.json")
+    assert not copy.is_up("checkpoints/2/seal.json")
 
 
 @pytest.mark.parametrize("damage", ["changed", "shorter", "gone", "seal", "beside"])
 def test_what_is_damaged_here_is_copied_anew_and_not_taken_for_ahead(remote, damage):
     remote.write("checkpoints/2/_CHECKPOINT_METADATA", b"{}")
-    twin = ahead(remote)
+    copy = ahead(remote)
     file = (
-        twin.folder / "checkpoints/2" / {"seal": "seal.json", "beside": "_CHECKPOINT_METADATA"}.get(damage, "state/d/x")
+        copy.folder / "checkpoints/2" / {"seal": "seal.json", "beside": "_CHECKPOINT_METADATA"}.get(damage, "state/d/x")
     )
     times = file.stat()
     if damage == "gone":
@@ -144,22 +144,22 @@ def test_what_is_damaged_here_is_copied_anew_and_not_taken_for_ahead(remote, dam
         os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     else:
         file.write_bytes(file.read_bytes()[:1])
-    twin = opened(remote)
+    copy = opened(remote)
     for name in (*checkpoint(2), "checkpoints/2/_CHECKPOINT_METADATA"):
-        assert (twin.folder / name).read_bytes() == remote.read(name) and twin.is_up(name)
-    assert names(twin) >= checkpoint(3).keys()  # which is ahead
+        assert (copy.folder / name).read_bytes() == remote.read(name) and copy.is_up(name)
+    assert names(copy) >= checkpoint(3).keys()  # which is ahead
 
 
 def test_a_log_that_is_shorter_here_than_there_is_copied_anew(remote):
     fill(remote, {"metrics.jsonl": b"123", "tensorboard/events": b"123"})
-    twin = opened(remote)
-    twin.begin("mine")
-    (twin.folder / "metrics.jsonl").write_bytes(b"1")
-    (twin.folder / "tensorboard/events").write_bytes(b"12345")
-    twin.close()
-    twin = opened(remote)
-    assert (twin.folder / "metrics.jsonl").read_bytes() == b"123" and twin.is_up("metrics.jsonl")
-    assert (twin.folder / "tensorboard/events").read_bytes() == b"12345" and not twin.is_up("tensorboard/events")
+    copy = opened(remote)
+    copy.begin("mine")
+    (copy.folder / "metrics.jsonl").write_bytes(b"1")
+    (copy.folder / "tensorboard/events").write_bytes(b"12345")
+    copy.close()
+    copy = opened(remote)
+    assert (copy.folder / "metrics.jsonl").read_bytes() == b"123" and copy.is_up("metrics.jsonl")
+    assert (copy.folder / "tensorboard/events").read_bytes() == b"12345" and not copy.is_up("tensorboard/events")
 
 
 def test_another_session_makes_the_bucket_the_truth(remote):
@@ -182,34 +182,34 @@ def test_a_run_that_was_removed_is_not_brought_back(remote):
 
 
 def test_what_was_uploaded_and_then_removed_by_somebody_stays_removed(remote):
-    twin = opened(remote)
-    twin.begin("mine")
-    twin.close()
+    copy = opened(remote)
+    copy.begin("mine")
+    copy.close()
     remote.delete(["checkpoints/2/seal.json"])
-    twin = opened(remote)
-    assert names(twin) == {"config.json", *checkpoint(1)}
-    twin.close()
+    copy = opened(remote)
+    assert names(copy) == {"config.json", *checkpoint(1)}
+    copy.close()
     time.sleep(0.01)
     fill(remote, {"config.json": b"{2}"})  # and what was changed by somebody is taken
     assert (opened(remote).folder / "config.json").read_bytes() == b"{2}"
 
 
 def test_a_session_knows_whether_the_bucket_is_still_its_own(remote):
-    twin = opened(remote)
-    twin.begin("mine")
-    twin.check_own()
+    copy = opened(remote)
+    copy.begin("mine")
+    copy.check_own()
     fill(remote, {SESSION: b'{"session": "elsewhere"}'})
     with pytest.raises(Overtaken, match=r"^another command has begun to train in s3://bucket/run; this one stops"):
-        twin.check_own()
+        copy.check_own()
     remote.delete([SESSION])
     with pytest.raises(Overtaken, match=r"^session\.json was removed from s3://bucket/run; this one stops"):
-        twin.check_own()
+        copy.check_own()
 
 
 def test_a_reader_takes_nothing_for_its_own(remote):
     folder = ahead(remote).folder
-    twin = opened(remote, trains=False)
-    assert twin.folder != folder and names(twin) == {"config.json", *checkpoint(1), *checkpoint(2)}
+    copy = opened(remote, trains=False)
+    assert copy.folder != folder and names(copy) == {"config.json", *checkpoint(1), *checkpoint(2)}
 
 
 def test_each_process_that_reads_has_a_twin_of_its_own(remote):
@@ -233,7 +233,7 @@ def test_one_command_trains_in_an_address_at_a_time(remote):
 
 
 def test_found_by_its_path_an_address_is_brought_up_to_date_each_time(remote, tmp_path):
-    assert find(str(tmp_path)) == tmp_path and not is_twin(tmp_path)
+    assert find(str(tmp_path)) == tmp_path and not is_local_copy(tmp_path)
     folder = find(remote.address, light=True)
     assert {p.name for p in (folder / "checkpoints/2").iterdir()} == {"seal.json"}
     assert find(remote.address) == folder and (folder / "checkpoints/2/state/d/x").exists()
@@ -267,45 +267,45 @@ def test_a_run_that_goes_on_while_it_is_read_is_read_again(remote, monkeypatch):
 
 
 def test_folders_that_vanish_while_it_looks_are_passed_over(remote):
-    twin, stop = opened(remote), threading.Event()
+    copy, stop = opened(remote), threading.Event()
 
     def come_and_go():
         while not stop.is_set():
-            (twin.folder / "checkpoints/9/state/d/e").mkdir(parents=True)
-            (twin.folder / "checkpoints/9/state/d/e/x").write_text("")
-            shutil.rmtree(twin.folder / "checkpoints/9")
+            (copy.folder / "checkpoints/9/state/d/e").mkdir(parents=True)
+            (copy.folder / "checkpoints/9/state/d/e/x").write_text("")
+            shutil.rmtree(copy.folder / "checkpoints/9")
 
     thread = threading.Thread(target=come_and_go)
     thread.start()
     try:
         for _ in range(200):
-            assert names(twin) >= checkpoint(1).keys()
+            assert names(copy) >= checkpoint(1).keys()
     finally:
         stop.set()
         thread.join()
 
 
 def test_a_damaged_record_and_a_bucket_that_cannot_be_written_to(remote, monkeypatch):
-    twin = opened(remote)
+    copy = opened(remote)
     for text in ("", "[]", '{"files": [1]}', '{"sessions": [1], "files": {"a": 1}}'):
-        (twin.folder / RECORD).write_text(text)
-        twin.close()
-        twin = opened(remote)
-        assert json.loads((twin.folder / RECORD).read_text())["files"].keys() == names(twin)
+        (copy.folder / RECORD).write_text(text)
+        copy.close()
+        copy = opened(remote)
+        assert json.loads((copy.folder / RECORD).read_text())["files"].keys() == names(copy)
 
     def refuse(*arguments):
         raise PermissionError("Access Denied")
 
     monkeypatch.setattr(type(remote._fs()), "pipe_file", refuse)
     with pytest.raises(Unreachable, match=r"cannot be written to: no permission \(Access Denied\)"):
-        twin.begin("mine")
+        copy.begin("mine")
 
 
 def test_the_seal_tells_what_a_copy_that_was_cut_short_lacks(remote, tmp_path):
     for name, content in checkpoint(1).items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
-    write_seal(tmp_path / "checkpoints/1", 1)
+    write_manifest(tmp_path / "checkpoints/1", 1)
     remote.put(tmp_path, checkpoint(1))
     assert find_damage(opened(remote).folder / "checkpoints/1", 1) is None
     remote.write("checkpoints/1/state/d/x", b"weight")

@@ -1,6 +1,6 @@
 import pytest
 
-from hga_flax.runs.manifest import find_damage, write_seal
+from hga_flax.runs.manifest import find_damage, write_manifest
 
 
 @pytest.fixture
@@ -8,7 +8,7 @@ def folder(tmp_path):
     for name in ("state/d/a", "state/m", "run/metadata"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(name.encode() * 10)
-    write_seal(tmp_path, 7)
+    write_manifest(tmp_path, 7)
     return tmp_path
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from hga_flax.errors import UserError
 from hga_flax.runs import uploader as m
-from hga_flax.runs.local_copy import Overtaken, Twin
-from hga_flax.runs.manifest import find_damage, write_seal
+from hga_flax.runs.local_copy import LocalCopy, Overtaken
+from hga_flax.runs.manifest import find_damage, write_manifest
 from hga_flax.runs.uploader import BucketUploader, Uploader, run_folder
 from hga_flax.storage.buckets import Remote, Unreachable
 from hga_flax.training.trainer import train
@@ -30,7 +30,7 @@ def remote(bucket, monkeypatch):
 @pytest.fixture
 def uploader(remote):
     """A uploader whose thread does not run: the tests do its work."""
-    uploader = BucketUploader(Twin(remote.address, "--workdir", trains=True))
+    uploader = BucketUploader(LocalCopy(remote.address, "--workdir", trains=True))
     uploader.catch_up()
     return uploader
 
@@ -60,12 +60,12 @@ def operations(remote, monkeypatch):
 
 
 def make(uploader, step, content=b"weights", folder="checkpoints"):
-    """Makes a complete checkpoint in the twin, as Orbax does: in one move."""
+    """Makes a complete checkpoint in the copy, as Orbax does: in one move."""
     scratch = uploader._folder / folder / f"{step}.orbax-checkpoint-tmp"
     for name, text in {STATE: content, RUN: b"{}", "_CHECKPOINT_METADATA": b"{}"}.items():
         (scratch / name).parent.mkdir(parents=True, exist_ok=True)
         (scratch / name).write_bytes(text)
-    write_seal(scratch, step)
+    write_manifest(scratch, step)
     scratch.rename(scratch.with_name(str(step)))
 
 
@@ -110,7 +110,7 @@ def test_a_step_that_is_saved_again_is_in_the_bucket_at_every_moment(uploader, r
 
 def test_a_kill_between_any_two_operations_leaves_a_step_that_a_fresh_machine_reads(remote, operations, tmp_path):
     """The bucket is taken at every moment of three uploads, the last of a step that is saved again."""
-    uploader = BucketUploader(Twin(remote.address, "--workdir", trains=True))
+    uploader = BucketUploader(LocalCopy(remote.address, "--workdir", trains=True))
     moments = []
 
     def look():
@@ -216,12 +216,12 @@ def test_a_step_that_is_saved_again_is_whole_beside_tries_that_fail(
 
 
 def test_damage_on_this_machine_costs_the_bucket_nothing(uploader, remote):
-    uploader._twin.begin("mine")
+    uploader._copy.begin("mine")
     make(uploader, 1)
     push(uploader)
-    uploader._twin.close()
+    uploader._copy.close()
     (uploader._folder / "checkpoints/1" / STATE).write_bytes(b"weight")
-    folder = BucketUploader(Twin(remote.address, "--workdir", trains=True)).catch_up()
+    folder = BucketUploader(LocalCopy(remote.address, "--workdir", trains=True)).catch_up()
     assert folder == uploader._folder and find_damage(folder / "checkpoints/1", 1) is None
     assert steps(remote) == ["checkpoints/1"] and remote.read(f"checkpoints/1/{STATE}") == b"weights"
 
@@ -232,7 +232,7 @@ def test_a_session_that_another_has_overtaken_changes_nothing_in_the_bucket(uplo
     make(uploader, 1)
     uploader.finish()
     fresh_machine(monkeypatch, tmp_path / "another")
-    other = BucketUploader(Twin(remote.address, "--workdir", trains=True))
+    other = BucketUploader(LocalCopy(remote.address, "--workdir", trains=True))
     other.catch_up()
     other.begin(print)
     before = remote.files()
