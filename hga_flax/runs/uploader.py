@@ -12,15 +12,12 @@ import pathlib
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from hga_flax.errors import Interrupted, UserError, leave, one_line
-from hga_flax.processes.distributed import barrier
+from hga_flax.errors import UserError, one_line
 from hga_flax.runs import manifest
-from hga_flax.runs.local_copy import CHECKPOINT, Here, LocalCopy, Overtaken, find
-from hga_flax.runs.workdir import CLAIM, open_workdir
-from hga_flax.storage.buckets import Unreachable, is_remote
-from hga_flax.storage.locks import claimed
+from hga_flax.runs.local_copy import CHECKPOINT, Here, LocalCopy, Overtaken
+from hga_flax.storage.buckets import Unreachable
 
 POLL_SECONDS = 1.0
 LOG_SECONDS = 30.0
@@ -259,63 +256,3 @@ def _manifest(step: int) -> str:
 def _is_other(name: str) -> bool:
     parts = pathlib.PurePosixPath(name).parts
     return parts[0] not in ("checkpoints", "superseded") and not any(part.startswith(".") for part in parts)
-
-
-def _claimed(path: str) -> contextlib.AbstractContextManager[None]:
-    """Prevents other commands from training in a folder, also on other machines that share it."""
-    line = f"--workdir={path}: another command trains there: {{}}; wait for its end, or choose another --workdir"
-    return claimed(
-        open_workdir(path),
-        CLAIM,
-        taken=lambda who: UserError(line.format(who)),
-        say=lambda text: print(f"{path}: {text}", flush=True),
-        lost=lambda: leave(1, f"error: --workdir={path} was removed or taken over by another command; this one stops"),
-    )
-
-
-@contextlib.contextmanager
-def run_folder(path: str, process: int) -> Iterator[tuple[pathlib.Path, Uploader]]:
-    """Yields the folder in which a run is trained, and its uploader, which works in process 0 of a run in a bucket.
-
-    A folder on this machine or on a shared file system is claimed by process 0 until the end: a second command that
-    wants to train there is refused. For a run in a bucket each process has its own local copy, and only process 0
-    writes; call the uploader's `begin` once the run is known to be the right one. On exit, blocks until everything is
-    in the bucket.
-
-    Args:
-        path: workdir as given by the user.
-        process: index of this process.
-
-    Raises:
-        UserError: the workdir cannot be used, or something cannot be uploaded.
-    """
-    if not is_remote(path):
-        with contextlib.ExitStack() as claim:
-            if process == 0:
-                claim.enter_context(_claimed(path))
-            barrier("process 0 has the run")
-            yield open_workdir(path), Uploader()
-        return
-    uploader, folder = Uploader(), None
-    if process == 0:
-        uploader = BucketUploader(LocalCopy(path, "--workdir", trains=True))
-        folder = uploader.catch_up()
-    barrier("the bucket holds what process 0 has")
-    folder = folder or find(path)
-    barrier("each has the run")
-    try:
-        yield folder, uploader
-    except BaseException as error:
-        if isinstance(error, Interrupted) and not error.alone:
-            _finish(uploader)
-        else:
-            with contextlib.suppress(UserError):  # the run's own error is the one to report
-                uploader.close()
-        raise
-    _finish(uploader)
-
-
-def _finish(uploader: Uploader) -> None:
-    """Uploads the rest while the other processes wait; call only where all processes stop at the same step."""
-    uploader.close()
-    barrier("process 0 has uploaded")

@@ -30,7 +30,7 @@ from hga_flax.runs.console import Console, duration
 from hga_flax.runs.profiler import Profiler
 from hga_flax.runs.progress import Progress, complete
 from hga_flax.runs.ranking import rank
-from hga_flax.runs.uploader import run_folder
+from hga_flax.runs.run_folder import run_folder
 from hga_flax.runs.writers import MetricWriter, finite_or_none
 from hga_flax.storage.buckets import Remote, is_remote
 from hga_flax.training.divergence import Diverged, StepReports, explain
@@ -83,10 +83,11 @@ def _train(
     experiment = create_experiment(config, lambda: dataset_info(config.data.name, config.data.dir))
     console = Console(active=experiment.shard.process == 0, goes_on=True)
     bad_images = experiment.dataset.bad_images
+    warn = lambda text: console.line(text, "yellow")
     if experiment.shard.process == 0:
-        bad_images.log = lambda text: console.line(text, "yellow")
+        bad_images.log = warn
     plan, schedule, init, abstract = prepare(experiment)
-    barrier("each has the data set")  # one may have to copy it from a bucket
+    barrier("each has the data set")  # a process may first have to copy it from a bucket
     workdir, uploader = opened.enter_context(run_folder(workdir_path, experiment.shard.process))
     changes = files.check_same_run(workdir, config)
     info = experiment.dataset.described()
@@ -94,7 +95,6 @@ def _train(
     source = experiment.dataset.source(config.data.train_split)
     eval_source = experiment.dataset.source(config.data.eval_split, train=False)
 
-    warn = lambda text: console.line(text, "yellow")
     for text in other_sizes:
         warn(f"warning: {text}")
     uploader.begin(warn)
@@ -260,14 +260,13 @@ class Loop:
         self._read_reports(in_flight=0)
         config, skipped = self._experiment.config, int(state.skipped)
         values, speed = read(state.metrics), self._clock.speed(step)
-        norm = {"gradient_norm": values.pop("gradient_norm")} if config.optimizer.clip_norm else {}
-        values.pop("gradient_norm", None)
-        more = norm | ({"skipped_steps": skipped} if config.training.skip_nonfinite else {})
+        norm, skips = {"gradient_norm": values.pop("gradient_norm")}, {"skipped_steps": skipped}
+        more = (norm if config.optimizer.clip_norm else {}) | (skips if config.training.skip_nonfinite else {})
         rate = float(self._schedule(jnp.asarray(step - 1 - skipped)))  # skipped steps do not advance the schedule
         bad = {"bad_images": len(self._bad_images(config.data.train_split))}
         self._writer.scalars(step, "train", values | speed | {"learning_rate": rate} | bad | more)
         epoch = step / self._plan.steps_per_epoch
-        # Named, because it is not comparable to the evaluation's loss, which is always the cross-entropy.
+        # Not comparable to the evaluation's loss, which is always the cross-entropy, so the line names it.
         loss = "loss" if config.training.loss == "cross_entropy" else config.training.loss.replace("_", " ")
         self._console.line(
             f"step {step:>6}/{self._plan.total_steps}  epoch {epoch:6.2f}  {loss} {values['loss']:.4f}  "
@@ -280,7 +279,7 @@ class Loop:
         return dataclasses.replace(state, metrics=zero)
 
     def _after_step(self, step: int, state: TrainState, stop: int) -> None:
-        """Evaluates and saves if it is planned at this step; saves if a signal asks to stop.
+        """Evaluates and saves as planned at this step; saves if a signal asks to stop.
 
         Raises:
             Interrupted: a signal asks to stop; the step is saved.
@@ -318,13 +317,12 @@ class Loop:
             self._stopped_by = self._agreement.stop()
             return self._stopped_by
 
-        weights, batches = state.variables(), self._eval_batches()
-        metrics = evaluate(
-            self._eval_step, weights["params"], weights["batch_stats"], batches, self._experiment.mesh, stop
-        )
+        weights, experiment = state.variables(), self._experiment
+        batches = experiment.dataset.eval_batches(self._eval_source, experiment.eval_batch_size, experiment.shard)
+        metrics = evaluate(self._eval_step, weights["params"], weights["batch_stats"], batches, experiment.mesh, stop)
         if metrics is None:
             return None
-        split = self._experiment.config.data.eval_split
+        split, decay = experiment.config.data.eval_split, experiment.config.training.ema_decay
         bad = {"bad_images": len(self._bad_images(split))}
         if not metrics["num_examples"]:
             self._console.line(f"warning: step {step} is not evaluated: {no_images(split)}", "yellow")
@@ -332,7 +330,6 @@ class Loop:
         if not math.isfinite(metrics["loss"]):
             # Early running statistics may overflow in evaluation although training is fine.
             self._console.line(f"warning: the evaluation's loss after step {step} is {metrics['loss']}", "yellow")
-        decay = self._experiment.config.training.ema_decay
         average = {"ema_decay": decay} if decay else {}  # marks that the evaluated weights are the moving average
         self._writer.scalars(step, "eval", metrics | bad | average)
         best = self._progress.best
@@ -355,10 +352,6 @@ class Loop:
         found = union(own.found(split), limit=self._experiment.config.data.max_bad_images + 1)
         own.share(split, found)
         return found
-
-    def _eval_batches(self) -> Any:
-        experiment = self._experiment
-        return experiment.dataset.eval_batches(self._eval_source, experiment.eval_batch_size, experiment.shard)
 
     def summary(self) -> None:
         """Prints the run's results and where its files are."""

@@ -15,7 +15,7 @@ import pytest
 from hga_flax.__main__ import main
 from hga_flax.errors import UserError
 from hga_flax.pictures.runs import find_runs
-from hga_flax.runs.uploader import run_folder
+from hga_flax.runs.run_folder import run_folder
 from hga_flax.training.trainer import train
 from tests.commands import ROOT, run
 from tests.training import tiny

@@ -11,7 +11,8 @@ from hga_flax.errors import UserError
 from hga_flax.runs import uploader as m
 from hga_flax.runs.local_copy import LocalCopy, Overtaken
 from hga_flax.runs.manifest import find_damage, write_manifest
-from hga_flax.runs.uploader import BucketUploader, Uploader, run_folder
+from hga_flax.runs.run_folder import run_folder
+from hga_flax.runs.uploader import BucketUploader
 from hga_flax.storage.buckets import Remote, Unreachable
 from hga_flax.training.trainer import train
 from tests.buckets import fresh_machine, steps, whole
@@ -328,11 +329,6 @@ def test_metrics_that_cannot_be_uploaded_are_a_warning_said_once(remote, uploade
     assert steps(remote) == ["checkpoints/1"] and len(said) == 2
     assert "cannot be written to: the storage does not answer (gone)" in said[0] and "tried again" in said[0]
     assert "the checkpoints are there, but not all of the metrics and other files" in said[1]
-
-
-def test_a_folder_of_this_machine_is_as_ever(tmp_path):
-    with run_folder(str(tmp_path / "run"), 0) as (folder, uploader):
-        assert folder == tmp_path / "run" and type(uploader) is Uploader
 
 
 def test_an_error_of_the_run_is_the_one_that_is_told_and_what_there_is_is_uploaded(remote, monkeypatch):
