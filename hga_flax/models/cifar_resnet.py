@@ -8,7 +8,6 @@ Residual Networks, BMVC 2016, https://arxiv.org/abs/1605.07146: pre-activation b
 as wide after the same stem; their depth, 6n + 4, also counts two of the shortcuts.
 """
 
-from functools import partial
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -17,7 +16,6 @@ import jax.numpy as jnp
 
 from hga_flax.attention import AttentionFactory, replaces_convolution
 from hga_flax.attention.common import global_mean
-from hga_flax.models.convolution import convolution
 from hga_flax.models.residual import relu_of_sum
 from hga_flax.models.resnet import (
     PAD1,
@@ -25,7 +23,7 @@ from hga_flax.models.resnet import (
     check_images,
     check_rate,
     depth_rates,
-    kernel_init,
+    layer_types,
     no_attention,
     survival_drop,
 )
@@ -157,18 +155,7 @@ class CifarResNet(nn.Module):
         check_rate("dropout", self.dropout)
         check_rate("stochastic_depth", self.stochastic_depth)
         rates = iter(depth_rates(self.stochastic_depth, 3 * blocks))
-        conv = partial(nn.Conv, use_bias=False, padding=0, kernel_init=kernel_init, dtype=self.dtype)
-        if train:  # inference keeps the plain form, whose operations can be counted
-            conv = partial(conv, conv_general_dilated=convolution)
-        norm = partial(
-            nn.BatchNorm,
-            use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-5,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-        )
-        attention = partial(self.attention, dtype=self.dtype, axis_name=self.axis_name)
+        conv, norm, attention = layer_types(self, train, use_bias=False, padding=0)
         x = conv(self.features, (3, 3), padding=PAD1, name="stem_conv")(x.astype(self.dtype))
         if not self.preact:
             x = nn.relu(norm(name="stem_norm")(x))
@@ -197,7 +184,7 @@ def blocks_per_stage(depth: int, bottleneck: bool) -> int:
     """Returns n for a depth of 6n + 2 (basic) or 9n + 2 (bottleneck) layers.
 
     Raises:
-        ValueError: the depth has no such n; the message names the nearest valid depths.
+        ValueError: the depth is not of this form; the message names the nearest valid depths.
     """
     layers = 9 if bottleneck else 6
     n, rest = divmod(depth - 2, layers)
@@ -215,7 +202,7 @@ def wide_depth(depth: int) -> int:
     """Converts a Wide ResNet's depth, 6n + 4 by its paper's count, to the `depth` 6n + 2 of `CifarResNet`.
 
     Raises:
-        ValueError: the depth has no such n; the message names the nearest valid depths.
+        ValueError: the depth is not of this form; the message names the nearest valid depths.
     """
     n, rest = divmod(depth - 4, 6)
     if n < 1 or rest:

@@ -27,8 +27,8 @@ from hga_flax.attention.platforms import by_platform, varying_alike
 
 DENSE_WIDTH = 1024  # most channels for which TPUs use the dense form
 CPU_DENSE_WIDTH = 256  # the same for CPUs
-BLOCK_ELEMENTS = 2**18  # of a block's matrix on CPUs: 1 MiB in float32
-FEWEST_ROWS = 392  # of such a matrix; fewer would read and write the kernel's gradient too often
+BLOCK_ELEMENTS = 2**18  # most elements of a block's matrix on CPUs: 1 MiB in float32
+FEWEST_ROWS = 392  # fewest rows of such a matrix; with fewer, the kernel's gradient is read and written too often
 
 Pads = tuple[tuple[int, int], ...]
 
@@ -143,7 +143,7 @@ def _multiply_forward(x: jax.Array, kernel: jax.Array, precision: Any) -> tuple:
 def _multiply_backward(precision: Any, saved: tuple, gradient: jax.Array) -> tuple:
     x, kernel = saved
     to_input = jnp.matmul(gradient, kernel[0, 0].T, precision=precision)
-    # In blocks too: for one large product XLA would write the map's gradient a second time, transposed.
+    # Also in blocks: for one large product XLA would write the map's gradient a second time, transposed.
     return to_input, _kernel_gradient(x, kernel, gradient, (1, 1), ((0, 0), (0, 0)), precision)
 
 
@@ -151,7 +151,7 @@ _multiply.defvjp(_multiply_forward, _multiply_backward)
 
 
 def _taps(x: jax.Array, size: Sequence[int], strides: Sequence[int]) -> list[jax.Array]:
-    """Returns what each element of a kernel multiplies: `[B, H, W, C]`, padded, -> h * w maps `[B, H', W', C]`."""
+    """Returns the map that each kernel element multiplies: padded `[B, H, W, C]` -> h * w maps `[B, H', W', C]`."""
     rows, columns = ((n - k) // s * s + 1 for n, k, s in zip(x.shape[1:3], size, strides, strict=True))
     return [
         x[:, i : i + rows : strides[0], j : j + columns : strides[1]] for i in range(size[0]) for j in range(size[1])
@@ -159,7 +159,7 @@ def _taps(x: jax.Array, size: Sequence[int], strides: Sequence[int]) -> list[jax
 
 
 def _columns(x: jax.Array, size: Sequence[int], strides: Sequence[int]) -> jax.Array:
-    """Returns what each window of a padded map covers: `[B, H, W, C]` -> `[B, H', W', h * w * C]`."""
+    """Returns the elements in each window of a padded map: `[B, H, W, C]` -> `[B, H', W', h * w * C]`."""
     return jnp.concatenate(_taps(x, size, strides), axis=-1)
 
 
@@ -180,7 +180,7 @@ def _kernel_gradient(
     bands = height // rows
     wide = jnp.promote_types(x.dtype, jnp.float32)
     pad = lambda x: jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    x = pad(x) if bands > 1 else x  # whole images are padded in the cache
+    x = pad(x) if bands > 1 else x  # whole images are padded block by block, in the cache
 
     def add_block(index: jax.Array, total: jax.Array) -> jax.Array:
         image, row = index // bands * images, index % bands * rows
@@ -204,7 +204,7 @@ def _kernel_gradient(
 
 
 def block_shape(batch: int, height: int, width: int, columns: int) -> tuple[int, int]:
-    """Returns how many images, and rows of each, a block takes; both divide the whole.
+    """Returns the number of images in a block and of rows of each; they divide `batch` and `height`.
 
     Args:
         batch, height, width: shape of the output.

@@ -18,9 +18,8 @@ import jax.numpy as jnp
 
 from hga_flax.attention import AttentionFactory
 from hga_flax.attention.common import global_mean
-from hga_flax.models.convolution import convolution
 from hga_flax.models.max_pooling import max_pool
-from hga_flax.models.resnet import PAD1, ModuleDef, check_images, check_rate, kernel_init, no_attention
+from hga_flax.models.resnet import PAD1, ModuleDef, check_images, check_rate, layer_types, no_attention
 
 
 class DenseLayer(nn.Module):
@@ -84,18 +83,7 @@ class DenseNet(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         check_images(x)
         check_rate("dropout", self.dropout)
-        conv = partial(nn.Conv, use_bias=False, padding=0, kernel_init=kernel_init, dtype=self.dtype)
-        if train:  # inference keeps the plain form, whose operations can be counted
-            conv = partial(conv, conv_general_dilated=convolution)
-        norm = partial(
-            nn.BatchNorm,
-            use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-5,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-        )
-        attention = partial(self.attention, dtype=self.dtype, axis_name=self.axis_name)
+        conv, norm, attention = layer_types(self, train, use_bias=False, padding=0)
         x = conv(self.features, (7, 7), (2, 2), padding=((3, 3), (3, 3)), name="stem_conv")(x.astype(self.dtype))
         x = nn.relu(norm(name="stem_norm")(x))
         x = (max_pool if train else nn.max_pool)(x, (3, 3), strides=(2, 2), padding=PAD1)

@@ -1,10 +1,10 @@
 """GoogLeNet (Inception v1) with an attention after each Inception block's concatenation.
 
-Szegedy et al., Going Deeper with Convolutions, CVPR 2015, https://arxiv.org/abs/1409.4842. The position
-of the attention is that of Fig. 2d of the HGA paper and of SE-Inception in the SE paper. The structure
+Szegedy et al., Going Deeper with Convolutions, CVPR 2015, https://arxiv.org/abs/1409.4842. The attention
+has the same place as in Fig. 2d of the HGA paper and in the SE paper's SE-Inception. The structure
 is torchvision's, which follows TensorFlow's weights: convolutions without bias followed by BatchNorm
 with epsilon 1e-3, max pooling that keeps a last partial window, and a 3x3 in the branch that the paper
-calls 5x5 (https://github.com/pytorch/vision/issues/906; `true_5x5` restores the paper's).
+calls 5x5 (https://github.com/pytorch/vision/issues/906; `true_5x5` restores the paper's 5x5).
 """
 
 from functools import partial
@@ -16,9 +16,8 @@ import jax.numpy as jnp
 
 from hga_flax.attention import AttentionFactory, HierarchicalGlobalAveragePooling
 from hga_flax.attention.common import at_least_float32, global_mean
-from hga_flax.models.convolution import convolution
 from hga_flax.models.max_pooling import max_pool
-from hga_flax.models.resnet import PAD1, ModuleDef, check_images, check_rate, kernel_init, no_attention
+from hga_flax.models.resnet import PAD1, ModuleDef, check_images, check_rate, layer_types, no_attention
 
 # Widths of the Inception blocks: 1x1; 1x1, 3x3; 1x1, "5x5"; 1x1 after pooling (the paper's Table 1).
 BLOCKS = {
@@ -149,19 +148,8 @@ class GoogLeNet(nn.Module):
         check_rate("aux_dropout", self.aux_dropout)
         if self.width_divisor < 1 or any(w % self.width_divisor for widths in BLOCKS.values() for w in widths):
             raise ValueError(f"width_divisor={self.width_divisor} does not divide every width; 1, 2, 4 and 8 do")
-        conv = partial(nn.Conv, use_bias=False, kernel_init=kernel_init, dtype=self.dtype)
-        if train:  # inference keeps the plain form, whose operations can be counted
-            conv = partial(conv, conv_general_dilated=convolution)
-        norm = partial(
-            nn.BatchNorm,
-            use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-3,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-        )
+        conv, norm, attention = layer_types(self, train, epsilon=1e-3, use_bias=False)
         unit = partial(ConvNorm, conv=conv, norm=norm)
-        attention = partial(self.attention, dtype=self.dtype, axis_name=self.axis_name)
         if self.transform_input:
             x = x * (jnp.array([0.229, 0.224, 0.225]) / 0.5) + (jnp.array([0.485, 0.456, 0.406]) - 0.5) / 0.5
         x = unit(64 // self.width_divisor, 7, stride=2, name="stem1")(x.astype(self.dtype))
@@ -176,7 +164,7 @@ class GoogLeNet(nn.Module):
             if block in AUXILIARY_AFTER and self.aux_logits and (train or self.is_initializing()):
                 name = AUXILIARY_AFTER[block]
                 logits = AuxiliaryHead(self.num_classes, unit, self.aux_dropout, name=name)(x, train)
-                if not self.is_initializing():  # `init` would return what is sown among the variables
+                if not self.is_initializing():  # `init` would return the sown logits among the variables
                     self.sow("aux_logits", f"{name}_logits", logits)  # `name` itself is taken by the head
             if block in POOL_AFTER:
                 x = max_pool_ceil(x, POOL_AFTER[block], train)

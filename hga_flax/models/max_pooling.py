@@ -4,7 +4,7 @@ The gradient of `flax.linen.max_pool` goes to the first largest element of each 
 that, select_and_scatter, is a scatter with atomic additions; with `--xla_gpu_deterministic_ops` it is a scatter after
 a sort of every element of the pooled map, 51 million for a batch of 256 in a ResNet. Here the forward pass saves the
 position of each window's largest element, one byte per output, and the backward pass adds one masked, padded map for
-each position of the window, in a fixed order. CPUs take the same form; TPUs keep XLA's operation. benchmarks/NOTES.md
+each position of the window, in a fixed order. CPUs use the same form; TPUs keep XLA's operation. benchmarks/NOTES.md
 has the measurements.
 """
 

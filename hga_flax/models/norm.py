@@ -90,7 +90,7 @@ def frozen_statistics(active: bool = True) -> Iterator[None]:
             return call(*args, **kwargs)
         if "use_running_average" in kwargs:
             return call(*args, **kwargs | {"use_running_average": True})
-        object.__setattr__(context.module, "use_running_average", True)  # frozen once bound, but used by this call only
+        object.__setattr__(context.module, "use_running_average", True)  # set although frozen; only this call reads it
         return call(*args, **kwargs)
 
     with nn.intercept_methods(freeze) if active else contextlib.nullcontext():

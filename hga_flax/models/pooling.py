@@ -10,6 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from hga_flax.attention.common import at_least_float32
+from hga_flax.attention.shift_pool import cell_edges
+
 
 def average_pool(
     x: jax.Array, size: int, stride: int, margin: int = 0, ceil: bool = False, count_margin: bool = True
@@ -51,17 +54,15 @@ def _windows(
 def adaptive_average_pool(x: jax.Array, size: int) -> jax.Array:
     """Averages to `size` x `size` cells in at least float32: `[B, H, W, C]` -> `[B, size, size, C]`.
 
-    Along an axis of length n, cell i covers floor(i n / size) to ceil((i + 1) n / size): cells overlap if
-    `size` does not divide n, and repeat if n is smaller.
+    The cells are those of `cell_edges`.
     """
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = at_least_float32(x)
     for axis in (1, 2):
         length = x.shape[axis]
         if length % size == 0:
             if length > size:
                 x = x.reshape(*x.shape[:axis], size, length // size, *x.shape[axis + 1 :]).mean(axis=axis + 1)
             continue
-        edges = [(i * length // size, -(-(i + 1) * length // size)) for i in range(size)]
-        cells = [lax.slice_in_dim(x, start, stop, axis=axis).mean(axis=axis, keepdims=True) for start, stop in edges]
+        cells = [lax.slice_in_dim(x, *edge, axis=axis).mean(axis, keepdims=True) for edge in cell_edges(length, size)]
         x = jnp.concatenate(cells, axis=axis)
     return x

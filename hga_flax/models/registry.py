@@ -1,7 +1,6 @@
 """Registry of networks by name: `create_model("resnet50", attention="hga", num_classes=1000)`."""
 
 import dataclasses
-import functools
 import re
 from collections.abc import Callable
 from functools import partial
@@ -85,7 +84,7 @@ def model_options(name: str) -> dict[str, Any]:
     """
     builder: Any = _builder(name)
     given: dict[str, Any] = {}
-    while isinstance(builder, functools.partial):
+    while isinstance(builder, partial):
         given = builder.keywords | given
         builder = builder.func
     hidden = {"num_classes", "attention", "dtype", "axis_name", "parent", "name"}
@@ -97,7 +96,7 @@ def model_options(name: str) -> dict[str, Any]:
 
 
 def _model_class(builder: Any) -> type[nn.Module]:
-    while isinstance(builder, functools.partial):
+    while isinstance(builder, partial):
         builder = builder.func
     return builder
 
@@ -128,8 +127,8 @@ def create_model(
         **options: structural options of the network, see `model_options`.
 
     Raises:
-        ValueError: an unknown name or option (the message lists the known ones), an option of the wrong type or no
-            class, or an attention that replaces a 3x3 in a network whose blocks have no single 3x3 that feeds a ReLU.
+        ValueError: an unknown name or option (the message lists the known ones), an option of the wrong type, no
+            classes, or an attention that replaces a 3x3 in a network whose blocks have no single 3x3 that feeds a ReLU.
 
     Examples:
         >>> import jax
@@ -152,7 +151,7 @@ def create_model(
     if isinstance(attention, str):
         attention = attention_factory(attention, **(attention_options or {}))
     elif attention_options:
-        raise ValueError("attention_options need a named attention; give your own factory its options itself")
+        raise ValueError("attention_options need a named attention; bind the options of your own factory yourself")
     if replaces_convolution(attention) and not getattr(_model_class(builder), "hosts_convolution", False):
         raise ValueError(
             f"model '{name}' has no place for an attention that replaces a 3x3 convolution, as 'sk' does; "

@@ -3,8 +3,8 @@
 He et al., Deep Residual Learning, CVPR 2016, https://arxiv.org/abs/1512.03385; Xie et al.,
 Aggregated Residual Transformations (ResNeXt), CVPR 2017, https://arxiv.org/abs/1611.05431; Zagoruyko
 and Komodakis, Wide Residual Networks, BMVC 2016, https://arxiv.org/abs/1605.07146. The structure is
-torchvision's (v1.5): the stride is in the 3x3, padding is explicit on both sides. All of them, and
-Res2Net and ResNeSt, share `ResidualNetwork` (stem, stages and head) and differ in the block.
+torchvision's (v1.5): the stride is in the 3x3, padding is explicit on both sides. These networks, Res2Net
+and ResNeSt share `ResidualNetwork` (stem, stages and head) and differ in the block.
 """
 
 from collections.abc import Sequence
@@ -34,11 +34,11 @@ PAD1 = ((1, 1), (1, 1))
 def check_rate(option: str, rate: float) -> None:
     """Raises a ValueError unless a dropout rate is in [0, 1)."""
     if not 0 <= rate < 1:
-        raise ValueError(f"{option}={rate} is not a rate from 0 to below 1")
+        raise ValueError(f"{option}={rate} must be at least 0 and less than 1")
 
 
 def check_images(x: jax.Array) -> None:
-    """Raises a ValueError unless `x` has the axes of a batch of images; one image alone would be pooled wrongly."""
+    """Raises a ValueError unless `x` has four axes; a single image `[H, W, C]` would be pooled over the wrong axes."""
     if x.ndim != 4:
         raise ValueError(f"a network needs images [B, H, W, C], not {list(x.shape)}")
 
@@ -71,6 +71,26 @@ def block_width(features: int, width_per_group: int, cardinality: int) -> int:
     return width
 
 
+def layer_types(
+    network: Any, train: bool, *, norm: ModuleDef = nn.BatchNorm, epsilon: float = 1e-5, **options: Any
+) -> tuple[ModuleDef, ModuleDef, ModuleDef]:
+    """Returns a network's convolution, norm and attention, as partials that its blocks complete.
+
+    Args:
+        network: module with `dtype`, `axis_name` and `attention`.
+        train: training mode.
+        norm: Flax's BatchNorm or `hga_flax.models.norm.BatchNorm`, which the blocks with a `Source` need.
+        epsilon: epsilon of the norm.
+        **options: options of every convolution.
+    """
+    conv = partial(nn.Conv, kernel_init=kernel_init, dtype=network.dtype, **options)
+    if train:  # inference keeps the plain form, whose operations can be counted
+        conv = partial(conv, conv_general_dilated=convolution)
+    shared = {"dtype": network.dtype, "axis_name": network.axis_name}
+    norm = partial(norm, use_running_average=not train, momentum=0.9, epsilon=epsilon, **shared)
+    return conv, norm, partial(network.attention, **shared)
+
+
 def with_source(conv: nn.Conv, norm: BatchNorm, x: jax.Array) -> tuple[jax.Array, Source]:
     """Returns norm(conv(x)) and its `Source`, for a 1x1 convolution without bias or stride."""
     raw = conv(with_gradient_apart(x))
@@ -87,7 +107,7 @@ def finish_bottleneck(block: nn.Module, x: jax.Array, y: jax.Array, train: bool)
         block: the calling block.
         x: input of the block, `[B, H, W, C]`.
         y: output of its main path so far, `[B, H / stride, W / stride, D]`.
-        train: training mode.
+        train: True in training.
     """
     out = 4 * block.features
     scale_init = nn.initializers.zeros if block.zero_init_residual else nn.initializers.ones
@@ -250,18 +270,7 @@ class ResidualNetwork(nn.Module):
         if self.stem_width < 0:
             raise ValueError(f"stem_width={self.stem_width} is negative")
         rates = iter(depth_rates(self.stochastic_depth, sum(self.stage_sizes)))
-        conv = partial(nn.Conv, use_bias=False, padding=0, kernel_init=kernel_init, dtype=self.dtype)
-        if train:  # inference keeps the plain form, whose operations can be counted
-            conv = partial(conv, conv_general_dilated=convolution)
-        norm = partial(
-            BatchNorm,
-            use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-5,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-        )
-        attention = partial(self.attention, dtype=self.dtype, axis_name=self.axis_name)
+        conv, norm, attention = layer_types(self, train, norm=BatchNorm, use_bias=False, padding=0)
         x = x.astype(self.dtype)
         if self.stem_width:
             for i, (channels, stride) in enumerate(((1, 2), (1, 1), (2, 1)), start=1):

@@ -2,8 +2,7 @@
 
 Like timm's `features_only` and `feature_info` (https://huggingface.co/docs/timm/feature_extraction): the output of each
 stage's last block, highest resolution first. DenseNets and pre-activation networks return the maps before the norm and
-ReLU that follow. The variables are those of the whole network including its head, so that any of its weights can be
-used.
+ReLU that follow. The variables are those of the whole network including its head, so any weights of it can be used.
 """
 
 import dataclasses

@@ -3,8 +3,8 @@
 Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition, ICLR 2015,
 https://arxiv.org/abs/1409.1556. The structure is torchvision's: 3x3 convolutions with biases, and
 average pooling to 7x7 before the three fully connected layers, so that any image size works. VGG has no
-residual blocks to put an attention in. Here it acts on the output of a stage, after its last ReLU and
-before its max pooling, as it does after an Inception block's concatenation.
+residual blocks for an attention. Here it acts at the end of a stage, after the last ReLU and before the
+max pooling, as it acts at the end of an Inception block.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from hga_flax.attention import AttentionFactory
-from hga_flax.models.convolution import convolution
 from hga_flax.models.max_pooling import max_pool
 from hga_flax.models.norm import BatchNorm
 from hga_flax.models.pooling import adaptive_average_pool
-from hga_flax.models.resnet import PAD1, ModuleDef, check_images, check_rate, kernel_init, no_attention
+from hga_flax.models.resnet import PAD1, ModuleDef, check_images, check_rate, layer_types, no_attention
 
 STAGE_SIZES = {"11": (1, 1, 2, 2, 2), "13": (2, 2, 2, 2, 2), "16": (2, 2, 3, 3, 3), "19": (2, 2, 4, 4, 4)}
 POOLED = 7  # height and width of the map that the fully connected layers read
@@ -83,18 +82,7 @@ class VGG(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         check_images(x)
         check_rate("dropout", self.dropout)
-        conv = partial(nn.Conv, kernel_init=kernel_init, dtype=self.dtype)
-        if train:  # inference keeps the plain form, whose operations can be counted
-            conv = partial(conv, conv_general_dilated=convolution)
-        norm = partial(
-            BatchNorm,
-            use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-5,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-        )
-        attention = partial(self.attention, dtype=self.dtype, axis_name=self.axis_name)
+        conv, norm, attention = layer_types(self, train, norm=BatchNorm)
         x = x.astype(self.dtype)
         for stage, convolutions in enumerate(self.stage_sizes):
             features = self.features * min(2**stage, 8)
