@@ -215,9 +215,11 @@ def test_a_packed_data_set_cannot_be_named_out_of_its_folder(name):
 
 @pytest.mark.parametrize("name", ["a\nb", " a", "a\x1b[2J"])
 def test_a_class_that_would_break_the_list_of_names_is_refused(name, tmp_path):
-    (tmp_path / "train" / name).mkdir(parents=True)
-    with pytest.raises(UserError, match="cannot name a class"):
-        class_names(tmp_path)
+    for split in ("train", "val"):
+        shutil.rmtree(tmp_path / "train", ignore_errors=True)
+        (tmp_path / split / name).mkdir(parents=True)
+        with pytest.raises(UserError, match=f"^{tmp_path / split}: .* cannot name a class"):
+            class_names(tmp_path)
 
 
 def test_links_in_a_folder_of_images_are_read_and_never_written(tmp_path):

@@ -1,6 +1,6 @@
 """The attention modules (HGA, SE, SK and others), one Flax module per file.
 
-Imports nothing else of the project. Start at hga.py, or at registry.py for how attentions are registered by name.
+Imports nothing from the rest of the project. Start at hga.py. Attentions are registered by name in registry.py.
 """
 
 from hga_flax.attention.cbam import ConvolutionalBlockAttention

@@ -13,14 +13,14 @@ class Source(NamedTuple):
     """The factors of a block's map y `[B, H, W, C]`: y = (raw - center) * scale + offset, raw = inner @ kernel.
 
     In training, a block that ends in a 1x1 convolution and a norm passes this along with y to an
-    attention that sets `uses_source = True`. Both methods return the same result as computing it from
-    y, with the same gradients up to rounding, but make fewer passes over full-size maps.
+    attention that sets `uses_source = True`. Both methods give the same results and, up to rounding,
+    the same gradients as the computation from y, with fewer passes over full-size maps.
 
     Attributes:
         inner: `[B, H, W, D]`, input of the 1x1 convolution.
         kernel: `[D, C]`, its weights.
         raw: `[B, H, W, C]`, its output.
-        scale, offset, center: `[C]`, at least float32; `center` is a constant.
+        scale, offset, center: `[C]`, at least float32; no gradient flows through `center`.
         share: `[C]`, fraction of the gate to apply, see `IdentityStart`; None applies all of it.
     """
 
@@ -35,8 +35,8 @@ class Source(NamedTuple):
     def project(self, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns folded `[D, F]` and offset `[F]` such that y @ weight = inner @ folded + offset.
 
-        The inner map is narrower than y, and the gradient with respect to y stays elementwise: a
-        gradient dz @ weight.T would have to be materialized before the norm's backward sums.
+        The product reads the inner map, which is narrower than y, and the gradient with respect to y stays
+        elementwise: a gradient dz @ weight.T would have to be materialized before the norm's backward sums.
         """
         # These products of weights are small, so full precision is cheap even where it is not the default.
         both = jnp.concatenate([self.kernel * self.scale, (self.offset - self.center * self.scale)[None]])
@@ -92,8 +92,6 @@ class Reduction(nn.Module):
 def hidden_channels(channels: int, ratio: int) -> int:
     """Returns the width of a bottleneck: `channels // ratio`, at least one.
 
-    SE's CIFAR networks rely on the lower limit: 16 channels at ratio 16 leave one.
-
     Raises:
         ValueError: `ratio` is not positive.
     """
@@ -106,10 +104,10 @@ def check_map(module: str, x: jax.Array, channels: int, *, keeps_channels: bool 
     """Raises a ValueError that names `module` unless `x` is a floating-point map `[B, H, W, C]`.
 
     Args:
-        module: name of the class.
-        x: its input.
-        channels: its number of channels.
-        keeps_channels: whether C must be `channels`.
+        module: class name of the attention.
+        x: input of the attention.
+        channels: number of channels that the attention was created for.
+        keeps_channels: whether C must be equal to `channels`.
     """
     if not isinstance(channels, int | np.integer) or channels < 1:
         raise ValueError(f"{module}({channels!r}): the number of channels must be a positive integer")

@@ -99,9 +99,9 @@ class GatherExcite(nn.Module):
         for i, (kernel, strides, padding) in enumerate(layers, start=1):
             name = f"gather_conv{i}"
             if self.extent == 0 and self.has_variable("params", name):
-                made_for: tuple[int, ...] = self.get_variable("params", name)["kernel"].shape[:2]
-                if made_for != kernel:
-                    raise ValueError(f"learned global gather was made for maps of {made_for}, not {kernel}")
+                initial: tuple[int, ...] = self.get_variable("params", name)["kernel"].shape[:2]
+                if initial != kernel:
+                    raise ValueError(f"learned global gather was initialised for maps of {initial}, not {kernel}")
             conv = nn.Conv(
                 self.channels,
                 kernel,

@@ -24,7 +24,7 @@ from hga_flax.attention.platforms import by_platform, on_gpus
 from hga_flax.attention.shift_pool import cell_edges, pooled_convolutions, stack_kernels
 
 FORMS = ("auto", "conv", "shift")
-MOST_HIDDEN = 32  # most hidden units for the one-operator form on GPUs, which costs a pass of its size per unit
+MOST_HIDDEN = 32  # most hidden units for the single-operator form, whose cost on GPUs grows with their number
 ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu, "tanh": nn.tanh}
 
 
@@ -41,7 +41,7 @@ class MultiScaleFeatureExploitation(nn.Module):
         axis_name: mesh axis over which BatchNorm averages its batch statistics, or None.
 
     Raises:
-        ValueError: a kernel size is not odd, `groups` does not divide `channels`, or `act` is unknown.
+        ValueError: `kernels` is empty or has an even size, `groups` does not divide `channels`, or `act` is unknown.
 
     Examples:
         >>> x = jnp.ones((2, 8, 8, 64))
@@ -59,7 +59,7 @@ class MultiScaleFeatureExploitation(nn.Module):
 
     def setup(self) -> None:
         if not self.kernels or any(k < 1 or k % 2 == 0 for k in self.kernels):
-            raise ValueError(f"kernels={tuple(self.kernels)}: every kernel size must be odd, and there must be one")
+            raise ValueError(f"kernels={tuple(self.kernels)}: at least one kernel size is needed, and all must be odd")
         groups = self.channels if self.groups is None else self.groups
         if groups < 1 or self.channels % groups:
             raise ValueError(f"groups={groups} does not divide the {self.channels} channels")
@@ -102,8 +102,8 @@ class MultiScaleFeatureExploitation(nn.Module):
     def pooled(self, x: jax.Array, bins: Sequence[int], train: bool = False, merge: bool = False) -> jax.Array:
         """Shift-pooling form of MFE and HAP: `[B, H, W, C]` -> `[B, S, cells, C]`.
 
-        With `merge` the scales are summed to `[B, 1, cells, C]`, which is all that a shared excitation needs; without
-        BatchNorm that is one summed kernel. Raises a ValueError unless the MFE is linear.
+        With `merge` the scales are summed to `[B, 1, cells, C]`, which is all that a shared excitation needs. Without
+        BatchNorm the kernels are summed instead. Raises a ValueError unless the MFE is linear.
         """
         if not self.is_linear(train):
             raise ValueError("form='shift' needs a linear MFE: mfe_act=None, and mfe_norm only in inference")
@@ -182,8 +182,8 @@ class ExcitationExploration(nn.Module):
 
         Args:
             cells: pooled cells of each scale.
-            first: maps the first FC's weights to its output `[B, hidden]`; only the shape of `cells` is then used.
-            second: maps `[B, hidden]` after the ReLU and the second FC's weights to the result, in place of the FC.
+            first: replaces the first FC; maps its weights to `[B, hidden]`. Only the shape of `cells` is then used.
+            second: replaces the second FC; maps the ReLU's output `[B, hidden]` and the FC's weights to the result.
         """
         if self.excitation not in ("shared", "concat"):
             raise ValueError(f"excitation={self.excitation!r} is not 'shared' or 'concat'")
@@ -213,11 +213,11 @@ class HGA(nn.Module):
 
     Attributes:
         channels: number of channels A of the input and the output.
-        reduced_channels: if A is larger, one FC reduces to this, one restores (Table 1's HGA(A, 32, A)); None: neither.
+        reduced_channels: width between a reducing and a restoring FC (Table 1's HGA(A, 32, A)); None or >= A: no FCs.
         kernels: kernel sizes of the MFE (Table 6).
         bins: grid sizes of the HAP.
         groups: number of groups of the MFE's convolutions; None for one group per `group_size` channels.
-        group_size: channels per group where `groups` is None; 1 is depthwise, as Eq. 12 counts.
+        group_size: channels per group where `groups` is None; 1 is depthwise, as in Eq. 12.
         reduction: reduction ratio of the EE's hidden layer.
         excitation: "shared" or "concat", see `ExcitationExploration`.
         mfe: False removes the stage (Table 5): the map itself is the only scale.
@@ -330,11 +330,11 @@ class HGA(nn.Module):
 
     def _folds(self, mfe: MultiScaleFeatureExploitation, channels: int) -> bool:
         """Returns whether everything up to the EE's ReLU may be one operator: linear, and a small hidden layer."""
-        asked = self.form == "shift" or self.form == "auto"
-        return asked and mfe.is_linear(train=True) and self.ee and channels // self.reduction <= MOST_HIDDEN
+        linear = self.form != "conv" and mfe.is_linear(train=True)
+        return linear and self.ee and channels // self.reduction <= MOST_HIDDEN
 
     def _hidden(self, narrow: Narrowed, kernels: Sequence[jax.Array], suppress: jax.Array) -> jax.Array:
-        """Returns the EE's hidden layer before its ReLU, `[B, hidden]`, by the platform's form; used in training."""
+        """Returns the EE's hidden layer before its ReLU, `[B, hidden]`, in the platform's form; used in training."""
         bins, dtype = self._bins(), self.dtype
         stacked = stack_kernels(kernels)
         if suppress.ndim == 3:  # shared by the scales, so their kernels can be summed into one
@@ -357,7 +357,7 @@ class HGA(nn.Module):
                 operator = jnp.einsum("crhw,dc->rhwd", operator, rows, precision="highest")
             if offset is not None:
                 hidden, operator = operator[..., -1].sum(axis=(1, 2)), operator[..., :-1]
-            # With the barrier, the offset is added where the sum is used; XLA would broadcast it for the product first.
+            # The barrier makes XLA add the offset where the sum is used, not broadcast it for the product first.
             return lax.optimization_barrier(apply_operator(x.astype(dtype), operator.astype(dtype))) + hidden
 
         on_cpus = partial(by_operator, cpu=True)
@@ -387,9 +387,10 @@ class HGA(nn.Module):
         if self.restore not in ("gate", "features"):
             raise ValueError(f"restore={self.restore!r} is not 'gate' or 'features'")
         if self.restore == "features" and self.restore_norm:
-            raise ValueError("restore_norm acts on the vector that restore='gate' makes; restore='features' has none")
-        if self.group_size < 1:
-            raise ValueError(f"group_size={self.group_size} is not positive")
+            raise ValueError("restore_norm needs the restored vector of restore='gate'; restore='features' has none")
+        for option in ("group_size", "reduction"):
+            if getattr(self, option) < 1:
+                raise ValueError(f"{option}={getattr(self, option)} is not positive")
         if self.groups is not None and self.group_size != 1:
             raise ValueError("give groups or group_size, not both")
         if not self.bins or min(self.bins) < 1:

@@ -4,9 +4,9 @@ A freshly initialised gate between 0 and 1 would change every map of a trained n
 a learned share per channel, initialised to zero, blends the attention in:
 y = x + share * (attention(x) - x). For a gate s this is x * (1 + share * (s - 1)); with a share of
 one it is the attention itself. The network starts out exactly as the one without attention; the
-first step updates only the shares, later steps update everything. After ReZero (Bachlechner et al.,
-https://arxiv.org/abs/2003.04887) and LayerScale (Touvron et al., https://arxiv.org/abs/2103.17239),
-which has one factor per channel. Cost: C parameters.
+first step updates only the shares, later steps update everything. The idea is that of ReZero
+(Bachlechner et al., https://arxiv.org/abs/2003.04887) and LayerScale (Touvron et al.,
+https://arxiv.org/abs/2103.17239), which has one factor per channel. Cost: C parameters.
 """
 
 from typing import Any

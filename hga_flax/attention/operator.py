@@ -37,7 +37,7 @@ def excitation_operator(
         height: height of the map.
         width: width of the map.
         bins: grid sizes (cells along each axis), for example `(1, 2, 4)`.
-        products: compute by products of matrices, which suit CPUs, instead of elementwise products, which suit GPUs.
+        products: use matrix products, which suit CPUs, instead of elementwise products, which suit GPUs.
 
     Returns:
         `[C, R, H, W]`, at least float32.
@@ -97,7 +97,7 @@ def apply_operator(x: jax.Array, operator: jax.Array) -> jax.Array:
 
 def _forward(x: jax.Array, operator: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    x = lax.optimization_barrier(x)  # make the product read the map: XLA would read, and keep, what it is computed from
+    x = lax.optimization_barrier(x)  # the product must read this map, or XLA would read and keep the map's inputs
     y = jnp.dot(x.reshape(len(x), -1), operator.reshape(len(operator), -1).T, preferred_element_type=wide)
     return y, (x, operator)
 
@@ -132,9 +132,9 @@ with_gradient_apart.defvjp(
 class Restoration(nn.Module):
     """FC without bias from the EE's result to all channels, applied together with the EE's second FC.
 
-    The two have nothing between them, and the hidden layer is small. On GPUs they are one sum over its units, which
-    the compiler fuses into the gate: as products of matrices each of them, its gradients and the casts of its weights
-    would be kernels of their own, of a few microseconds each.
+    Nothing lies between the two FCs, and the hidden layer is small. On GPUs they become one sum over its units, which
+    the compiler fuses into the gate. As matrix products, each FC, its gradients and the casts of its weights would be
+    separate kernels of a few microseconds each.
     """
 
     features: int

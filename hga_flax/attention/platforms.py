@@ -10,7 +10,7 @@ from jax import lax
 def by_platform(default: Callable[..., Any], *arrays: jax.Array, **forms: Callable[..., Any]) -> Any:
     """Calls the implementation for the platform that the program is compiled for, or `default`.
 
-    All implementations must compute the same result up to rounding; each is differentiated by itself.
+    All implementations must compute the same result up to rounding; each is differentiated separately.
     `lax.platform_dependent` alone would save the residuals of every implementation for the backward pass.
 
     Example: `by_platform(plain, x, kernel, cpu=product)`.
@@ -49,8 +49,8 @@ def varying_alike(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     """
 
     def varying(array: jax.Array) -> frozenset[str]:
-        # No getattr default: if JAX renames the attribute this must fail, since without the mark the result
-        # would be right but more would be summed.
+        # No getattr default: if JAX renames the attribute, this must fail. Without the mark the result would be
+        # right, but more values would be summed over devices.
         return jax.typeof(array).manual_axis_type.varying
 
     axes = frozenset().union(*map(varying, arrays))

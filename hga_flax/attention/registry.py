@@ -69,7 +69,7 @@ def register_attention(name: str, module: type[nn.Module], **preset: Any) -> Non
     if not fields >= _COMMON | {"channels"}:
         raise TypeError(
             f"attention '{name}' must be a Linen module class with the fields channels, dtype and axis_name; "
-            "a function is given as attention= instead"
+            "pass a function as attention= instead"
         )
     _REGISTRY[name] = (module, preset)
 
@@ -125,7 +125,7 @@ def create_attention(name: str, channels: int, **options: Any) -> nn.Module:
         **options: options of the attention; `dtype`, `axis_name` and Flax's `name` are always allowed.
 
     Raises:
-        ValueError: the name is unknown, or the attention does not have such an option.
+        ValueError: see `attention_factory`.
 
     Examples:
         >>> x = jax.numpy.ones((2, 8, 8, 64))
@@ -141,7 +141,7 @@ def attention_factory(name: str, **options: Any) -> AttentionFactory:
     """Returns the factory that a network takes: `factory(channels, name=..., dtype=..., axis_name=...)`.
 
     Raises:
-        ValueError: the name is unknown, or the attention does not have such an option or not of that type.
+        ValueError: the attention is unknown or has no such option, or an option has the wrong type.
     """
     known = attention_options(name)
     for option in options:

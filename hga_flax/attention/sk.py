@@ -32,7 +32,7 @@ def select_channels(channels: int, ratio: int, min_channels: int) -> int:
 
 
 class SelectiveKernel(nn.Module):
-    """SK, replaces a 3x3 with norm and ReLU: `[B, H, W, D]` -> `[B, H / stride, W / stride, channels]`.
+    """SK, in place of a 3x3, its norm and its ReLU: `[B, H, W, D]` -> `[B, H / stride, W / stride, channels]`.
 
     Attributes:
         channels: number of output channels C; the input may have a different number.

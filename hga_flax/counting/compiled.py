@@ -7,13 +7,12 @@ from typing import Any
 
 import jax
 
-from hga_flax.counting.program_text import Program, array_bytes
+from hga_flax.counting.program_text import Program, result_bytes
 
 COLLECTIVES = (
     "all-gather", "all-reduce", "all-to-all", "collective-broadcast", "collective-permute", "ragged-all-to-all",
     "reduce-scatter",
 )  # fmt: skip
-_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 SMALL = 1_000_000  # bytes below which launching a kernel may cost more than its work
 _CALL = re.compile(rf"^\s*(?:ROOT )?\S+ = (.+?) ({'|'.join(COLLECTIVES)})(-start)?\(", re.MULTILINE)
 
@@ -90,10 +89,7 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
     """
     found: dict[str, dict[str, int]] = {}
     for result, kind, start in _CALL.findall(text):
-        arrays = [array_bytes(*array) for array in _ARRAY.findall(result)]
-        if start and kind in ("all-gather", "collective-permute"):
-            arrays = arrays[1:2]  # of (input, output, handles)
         entry = found.setdefault(kind, {"count": 0, "bytes": 0})
         entry["count"] += 1
-        entry["bytes"] += sum(arrays)
+        entry["bytes"] += result_bytes(result, kind + start)
     return found

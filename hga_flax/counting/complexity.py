@@ -79,7 +79,7 @@ class Complexity:
 
     @property
     def thop_total(self) -> int:
-        """The total that thop reports: that of `gflops` plus one operation per average-pooling read and output."""
+        """The total that thop reports: the operations of `gflops` plus one per average-pooling read and output."""
         return self.conv_fc_macs + 2 * self.bn_elements + self.pool_reads + self.pool_outputs
 
 
@@ -144,7 +144,7 @@ def _measure(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[Com
     """
     arrays, rebuild = _split_arrays(args, kwargs)
     this = object()
-    parts: dict[tuple[str, ...], Complexity] = {}  # by path, to count the parameters once however often it is called
+    parts: dict[tuple[str, ...], Complexity] = {}  # by path, so repeated calls add no parameters
     calls: list[Complexity] = []
 
     def skip_block(call: Callable[..., Any], args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
@@ -180,9 +180,7 @@ def _measure(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[Com
         batch_stats=_size(variables.get("batch_stats", {})) + sum(part.batch_stats for part in parts.values()),
         **dataclasses.asdict(own),
     )
-    for call in calls:
-        total = total + dataclasses.replace(call, params=0, batch_stats=0)
-    return total, shapes
+    return sum((dataclasses.replace(call, params=0, batch_stats=0) for call in calls), total), shapes
 
 
 def _package(module: nn.Module) -> str:
@@ -256,10 +254,7 @@ def _mark_batch_norm(call: Callable[..., Any], args: tuple, kwargs: dict, contex
 
 
 def _count(program: core.Jaxpr) -> Counts:
-    total = Counts()
-    for equation in program.eqns:
-        total = total + _count_equation(equation)
-    return total
+    return sum(map(_count_equation, program.eqns), Counts())
 
 
 def _count_equation(equation: core.JaxprEqn) -> Counts:

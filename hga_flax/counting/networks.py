@@ -55,9 +55,8 @@ def run(arguments: argparse.Namespace) -> None:
         if not replaces or getattr(model, "hosts_convolution", False):
             rows.append(row(name, arguments.attention, arguments.image_size))
             if not arguments.json:
-                print(
-                    "\n".join(lines(rows) if len(rows) == 1 else lines(rows)[-1:]), flush=True
-                )  # each as it is counted
+                new = lines(rows)[-1:] if len(rows) > 1 else lines(rows)  # the head comes with the first row
+                print(*new, sep="\n", flush=True)
     if arguments.json:
         print(json.dumps(rows, indent=1))
     elif not rows:
@@ -73,14 +72,13 @@ def chosen(patterns: Iterable[str]) -> list[str]:
     names, patterns = model_names(), list(patterns)
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
-            raise UserError(f"no network is called '{pattern}'{nearest(pattern, names)}; without a name all are listed")
+            raise UserError(f"no network is called '{pattern}'{nearest(pattern, names)}; without names, all are listed")
     return [name for name in names if not patterns or any(fnmatch.fnmatchcase(name, p) for p in patterns)]
 
 
 def row(name: str, attention: str, size: int = SIZE) -> dict[str, Any]:
     """Returns the size and cost of a network, plain and with an attention."""
-    counted = [complexity(create_model(name, attention=a), (size, size, 3)) for a in ("none", attention)]
-    plain, whole = counted
+    plain, whole = (complexity(create_model(name, attention=a), (size, size, 3)) for a in ("none", attention))
     return {
         "network": name,
         "attention": attention,

@@ -73,7 +73,7 @@ def model_parts(model: nn.Module, image_shape: Sequence[int], *, blocks: bool = 
         names = [entry.key for entry in path]
         _add(sizes, part_of(names[0], blocks=blocks), leaf.size, "attention" in names, 0)
     for scope, counts in scopes.items():
-        if len(scope) > 1:  # shorter scopes are the network's own arithmetic, which has no such products
+        if len(scope) > 1:  # shorter scopes are the network's own arithmetic, which has no convolutions or products
             _add(sizes, part_of(scope[1], blocks=blocks), counts.conv_fc_macs, "attention" in scope, 2)
     return [Part(name, outputs.get(name, ()), *size) for name, size in sizes.items()]
 
@@ -95,7 +95,7 @@ def total(parts: Sequence[Part]) -> Part:
 
 def parts_table(parts: Sequence[Part]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Returns the header and rows of a table of the parts, with the total last."""
-    header = ("part", "output", "parameters", "of them attention", "share", "MACs", "of them attention", "share")
+    header = ("part", "output", "parameters", "of which attention", "share", "MACs", "of which attention", "share")
     share = lambda part, whole: f"{part / max(whole, 1):.1%}"
     rows = [
         (

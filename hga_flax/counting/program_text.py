@@ -7,8 +7,8 @@ each operand once and writes its results, each counted in full. Simplifications:
 * If a fused operation uses only slices of an operand, only the slices count; if it overwrites part of an operand in
   place, only that part counts. A gather or a strided convolution counts its whole operand.
 * The workspace of library convolutions and matrix products is not counted; the library chooses it on the GPU.
-* A loop's body counts as often as the compiler knows that it runs, otherwise once. Of a conditional's branches the one
-  with the most bytes counts.
+* A loop's body counts once per iteration if the compiler knows the number of iterations, otherwise once. Of a
+  conditional's branches, the one with the most bytes counts.
 """
 
 import dataclasses
@@ -28,6 +28,7 @@ _FREE = {
     "partition-id", "replica-id", "tuple",
 }  # fmt: skip
 _SLICES = {"slice", "dynamic-slice", "gather"}
+_STARTS = {"all-gather-start", "collective-permute-start"}  # their results are (input, output, handles)
 _CALLED = {"call": "to_apply", "async-start": "calls"}
 
 
@@ -110,6 +111,25 @@ def type_bytes(text: str) -> int:
     return sum(array_bytes(*array) for array in _ARRAY.findall(text))
 
 
+def result_bytes(text: str, op: str) -> int:
+    """Returns the size in bytes of the result of operation `op`, which has the type `text`."""
+    if op in _STARTS:
+        text = _parts(text)[1]
+    return sum(array_bytes(*array) for array in _ARRAY.findall(text))
+
+
+def _parts(text: str) -> list[str]:
+    """Returns the elements of a tuple type; an element may be a tuple."""
+    parts, depth = [""], 0
+    for character in text[1:-1]:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
 def _shape(text: str) -> list[int]:
     """Returns the dimensions of the first array of a type."""
     return [int(n) for n in _ARRAY.search(text)[2].split(",") if n]
@@ -176,10 +196,7 @@ class Program:
 
     def _kernel(self, instruction: Instruction, by_name: dict[str, Instruction], times: int) -> Kernel:
         body = self.computations.get(instruction.attribute("calls"), [])
-        written = type_bytes(instruction.type)
-        if instruction.op.endswith("-start"):  # (input, output, handles), or only the output
-            arrays = [array_bytes(*array) for array in _ARRAY.findall(instruction.type)]
-            written = sum(arrays[1:2] if instruction.op.startswith(("all-gather", "collective-permute")) else arrays)
+        written = result_bytes(instruction.type, instruction.op)
         operands: dict[str, int] = {}
         for number, name in enumerate(instruction.operands):
             whole = type_bytes(by_name[name].type) if name in by_name else 0
@@ -212,10 +229,8 @@ class Program:
             return 0
         target, shape = instruction.quoted("custom_call_target"), lambda n: _shape(types[instruction.operands[n]])
         result = _shape(instruction.type)
-        kernel, outputs = (
-            shape(1),
-            result,
-        )  # [taps, inputs per group, outputs], and the map for whose every element the kernel is applied
+        # The kernel [taps, inputs per group, outputs], and the map that has one element for each application of it.
+        kernel, outputs = shape(1), result
         if target.endswith("BackwardFilter"):
             kernel, outputs = result, shape(1)
         elif target.endswith("BackwardInput"):

@@ -1,4 +1,4 @@
-"""A folder of images, `{train,val}/<class>/`, as a source; the folders of classes may have subfolders."""
+"""A folder of images, `{train,val}/<class>/`, as a source; the class folders may have subfolders."""
 
 import os
 import pathlib
@@ -28,15 +28,15 @@ USUAL_SPLITS = (TRAIN, "val", "validation", "test")
 def _split_folder(root: pathlib.Path, split: str, key: str = "") -> pathlib.Path:
     there = splits(root)
     for name in (split, ALIASES.get(split, split)):
-        if name in there:  # only listed names, so that none leads out of the folder
+        if name in there:  # only listed names, so that no name leads out of the folder
             return root / name
     if "[" in split or "+" in split:
         raise UserError(
             f"{key}='{split}': a folder of images has whole splits only ({_listed(there)}); "
-            f"python -m hga_flax prepare folder {shlex.quote(str(root))} makes a data set that can be cut"
+            f"python -m hga_flax prepare folder {shlex.quote(str(root))} makes a data set that can be sliced"
         )
-    named = f"{key}='{split}': " if key else ""
-    raise UserError(f"{named}the folder {root} has no split '{split}'{nearest(split, there)}; it has: {_listed(there)}")
+    start = f"{key}='{split}': " if key else ""
+    raise UserError(f"{start}the folder {root} has no split '{split}'{nearest(split, there)}; it has: {_listed(there)}")
 
 
 def _listed(names: list[str]) -> str:
@@ -52,27 +52,24 @@ def class_names(root: pathlib.Path) -> tuple[str, ...]:
         UserError: there are no classes, or one has an unusable name.
     """
     there = splits(root)
-    if TRAIN in there:
-        names = _folders(root / TRAIN)
-    else:
-        usual = [split for split in there if split in USUAL_SPLITS] or there
-        names = sorted({name for split in usual for name in _folders(root / split)})
-    if not names:
+    usual = [TRAIN] if TRAIN in there else [split for split in there if split in USUAL_SPLITS] or there
+    found = {name: split for split in usual for name in _folders(root / split)}
+    if not found:
         raise UserError(_no_classes(root, there))
-    strange = [name for name in names if not name.isprintable() or name != name.strip()]
-    if strange:  # a packed data set stores one name per line
-        raise UserError(
-            f"{root / TRAIN}: {strange[0]!r} cannot name a class; use printable characters, no blank at the ends"
-        )
-    return tuple(names)
+    for name, split in found.items():
+        if not name.isprintable() or name != name.strip():  # a packed data set stores one name per line
+            raise UserError(
+                f"{root / split}: {name!r} cannot name a class; use printable characters, no spaces at the ends"
+            )
+    return tuple(sorted(found))
 
 
 def _no_classes(root: pathlib.Path, there: list[str]) -> str:
     flat = [name for name in there if name not in USUAL_SPLITS and next(images_below(root / name), None)]
     if flat:
         return (
-            f"the folder {root} has no split 'train': {named(flat)} hold images themselves, as classes do; move them "
-            f"into {root / TRAIN}, and some of their images into {root / 'val'}"
+            f"the folder {root} has no split 'train': {named(flat)} hold images, like class folders; move them into "
+            f"{root / TRAIN}, and some of their images into {root / 'val'}"
         )
     if TRAIN in there:
         return f"{root / TRAIN} holds no folders; make one for each class"
@@ -94,8 +91,8 @@ def splits(root: pathlib.Path) -> list[str]:
 def packable_splits(root: pathlib.Path) -> list[str]:
     """Returns the splits to pack; reports other subfolders on stderr.
 
-    `train` always is a split. `val`, `validation` and `test` are splits if they hold images in subfolders.
-    Others are if they hold images in a subfolder named like a class.
+    `train` is always a split. `val`, `validation` and `test` are splits if they hold images in subfolders.
+    Any other folder is a split if it holds images in a subfolder with the name of a class.
 
     Raises:
         UserError: there are no splits.
@@ -106,25 +103,26 @@ def packable_splits(root: pathlib.Path) -> list[str]:
         if split == TRAIN or any(next(images_below(root / split / name), None) for name in inside):
             packed.append(split)
         else:
-            print(f"ignored the folder {root / split}: it holds no images in folders of classes", file=sys.stderr)
+            print(f"ignored the folder {root / split}: it holds no images in class folders", file=sys.stderr)
     if not packed:
-        raise UserError(f"{root} holds no images in folders of classes, such as {root / TRAIN / 'cat'}")
+        raise UserError(f"{root} holds no images in class folders, such as {root / TRAIN / 'cat'}")
     return packed
 
 
 class FolderSource:
     """The images of one split as encoded bytes, sorted by class and then by name.
 
-    Files that are not images are counted by suffix, and reported in one line on stderr.
+    Files that are not images are counted by suffix and reported in one line on stderr.
 
     Args:
         root: folder with a subfolder for each split.
         split: "train", "val" or "validation"; the last two mean the same if only one of them exists.
-        key: the key of the split that messages name.
+        key: configuration key of the split, for messages.
         classes: a run's class names by label; None: those of the folder.
 
     Raises:
-        UserError: the split is missing or has no images, has a class that `train` lacks, or classes unlike `classes`.
+        UserError: the split is missing, has no images or has a class that `train` lacks, or its classes differ from
+            `classes`.
     """
 
     def __init__(self, root: pathlib.Path, split: str, key: str = "split", classes: Sequence[str] | None = None):
@@ -139,13 +137,13 @@ class FolderSource:
             self._labels += [label] * len(files)
         _say_ignored(folder, ignored)
         if not self._files:
-            raise UserError(f"{folder} holds no images ({', '.join(SUFFIXES)}) in its folders")
+            raise UserError(f"{folder} holds no images ({', '.join(SUFFIXES)}) in class folders")
 
     def __len__(self) -> int:
         return len(self._files)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Reads a file; returns no bytes if it cannot be read, so that it counts as undecodable."""
+        """Reads a file; returns an empty image if it cannot be read, so that it counts as undecodable."""
         try:
             image = read_image(self._root / self._files[index])
         except OSError:
@@ -159,7 +157,7 @@ class FolderSource:
 
 
 def _checked_names(root: pathlib.Path, folder: pathlib.Path, classes: Sequence[str] | None) -> tuple[str, ...]:
-    """Returns the class names by label, after comparing them with the subfolders of a split."""
+    """Returns the class names by label, checked against the subfolders of a split."""
     own, here = TRAIN in splits(root), _folders(folder)
     if classes is None or (own and tuple(classes) == class_names(root)):
         names = class_names(root)
@@ -180,7 +178,7 @@ def _checked_names(root: pathlib.Path, folder: pathlib.Path, classes: Sequence[s
 
 
 def _say_ignored(folder: pathlib.Path, ignored: Endings) -> None:
-    """Reports on stderr what is not read in a split: other files, and images outside the folders of classes."""
+    """Reports on stderr which files of a split are not read: other files, and images outside the class folders."""
     loose = 0
     for path in _entries(folder):
         if path.is_dir() or is_litter(path.name, folder=False):

@@ -2,9 +2,9 @@
 
 The exported network takes raw images, uint8 `[batch, height, width, channels]` with any batch size, and returns
 "logits" and "probabilities", float32 `[batch, classes]`. It includes normalisation and softmax, but not decoding
-and cropping (the metadata has their sizes). It computes in float32, whatever dtype the run used.
-ONNX files contain the metadata as JSON values; StableHLO has no metadata, so they are written to PATH.json.
-`--format=safetensors` writes only the weights, for PyTorch, see `export_weights.py`.
+and cropping (their sizes are in the metadata). It computes in float32, whatever dtype the run used.
+An ONNX file stores the metadata as JSON values. StableHLO has no place for metadata, so it is written to PATH.json.
+`--format=safetensors` writes only the weights, for PyTorch (`export_weights.py`).
 """
 
 import argparse
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes the file.
+    """Exports the network, or its weights, to a file.
 
     Raises:
         UserError: there is no such run, the file cannot be written, packages are missing, or the file's results
@@ -154,7 +154,7 @@ def inference_network(predictor: Predictor) -> Network:
 
 
 def metadata(predictor: Predictor) -> dict[str, Any]:
-    """Returns what a user of the file needs to know: classes, preprocessing of images, and origin."""
+    """Returns the metadata that a user of the file needs: class names, preprocessing of images, and origin."""
     config = predictor.restored.experiment.config
     height, width, channels = predictor.image_shape
     crops = config.data.augmentation == "imagenet"
@@ -180,9 +180,13 @@ def metadata(predictor: Predictor) -> dict[str, Any]:
 
 
 def compare(predictor: Predictor, network: Network, file: pathlib.Path, form: str) -> tuple[float, str]:
-    """Returns the largest difference of the file's logits, relative to the largest logit, and the kind of images used.
+    """Compares the file with the network on the images of `check_images`.
 
     The images are run as one batch, and the first one again as a batch of one.
+
+    Returns:
+        The largest difference of a logit, relative to the largest logit unless that is zero, and the description of
+        the images.
     """
     images, kind = check_images(predictor)
     with jax.default_device(_cpu()):  # other devices round float32 products too coarsely for this comparison
@@ -190,7 +194,8 @@ def compare(predictor: Predictor, network: Network, file: pathlib.Path, form: st
         served = _session(file) if form == "onnx" else load(file.read_bytes())
         found = np.concatenate([np.asarray(served(part)["logits"]) for part in (images, images[:1])])
     expected = np.concatenate([expected, expected[:1]])
-    return float(abs(found - expected).max() / abs(expected).max()), kind
+    largest = abs(expected).max() or 1.0  # a classifier that starts at zero has zero logits
+    return float(abs(found - expected).max() / largest), kind
 
 
 def check_images(predictor: Predictor) -> tuple[np.ndarray, str]:
@@ -207,7 +212,7 @@ def check_images(predictor: Predictor) -> tuple[np.ndarray, str]:
         return np.stack([images[i % len(images)] for i in range(CHECKED)]), real
     shape = CHECKED, *predictor.image_shape
     noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    return noise, "synthetic images, for the data set is not here,"
+    return noise, "synthetic images (the data set is not available)"
 
 
 def _session(file: pathlib.Path) -> Network:
@@ -233,7 +238,7 @@ def _cpu() -> jax.Device:
 
 @contextlib.contextmanager
 def _cleared(file: pathlib.Path) -> Iterator[None]:
-    """Deletes a scratch file on exit, also after an error."""
+    """Deletes a scratch file on exit, even after an error."""
     try:
         yield
     finally:

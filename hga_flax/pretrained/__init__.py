@@ -1,4 +1,4 @@
-"""Published weights: reads their files without executing code in them and converts them for our networks.
+"""Published weights: reads their files without executing any code in them, and converts them for our networks.
 
 Imports models/ and attention/. Start at torch_weights.py.
 """

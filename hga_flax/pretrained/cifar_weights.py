@@ -14,11 +14,11 @@ Path = tuple[str, ...]
 _MODEL = re.compile(r"cifar_resnet(\d+)")
 BOTH_SIDES = "pytorch_resnet_cifar10/"
 _OTHERS = "pytorch-cifar-models/cifar_"
-_BLOCK = (r"^stage(\d+)_block(\d+)", lambda match: f"layer{match[1]}.{int(match[2]) - 1}")
+BLOCK = (r"^stage(\d+)_block(\d+)", lambda match: f"layer{match[1]}.{int(match[2]) - 1}")
 
 
 def cifar_peers(model: str) -> list[str]:
-    """Returns the names that both families have for our `model`; empty if it is not a CIFAR ResNet."""
+    """Returns the names of our `model` in both families of files; an empty list if it is not a CIFAR ResNet."""
     match = _MODEL.fullmatch(model)
     return [f"{family}resnet{match[1]}" for family in (BOTH_SIDES, _OTHERS)] if match else []
 
@@ -35,7 +35,7 @@ def cifar_rules(peer: str) -> tuple:
         ("^stem_conv", "conv1"),
         ("^stem_norm", "bn1"),
         ("^classifier", head),
-        _BLOCK,
+        BLOCK,
         ("downsample_conv", f"{shortcut}.0"),
         ("downsample_norm", f"{shortcut}.1"),
         ("/norm", "/bn"),
@@ -51,10 +51,10 @@ def our_order(arrays: Mapping[Path, np.ndarray]) -> dict[Path, np.ndarray]:
     order.
 
     Args:
-        arrays: arrays under our names and with our axes, of a network without parameters in its shortcuts.
+        arrays: arrays of a network without parameters in its shortcuts, under our names and with our axes.
     """
     if ("params", "stem_conv", "kernel") not in arrays:
-        return dict(arrays)  # not this network; the caller reports it
+        return dict(arrays)  # another network; the caller reports it
     width = arrays["params", "stem_conv", "kernel"].shape[-1]
     orders = [np.arange(width)]  # the stem's order, then each stage's; the first stage keeps the stem's
     for stage in range(3):

@@ -12,19 +12,19 @@ from collections.abc import Iterable
 
 HEAD = 1024  # number of bytes to inspect
 WEIGHTS = re.compile(r"\.(pth|pt|bin|th|ckpt|tar|pkl|safetensors)$", re.IGNORECASE)
-WANTED = "give a file that torch.save wrote, or a .safetensors"
-PACKED = "unpack it first, and name the weights in it"
+WANTED = "give a file written by torch.save, or a .safetensors file"
+PACKED = "unpack it first, and give the weights file in it"
 _MAGIC = (
-    (b"version https://git-lfs", "it is a Git LFS pointer, not the weights; git lfs pull fetches those"),
-    (b"\x1f\x8b", f"it is compressed by gzip; {PACKED}"),
-    (b"BZh", f"it is compressed by bzip2; {PACKED}"),
-    (b"\xfd7zXZ\x00", f"it is compressed by xz; {PACKED}"),
-    (b"\x28\xb5\x2f\xfd", f"it is compressed by zstd; {PACKED}"),
+    (b"version https://git-lfs", "it is a Git LFS pointer, not the weights; fetch them with git lfs pull"),
+    (b"\x1f\x8b", f"it is compressed with gzip; {PACKED}"),
+    (b"BZh", f"it is compressed with bzip2; {PACKED}"),
+    (b"\xfd7zXZ\x00", f"it is compressed with xz; {PACKED}"),
+    (b"\x28\xb5\x2f\xfd", f"it is compressed with zstd; {PACKED}"),
     (b"7z\xbc\xaf\x27\x1c", f"it is a 7z archive; {PACKED}"),
     (b"Rar!", f"it is a RAR archive; {PACKED}"),
     (b"\x89HDF\r\n\x1a\n", f"it is an HDF5 file, as Keras writes for TensorFlow; {WANTED}"),
     (b"\x93NUMPY", f"it is a NumPy array; {WANTED}"),
-    (b"GGUF", f"it is a GGUF file, of llama.cpp; {WANTED}"),
+    (b"GGUF", f"it is a GGUF file (llama.cpp); {WANTED}"),
     (b"%PDF", f"it is a PDF; {WANTED}"),
     (b"\xff\xd8\xff", f"it is a JPEG image; {WANTED}"),
     (b"\x89PNG", f"it is a PNG image; {WANTED}"),
@@ -33,14 +33,14 @@ _MAGIC = (
 # An ONNX protocol buffer starts with its version (field 1), then the producer, a domain or the graph (2 to 8).
 _ONNX = re.compile(rb"\x08[\x03-\x20][\x12\x1a\x22\x28\x32\x3a\x42]")
 _TEXT_PICKLE = re.compile(rb"\((dp?\d*|lp?\d*)\n|\(d[.(S]|[\]}]q|c[\w.]+\n[\w.]+\n")  # protocols 0 and 1 have no marker
-_TENSORFLOW_INDEX = (0xDB4775248B80FB57).to_bytes(8, "little")  # at the end
+_TENSORFLOW_INDEX = (0xDB4775248B80FB57).to_bytes(8, "little")  # the last 8 bytes
 
 
 def weights_layout(path: pathlib.Path) -> str:
     """Returns the layout of a weights file: "zip", "pickle" or "safetensors".
 
     Raises:
-        ValueError: the file is something else; the message says what and what to do.
+        ValueError: the file is something else; the message says what it is and what to do.
         OSError: the file cannot be read.
     """
     if path.is_dir():
@@ -75,9 +75,9 @@ def weights_layout(path: pathlib.Path) -> str:
 def _unknown(head: bytes, size: int) -> str:
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:64]
     if re.match(rb"<(!doctype|html|\?xml|head|body|!--)", start, re.IGNORECASE):
-        return "it is a web page (HTML), not weights; the download got a page of the site instead of the file"
+        return "it is a web page (HTML), not weights; the site sent a page instead of the file"
     if re.match(rb'[{\[]\s*["{\[\]}]', start):
-        return f"it is a JSON text, not weights; {WANTED}"
+        return f"it is a JSON file, not weights; {WANTED}"
     if head.isascii() and not re.search(rb"[\x00-\x08\x0e-\x1f]", head):
         line = start.decode("ascii").splitlines()[0][:40]
         return f"it is a text file that starts with '{line}', not weights; {WANTED}"
@@ -93,24 +93,27 @@ def _unknown(head: bytes, size: int) -> str:
 def _tar(path: pathlib.Path) -> str:
     import tarfile
 
-    with tarfile.open(path) as archive:
-        names = archive.getnames()
+    try:
+        with tarfile.open(path) as archive:
+            names = archive.getnames()
+    except (tarfile.TarError, EOFError) as error:
+        raise ValueError(f"it is a damaged or incomplete tar archive: {error}") from error
     if {"storages", "tensors", "pickle"} <= set(names):
         raise ValueError(
-            "it is a tar archive of PyTorch before 0.1.10, which is not supported; load it with a current PyTorch and "
-            "save its state dict again"
+            "it is a tar archive from PyTorch before 0.1.10, which is not supported; load it with a current PyTorch "
+            "and save its state dict again"
         )
-    raise ValueError(f"it is a tar archive of {_listed(names)}; {PACKED}")
+    raise ValueError(f"it is a tar archive with {listed(names)}; {PACKED}")
 
 
 def _folder(path: pathlib.Path) -> str:
     names = sorted(entry.name for entry in path.iterdir())
     weights = [name for name in names if WEIGHTS.search(name)]
     if weights:
-        return f"it is a folder; name a file in it: {_listed(weights)}"
+        return f"it is a folder; name a file in it: {listed(weights)}"
     if "saved_model.pb" in names:
-        return f"it is a folder of a TensorFlow SavedModel; {WANTED}"
-    return f"it is a folder, of {_listed(names)}; {WANTED}" if names else "it is an empty folder"
+        return f"it is the folder of a TensorFlow SavedModel; {WANTED}"
+    return f"it is a folder with {listed(names)}; {WANTED}" if names else "it is an empty folder"
 
 
 def zip_kind(names: Iterable[str]) -> str:
@@ -118,15 +121,16 @@ def zip_kind(names: Iterable[str]) -> str:
     names = [name for name in names if not name.endswith("/")]
     weights = [name for name in names if WEIGHTS.search(name)]
     if any("serialized_exported_program" in name or name.endswith("archive_format") for name in names):
-        return "it is a program of torch.export; save the network's state dict instead"
+        return "it is a program written by torch.export; save the network's state dict instead"
     if names and all(name.endswith(".npy") for name in names):
-        return f"it is a NumPy archive (.npz) of {_listed(names)}; {WANTED}"
+        return f"it is a NumPy archive (.npz) with {listed(names)}; {WANTED}"
     if "model.weights.h5" in names:
         return f"it is a Keras model; {WANTED}"
     if weights:
-        return f"it is a zip archive of {_listed(weights)}; {PACKED}"
-    return f"it is a zip archive that torch.save did not write, of {_listed(names)}; {WANTED}"
+        return f"it is a zip archive with {listed(weights)}; {PACKED}"
+    return f"it is a zip archive that torch.save did not write, with {listed(names)}; {WANTED}"
 
 
-def _listed(names: list[str], shown: int = 4) -> str:
+def listed(names: list[str], shown: int = 4) -> str:
+    """Joins the first names for a message, and says how many more there are."""
     return ", ".join(names[:shown]) + (f" and {len(names) - shown:,} more" if len(names) > shown else "") or "nothing"

@@ -1,7 +1,7 @@
 """Preprocessing used with released weights: size, crop, interpolation, mean and standard deviation.
 
-A file's contents do not tell its preprocessing, but its name does. Sources: torchvision's `transforms` of each weight
-(https://docs.pytorch.org/vision/stable/models.html), timm's pretrained configurations (`test_crop_pct`,
+A weights file does not say how its images were preprocessed, but its name shows it. Sources: torchvision's `transforms`
+of each weight (https://docs.pytorch.org/vision/stable/models.html), timm's pretrained configurations (`test_crop_pct`,
 `interpolation`, ...; https://huggingface.co/timm), and the programs named in cifar_weights.py.
 """
 

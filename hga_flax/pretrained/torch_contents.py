@@ -1,19 +1,21 @@
 """The contents of a weights file, and the search for the tensors in it that belong to a given network.
 
 Training programs wrap weights in many ways: a state dict may be at the top level, under a key or under nested keys,
-next to an average of itself, an optimizer and options, and names may start with `module.`, `backbone.` and others.
-Here all tensors form one list with full names. The prefix of the network's own names is the one under which most of
-the network's tensors are found with the right shapes.
+next to an average of the weights, an optimizer and options, and names may start with `module.`, `backbone.` and so on.
+Here all tensors form one list with full names. The chosen prefix is the one under which most of the network's tensors
+are found with the right shapes.
 """
 
 import dataclasses
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from hga_flax.pretrained.file_kinds import listed
 from hga_flax.pretrained.torch_pickle import StandIn, Tensor
 
 # Segments that module wrappers insert anywhere in names: DataParallel, torch.compile, FSDP.
@@ -23,7 +25,6 @@ _WRAPPERS = re.compile(
 _AVERAGE = re.compile(r"(^|[._])(ema|swa|avg|averaged?|shadow)([._]|$)")
 _COUNTERS = re.compile(r"(^|\.)(num_batches_tracked|n_averaged)$")
 _DEEP = 32  # maximum nesting depth of containers
-SHOWN = 4  # names listed in messages
 
 
 class Leaf(NamedTuple):
@@ -70,8 +71,8 @@ class Choice:
             return ""
         average = " (an average of the weights)" if _AVERAGE.search(self.label) else ""
         others = ", ".join(label or "." for label in self.others)
-        what = self.label or "the tensors at the top"
-        return f"{what}{average}; as many fit under {others}: FILE@{self.others[0] or '.'} takes those"
+        what = self.label or "the tensors at the top level"
+        return f"{what}{average}; as many fit under {others}: FILE@{self.others[0] or '.'} selects those"
 
 
 class Contents:
@@ -117,9 +118,9 @@ class Contents:
             return
         if self._modules:
             raise ValueError(
-                f"it holds a whole pickled network ({self._modules[0].origin}), not its weights; where its code is at "
-                "hand, save the weights alone: torch.save(torch.load(FILE, weights_only=False).state_dict(), NEW), "
-                "or of the entry of FILE that is the network"
+                f"it holds a whole pickled network ({self._modules[0].origin}), not its weights; where its code is "
+                "available, save only the weights: torch.save(torch.load(FILE, weights_only=False).state_dict(), NEW), "
+                "or those of the entry of FILE that is the network"
             )
         if self._tensor is not None:
             raise ValueError("it holds one tensor without a name; give a state dict, which names its tensors")
@@ -130,20 +131,18 @@ class Contents:
         tensors = [key for key, kind in self._top.items() if kind == "tensor"]
         parts = [f"{key} ({kind})" if kind else key for key, kind in self._top.items() if kind != "tensor"]
         if tensors:
-            parts.insert(0, f"{_tensors(len(tensors))} ({_listed(tensors)})")
-        text = _listed(parts, 12) if parts else "nothing by name"
+            parts.insert(0, f"{_tensors(len(tensors))} ({listed(tensors)})")
+        text = listed(parts, 12) if parts else "no named entries"
         if not tensors and self.leaves:
             container = self._largest()
             names = [leaf.name for leaf in self.leaves if leaf.container == container]
-            text += f"; in {container.removesuffix('.')}: {_listed(names)}"
+            text += f"; in {container.removesuffix('.')}: {listed(names)}"
         return text
 
     def _largest(self) -> str:
-        counts: dict[str, int] = {}
-        for leaf in self.leaves:
-            counts[leaf.container] = counts.get(leaf.container, 0) + 1
+        counts = Counter(leaf.container for leaf in self.leaves)
         most = max(counts.values())
-        equal = [container for container, count in counts.items() if count >= most - 1]  # one is n_averaged
+        equal = [container for container, count in counts.items() if count >= most - 1]  # an average may add n_averaged
         return next((container for container in equal if _AVERAGE.search(container)), equal[0])
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -219,14 +218,10 @@ def _fits(given: tuple[int, ...], expected: tuple[int, ...]) -> bool:
 
 
 def _entries(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yields the entries of a container by key; nothing for other values."""
+    """Yields the keys and entries of a container; nothing for other values."""
     if isinstance(value, StandIn):
         value = value.items
     if isinstance(value, dict):  # call the class's own method: a pickle may have set another on the object
         yield from ((str(key), entry) for key, entry in dict.items(value))
     elif isinstance(value, (list, tuple)):
         yield from ((str(i), entry) for i, entry in enumerate(value))
-
-
-def _listed(names: list[str], shown: int = SHOWN) -> str:
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown:,} more" if len(names) > shown else "")

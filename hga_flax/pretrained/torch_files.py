@@ -23,7 +23,7 @@ import numpy as np
 from hga_flax.errors import UserError
 from hga_flax.pretrained.file_kinds import weights_layout, zip_kind
 from hga_flax.pretrained.torch_contents import Contents
-from hga_flax.pretrained.torch_pickle import Storage, Tensor, Unpickler, part, read_legacy
+from hga_flax.pretrained.torch_pickle import Storage, Tensor, Unpickler, contiguous, part, read_legacy
 
 _SAFETENSORS = {
     "F32": np.dtype("<f4"),
@@ -100,7 +100,7 @@ def _read_safetensors(file: BinaryIO) -> dict[str, Tensor]:
         if 8 + length + stop > size:
             raise ValueError(f"the file is cut short: tensor '{name}' ends after it")
         storage = Storage(dtype, count, part(file, 8 + length + start, stop - start))
-        tensors[name] = Tensor(storage, 0, tuple(shape), tuple(math.prod(shape[i + 1 :]) for i in range(len(shape))))
+        tensors[name] = Tensor(storage, 0, tuple(shape), contiguous(shape))
     return tensors
 
 
@@ -122,7 +122,7 @@ def _named(path: pathlib.Path, kinds: tuple[type[Exception], ...] = (OSError, Va
 
 
 def check_weights_file(path: str | pathlib.Path) -> None:
-    """Checks by its first bytes that a file holds weights.
+    """Checks from a file's first bytes that it holds weights.
 
     Raises:
         UserError: it does not; the message says what the file is.
@@ -135,7 +135,7 @@ def check_weights_file(path: str | pathlib.Path) -> None:
 def open_weights(path: str | pathlib.Path) -> Iterator[Contents]:
     """Opens a weights file with any extension; tensors are read lazily.
 
-    Nothing that a pickle names is imported or called, see torch_pickle.py.
+    Nothing that a pickle names is imported or called (torch_pickle.py).
 
     Raises:
         UserError: the file cannot be read, is damaged or has no tensors, or a ValueError was raised within the context.
@@ -153,7 +153,7 @@ def open_weights(path: str | pathlib.Path) -> Iterator[Contents]:
 
 
 def read_torch_file(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads the state dict of a file whose network is unknown: that with the most tensors, preferring an average.
+    """Reads the state dict of a file whose network is unknown: the one with the most tensors, preferring an average.
 
     Raises:
         UserError: see `open_weights`.

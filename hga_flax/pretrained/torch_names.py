@@ -1,7 +1,7 @@
 """Maps torchvision's and timm's names of networks and tensors to ours.
 
-A network here and its peer there have the same tensors under different names and axis orders. A few
-rules give the peer's name of each of our parameters; they also hold for other depths and widths.
+Each of our networks has the same tensors as its peer in those libraries, under other names and with other axis orders.
+A few rules convert the name of each of our parameters to the peer's; they hold for any depth and width.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import Any
 
 from hga_flax.errors import nearest
 from hga_flax.models import res2net, resnest, vgg
-from hga_flax.pretrained.cifar_weights import cifar_rules, is_cifar
+from hga_flax.pretrained.cifar_weights import BLOCK, cifar_rules, is_cifar
 
 # Peer name -> our model and attention. Plain networks have the same names in both libraries.
 PEERS: dict[str, tuple[str, str]] = {
@@ -57,14 +57,13 @@ ATTENTION_OPTIONS: dict[str, dict[str, Any]] = {name: {"min_channels": 8} for na
 _TIMM_VGG = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3", "head.fc": "classifier.6"}
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 # Substitutions, applied in order, that convert our module path to the peer's name.
-_BLOCK = (r"^stage(\d+)_block(\d+)", lambda match: f"layer{match[1]}.{int(match[2]) - 1}")
 _DOWNSAMPLE = (("downsample_conv", "downsample.0"), ("downsample_norm", "downsample.1"))
 _AVERAGE_DOWN = (("downsample_conv", "downsample.1"), ("downsample_norm", "downsample.2"))
 _STEM_TO_HEAD = (
     ("^stem_conv", "conv1"),
     ("^stem_norm3?", "bn1"),
     ("^classifier", "fc"),
-    _BLOCK,
+    BLOCK,
     *_DOWNSAMPLE,
 )
 _DEEP_STEM = (
@@ -102,6 +101,7 @@ _RESNEST = (
     ("split_attention", "conv2"),
     *_RESNET,
 )
+# Tensor names of a network that was wrapped for training, and how to undo the wrapping.
 _WRAPPED = {
     r"\bbase_layer\b|\blora_": "merge the adapters (PEFT: merge_and_unload) and save the weights again",
     r"_(orig|mask)$": "make the pruning permanent (torch.nn.utils.prune.remove) and save the weights again",
@@ -153,14 +153,16 @@ def _rules(name: str) -> tuple:
         return _RESNEST
     if name.startswith("res2ne"):
         return (*_AVERAGE_DOWN, *_RES2NET) if name.endswith("d") else _RES2NET
-    return {"googlenet": _GOOGLENET}.get(name, _DENSENET if name.startswith("densenet") else _RESNET)
+    if name == "googlenet":
+        return _GOOGLENET
+    return _DENSENET if name.startswith("densenet") else _RESNET
 
 
 def peer_name(name: str | None, path: tuple[str, ...]) -> str:
     """Returns the name of our variable at `path` in the state dict of network `name`.
 
-    An attention that the peer does not have, any but timm's SE and SK, keeps our name after that of
-    its block: "layer1.0.attention.mfe.kernel_7". A network without a peer keeps our names throughout.
+    An attention that the peer does not have (any but timm's SE and SK) keeps our name, after the name of its block:
+    "layer1.0.attention.mfe.kernel_7". A network without a peer keeps all our names.
 
     Args:
         name: one of `PEERS` or `cifar_peers`, or None for a network that neither torchvision nor timm has.
@@ -193,9 +195,9 @@ def no_peer(model: str) -> str:
 
 
 def export_peer(model: str, attention: str) -> str | None:
-    """Returns the name in `PEERS` whose tensor names an export uses: with this attention if it exists, else the plain.
+    """Returns the name in `PEERS` whose tensor names an export uses; None if neither library has the network.
 
-    Returns None if neither library has the network.
+    It is the network with this attention if there is one, otherwise the plain network.
     """
     peers = {PEERS[name][1]: name for name in peers_of(model)}
     return peers.get(attention, peers.get("none"))
@@ -209,7 +211,7 @@ def libraries(name: str) -> list[str]:
 
 
 def wrapped_advice(names: Iterable[str]) -> str:
-    """Returns what to do about the names of a network that was wrapped while it was trained, "" for other names."""
+    """Returns how to undo the wrapping if the names are those of a wrapped network (see `_WRAPPED`), otherwise ""."""
     for pattern, advice in _WRAPPED.items():
         if any(re.search(pattern, name) for name in names):
             return advice

@@ -11,14 +11,14 @@ import math
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
 
 QUANTISED = re.compile(r"\bQ\w+Storage$")
-REPEATED = 65536  # most values of a tensor that repeats a shorter storage by stride 0
+REPEATED = 65536  # maximum number of values of a tensor that repeats a shorter storage with stride 0
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 DTYPES = {  # PyTorch's names
     "float32": np.dtype("<f4"),
@@ -109,7 +109,7 @@ class Tensor:
         """Returns a copy of the view, after checking that it is inside the storage.
 
         Raises:
-            ValueError: it is not, or its shape or strides are malformed.
+            ValueError: the view is not, or its shape or strides are malformed.
         """
         numbers = (self.offset, *self.shape, *self.strides)
         if len(self.shape) != len(self.strides) or any(type(n) is not int or n < 0 for n in numbers):
@@ -195,7 +195,7 @@ class _NumpyArray(Tensor):
         raw = raw.encode("latin1") if isinstance(raw, str) else bytes(raw)
         self.shape, self.dtype = tuple(shape), dtype.dtype()
         self.storage = Storage(self.dtype, len(raw) // self.dtype.itemsize, lambda: raw)
-        self.strides = _contiguous(self.shape[::-1])[::-1] if fortran else _contiguous(self.shape)
+        self.strides = contiguous(self.shape[::-1])[::-1] if fortran else contiguous(self.shape)
 
 
 def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any) -> Tensor:
@@ -212,7 +212,7 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-def _contiguous(shape: tuple) -> tuple:
+def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
     """Returns the strides of a C-contiguous array, in values."""
     return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
@@ -240,7 +240,7 @@ class _Name:
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
     # The remaining arguments (requires_grad, backward hooks, metadata) do not affect the values.
     if not isinstance(storage, Storage):
-        raise pickle.UnpicklingError("a tensor without a storage")
+        raise pickle.UnpicklingError("it holds a tensor without a storage")
     return Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
@@ -258,14 +258,14 @@ def _rebuild_tensor_v3(
 
 def _rebuild_parameter(data: Any, *_: Any) -> Tensor:
     if not isinstance(data, Tensor):
-        raise pickle.UnpicklingError("a parameter without a tensor")
+        raise pickle.UnpicklingError("it holds a parameter without a tensor")
     return data
 
 
 def _rebuild_from_type(function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
     """Rebuilds a subclass of Tensor, or a tensor with attributes."""
     if not isinstance(function, _Name):
-        raise pickle.UnpicklingError("a tensor of a class that is not known")
+        raise pickle.UnpicklingError("it holds a tensor of an unknown class")
     return function(*arguments)
 
 
@@ -331,12 +331,12 @@ class Unpickler(pickle.Unpickler):
         if kind not in STORAGES:
             raise pickle.UnpicklingError("it holds a storage of an unknown kind")
         if type(size) is not int or size < 0:
-            raise pickle.UnpicklingError("a storage has no size")
+            raise pickle.UnpicklingError("a storage has no valid size")
         storage = self.storages.setdefault(key, Storage(DTYPES[STORAGES[kind]], size))
         return self._view(storage, pid[5]) if len(pid) > 5 and pid[5] is not None else storage
 
     def _view(self, storage: Storage, view: Any) -> Storage:
-        """Returns a slice of a storage; tensors of old files may share one."""
+        """Returns a slice of a storage; in old files several tensors may share one."""
         if not isinstance(view, tuple) or len(view) != 3 or any(type(n) is not int or n < 0 for n in view[1:]):
             raise pickle.UnpicklingError("a part of a storage is malformed")
         key, offset, size = view
@@ -377,7 +377,7 @@ def read_legacy(file: BinaryIO) -> Any:
         if start + 8 > end or (size >= 0 and start + 8 + length > end):
             raise ValueError("the file is cut short")
         if size != storage.size:
-            raise ValueError("a storage has another size than its tensors say")
+            raise ValueError("a storage differs in size from what its tensors say")
         storage.read = part(file, start + 8, length)
         start += 8 + length
     return result

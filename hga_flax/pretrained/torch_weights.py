@@ -1,6 +1,6 @@
 """Converts weights of torchvision's and timm's networks to this project's variables and back.
 
-`torch_names.py` maps the names, this file the axes. For a wrong file the error lists the names that are missing,
+`torch_names.py` maps the names, this file the axes. The error for a wrong file lists the tensors that are missing,
 unexpected or of another shape. Writing and reading again is bit-exact. Released weights:
 https://docs.pytorch.org/vision/stable/models.html, https://huggingface.co/timm.
 """
@@ -18,10 +18,11 @@ from hga_flax.errors import UserError, nearest
 from hga_flax.models import vgg
 from hga_flax.models.registry import create_model
 from hga_flax.pretrained.cifar_weights import BOTH_SIDES, cifar_peers, our_order
+from hga_flax.pretrained.file_kinds import listed
 from hga_flax.pretrained.torch_contents import Choice, Contents
 from hga_flax.pretrained.torch_names import ATTENTION_OPTIONS, PEERS, attention_of, new_name, peer_name, peers_of
 
-# Height and width of the map (channels first in PyTorch) that a layer reads flattened: auxiliary heads and VGG's first.
+# Height and width of the map that a layer reads flattened, channels first in PyTorch: auxiliary heads, VGG's first FC.
 _FLATTENED = {"hidden": 4, "hidden1": vgg.POOLED}
 
 
@@ -173,10 +174,6 @@ def torch_model(name: str, tensors: Mapping[str, np.ndarray], **options: Any) ->
     return create_model(model, attention=attention, attention_options=ATTENTION_OPTIONS.get(name), **options)
 
 
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-
 def variables_from_torch(
     name: str, tensors: Mapping[str, np.ndarray], model: nn.Module | None = None, dtype: Any = jnp.float32
 ) -> dict:
@@ -210,6 +207,6 @@ def variables_from_torch(
         converted[path] = jnp.asarray(_converted(path, tensor), dtype)
     problems = (("missing", missing), ("unexpected", list(given)), ("of another shape", misshapen))
     if missing or given or misshapen:
-        listed = "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in problems if names)
-        raise UserError(f"these are not the weights of {name}: {listed}")
+        text = "; ".join(f"{len(names)} {kind}: {listed(names, 8)}" for kind, names in problems if names)
+        raise UserError(f"these are not the weights of {name}: {text}")
     return unflatten_dict(converted)

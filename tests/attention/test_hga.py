@@ -170,6 +170,7 @@ def test_bfloat16_stays_near_float32():
     }
 
 
+@pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -190,9 +191,9 @@ def test_bfloat16_stays_near_float32():
         ({"reduced_channels": 0}, "not positive"),
     ],
 )
-def test_bad_options_are_refused(options, message):
+def test_bad_options_are_refused(options, message, train):
     with pytest.raises(ValueError, match=message):
-        jax.eval_shape(lambda: HGA(16, **options).init(jax.random.key(0), jnp.zeros((1, 8, 8, 16))))
+        jax.eval_shape(lambda: HGA(16, **options).init(jax.random.key(0), jnp.zeros((1, 8, 8, 16)), train))
 
 
 def test_the_wrong_number_of_channels_is_refused():

@@ -12,6 +12,7 @@ TEXT = """
   %b = (bf16[1,1,64,256]{3,2,1,0}, f32[10]{0}) all-reduce(%y, %z), channel_id=2, to_apply=%region
   %c = (f32[4]{0}, f32[32]{0}) all-gather-start(%v), dimensions={0}
   %d = f32[32]{0} all-gather-done(%c)
+  %k = ((f32[8]{0}, f32[4]{0}), (f32[16]{0:T(8,128)}, f32[8]{0})) all-gather-start(%x, %y), dimensions={0}
   ROOT %e = (s8[16]{0}, s8[16]{0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%w)
   %f = f32[8]{0} add(%all-reduce.1, %g), metadata={op_name="all-reduce(x)"}
   %h = f8e4m3fn[8]{0} all-to-all(%i), dimensions={0}
@@ -21,7 +22,7 @@ TEXT = """
 def test_collectives_of_a_text():
     assert collectives(TEXT) == {
         "all-reduce": {"count": 2, "bytes": 2 * 64 * 4 + 64 * 256 * 2 + 40},
-        "all-gather": {"count": 1, "bytes": 128},
+        "all-gather": {"count": 2, "bytes": 128 + 96},
         "collective-permute": {"count": 1, "bytes": 16},
         "all-to-all": {"count": 1, "bytes": 8},
     }

@@ -95,13 +95,22 @@ def test_a_network_that_differs_is_not_written(workdir, tmp_path, monkeypatch):
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_a_classifier_that_starts_at_zero_equals_itself(tmp_path, monkeypatch):
+    zero = lambda images: {"logits": np.zeros((len(images), 3), np.float32)}
+    monkeypatch.setattr(command, "check_images", lambda predictor: (np.zeros((2, 8, 8, 3), np.uint8), "images"))
+    monkeypatch.setattr(command, "load", lambda content: zero)
+    file = tmp_path / "network"
+    file.touch()
+    assert command.compare(None, zero, file, "stablehlo") == (0.0, "images")
+
+
 def test_without_the_data_set_synthetic_images_are_compared_and_named(workdir, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(workdir, copy)
     info = json.loads((copy / "dataset.json").read_text())
     (copy / "dataset.json").write_text(json.dumps(info | {"name": "cifar10"}))
     export(copy, "stablehlo", tmp_path / "network", f"--data-dir={tmp_path / 'nothing'}", "--checkpoint=latest")
-    assert "on 16 synthetic images, for the data set is not here" in " ".join(capsys.readouterr().out.split())
+    assert "on 16 synthetic images (the data set is not available)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_bad_input(workdir, tmp_path, monkeypatch):

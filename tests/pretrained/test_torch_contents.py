@@ -73,7 +73,7 @@ def test_what_pytorch_wrote(name, expected, label):
 
 def test_an_average_is_taken_and_said_and_the_other_can_be_had():
     choice, _, described = choose(FILES / "training_ema.pth")
-    assert choice.note() == "model_ema (an average of the weights); as many fit under model: FILE@model takes those"
+    assert choice.note() == "model_ema (an average of the weights); as many fit under model: FILE@model selects those"
     count = len(RAW) + 1
     assert described.startswith(
         f"model ({count} tensors), optimizer (2 tensors), lr_scheduler, epoch, args (argparse.Namespace), "
@@ -198,7 +198,7 @@ def test_cycles_and_depth_end(tmp_path):
     ("value", "message"),
     [
         ({"epoch": 3, "args": NAMESPACE}, r"it holds no tensors; it has epoch, args \(argparse\.Namespace\)$"),
-        ([], "it holds no tensors; it has nothing by name"),
+        ([], "it holds no tensors; it has no named entries"),
         (3, "it holds no tensors"),
         (
             {"net": Reduced(Global("nets", "Net"), (), {"_modules": {}, "_parameters": {}, "training": True})},

@@ -43,7 +43,7 @@ def test_reads_a_modules_state_dict():
 
 
 def test_refuses_a_pickled_module():
-    message = r"a whole pickled network \(torch\.nn\.modules\.batchnorm\.BatchNorm2d\), .* save the weights alone: "
+    message = r"a whole pickled network \(torch\.nn\.modules\.batchnorm\.BatchNorm2d\), .* save only the weights: "
     with pytest.raises(UserError, match=message):
         read_torch_file(FILES / "whole_module.pth")
 
