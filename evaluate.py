@@ -32,7 +32,7 @@ def main() -> None:
 
     from hga_flax.runs.local_copy import find
     from hga_flax.runs.workdir import read_config
-    from hga_flax.training.restore import configure_for, evaluate_workdir  # imported late: --help answers at once
+    from hga_flax.training.restore import configure_for, evaluate_workdir  # imported late, so that --help is quick
 
     config = read_config(find(arguments.workdir, light=True))
     distributed.start(arguments, config)
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def evaluate_weights(arguments) -> None:
-    """Evaluates `--weights=FILE` on the data set of `--config`."""
+    """Evaluates `--weights=FILE` on the data set that `--config` names."""
     from hga_flax.config.loading import load_config, override
     from hga_flax.errors import expand
     from hga_flax.inference.from_weights import describe_weights, restore_given

@@ -27,11 +27,8 @@ def as_json(file: str, predictions: list[Prediction]) -> str:
 
 
 def as_csv(file: str, predictions: list[Prediction]) -> str:
-    return _csv_lines([(file, rank, *prediction) for rank, prediction in enumerate(predictions, start=1)])
-
-
-def _csv_lines(rows: list[tuple]) -> str:
     text = io.StringIO()
+    rows = [(file, rank, *prediction) for rank, prediction in enumerate(predictions, start=1)]
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().removesuffix("\n")
 
@@ -46,7 +43,7 @@ def main() -> int:
         help="image files, patterns or folders; - reads their names from standard input",
     )
     parser.add_argument(
-        "--top", type=int, default=5, metavar="N", help="number of likeliest classes to print (default: 5)"
+        "--top", type=int, default=5, metavar="N", help="number of most probable classes to print (default: 5)"
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON object per line")
@@ -63,7 +60,7 @@ def main() -> int:
         raise UserError(f"--top={arguments.top}: must be at least 1")
 
     from hga_flax.images.image_files import Endings, ignored_line
-    from hga_flax.inference.predictor import Predictor, find_images  # imported late: --help answers at once
+    from hga_flax.inference.predictor import Predictor, find_images  # imported late, so that --help is quick
     from hga_flax.training.restore import configure_for
 
     if names_weights(arguments):

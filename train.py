@@ -27,7 +27,7 @@ def main() -> None:
         const="lower",
         choices=("lower", "compile"),
         help="check everything, print the model, the schedule, memory and time, then exit; needs no --workdir; "
-        "=compile also compiles the step to find its exact memory",
+        "--dry-run=compile also compiles the step to find its exact memory",
     )
     parser.add_argument(
         "--profile",
@@ -42,13 +42,11 @@ def main() -> None:
     distributed.add_flags(parser)
     arguments, config = parse_arguments(parser)
     if arguments.workdir is None and arguments.dry_run is None:
-        raise UserError("--workdir=DIR is missing: where checkpoints and metrics go; or try --dry-run")
-
+        raise UserError("--workdir=DIR is missing: the folder for checkpoints and metrics; or try --dry-run")
     if arguments.profile < 0:
-        raise UserError(f"--profile={arguments.profile}: the number of steps to trace; it cannot be negative")
-
-    if arguments.dry_run is not None:  # imported late, so that --help and mistakes answer at once
-        from hga_flax.training.dry_run import dry_run
+        raise UserError(f"--profile={arguments.profile}: the number of steps cannot be negative")
+    if arguments.dry_run is not None:
+        from hga_flax.training.dry_run import dry_run  # imported late, so that --help and errors are quick
 
         dry_run(config, arguments.workdir, compile_step=arguments.dry_run == "compile")
         return

@@ -1,8 +1,8 @@
 """Times forms of a dense convolution and its gradients on all cores: python -m benchmarks.cpu_convolutions [--set=SET]
 
-xla: lax.conv_general_dilated and its gradients; taps: a product of matrices per kernel element; im2col: one product
-with what every window covers; ours: training's form, `hga_flax.models.convolution`. The forms take turns; GFLOP/s of
-the fastest turn, all devices together.
+xla: lax.conv_general_dilated and its gradients; taps: a matrix product for each kernel element; im2col: one matrix
+product with all windows; ours: the form used in training, `hga_flax.models.convolution`. The forms take turns; prints
+the GFLOP/s of each form's fastest turn, for all devices together.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ SPLIT, WHOLE = PartitionSpec("data"), PartitionSpec()
 
 
 def forms(stride: int, margin: int) -> dict[str, Callable[..., jax.Array]]:
-    """Returns the forms of a convolution, functions of a map and a kernel."""
+    """Returns the forms of a convolution: functions of a feature map and a kernel."""
     strides, pads = (stride, stride), ((margin, margin),) * 2
     options: dict[str, Any] = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
     pad = lambda x: jnp.pad(x, ((0, 0), *pads, (0, 0)))
@@ -54,7 +54,7 @@ def forms(stride: int, margin: int) -> dict[str, Callable[..., jax.Array]]:
 
 
 def programs(form: Callable[..., jax.Array], mesh: jax.sharding.Mesh, arrays: tuple) -> list[Callable[[int], None]]:
-    """Returns repeaters of the forward pass, the gradient of the input and that of the kernel, already compiled."""
+    """Returns compiled functions that repeat the forward pass, the gradient of the input and that of the kernel."""
     over = partial(jax.shard_map, mesh=mesh, check_vma=False)
     to_input = lambda x, kernel, gradient: jax.vjp(lambda x: form(x, kernel), x)[1](gradient)[0]
     to_kernel = lambda x, kernel, gradient: jax.vjp(lambda kernel: form(x, kernel), kernel)[1](gradient)[0][None]

@@ -1,7 +1,7 @@
-"""Times three forms of ResNeXt's grouped 3x3, forward and backward: python -m benchmarks.grouped_forms [BATCH]
+"""Times three forms of ResNeXt's grouped convolution: python -m benchmarks.grouped_forms [BATCH]
 
 grouped: feature_group_count; dense: one convolution with a block-diagonal kernel; einsum: a matrix product
-for each of the nine taps, batched over the groups.
+for each of the nine kernel elements, batched over the groups. Times include the gradients.
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""Other loaders that `bench input --compare` times, written as is common, on JPEGs in memory.
+"""Other loaders for `bench input --compare`, written in the usual way, for JPEGs in memory.
 
-Both crop 8-100 % of the area at aspect ratios 3/4-4/3 and flip; only Pillow also rotates.
+Both flip, and crop 8-100 % of the area at aspect ratios of 3/4-4/3; only the one with Pillow rotates.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from hga_flax.images.host_augmentation import AREA, ASPECT, random_crop_box
 def tf_data(
     jpegs: list[bytes], size: int, rotation_degrees: float, batch_size: int, cores: int
 ) -> Iterator[Iterator[Any]]:
-    """tf.data as in Flax's ImageNet example; it has no rotation, so `rotation_degrees` is ignored."""
+    """Loads with tf.data as Flax's ImageNet example does; without rotation, so `rotation_degrees` is ignored."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
@@ -72,7 +72,7 @@ class PillowImages:
 def torch_pillow(
     jpegs: list[bytes], size: int, rotation_degrees: float, batch_size: int, cores: int
 ) -> Iterator[Iterator[Any]]:
-    """torch's DataLoader with Pillow and one worker process per core."""
+    """Loads with torch's DataLoader, Pillow and one worker process per core."""
     from torch.utils.data import DataLoader
 
     options = {"num_workers": cores, "multiprocessing_context": "spawn"}

@@ -1,4 +1,4 @@
-"""PyTorch networks to compare with ours: timm's if it is installed, and plain ones with idiomatic PyTorch HGA."""
+"""PyTorch networks to compare with ours: timm's if it is installed, and plain ones with HGA in idiomatic PyTorch."""
 
 import importlib.util
 import time
@@ -39,7 +39,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class HierarchicalGlobalAttention(nn.Module):
-    """HGA as written in the paper's equations: four depthwise convolutions, adaptive poolings, a shared FC."""
+    """HGA as in the paper's equations: four depthwise convolutions, adaptive poolings, a shared FC."""
 
     def __init__(self, channels: int, reduced: int = 32):
         super().__init__()
@@ -114,25 +114,25 @@ class ResNet(nn.Module):
 
 
 def check(models: Sequence[str]) -> None:
-    """Raises UserError if PyTorch has no counterpart of any of the networks."""
+    """Raises UserError if none of the networks has a PyTorch counterpart."""
     present = sorted({name for name, _ in PLAIN} | (set() if timm is None else {n.removeprefix("se") for n in TIMM}))
     if not set(models) & set(present):
-        raise UserError(f"--vs-torch: PyTorch's counterparts are of {', '.join(present)}; name one in --models")
+        raise UserError(f"--vs-torch: only {', '.join(present)} have PyTorch counterparts; name one in --models")
 
 
 def contenders(
     models: Sequence[str], batch: int, image_size: int, dtype: str, log: Callable[[str], None]
 ) -> list[Contender]:
-    """Returns PyTorch's counterparts of some networks, ready to train, on a GPU if PyTorch sees one.
+    """Returns the PyTorch counterparts of networks, ready to train, on a GPU if PyTorch sees one.
 
     They use channels_last, autocast for bfloat16, and torch.compile on a GPU.
 
     Args:
-        models: names of our networks: resnet50, resnext50_32x4d; the others have no counterpart here.
+        models: names of our networks; only resnet50 and resnext50_32x4d have counterparts here.
         batch: images per step.
         image_size: height and width in pixels.
         dtype: type of the computation.
-        log: called with progress lines and missing packages.
+        log: called with lines about progress and missing packages.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.benchmark = True
@@ -159,7 +159,7 @@ def contenders(
 
 
 def contender(name: str, attention: str, network: nn.Module, batch: int, image_size: int, dtype: str) -> Contender:
-    """Returns a PyTorch network as a contender that has already made its first, compiling step."""
+    """Returns a PyTorch network as a contender that has already compiled in its first step."""
     device = next(network.parameters()).device
     on_gpu = device.type == "cuda"
     params = sum(p.numel() for p in network.parameters())
@@ -196,7 +196,7 @@ def contender(name: str, attention: str, network: nn.Module, batch: int, image_s
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run(1)
-        # The memory of this network alone, without the others on the device.
+        # Without the memory of the other networks on the device.
         own = sum(p.numel() * p.element_size() for p in network.parameters()) * 2
         memory = torch.cuda.max_memory_allocated() - before + own
     return Contender(name, attention, params, compile_s, run, peak_memory_bytes=memory)

@@ -16,14 +16,14 @@ def get_config() -> ConfigDict:
     config.model.options = ""  # keyword arguments of the network, e.g. "zero_init_residual=True"
     config.model.attention = "none"  # an attention of hga_flax.attention, e.g. none, hga, hga_table2
     config.model.attention_options = ""  # keyword arguments of the attention, e.g. "kernels=(7,), mfe_act='relu'"
-    config.model.dtype = "float32"  # type of the computation: float32 or bfloat16; parameters are always float32
+    config.model.dtype = "float32"  # data type of the computation: float32 or bfloat16; parameters stay float32
 
     config.init = ConfigDict()
-    config.init.weights = ""  # initial weights: a run (DIR, DIR@latest, DIR@STEP), a .pth or .safetensors; "": random
+    config.init.weights = ""  # a run (DIR, DIR@latest, DIR@STEP) or a .pth or .safetensors file; "": random weights
 
     config.data = ConfigDict()
     config.data.name = "imagenet2012"  # "digits" (embedded), "folder", or a TFDS or packed data set
-    config.data.dir = ""  # "folder": the folder of images; else TFDS's; "": $TFDS_DATA_DIR or ~/tensorflow_datasets
+    config.data.dir = ""  # folder of images or of TFDS data sets; "": $TFDS_DATA_DIR or ~/tensorflow_datasets
     config.data.fake = False  # use synthetic images instead of the data set
     config.data.fake_examples = 256  # number of examples in each synthetic split
     config.data.train_split = "train"  # split to train on, in TFDS notation: "train[:90%]"
@@ -31,21 +31,21 @@ def get_config() -> ConfigDict:
     config.data.image_size = 224  # height and width of the network's input, in pixels
     config.data.mean = (0.485, 0.456, 0.406)  # mean per channel, for values in 0..1 (ImageNet's)
     config.data.std = (0.229, 0.224, 0.225)  # standard deviation per channel, for values in 0..1 (ImageNet's)
-    config.data.augmentation = "imagenet"  # "imagenet": random crops, on the host; "small": on the device; "none"
+    config.data.augmentation = "imagenet"  # "imagenet": random crops on the host; "small": on the device; "none"
     config.data.flip = True  # mirror each training image with probability 1/2
     config.data.alternating_flip = False  # mirror each image in every second epoch, instead of at random
     config.data.rotation_degrees = 10.0  # rotate training images by a random angle within +- this many degrees
     config.data.crop_padding = 0  # "small": pad each side by this many pixels, then crop at random
-    config.data.random_erasing = 0.0  # probability of replacing a random rectangle of a training image by noise
+    config.data.random_erasing = 0.0  # probability of filling a random rectangle of a training image with noise
     config.data.randaugment_ops = 0  # RandAugment operations drawn per training image, on the host; 0: no RandAugment
     config.data.randaugment_magnitude = 9.0  # mean magnitude of an operation, 0 to 10 (standard deviation 0.5)
     config.data.mixup = 0.0  # parameter of mixup's beta distribution; 0: no mixup
-    config.data.cutmix = 0.0  # parameter of CutMix's beta distribution; 0: no CutMix; both: each for half of the images
+    config.data.cutmix = 0.0  # parameter of CutMix's beta distribution; 0: no CutMix; with mixup: half the images each
     config.data.eval_crop_fraction = 0.875  # "imagenet": share of the short side to evaluate, e.g. 224 of 256
     config.data.num_threads = 16  # threads that read and decode, at most one per core; 0: read in the main thread
     config.data.num_workers = 0  # processes that read and decode whole batches, instead of the threads; 0: none
     config.data.cache_mb = 1024  # "small", "none": keep decoded splits of up to this many MB in memory; 0: never
-    config.data.max_bad_images = 100  # undecodable images to skip per split; more end the run
+    config.data.max_bad_images = 100  # number of undecodable images to skip per split; more end the run
 
     config.training = ConfigDict()
     config.training.epochs = 100.0  # passes over the training split
@@ -53,19 +53,19 @@ def get_config() -> ConfigDict:
     config.training.batch_size = 1024  # size of the global batch, over all devices
     config.training.loss = "cross_entropy"  # or "binary_cross_entropy": one per class, averaged over the classes
     config.training.label_smoothing = 0.0  # share of the target that is spread over all classes
-    # Splits a batch into parts that are computed in turn: the memory of one part, the gradient of all. But each part
-    # uses its own batch statistics, and the running statistics are updated once per part, as with batches of that size.
-    config.training.accumulation_steps = 1  # number of parts of each device's batch
+    # The parts of a batch are computed one after the other: this needs the memory of one part and gives the gradient
+    # of all. But each part has its own batch statistics and updates the running ones, as a batch of that size would.
+    config.training.accumulation_steps = 1  # number of parts into which each device's batch is split
     config.training.ema_decay = 0.0  # decay of the weights' moving average, which is then evaluated; 0: no average
     config.training.freeze_batch_stats = False  # normalise by the running statistics and do not update them
-    config.training.batch_norm_scope = "global"  # batch statistics over the "global" batch or each "device"'s part
+    config.training.batch_norm_scope = "global"  # batch statistics of the "global" batch or of each "device"'s part
     config.training.log_every_steps = 100  # steps between two lines of training metrics
     config.training.skip_nonfinite = 0  # number of non-finite steps that a run may skip; 0: the first one ends it
-    config.training.grace_seconds = 25.0  # seconds from SIGTERM or Ctrl-C to exit, in which the last step is saved
-    config.training.cpu_devices = 0  # devices that share the CPU's cores; 0: a device per core, if a batch divides
-    config.training.deterministic = True  # on GPUs: use kernels that give the same bits in every run
+    config.training.grace_seconds = 25.0  # seconds from SIGTERM or Ctrl-C to exit, to save the last step
+    config.training.cpu_devices = 0  # devices that share the CPU's cores; 0: one per core if the batches divide evenly
+    config.training.deterministic = True  # on GPUs: use only kernels that give the same bits in every run
     config.training.lost_process_seconds = 100.0  # multi-process: seconds without a heartbeat until the run ends
-    config.training.compilation_cache = "~/.cache/hga_flax/xla"  # folder for compiled steps; "": do not keep them
+    config.training.compilation_cache = "~/.cache/hga_flax/xla"  # folder for compiled steps; "": do not save them
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"  # "sgd" (stochastic gradient descent), "adamw" or "lamb"

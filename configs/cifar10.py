@@ -6,14 +6,14 @@
 The first command downloads CIFAR-10 and needs TensorFlow; training does not. Images in folders
 DIR/{train,test}/CLASS/ need no preparation: --config.data.name=folder --config.data.dir=DIR.
 
-A shorter run, another network or an attention takes one flag each; warm-up and schedule follow the length:
+A shorter run, another network or an attention takes one flag each; warm-up and schedule scale with the length:
 
     --config.training.epochs=10
     --config.model.name=cifar_resnet56
     --config.model.attention=hga
 
---config.training.steps=200 is a quick check that everything works: minutes on two cores.
-For few epochs (it tried 4), studies/cifar10_recipe.py found a better recipe, which studies/cifar10_attention.py uses:
+--config.training.steps=200 is a quick check that everything works: it takes minutes on two cores.
+For few epochs (4), studies/cifar10_recipe.py found a better recipe, which studies/cifar10_attention.py uses:
 --config.schedule.name=linear --config.schedule.warmup_share=0.25 --config.optimizer.learning_rate=0.2
 """
 

@@ -1,4 +1,4 @@
-"""HGA-ResNet-20 on scikit-learn's handwritten digits: the demo, two minutes on two cores.
+"""HGA-ResNet-20 on scikit-learn's handwritten digits: the demo, which takes two minutes on two cores.
 
 python train.py --config=configs/digits.py --workdir=runs/digits
 """

@@ -3,7 +3,7 @@
     python -m hga_flax prepare fashion_mnist
     python train.py --config=configs/fashion_mnist_small.py --workdir=runs/fashion_mnist_small
 
-Evaluated once, at the end, on all 10,000 test images.
+It is evaluated once, at the end, on all 10,000 test images.
 """
 
 from configs import fashion_mnist
@@ -12,7 +12,7 @@ from configs import fashion_mnist
 def get_config():
     config = fashion_mnist.get_config()
     config.data.train_split = "train[:4000]"
-    config.data.image_size = 16  # not 28: takes a third of the time, and HGA's grids divide maps of 16, 8 and 4
+    config.data.image_size = 16  # a third of the time of 28, and HGA's grids divide maps of 16, 8 and 4
     config.data.crop_padding = 1
     config.training.epochs = 5.0
     config.training.batch_size = 50

@@ -3,14 +3,14 @@
     python train.py --config=configs/finetune_folder.py --config.data.dir=DIR --config.init.weights=FILE --workdir=...
 
 FILE is torchvision's or timm's resnet50 (.pth, .safetensors) or a run's folder. HGA starts as the identity, so
-the network starts as the trained one; --config.model.attention=none and --config.model.attention_options= leave
-HGA out. For a few hundred images, "--config.optimizer.freeze=stem*,stage1*" freezes the first layers;
+the network starts as the trained one; --config.model.attention=none --config.model.attention_options= omits HGA.
+For a few hundred images, "--config.optimizer.freeze=stem*,stage1*" freezes the first layers;
 "--config.optimizer.freeze=stem*,stage*" trains only the head (and the norms' running statistics).
 
-The recipe is the common one that Li et al., Rethinking the Hyperparameters for Fine-tuning, ICLR 2020,
-https://arxiv.org/abs/2002.11770, start from: the network's own SGD with a learning rate of 0.01, momentum 0.9
-and weight decay 1e-4. The best rate depends on the data, so try 0.001 and 0.03 too. The new head learns ten
-times as fast. Not run here with ImageNet's weights; docs/practice.md has a run with others.
+The recipe is the common starting point of Li et al., Rethinking the Hyperparameters for Fine-tuning, ICLR 2020,
+https://arxiv.org/abs/2002.11770: the network's own SGD with a learning rate of 0.01, momentum 0.9 and weight
+decay 1e-4. The best rate depends on the data, so try 0.001 and 0.03 too. The new head learns ten times as fast.
+It has not been run with ImageNet's weights; docs/practice.md has a run with others.
 """
 
 from configs import base

@@ -3,8 +3,8 @@
     python train.py --config=configs/hga_cifar_resnet110.py --workdir=DIR
     python train.py --config=configs/hga_cifar_resnet110.py --workdir=DIR --config.data.name=cifar100
 
-Reproduces Table 4, HGA-R-110: top-1 error 4.52 % on CIFAR-10, 22.02 % on CIFAR-100. Not run here:
-nobody has yet trained this on CIFAR with this code. The table's other columns:
+The paper's Table 4 has a top-1 error of 4.52 % on CIFAR-10 and 22.02 % on CIFAR-100 for HGA-R-110. Nobody
+has yet trained this on CIFAR with this code. The table's other columns:
 --config.model.attention=none (6.37, 26.88) and se (5.21, 23.85).
 """
 

@@ -3,8 +3,8 @@
     python train.py --config=configs/hga_cifar_resnet164.py --workdir=DIR
     python train.py --config=configs/hga_cifar_resnet164.py --workdir=DIR --config.data.name=cifar100
 
-Reproduces Table 4, HGA-R-164: top-1 error 3.98 % on CIFAR-10, 20.82 % on CIFAR-100. Not run here:
-nobody has yet trained this on CIFAR with this code. The table's other columns:
+The paper's Table 4 has a top-1 error of 3.98 % on CIFAR-10 and 20.82 % on CIFAR-100 for HGA-R-164. Nobody
+has yet trained this on CIFAR with this code. The table's other columns:
 --config.model.attention=none (5.46, 24.33) and se (4.39, 21.31).
 """
 

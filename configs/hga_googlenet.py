@@ -3,8 +3,8 @@
     python train.py --config=configs/hga_googlenet.py --workdir=DIR
 
 The paper proposes this placement but reports no results for it, so there is nothing to reproduce. The
-recipe is that of its ResNets. Not run here on ImageNet. The two auxiliary heads are trained with a
-weight of 0.3 each, as in Szegedy et al., https://arxiv.org/abs/1409.4842.
+recipe is that of its ResNets; it has not been run on ImageNet with this code. The two auxiliary heads
+are trained with a weight of 0.3 each, as in Szegedy et al., https://arxiv.org/abs/1409.4842.
 """
 
 from configs import hga_resnet50

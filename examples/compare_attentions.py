@@ -1,11 +1,11 @@
-"""Compares attentions on your own images: trains small networks in the same way and prints a table of errors.
+"""Compares attentions on your own images: trains a small network with each and prints a table of errors.
 
     python -m examples.compare_attentions [--attentions=none,se,hga] [--steps=200] [--seeds=3]
     python -m examples.compare_attentions --data=folder --dir=DIR --eval-split=val --size=32
 
 The first command uses scikit-learn's digits, the second DIR/{train,val}/CLASS/*.jpg. To use arrays, make
-a data set with `python -m hga_flax prepare arrays FILE.npz`. For each attention, prints the parameters,
-the mean error over the seeds, and the error of each seed: if these overlap, nothing is decided yet.
+a data set with `python -m hga_flax prepare arrays FILE.npz`. For each attention, the table has the number of
+parameters, the mean error over the seeds, and the error of each seed: if these overlap, nothing is decided.
 """
 
 import argparse

@@ -32,7 +32,7 @@ class Net(nnx.Module):
     def __call__(self, x: jax.Array, train: bool = False, sow: bool = False) -> jax.Array:
         x = nnx.relu(self.stem(x))
         y = self.norm(self.conv(x), use_running_average=not train)
-        mutable = ["batch_stats"] * train + ["intermediates"] * sow  # batch statistics to update, intermediates to sow
+        mutable = ["batch_stats"] * train + ["intermediates"] * sow  # collections that the attention may write
         x = nnx.relu(x + self.attention(y, train, mutable=mutable))
         return self.classifier(x.mean(axis=(1, 2)))
 
@@ -69,7 +69,7 @@ def main() -> None:
         if step % 50 == 0 or step == arguments.steps:
             print(f"step {step:4}  loss {loss:.4f}")
 
-    logits = nnx.jit(lambda model: model(x_test, sow=True))(model)  # also stores sown values in the model
+    logits = nnx.jit(lambda model: model(x_test, sow=True))(model)  # also stores the sown values in the model
     print(f"error on {len(x_test)} digits: {100 * jnp.mean(logits.argmax(-1) != y_test):.2f} %")
     sown = nnx.to_pure_dict(nnx.pop(model, nnx.Intermediate))  # removes them from the model
     for gate in sown.get("attention", {}).get("gate", ()):  # one array [B, channels] if the attention has gates

@@ -33,7 +33,7 @@ class HGA(nn.Module):
         if self.narrow:
             self.reduce, self.restore = nn.Linear(channels, width, bias=False), nn.Linear(width, channels, bias=False)
         self.identity_start_share = nn.Parameter(torch.zeros(channels)) if start.pop("identity_start", False) else None
-        assert not start, f"options that this example lacks: {start}"
+        assert not start, f"this example lacks the options {start}"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         z = nn.functional.conv2d(x, self.reduce.weight[:, :, None, None]) if self.narrow else x

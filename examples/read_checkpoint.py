@@ -26,7 +26,7 @@ def main() -> None:
 
     restored = restore_workdir(arguments.workdir, arguments.checkpoint)
     model, config, dataset = restored.experiment.model, restored.experiment.config, restored.experiment.dataset
-    variables = restored.variables  # of the moving average, if the run kept one
+    variables = restored.variables  # those of the moving average if the run keeps one
     leaves = jax.tree.leaves_with_path(variables["params"])
     print(f"step {restored.step} of {config.model.name}, attention {config.model.attention}")
     print(f"{sum(leaf.size for _, leaf in leaves):,} parameters, the largest:")
@@ -39,7 +39,7 @@ def main() -> None:
     logits, sown = jax.jit(lambda *inputs: model.apply(*inputs, mutable=["intermediates"]))(variables, images)
     names = dataset.info.class_names or [str(label) for label in range(dataset.info.num_classes)]
     for label, row in zip(batch["label"][batch["mask"]], jax.nn.softmax(logits), strict=False):
-        print(f"a {names[label]} is taken for a {names[int(row.argmax())]} ({100 * row.max():.1f} %)")
+        print(f"a {names[label]} is classified as a {names[int(row.argmax())]} ({100 * row.max():.1f} %)")
 
     for block, inner in sown.get("intermediates", {}).items():
         for gate in inner.get("attention", {}).get("gate", ()):  # [B, channels]

@@ -14,7 +14,7 @@ import onnxruntime
 
 
 def read_image(file: str, how: dict) -> np.ndarray:
-    """Reads, resizes and crops an image as the network's metadata say: uint8 `[height, width, channels]`.
+    """Reads, resizes and crops an image according to the network's metadata: uint8 `[height, width, channels]`.
 
     Raises:
         ValueError: the file cannot be decoded.
@@ -30,7 +30,7 @@ def read_image(file: str, how: dict) -> np.ndarray:
     else:
         scale = how["short_side"] / min(image.shape[:2])
         image = resize(image, *(max(n, round(m * scale)) for n, m in zip((height, width), image.shape, strict=False)))
-        if scale < 1:  # area averaging is half of an antialiased bilinear filter, these taps the rest
+        if scale < 1:  # area averaging is one half of an antialiased bilinear filter, these taps are the other
             taps = np.array([1 / 24, 22 / 24, 1 / 24])
             image = cv2.sepFilter2D(image, -1, taps, taps, borderType=cv2.BORDER_REPLICATE)
         top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
@@ -39,7 +39,7 @@ def read_image(file: str, how: dict) -> np.ndarray:
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes by area averaging to shrink, bilinearly to enlarge."""
+    """Shrinks by area averaging, enlarges bilinearly."""
     if image.shape[:2] == (height, width):
         return image
     shrinks = height < image.shape[0]
@@ -59,7 +59,7 @@ def main() -> int:
         sys.exit(f"error: {arguments.network} cannot be read: {' '.join(str(error).split())}")
     known = session.get_modelmeta().custom_metadata_map
     if not {"preprocessing", "class_names"} <= known.keys():
-        sys.exit(f"error: {arguments.network} does not say how its images are prepared: hga_flax did not export it")
+        sys.exit(f"error: {arguments.network} does not say how to prepare its images: hga_flax did not export it")
     facts = {key: json.loads(value) for key, value in known.items()}
     failed = False
     for file in arguments.images:

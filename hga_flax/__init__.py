@@ -1,7 +1,7 @@
 """Image classification with Hierarchical Global Attention in JAX/Flax.
 
-The public names are the library: the attentions, the networks, and the functions that load a run's
-checkpoint. `create_attention` and `create_model` create attentions and networks by name.
+The public names are the attentions, the networks, and the functions that load a run's checkpoint.
+`create_attention` and `create_model` create attentions and networks by name.
 
 Examples:
     >>> import jax
@@ -64,7 +64,7 @@ __all__ = [
     "restore_workdir",
 ]
 
-# Where a name lives, if not in hga_flax.attention.
+# The module of each name that is not in hga_flax.attention.
 _HOMES = {
     "create_model": "hga_flax.models",
     "model_names": "hga_flax.models",

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from hga_flax.config.command_line import split_overrides
 from hga_flax.errors import ArgumentParser, UserError, run_main
 
-# Name: (module, one line of help). A module defines add_arguments(parser) and run(arguments) -> int | None
-# and is imported only when its command is called. If it takes `--config` or sets `takes_overrides`, the
+# Name: (module, one line of help). A module defines add_arguments(parser) and run(arguments) -> int | None, and
+# is imported only when its command is called. If the command takes `--config` or sets `takes_overrides`, its
 # `--config.key=value` arguments are in `arguments.overrides`.
 COMMANDS = {
     "paper": ("hga_flax.paper.command", "compare the paper's tables and equations with ours"),
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int | None:
     """
     argv, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
     if argv[:1] in (["train"], ["evaluate"], ["predict"]):
-        raise UserError(f"{argv[0]} is a script of its own: python {argv[0]}.py ...")
+        raise UserError(f"{argv[0]} is a separate script: python {argv[0]}.py ...")
     parser = ArgumentParser(
         prog="python -m hga_flax", description="Image classification with Hierarchical Global Attention."
     )
@@ -69,14 +69,14 @@ def main(argv: list[str] | None = None) -> int | None:
 
 @contextlib.contextmanager
 def _needs_extras(command: str) -> Iterator[None]:
-    """Reports a missing third-party package in one line; `pip install .` only installs those of the library."""
+    """Reports a missing third-party package in one line; `pip install .` installs only what the library needs."""
     try:
         yield
     except ModuleNotFoundError as error:
         if (error.name or "hga_flax").startswith("hga_flax"):
             raise
         raise UserError(
-            f"{command}: the Python package {error.name} is not installed; to install all that hga_flax uses: "
+            f"{command}: the Python package {error.name} is not installed; to install everything that hga_flax uses: "
             "pip install '.[pictures]' in the clone"
         ) from None
 

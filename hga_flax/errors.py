@@ -22,7 +22,7 @@ def alias(folder: pathlib.Path, address: str) -> None:
 
 
 def called(text: object) -> str:
-    """Replaces local folders in a text by the addresses that the user gave, see `alias`."""
+    """Replaces local folders in a text with the addresses that the user gave (see `alias`)."""
     text = str(text)
     for folder in sorted(_aliases, key=len, reverse=True):
         text = text.replace(folder, _aliases[folder])
@@ -48,7 +48,7 @@ class Interrupted(Exception):
 
     Attributes:
         code: exit code.
-        alone: multi-process: only this process stops, and the others may still be waiting for it.
+        alone: whether only this one of several processes stops, while the others may still be waiting for it.
     """
 
     def __init__(self, message: str, code: int, *, alone: bool = False):
@@ -57,13 +57,13 @@ class Interrupted(Exception):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse that reports a bad command line by one line and exit code 1, like any other bad input."""
+    """An argparse parser that reports a bad command line in one line, with exit code 1, like any other bad input."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parses as argparse does, but refuses a flag without a value, such as `--name=` from an unset variable."""
+        """Parses as argparse does, but rejects a flag without a value, such as `--name=` from an unset variable."""
         args = list(sys.argv[1:] if args is None else args)
         for argument in args[: args.index("--") if "--" in args else None]:
             if argument.startswith("--") and argument.endswith("="):
@@ -72,7 +72,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def one_line(message: object) -> str:
-    """Joins the lines of a message, so that an error takes one line in the terminal."""
+    """Joins the lines of a message, so that an error is one line in the terminal."""
     return " ".join(str(message).split())
 
 
@@ -90,13 +90,13 @@ def expand(path: str, key: str) -> pathlib.Path:
     """
     if "://" in path:
         raise UserError(
-            f"{key}={path}: an address is not read or written here, only files of this machine (gs:// and s3:// serve "
+            f"{key}={path}: this address cannot be used here; give a path on this machine (gs:// and s3:// work only "
             "for the folder of a run and for data.dir)"
         )
     try:
         return pathlib.Path(path).expanduser()
     except RuntimeError:
-        raise UserError(f"{key}={path}: the home folder is not known; name the folder without ~") from None
+        raise UserError(f"{key}={path}: the home folder is unknown; write the path without ~") from None
 
 
 def check_writable(path: pathlib.Path, key: str, remedy: str) -> None:
@@ -116,11 +116,11 @@ def check_writable(path: pathlib.Path, key: str, remedy: str) -> None:
 
 
 def run_main(main: Callable[[], int | None]) -> None:
-    """Runs a command's `main` and exits: 0, 1 for a `UserError` (one line), 130 for Ctrl-C, 143 for SIGTERM,
-    129 for SIGHUP.
+    """Runs a command's `main` and exits with its code.
 
-    If the reader of standard output closes the pipe, as `head` does, the command ends silently with 141, like other
-    programs. Any other exception is a bug of ours and keeps its traceback.
+    The code is 1 for a `UserError` (one line), 130 for Ctrl-C, 143 for SIGTERM and 129 for SIGHUP. If the reader of
+    standard output closes the pipe, as `head` does, the command ends silently with 141, like other programs. Any other
+    exception is our bug and keeps its traceback.
     """
     for name in ("asyncio", "gcsfs", "s3fs"):  # these print tracebacks of exceptions, even of failed attempts
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -152,7 +152,7 @@ def _is_one_of_several() -> bool:
 
 
 def leave(code: int, text: str) -> None:
-    """Prints a line and ends the process; works from any thread, whatever the main thread is waiting for."""
+    """Prints a line and ends the process; works from any thread, even if the main thread is blocked."""
     with contextlib.suppress(OSError):  # a closed pipe, a full disk
         print(text, file=sys.stderr, flush=True)
         sys.stdout.flush()
@@ -213,7 +213,7 @@ def _platform_error(error: Exception) -> str | None:
     except Exception as reason:  # includes an empty AssertionError if the GPU plugin is not installed
         said = one_line(reason).partition(" (set JAX_PLATFORMS")[0] or "JAX finds no such device"
         return (
-            f"JAX_PLATFORMS={asked}: {said[:300]}; unset it or set it to cpu; GPUs and TPUs need a JAX that is "
-            "installed for them (docs/scaling.md)"
+            f"JAX_PLATFORMS={asked}: {said[:300]}; unset it or set it to cpu; GPUs and TPUs need a JAX that supports "
+            "them (docs/scaling.md)"
         )
     return None

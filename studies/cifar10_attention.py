@@ -7,15 +7,15 @@
     python -m hga_flax study studies/cifar10_attention.py --scale=large
     python -m hga_flax report studies/cifar10_attention.py --scale=large
 
-The images are "CIFAR-10 as JPEG": a public copy recoded with 4:2:0 chroma, so the errors are not comparable with
-figures on the original. For the original, run the same study with --config.data.name=cifar10 (and --dir=ANOTHER).
+The images are "CIFAR-10 as JPEG": a public copy re-encoded with 4:2:0 chroma, so its errors are not comparable
+with those on the original. For the original, run the same study with --config.data.name=cifar10 (and --dir=ANOTHER).
 
 The plan, written down before the first run:
 
 * Training uses all 50,000 training images; the 10,000 test images are evaluated once per run, at its end.
 * The recipe is configs/cifar10.py and `RECIPE`, which studies/cifar10_recipe.py decides on a split of the training
   images with the plain network alone, before any two rows are compared. It is the same for all rows.
-* 6 rows with 9 seeds each, 54 runs, made seed by seed through all rows. With a standard deviation of 0.2 points
+* 6 rows with 9 seeds each are 54 runs, done seed by seed through all rows. With a standard deviation of 0.2 points
   between seeds, 9 seeds per row can detect 0.3 points (half a paired 95 % interval is then about 0.2 points before
   correction). The comparisons are the five other rows against `none`, corrected together by Holm's method.
 * Nobody looks at differences before all 54 runs are finished. The report of an unfinished study is marked as such; it
@@ -23,10 +23,10 @@ The plan, written down before the first run:
 * The small size is what two cores can do in several working days: ResNet-14 for 10 epochs. The large size is ResNet-20
   for 30 epochs, for a GPU. Both are long enough for the plain network to fit, which RESULTS.md checks by comparing its
   errors on the training images (evaluate.py --split=train) and on the test images.
-* Added when the recipe was decided, before the first run: a GPU was lent for minutes, so the small size is run there,
-  `--workers=8` at once. All its runs must be made on one GPU each; the large size may be made anywhere.
-* Finished on 2026-11-26, 54 of 54: RESULTS.md. The network does not fit better than it generalises at this size (see
-  there), so the plan's condition above is not met, and the large size is the one that can tell more.
+* Added when the recipe was decided, before the first run: a GPU is available for some minutes, so the small size runs
+  there with `--workers=8`. Each of its runs must have one GPU; the large size may run anywhere.
+* Finished on 2026-11-26, 54 of 54 runs, see RESULTS.md: at this size the network does not fit better than it
+  generalises, so the condition above is not met, and only the large size can tell more.
 """
 
 RECIPE = [  # what studies/cifar10_recipe.py changes in configs/cifar10.py

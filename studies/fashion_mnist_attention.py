@@ -1,9 +1,9 @@
-"""Which attention? HGA-ResNet-8 with each of them, on 4,000 images of Fashion-MNIST at 16x16, 5 seeds.
+"""Which attention? A ResNet-8 with each of them, on 4,000 images of Fashion-MNIST at 16x16, 5 seeds.
 
     python -m hga_flax study studies/fashion_mnist_attention.py --workers=2
     python -m hga_flax report studies/fashion_mnist_attention.py
 
-A small version of Tables 2 and 3. Rows shared with the other studies of Fashion-MNIST are made only once.
+A small version of Tables 2 and 3. The rows shared with the other studies of Fashion-MNIST are trained only once.
 """
 
 

@@ -1,4 +1,4 @@
-"""Does the linear MFE help? HGA with it, without it and with a nonlinear one, on Fashion-MNIST, 10 seeds.
+"""Does the linear MFE help? HGA with it, without it and with a nonlinear MFE, on Fashion-MNIST, 10 seeds.
 
     python -m hga_flax study studies/fashion_mnist_mfe.py --workers=2
     python -m hga_flax report studies/fashion_mnist_mfe.py

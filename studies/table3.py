@@ -3,7 +3,7 @@
     python -m hga_flax study studies/table3.py --dir=SHARED_DIR          on any number of machines
     python -m hga_flax report studies/table3.py --dir=SHARED_DIR
 
-Ready to start, not run: 51 runs of 100 epochs, of which 30 are shared with Table 2. SK only where the paper reports it.
+Ready to start, not run: 51 runs of 100 epochs, 30 of them shared with Table 2. SK runs only where the paper reports it.
 """
 
 NETWORKS = {

@@ -82,13 +82,13 @@ def test_a_folder_is_checked_without_being_made(tmp_path, monkeypatch):
         check_writable(tmp_path / "a", "key", "remedy")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     assert str(expand("~/x", "key")).endswith("/x") and "~" not in str(expand("~/x", "key"))
-    with pytest.raises(UserError, match=r"^key=~nobody_here: the home folder is not known"):
+    with pytest.raises(UserError, match=r"^key=~nobody_here: the home folder is unknown"):
         expand("~nobody_here", "key")
 
 
 @pytest.mark.parametrize("path", ["gs://bucket/run", "s3://bucket/run", "az://bucket/run"])
 def test_an_address_is_no_folder(path):
-    with pytest.raises(UserError, match=f"^--out={path}: an address is not read or written here, only files of this"):
+    with pytest.raises(UserError, match=f"^--out={path}: this address cannot be used here; give a path on this"):
         expand(path, "--out")
 
 

@@ -64,10 +64,10 @@ def test_bad_input_is_one_line_and_exit_code_1(workdir, arguments, message):
     [
         (["--weights=w.pth"], "--config=FILE is missing"),
         (["--weights=w.pth", "--workdir=x"], "with --workdir choose ema or raw"),
-        (["--weights=ema"], "--workdir=DIR is missing: the run that has them"),
-        ([], "--workdir=DIR is missing: the folder that train.py was given; or give --weights=FILE"),
-        (["--workdir=x", "--model=resnet50"], "--model: goes with --weights=FILE"),
-        (["--workdir=x", "--config.data.dir=y"], "--config.data.dir=y: goes with --weights=FILE"),
+        (["--weights=ema"], "--workdir=DIR is missing: the folder of the run"),
+        ([], "--workdir=DIR is missing: the folder of the run; or give --weights=FILE"),
+        (["--workdir=x", "--model=resnet50"], "--model: only for --weights=FILE"),
+        (["--workdir=x", "--config.data.dir=y"], "--config.data.dir=y: only for --weights=FILE"),
     ],
 )
 def test_weights_and_runs_have_their_own_flags(arguments, message):

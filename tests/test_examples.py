@@ -70,7 +70,7 @@ def test_read_checkpoint_says_what_evaluation_says(tmp_path):
     result = run("-m", "examples.read_checkpoint", tmp_path, "--images=16")
     assert result.returncode == 0, result.stderr
     assert "step 6 of cifar_resnet8, attention hga" in result.stdout
-    given = re.findall(r"a (\d) is taken for a (\d) \((\S+) %\)", result.stdout)
+    given = re.findall(r"a (\d) is classified as a (\d) \((\S+) %\)", result.stdout)
     assert len(given) == 16  # the whole split
     wrong = sum(label != taken for label, taken, _ in given)
     assert 100 * wrong / 16 == pytest.approx(evaluate_workdir(str(tmp_path), "latest")["top1_error"])

@@ -47,7 +47,7 @@ def test_every_command_has_help(name, capsys):
 
 @pytest.mark.parametrize("script", ["train", "evaluate", "predict"])
 def test_a_script_called_as_a_command_is_named(script):
-    with pytest.raises(UserError, match=f"^{script} is a script of its own: python {script}.py"):
+    with pytest.raises(UserError, match=f"^{script} is a separate script: python {script}.py"):
         main([script, "--workdir=runs/absent"])
 
 

@@ -1,1 +1,1 @@
-"""GPU checks: `wheels.py` collects the packages a bare machine lacks, `run.py` runs all checks with one command."""
+"""GPU checks: `wheels.py` collects the packages that a bare machine lacks, `run.py` runs all checks in one command."""

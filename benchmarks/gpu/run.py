@@ -2,16 +2,16 @@
 
     python -m benchmarks.gpu.run --out=DIR [--images=FOLDER] [--minutes=8] [--only=PART,...]
 
-The parts, most valuable first: whole training steps of two networks with three attentions in bfloat16; the same with
-XLA free to choose operations that are not deterministic; the fast tests that use the device; a run that is killed and
+The parts, most valuable first: whole training steps of two networks with three attentions in bfloat16; the first
+network's with nondeterministic operations allowed; the fast tests that use the device; a run that is killed and
 resumed, compared bit for bit with one that is not; as many runs of the CIFAR-10 study's large size as time allows;
-steps in turn with PyTorch's (timm under torch.compile, which compiles for minutes); and the attentions alone.
---only=soak,tests makes only these parts.
+training steps compared with PyTorch's (timm under torch.compile, which compiles for minutes); and the attentions alone.
+--only=soak,tests runs only these parts.
 
-Finished parts are not repeated; one that was cut short starts again in the next call, and the study resumes, also from
-the finished runs in results/runs. DIR/summary.txt has the results so far. DIR stays small, as it may have to be copied:
-images and workdirs are in --scratch, and the small files of the study's finished runs in DIR/study.tar.gz, from which
-a call on another machine continues.
+Finished parts are not repeated. A part that was cut short starts again in the next call; the study resumes, also from
+the finished runs in results/runs. DIR/summary.txt has the results so far. DIR stays small because it may have to be
+copied: images and workdirs are in --scratch, and DIR/study.tar.gz holds the small files of the study's finished runs,
+from which a call on another machine continues.
 
 FOLDER holds CIFAR-10 as JPEG: {train,test}/CLASS/*.jpg, or train.tar.xz and test.tar.xz of them; without it the
 study is skipped. The figures of `python -m hga_flax compile` for the same steps are printed next to the measured
@@ -19,8 +19,8 @@ times if they have been computed before, on any machine, into the same DIR:
 
     python -m benchmarks.gpu.run --out=DIR --predict=h100
 
-Missing packages for a machine without internet: python -m benchmarks.gpu.wheels. --tiny is a rehearsal that takes
-minutes on a CPU.
+For packages that a machine without internet lacks, use python -m benchmarks.gpu.wheels. --tiny is a rehearsal that
+takes minutes on a CPU.
 """
 
 import argparse
@@ -42,7 +42,7 @@ KEPT_RUNS = ROOT / "results" / "runs" / "cifar10_attention_large"
 MODELS = ("resnet50", "resnext50_32x4d")
 ATTENTIONS = ("none", "se", "hga")
 BATCH = 256
-# Values and gradients of device code; the rest of the suite needs eight devices, which CPUs simulate.
+# Values and gradients of device code; other tests need eight devices, which only CPUs simulate.
 TESTS = (
     "tests/attention",
     "tests/models/test_norm.py",
@@ -56,10 +56,10 @@ TINY_STUDY = (
     "model.options=features=4", "training.batch_size=32", "training.epochs=2", "evaluation.batch_size=32",
 )  # fmt: skip
 KEPT = ("result.json", "failure.json", "metrics.jsonl", "command.txt", "config.json", "dataset.json")  # per run
-FREE = "_free"  # the same steps with XLA free to choose operations that are not deterministic
-TORCH = "_torch"  # in turn with PyTorch's
+FREE = "_free"  # the same steps with nondeterministic operations allowed
+TORCH = "_torch"  # steps that take turns with PyTorch's
 STUDY = "studies/cifar10_attention.py"
-NOT_DETERMINISTIC = "--xla_gpu_deterministic_ops=false"  # wins over training.deterministic
+NOT_DETERMINISTIC = "--xla_gpu_deterministic_ops=false"  # overrides training.deterministic
 SHARED = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # several processes on one GPU
 OVER = ("passed", "failed", "too long")
 END_SECONDS = 25  # between a part's SIGTERM and SIGKILL, for the study to save its runs
@@ -67,13 +67,13 @@ END_SECONDS = 25  # between a part's SIGTERM and SIGKILL, for the study to save 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One command.
+    """A part of the checks: one command.
 
     Attributes:
         name: name of the part and of its output, OUT/NAME.txt.
         command: arguments of `python`.
         most: time limit in seconds.
-        least: do not start with fewer seconds left than this.
+        least: seconds that must be left to start the part.
         environment: variables added to this process's environment.
     """
 
@@ -102,7 +102,7 @@ def parts(study_folder: pathlib.Path, tiny: bool, data: pathlib.Path | None) -> 
     models = found[0].command[-1]
     found.append(Part(f"step_{MODELS[0]}{FREE}", [*step, models], 110, environment={"XLA_FLAGS": NOT_DETERMINISTIC}))
     tests = ("tests/attention/test_se.py",) if tiny else TESTS
-    # Full float32 products: the tests compare with float64, and a GPU by default rounds to 10 bits.
+    # Full float32 products: the tests compare with float64, but by default a GPU rounds to 10 bits.
     exact = {"HGA_TEST_PLATFORM": "" if tiny else "cuda", "JAX_DEFAULT_MATMUL_PRECISION": "highest"} | SHARED
     pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--maxfail=20", "--dist=loadfile"]
     found.append(Part("tests", [*pytest, "-n", "1" if tiny else "4", *tests], most=130, environment=exact))
@@ -122,7 +122,7 @@ def parts(study_folder: pathlib.Path, tiny: bool, data: pathlib.Path | None) -> 
     alone = ["-m", "hga_flax", "bench", "attention", "--dtype=bfloat16"]
     alone += ["--attentions=none,se", "--batch=1", "--rounds=1"] if tiny else [f"--batch={BATCH}"]
     found.append(Part("attention", alone, most=120))
-    # A generous limit, so that a rehearsal is complete even on a slow machine.
+    # A generous limit, so that a rehearsal finishes even on a slow machine.
     return [dataclasses.replace(part, most=1800) for part in found] if tiny else found
 
 
@@ -139,7 +139,7 @@ def keep_study(folder: pathlib.Path, archive: pathlib.Path) -> None:
 
 
 def prepare_images(images: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
-    """Prepares the images of the study in `out`, once; returns the folder of the data set."""
+    """Prepares the images of the study in `out` unless this is done; returns the folder of the data sets."""
     data = out / "data"
     if not (data / "cifar10_jpeg").is_dir():
         archives = sorted(images.glob("*.tar.xz"))
@@ -153,7 +153,7 @@ def prepare_images(images: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
 
 
 def run_part(part: Part, out: pathlib.Path, seconds: float) -> int | None:
-    """Runs a part, printing its output and writing it to OUT/NAME.txt; returns its exit status, None if cut short."""
+    """Runs a part, prints its output and writes it to OUT/NAME.txt; returns the exit status, or None if cut short."""
     with (out / f"{part.name}.txt").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, *part.command],
@@ -175,7 +175,7 @@ def run_part(part: Part, out: pathlib.Path, seconds: float) -> int | None:
                     process.send_signal(signal.SIGTERM)
                 if cut is not None and now > cut + END_SECONDS:
                     os.killpg(process.pid, signal.SIGKILL)
-        except BaseException:  # Ctrl-C or SIGTERM to this command: end the part, too
+        except BaseException:  # Ctrl-C or SIGTERM to this command: also end the part
             process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(END_SECONDS)
@@ -194,12 +194,12 @@ def _show(file: pathlib.Path, start: int) -> int:
 
 
 def read_json(file: pathlib.Path) -> dict:
-    """Returns the dictionary in a JSON file, {} if the file does not exist."""
+    """Returns the dictionary in a JSON file, or {} if the file does not exist."""
     return json.loads(file.read_text()) if file.exists() else {}
 
 
 def json_rows(file: pathlib.Path) -> list[dict]:
-    """Returns the JSON list at the end of a command's output, [] if it is missing or incomplete."""
+    """Returns the JSON list at the end of a command's output, or [] if it is missing or incomplete."""
     text = file.read_text() if file.exists() else ""
     begin = text.find("\n[\n") + 1 if "\n[\n" in text else 0 if text.startswith("[\n") else -1
     try:
@@ -209,7 +209,7 @@ def json_rows(file: pathlib.Path) -> list[dict]:
 
 
 def summary(out: pathlib.Path, done: dict[str, dict], study: pathlib.Path) -> str:
-    """Returns the results so far: the parts, measured steps with their predictions, and the number of study runs."""
+    """Returns the results so far: the parts, the measured and predicted step times, and the number of study runs."""
     lines = [f"{name:24} {about['status']:10} {about['seconds']:7.0f} s" for name, about in done.items()]
     predicted = {(row["model"], row["attention"]): row for row in read_json(out / "predictions.json").get("rows", [])}
     for part in [f"step_{model}{free}" for model in MODELS for free in ("", FREE, TORCH)]:
@@ -229,7 +229,7 @@ def summary(out: pathlib.Path, done: dict[str, dict], study: pathlib.Path) -> st
             )
     results = sorted(study.glob("*/seed_*/result.json"))
     if results:
-        lines += ["", f"{len(results)} runs of the study are made: {out / 'study.tar.gz'}"]
+        lines += ["", f"{len(results)} runs of the study are finished: {out / 'study.tar.gz'}"]
     return "\n".join(lines) + "\n"
 
 
@@ -261,9 +261,7 @@ def main() -> int:
     parser.add_argument("--scratch", metavar="DIR", help="folder for images and workdirs (default: a temporary one)")
     parser.add_argument("--only", metavar="PART,...", help="run only these parts: tests, step_resnet50, soak, ...")
     parser.add_argument("--tiny", action="store_true", help="rehearse on a CPU")
-    parser.add_argument(
-        "--predict", metavar="TOPOLOGY", help="compile the steps for h100, h200, ... instead, then exit"
-    )
+    parser.add_argument("--predict", metavar="TOPOLOGY", help="only compile the steps for h100, h200, ..., then exit")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     began, out = time.monotonic(), pathlib.Path(arguments.out).absolute()
@@ -292,7 +290,7 @@ def main() -> int:
     for part in wanted:
         # The study skips its finished runs itself.
         if part.name != "study" and done.get(part.name, {}).get("status") in OVER:
-            print(f"== {part.name}: made before", flush=True)
+            print(f"== {part.name}: finished before", flush=True)
             continue
         if left() < (0 if arguments.tiny else part.least):
             print(f"== {part.name}: left for the next call", flush=True)

@@ -35,12 +35,12 @@ NEEDED = (
     "termcolor",  # for TFDS
     "googleapis-common-protos",  # for tensorflow-metadata
 )
-SOURCE = ("promise", "tensorflow-metadata")  # pure Python, sometimes published without a wheel: build them here
+SOURCE = ("promise", "tensorflow-metadata")  # pure Python but sometimes published without a wheel, so built here
 PLATFORMS = ("manylinux2014_x86_64", *(f"manylinux_2_{n}_x86_64" for n in (17, 24, 26, 27, 28, 31, 34, 35)))
 
 
 def commands(python: str, out: pathlib.Path) -> list[list[str]]:
-    """Returns two pip commands: download wheels for the other machine, and build the rest."""
+    """Returns two pip commands: one downloads wheels for the other machine, one builds the rest."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     foreign = ["--only-binary=:all:", f"--python-version={python}", "--implementation=cp"]
     foreign += [f"--platform={platform}" for platform in PLATFORMS]
@@ -65,12 +65,12 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     for command in commands(arguments.python, out):
         if subprocess.run(command, check=False).returncode:
-            print("error: pip could not collect them; its lines above say why", file=sys.stderr)
+            print("error: pip could not collect the wheels; see its output above", file=sys.stderr)
             return 1
     size = sum(wheel.stat().st_size for wheel in out.glob("*.whl")) / 2**20
     print(f"{len(list(out.glob('*.whl')))} wheels, {size:.1f} MiB, in {out}")
     if size > arguments.limit_mib:
-        print(f"error: {size:.1f} MiB are more than {arguments.limit_mib:g}; raise --limit-mib", file=sys.stderr)
+        print(f"error: {size:.1f} MiB is more than {arguments.limit_mib:g} MiB; raise --limit-mib", file=sys.stderr)
         return 1
     return 0
 

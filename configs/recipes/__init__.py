@@ -1,4 +1,4 @@
-"""Recipes: how to train, separate from what. `apply(config)` of each file changes a configuration in place.
+"""Recipes: how to train, separate from what to train. Each file's `apply(config)` changes a configuration in place.
 
 python train.py --config=configs/hga_resnet50.py --recipe=modern-100 --workdir=DIR
 
@@ -34,12 +34,12 @@ def reset(config):
 
 
 def crops(config):
-    """Returns whether images are cropped to size at random, as on ImageNet; small images keep their size and batch."""
+    """Returns whether images are cropped at random, as on ImageNet; if not, recipes keep the image and batch size."""
     return config.data.augmentation == "imagenet"
 
 
 def add_stochastic_depth(config, rate):
-    """Adds stochastic depth at `rate` to the options of networks that support it."""
+    """Adds stochastic depth with this rate to the options of a network that supports it."""
     options = config.model.options
     if "resne" in config.model.name and "stochastic_depth" not in options:
         config.model.options = f"{options}, stochastic_depth={rate}" if options.strip() else f"stochastic_depth={rate}"

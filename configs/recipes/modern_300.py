@@ -12,9 +12,9 @@ labels stay soft (theirs become 1 above 0.2), the rate warms up from 1e-4 and en
 geometric operations of RandAugment share one warp, and a moving average of the weights, which they
 do not keep, is evaluated (evaluate.py --weights=raw evaluates the weights themselves).
 
-Data that are not cropped keep their size and batch size, and the rate is scaled by the square root of
-the batch (LAMB's rule). If you change the batch size, scale optimizer.learning_rate likewise; if 2048
-images do not fit, use training.accumulation_steps. Not run on ImageNet with this code.
+Data that are not cropped keep their image and batch size, and the rate is scaled by the square root of
+the batch size (LAMB's rule). If you change the batch size, scale optimizer.learning_rate likewise; if
+2048 images do not fit, use training.accumulation_steps. Not run on ImageNet with this code.
 """
 
 import math

@@ -2,11 +2,11 @@
 
     python train.py --config=FILE --recipe=paper --workdir=DIR
 
-HGA (https://doi.org/10.3390/fi12110178), section 5.1; what it leaves open follows SENet's recipe and
-ResNet's weight decay, see configs/hga_resnet50.py. It undoes another file's training settings (frozen
+HGA (https://doi.org/10.3390/fi12110178), section 5.1; what it does not state follows SENet's recipe and
+ResNet's weight decay, see configs/hga_resnet50.py. The recipe undoes the file's training settings (frozen
 layers, rates of single layers, accumulation, ...; configs/recipes/__init__.py says what stays). Data
-that are not cropped keep their size and batch size, and the rate is scaled in proportion to the batch
-(Goyal et al., https://arxiv.org/abs/1706.02677). Not run on ImageNet with this code.
+that are not cropped keep their image and batch size, and the rate is scaled in proportion to the batch
+size (Goyal et al., https://arxiv.org/abs/1706.02677). Not run on ImageNet with this code.
 """
 
 from configs.recipes import crops, reset

@@ -1,4 +1,4 @@
-"""Measures the loader, attentions, training steps, killed runs, and programs compiled for absent accelerators.
+"""Benchmarks of the loader, attentions and training steps, the soak test, and compilation for absent accelerators.
 
-Imports training/; other projects' networks and loaders are in benchmarks/. Start at step.py, or compile.py.
+Imports training/. Other projects' networks and loaders are in benchmarks/. Start at step.py, or compile.py.
 """

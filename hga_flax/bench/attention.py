@@ -1,4 +1,4 @@
-"""Times every attention alone on the feature maps of ResNet-50's four stages, taking turns."""
+"""Times each attention alone on the feature maps of ResNet-50's four stages; the attentions take turns."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,20 +14,20 @@ WIDTH = 4  # ratio of a block's output channels to those of its 3x3 convolution
 def bench_attention(
     names: Sequence[str] | None, batch: int, dtype: str, rounds: int, log: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """Times attentions, forward and with the gradients of their parameters and input.
+    """Times attentions: the forward pass alone, and with the gradients of parameters and input.
 
     Args:
-        names: registered names and "hga-conv", HGA's convolution form; None takes all.
-        batch: number of images.
-        dtype: type of the maps and of the computation.
-        rounds: number of turns of each attention.
+        names: registered names and "hga-conv", HGA's convolution form; None means all.
+        batch: batch size.
+        dtype: data type of the feature maps and the computation.
+        rounds: number of measurements of each attention.
         log: called with progress lines.
 
     Returns:
         Rows with `attention`, `height`, `width`, `channels` (SK replaces a 3x3 convolution and has
-        a quarter of them), `params`, and for `forward` and `gradient` (which includes the forward)
-        `_ms`, `_fastest_ms`, `_spread`, `_bytes` (accessed, as counted by XLA) and `_ratio`, the
-        time relative to SE's, or to the first attention's if SE is not among them.
+        a quarter of them) and `params`; and, each prefixed with `forward` or `gradient` (which
+        includes the forward pass), `_ms`, `_fastest_ms`, `_spread`, `_bytes` (accessed, as counted by
+        XLA) and `_ratio`: time relative to SE, or to the first attention if SE is not among them.
 
     Raises:
         UserError: an unknown attention.
@@ -42,8 +42,7 @@ def bench_attention(
             check_attention(name, ["hga-conv"])
         except ValueError as error:
             raise UserError(f"--attentions: {error}") from None
-    # The others are compared with the first.
-    names = sorted(names, key=lambda name: name != "se")
+    names = sorted(names, key=lambda name: name != "se")  # the others are compared with the first
     rows = []
     for size, channels in STAGES:
         log(f"{size}x{size}x{channels}: {', '.join(names)} ...")

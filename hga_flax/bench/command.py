@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     step.add_argument(
         "--vs-torch",
         action="store_true",
-        help="also time PyTorch's counterparts: timm's networks, and HGA written by convolutions",
+        help="also time PyTorch's counterparts: timm's networks, and HGA in plain PyTorch",
     )
     for kind in (attention, step):
         kind.add_argument(

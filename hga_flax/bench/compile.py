@@ -1,15 +1,15 @@
 """`python -m hga_flax compile`: compiles the training step for absent accelerators and reports its costs.
 
-    compile --config=FILE [--topology=h100|h100:8|v5e:2x4|...] [--batch=IMAGES_A_DEVICE] [--compare=none,se,hga]
+    compile --config=FILE [--topology=h100|h100:8|v5e:2x4|...] [--batch=IMAGES_PER_DEVICE] [--compare=none,se,hga]
             [--top=20] [--sweep] [--json] [--config.key=value]
 
 compiles what train.py would run on every device and prints its memory, FLOPs, memory traffic, kernels and
 collectives, and the shortest step time that the device's published limits allow. Nothing is run. The compilers
 are the accelerators' own: libtpu for TPUs, the package jax-cuda12-pjrt for NVIDIA GPUs. Without a GPU, the latter
-cannot autotune: bytes, kernels and memory are right, but a real run may choose other convolution algorithms of
-the library. Bytes and FLOPs for GPUs are counted by `program_text.py`. `--sweep` searches for the largest batch
-that fits; near a TPU's memory limit the compiler may search for hours for what to rematerialise, so each
-compilation has a time limit.
+cannot autotune: bytes, kernels and memory are right, but a real run may choose other convolution algorithms from
+the library. `program_text.py` counts the bytes and FLOPs for GPUs. `--sweep` searches for the largest batch that
+fits. Each of its compilations has a time limit because, near a TPU's memory limit, the compiler may spend hours
+deciding what to rematerialise.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from hga_flax.config.command_line import add_config_flags
 from hga_flax.config.loading import configure, validate
 from hga_flax.errors import ConfigError, UserError
 
-COMPILE_LIMIT = 600  # seconds a sweep allows for one compilation
+COMPILE_LIMIT = 600  # time limit in seconds for each compilation of a sweep
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,12 +70,12 @@ def run(arguments: argparse.Namespace) -> None:
         if rest:
             raise ConfigError(
                 f"training.batch_size={configs[0].training.batch_size}: does not divide over {mesh.devices.size} "
-                "devices; name the images a device with --batch"
+                "devices; give the number of images per device with --batch"
             )
     rows = []
     for config in configs:
         log(
-            f"compiling {config.model.name} with {config.model.attention} for {arguments.topology}, {batch} images a "
+            f"compiling {config.model.name} with {config.model.attention} for {arguments.topology}, {batch} images per "
             "device; this takes minutes ..."
         )
         row = compile_step(config, arguments.topology, mesh, platform, batch, arguments.top or 0)
@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> list[Any]:
-    """Checks the arguments, which needs no compiler; returns the configurations to compile, one per attention."""
+    """Checks the arguments without a compiler; returns the configurations to compile, one per attention."""
     configs = [validate(configure(arguments.config, arguments.overrides, arguments.recipe))]
     if arguments.compare is not None:
         if arguments.sweep:
@@ -126,13 +126,13 @@ def _lines(row: dict[str, Any]) -> list[tuple[str, str]]:
         ("memory", f"{peak / 2**30:.2f} of {capacity / 2**30:.0f} GiB ({peak / capacity:.0%}){over}"),
         ("FLOPs", f"{row['flops'] / 1e9:,.4g} G"),
         ("bytes", f"{row['bytes_accessed'] / 1e9:,.4g} GB"),
-        ("kernels", f"{row['kernels']:,}, of them {row['small_kernels']:,} under 1 MB"),
+        ("kernels", f"{row['kernels']:,}, {row['small_kernels']:,} of them under 1 MB"),
         ("calls", "; ".join(calls) or "none"),
         ("collectives", "; ".join(kinds) or "none"),
         ("at least", f"{shares}: bound by {row['bound']}"),
         (
             "at most",
-            f"{row['images_per_s']:,.0f} images/s a device, {row['images_per_s'] * row['chips']:,.0f} in all",
+            f"{row['images_per_s']:,.0f} images/s per device, {row['images_per_s'] * row['chips']:,.0f} in total",
         ),
         ("compiled in", f"{row['compile_s']:.0f} s"),
     ]
@@ -164,12 +164,12 @@ def comparison(rows: list[dict[str, Any]]) -> str:
             f"{row['peak_memory_bytes'] / 2**30:>11.2f} {row['kernels']:>8,} {row['small_kernels']:>7,} "
             f"{exchanged / 1e6:>13,.1f} {row['roofline_s'] * 1e3:>12.2f} {row['bound']:>8} {row['images_per_s']:>9,.0f}"
         )
-    return "\n".join([*lines, "(all per device and step; ratio of the bytes to the first's)"])
+    return "\n".join([*lines, "(all per device and step; ratio: bytes, relative to the first row)"])
 
 
 def top_kernels(row: dict[str, Any]) -> str:
     """Returns a line for each of the kernels that move the most bytes: bytes, share of the step, kind and source."""
-    lines = [f"the kernels of {row['attention']} that move the most:"]
+    lines = [f"the kernels of {row['attention']} that move the most bytes:"]
     for kernel in row["top"]:
         lines.append(
             f"{kernel['bytes'] / 1e6:>9,.1f} MB {kernel['bytes'] / row['bytes_accessed']:>6.1%}  {kernel['kind']:28} "

@@ -1,10 +1,10 @@
-"""Compiles train.py's step for devices that may be absent, and collects the compiler's figures."""
+"""Compiles train.py's step for devices that may be absent, and collects the costs that the compiler reports."""
 
 import dataclasses
 import time
 from typing import Any
 
-IMAGENET = 1_281_167  # training images, for the schedule's length; does not affect any cost
+IMAGENET = 1_281_167  # training images; sets the schedule's length, which does not affect the costs
 
 
 def compile_step(
@@ -18,7 +18,7 @@ def compile_step(
         mesh: mesh of the devices, see `topology_mesh`.
         platform: platform of the devices, see `topology_mesh`.
         batch: images per device.
-        top: how many of the kernels that move the most bytes to list.
+        top: number of kernels to list, those that move the most bytes.
 
     Returns:
         The row that `--json` prints, with all quantities per device and step; None if the device runs out of memory.
@@ -78,7 +78,7 @@ def training_step(config: Any, mesh: Any) -> tuple[Any, Any, Any]:
 
 
 def roofline(measured: Any, device: Any, batch: int, chips: int) -> dict[str, Any]:
-    """Returns the least time that a chip's published limits allow for a step, and the limit that binds.
+    """Returns the shortest step time that a chip's published limits allow, and which limit binds.
 
     Args:
         measured: a `hga_flax.counting.compiled.Cost`.

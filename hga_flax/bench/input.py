@@ -23,7 +23,7 @@ from hga_flax.images.host_augmentation import decode, decode_for_crop, draw_crop
 
 BATCH = 64
 PHOTOS = 64
-EXAMPLES = 1_281_167  # as many as ImageNet has; the photographs repeat
+EXAMPLES = 1_281_167  # the size of ImageNet's training split; the photographs repeat
 PHOTO_SIZE = (500, 375)  # the most common width and height in ImageNet
 SAMPLE = 200  # number of images used to measure the shares
 
@@ -32,7 +32,7 @@ class PhotoSource:
     """A training split of 500x375 JPEGs, random crops of the photographs that scikit-learn ships."""
 
     def __init__(self, count: int = PHOTOS):
-        # Not load_sample_images: scikit-learn's reader needs Pillow.
+        # Not with load_sample_images, which needs Pillow.
         folder = importlib.resources.files("sklearn.datasets.images")
         photos = [decode((folder / name).read_bytes(), 3) for name in ("china.jpg", "flower.jpg")]
         random, self.jpegs = np.random.default_rng(0), []
@@ -84,7 +84,7 @@ def bench_input(config: ConfigDict, compare: bool, seconds: float, log: Callable
 
     Returns:
         Rows with `loader`, `images_per_s`, `images_per_s_per_core` (per second of CPU time) and
-        `ratio_to_first` (of the latter); ours is first, with the `shares` of its CPU time.
+        `ratio_to_first` (of the latter). The first row is our loader, with the `shares` of its CPU time.
 
     Raises:
         UserError: the data cannot be used.

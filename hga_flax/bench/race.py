@@ -9,7 +9,7 @@ from types import ModuleType
 
 from hga_flax.errors import UserError
 
-TURN_SECONDS = 0.2  # a turn repeats short work for about this long, to amortise waiting for the device
+TURN_SECONDS = 0.2  # a turn repeats short work for about this long, to amortise the wait for the device
 MOST_REPEATS = 100
 
 
@@ -32,12 +32,12 @@ class Timing:
 def race(
     contenders: Sequence[Callable[[int], None]], rounds: int, clock: Callable[[], float] = time.perf_counter
 ) -> list[Timing]:
-    """Times contenders, taking turns.
+    """Times contenders, which take turns.
 
     Args:
         contenders: functions that do their work the given number of times and return when it is
             finished. Each must have run at least once before.
-        rounds: number of turns of each contender.
+        rounds: number of measurements of each contender.
         clock: returns the time in seconds.
     """
 
@@ -63,14 +63,14 @@ def summarise(times: Sequence[float], first: Sequence[float]) -> Timing:
 
 
 def benchmarks_of_others(name: str, flag: str) -> ModuleType:
-    """Returns a module of benchmarks/, which is part of the clone but not of the installed package.
+    """Returns a module of benchmarks/, which is in the repository but not in the installed package.
 
     Raises:
-        UserError: the command was not started in the clone, or the module cannot be used, for example without PyTorch.
+        UserError: the command was not started in a clone, or the module cannot be used, for example without PyTorch.
     """
     try:
         return importlib.import_module(f"benchmarks.{name}")
     except ModuleNotFoundError as error:
         if error.name not in ("benchmarks", f"benchmarks.{name}"):
             raise
-        raise UserError(f"{flag}: benchmarks/{name}.py is not here; start the command in the clone") from None
+        raise UserError(f"{flag}: benchmarks/{name}.py is not here; start the command in a clone") from None

@@ -1,4 +1,4 @@
-"""`python -m hga_flax soak`: trains once undisturbed and once with SIGKILLs, and compares the results bit for bit.
+"""`python -m hga_flax soak`: trains once undisturbed and once with SIGKILLs, and compares the two bit for bit.
 
     soak --config=FILE [--kills=N] [--workdir=DIR] [--seed=N] [--json] [--config.key=value]
 
@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hga_flax.config.command_line import add_config_flags
-from hga_flax.config.loading import configure, validate
+from hga_flax.config.loading import configure, to_json, validate
 from hga_flax.errors import UserError, expand, one_line
 from hga_flax.runs.clock import TIMINGS
 
@@ -37,7 +37,7 @@ def main():
     train(from_json(sys.argv[1]), sys.argv[2])
 run_main(main)
 """
-LAST_TARGET = 0.8  # as a share of the run: with a later target, the run might end before the kill
+LAST_TARGET = 0.8  # share of the run; with a later target, the run might end before the kill
 
 
 @dataclasses.dataclass
@@ -47,9 +47,9 @@ class Kill:
     Attributes:
         aim: "start", "anywhere" or "checkpoint".
         target: the kill waits until this step is logged or saved.
-        step: last step logged or saved when it came.
+        step: last step logged or saved at the time of the kill.
         phase: what it interrupted: "training", "writing a checkpoint", or "start" (no progress yet).
-        seconds: seconds since the session's start.
+        seconds: time since the session's start.
     """
 
     aim: str
@@ -129,7 +129,7 @@ def soak(
     undisturbed = time.monotonic() - start
     total = _progress(whole)
     say(f"{total} steps in {undisturbed:.0f} s; training again in {killed}, {kills} kills to come")
-    say(f"{'kill':>4}  {'session s':>9}  {'step':>8}  {'aimed at':<10}  met")
+    say(f"{'kill':>4}  {'session s':>9}  {'step':>8}  {'aimed at':<10}  hit")
     made = plan_kills(kills, total, chance)
     for number, kill in enumerate(made, 1):
         _kill(_start(config, killed), killed, kill, total, undisturbed, chance)
@@ -154,17 +154,13 @@ def soak(
 def plan_kills(number: int, total: int, chance: random.Random) -> list[Kill]:
     """Draws the aim and target step of each kill, sorted by step."""
     targets = sorted(chance.randrange(max(1, math.floor(total * LAST_TARGET))) for _ in range(number))
-    aims = [
-        "checkpoint" if i % 2 == 0 else "start" if i % 10 == 3 or i % 10 == 7 else "anywhere" for i in range(number)
-    ]
+    aims = ["checkpoint" if i % 2 == 0 else "start" if i % 10 in (3, 7) else "anywhere" for i in range(number)]
     return [Kill(aim, target) for aim, target in zip(aims, targets, strict=True)]
 
 
 def _start(config: Any, workdir: pathlib.Path) -> subprocess.Popen:
-    from hga_flax.config.loading import to_json
-
     command = [sys.executable, "-c", SESSION, to_json(config), str(workdir)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def _finish(process: subprocess.Popen) -> None:
@@ -181,7 +177,7 @@ def _kill(
     Args:
         process: the process to kill.
         workdir: workdir of its run.
-        kill: has aim and target; the other fields are filled in.
+        kill: `aim` and `target` are set; the other fields are filled in.
         total: total steps of the run.
         usual: seconds that the undisturbed run takes.
         chance: random generator for the exact time.
@@ -220,9 +216,7 @@ def _until(process: subprocess.Popen, condition: Callable[[], bool], pause: floa
 def _over(process: subprocess.Popen, error: str) -> str:
     if process.returncode:
         return f"a session ended with exit code {process.returncode}: {one_line(error)[-500:]}"
-    return (
-        "the run was over before a kill; give it more steps or checkpoints (checkpoint.every_steps), or fewer --kills"
-    )
+    return "the run ended before a kill; give it more steps or checkpoints (checkpoint.every_steps), or fewer --kills"
 
 
 def _writing(workdir: pathlib.Path) -> set[tuple[str, int, int]]:
@@ -239,7 +233,7 @@ def _writing(workdir: pathlib.Path) -> set[tuple[str, int, int]]:
 
 
 def _progress(workdir: pathlib.Path) -> int:
-    """Returns the last step logged or saved, 0 at the start."""
+    """Returns the last step logged or saved; 0 at the start."""
     steps = [0]
     folder, lines = workdir / "checkpoints", workdir / "metrics.jsonl"
     if folder.is_dir():
@@ -262,7 +256,7 @@ def _rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def compare(ours: pathlib.Path, expected: pathlib.Path) -> list[str]:
-    """Returns the differences of two finished workdirs: last state (bit for bit), best checkpoint, and log."""
+    """Returns the differences between two finished workdirs: last state (bit for bit), best checkpoint and log."""
     import jax
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""Times train.py's training step for several networks, taking turns on one accelerator or on all cores of the CPU."""
+"""Times train.py's training step for several networks, which take turns on one accelerator or on all CPU cores."""
 
 import dataclasses
 import os
@@ -23,7 +23,7 @@ class Contender:
     Attributes:
         model, attention: names for the report.
         params: number of parameters.
-        compile_s: seconds of compilation before the first step, on accelerators beside the others'.
+        compile_s: compilation time in seconds; for accelerators, all networks are compiled concurrently.
         run: runs the given number of steps and returns when they are finished.
         flops: FLOPs of one step, as counted by XLA, or None if unknown.
         peak_memory_bytes: peak memory of one step on one device, or None if unknown.
@@ -54,21 +54,21 @@ def bench_step(
     vs_torch: bool,
     log: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """Times training steps: forward, backward, the optimizer's update, metrics.
+    """Times whole training steps: forward, backward, optimizer update and metrics.
 
     Args:
         models: "NETWORK:ATTENTION"; the attention "hga-conv" is HGA's convolution form.
         batch: images per step.
         image_size: height and width of the images in pixels.
         dtype: type of the computation.
-        rounds: number of turns of each network.
-        vs_torch: also time PyTorch's counterparts of the networks on the same device.
+        rounds: number of measurements of each network.
+        vs_torch: also time the networks' PyTorch counterparts on the same device.
         log: called with progress lines.
 
     Returns:
         Rows with the names, `params`, `step_ms` (median), `fastest_ms`, `spread` (interquartile range
         over median), `images_per_s`, `ratio_to_first`, `flops_per_s`, `peak_share`, `peak_memory_bytes`,
-        `compile_s`, `device`, `devices` (how many); None for unknown figures.
+        `compile_s`, `device` and `devices` (number); unknown figures are None.
 
     Raises:
         UserError: an unknown network or attention, or PyTorch is requested but not installed.
@@ -83,7 +83,7 @@ def bench_step(
     from hga_flax.processes.settings import configure_process
 
     configurations = [configuration(*names, batch, image_size, dtype) for names in named]
-    configure_process(configurations[0])  # before the first device is touched: XLA reads its flags then
+    configure_process(configurations[0])  # before JAX initialises its devices: XLA reads its flags then
     on_cpus = jax.default_backend() == "cpu"
 
     def prepare(number: int) -> Contender:
@@ -92,7 +92,7 @@ def bench_step(
         log(f"compiled {' with '.join(named[number])} in {contender.compile_s:.0f} s")
         return contender
 
-    # An accelerator's host has cores to spare; on CPUs each compilation is timed alone.
+    # An accelerator's host has spare cores; on CPUs, concurrent compilations would distort each other's times.
     with ThreadPoolExecutor(1 if on_cpus else len(named)) as pool:
         contenders = list(pool.map(prepare, range(len(named))))
     if vs_torch:
@@ -113,7 +113,7 @@ def _split(model: str) -> tuple[str, str]:
 
 
 def configuration(model: str, attention: str, batch: int, image_size: int, dtype: str) -> ConfigDict:
-    """Returns the configuration of a contender: ImageNet's, without the work done on the host.
+    """Returns the configuration of a contender: the default one for ImageNet, without augmentation on the host.
 
     Raises:
         UserError: an unknown network or attention, or a combination that does not fit.
@@ -184,7 +184,7 @@ def _contender(model: str, attention: str, config: ConfigDict) -> Contender:
 
     run(1)
     flops: float | None = measured.flops
-    if devices[0].platform == "cpu":  # there the gradients of convolutions are loops, of which XLA counts one round
+    if devices[0].platform == "cpu":  # gradients of convolutions are loops there; XLA counts one iteration
         on_gpus = train_step.trace(shapes, batch).lower(lowering_platforms=("cuda",))
         flops = on_gpus.cost_analysis()["flops"] * len(devices)
     return Contender(model, attention, params, compile_s, run, flops, measured.peak_memory_bytes, len(devices))

@@ -18,7 +18,7 @@ def largest_fitting(fits: Callable[[int], int | None], capacity: int, start: int
 
     Args:
         fits: takes a batch and returns the bytes it needs, or None if it does not fit.
-        capacity: available bytes; only guides the search, `fits` decides.
+        capacity: available bytes; they only guide the search, `fits` decides.
         start: first batch to try.
         unit: granularity of the search.
         limit: largest batch to try.
@@ -43,14 +43,14 @@ def largest_fitting(fits: Callable[[int], int | None], capacity: int, start: int
 def sweep(
     config: Any, topology: str, device: Any, start: int, compile_limit: float, log: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """Compiles several batches, each in its own process, until the largest that fits is known.
+    """Compiles several batch sizes, each in its own process, to find the largest that fits.
 
     Args:
         config: a complete configuration.
         topology: name of the topology, see `topology_mesh`.
-        device: one of its chips.
+        device: one chip of the topology.
         start: first batch to try.
-        compile_limit: seconds; a batch whose compilation takes longer counts as not fitting.
+        compile_limit: time limit in seconds; a batch that takes longer to compile counts as not fitting.
         log: called with progress lines.
 
     Returns:
@@ -64,7 +64,7 @@ def sweep(
     rows = {}
 
     def fits(batch: int) -> int | None:
-        log(f"compiling for {topology}, {batch} images a chip ...")
+        log(f"compiling for {topology}, {batch} images per chip ...")
         done, row = within(compile_limit, _compile_afresh, to_json(config), topology, batch)
         rows[batch] = row or {"topology": topology, "batch_per_chip": batch}
         # The GPU compiler does not reject a step that exceeds the memory.
@@ -79,7 +79,7 @@ def sweep(
 
 
 def _compile_afresh(config: str, topology: str, batch: int) -> dict[str, Any] | None:
-    """Calls `compile_step`; runs in a new process."""
+    """Calls `compile_step` in the new process."""
     from hga_flax.bench.compiled_step import compile_step
 
     mesh, platform = topology_mesh(topology)
@@ -87,10 +87,10 @@ def _compile_afresh(config: str, topology: str, batch: int) -> dict[str, Any] | 
 
 
 def within(seconds: float, function: Callable, *arguments: Any) -> tuple[bool, Any]:
-    """Calls a function in a new process: returns (True, result), or kills it after `seconds`: (False, None).
+    """Calls a function in a new process; returns (True, result), or (False, None) if it was killed after `seconds`.
 
     Raises:
-        UserError: raised by the function, or its process ended without a result.
+        UserError: the function raised it, or the process ended without a result.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -121,7 +121,7 @@ def _send(sender: Connection, function: Callable, arguments: tuple[Any, ...]) ->
 
 def sweep_table(rows: list[dict[str, Any]]) -> str:
     """Returns the rows of a sweep as a table."""
-    lines = [f"{'images a chip':>13} {'memory GiB':>11} {'bytes GB':>9} {'images/s a chip, at most':>25}"]
+    lines = [f"{'images/chip':>13} {'memory GiB':>11} {'bytes GB':>9} {'images/s/chip, at most':>25}"]
     for row in rows:
         if not row["fits"]:
             reason = "not compiled in time" if row["given_up"] else "does not fit"

@@ -1,7 +1,7 @@
 """Descriptions of absent accelerators to compile for: TPU slices, and the NVIDIA GPUs of one host.
 
-For TPUs, compiler and topologies come from libtpu. For GPUs the compiler is in the package jax-cuda12-pjrt, which
-needs neither GPU nor driver if it is given a description of the GPU; it then does no autotuning.
+For TPUs, the compiler and the topologies come from libtpu. For GPUs, the compiler is in the package jax-cuda12-pjrt.
+Given a description of the GPU, it needs neither GPU nor driver, but then it does not autotune.
 """
 
 import contextlib
@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 from hga_flax.errors import UserError, one_line
 
 TPUS = {"v5e": "v5litepod-8", "v5p": "v5p-8", "v6e": "v6e-8"}  # accelerator type for libtpu, by generation
-MOST_GPUS = 8  # on one host; between hosts the links are different
+MOST_GPUS = 8  # on one host; the links between hosts are different
 
 
 class Gpu(NamedTuple):
-    """What a compiler must know about a GPU, from NVIDIA's data sheets and the CUDA C++ Programming Guide's tables.
+    """A GPU's properties for the compiler, from NVIDIA's data sheets and the tables of the CUDA C++ Programming Guide.
 
     Attributes:
         kind: JAX's `device_kind`, the key for its memory in `devices.py`.
@@ -48,21 +48,21 @@ GPUS = {
     "a100": Gpu("NVIDIA A100-SXM4-80GB", (8, 0), 108, 1.41, 64, 2048, 167936, 40 * 2**20),
     "l4": Gpu("NVIDIA L4", (8, 9), 58, 2.04, 128, 1536, 102400, 48 * 2**20),
 }
-EXAMPLES = "h100, h100:8 (of one host), h200, a100, l4, v5e:2x4, v5e:16x16, v5p:2x2x1, v6e:2x4"
+EXAMPLES = "h100, h100:8 (on one host), h200, a100, l4, v5e:2x4, v5e:16x16, v5p:2x2x1, v6e:2x4"
 
 
 def topology_mesh(name: str) -> tuple[Any, str]:
     """Returns a mesh of a topology's (absent) devices, and the platform to lower for.
 
     Args:
-        name: a GPU of `GPUS`, with ":N" for N on one host, or GENERATION:SHAPE for a TPU.
+        name: a GPU of `GPUS`, with ":N" for N of them on one host, or GENERATION:SHAPE for a TPU.
 
     Raises:
         UserError: the compiler is not installed, or the topology is unknown.
     """
     kind = name.partition(":")[0]
     if kind not in GPUS and not re.fullmatch(r"v\d+\w*", kind):
-        raise UserError(f"--topology={name}: no such accelerator; known are {EXAMPLES}")
+        raise UserError(f"--topology={name}: no such accelerator; known: {EXAMPLES}")
     devices = _gpus(name) if kind in GPUS else _tpus(name)
     import numpy as np
     from jax.sharding import Mesh
@@ -71,7 +71,7 @@ def topology_mesh(name: str) -> tuple[Any, str]:
     from hga_flax.processes.mesh import DATA_AXIS
 
     if limits(devices[0]) is None:
-        raise UserError(f"--topology={name}: '{devices[0].device_kind}' is not a known device; known are {EXAMPLES}")
+        raise UserError(f"--topology={name}: '{devices[0].device_kind}' is not a known device; known: {EXAMPLES}")
     return Mesh(np.asarray(devices), (DATA_AXIS,)), "cuda" if kind in GPUS else "tpu"
 
 
@@ -90,7 +90,7 @@ def _gpus(name: str) -> list[Any]:
     if not has_compiler("cuda"):
         raise UserError('the compiler for GPUs is not installed; pip install ".[compile-gpu]"')
     if count and not (count.isdecimal() and 1 <= int(count) <= MOST_GPUS):
-        raise UserError(f"--topology={name}: after the colon, give the number of GPUs of one host, 1 to {MOST_GPUS}")
+        raise UserError(f"--topology={name}: after the colon, give the number of GPUs on one host, 1 to {MOST_GPUS}")
     import jax
     from jax.experimental import topologies
 
@@ -159,7 +159,7 @@ def _tpus(name: str) -> list[Any]:
 
 @contextlib.contextmanager
 def _without_chatter() -> Iterator[None]:
-    """Suppresses standard error, where the C++ compilers log what their exception repeats."""
+    """Suppresses standard error, where the C++ compilers log the text that their exceptions repeat."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:

@@ -1,4 +1,4 @@
-"""From a configuration file and the command line to a checked configuration.
+"""Turns a configuration file and the command line into a checked configuration.
 
 Imports attention/ and models/, whose names and options it checks. Start at loading.py; keys.py has the table of keys,
 checks.py applies it.

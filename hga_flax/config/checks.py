@@ -1,7 +1,7 @@
-"""Checks the values of configuration keys, each alone and all together. Does not load JAX.
+"""Checks the values of configuration keys, one by one and together. Does not load JAX.
 
-keys.py has the table of keys. Checks that need the network,
-the devices or the data set are in loading.py and training/experiment.py.
+keys.py has the table of keys. Checks that need the network, the devices or the data set are in loading.py and
+training/experiment.py.
 """
 
 import math
@@ -15,7 +15,7 @@ from hga_flax.config.keys import ALWAYS, KEYS, Rule
 from hga_flax.config.schedule_checks import check_schedule
 from hga_flax.errors import ConfigError, nearest
 
-SMALLEST = 2.0**-126  # positive number of float32; smaller ones are 0 on the devices
+SMALLEST = 2.0**-126  # smallest normal float32 number; the devices treat smaller ones as 0
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
 
 
@@ -35,7 +35,7 @@ def get_key(config: ConfigDict, key: str) -> Any:
 
 
 def complete(config: ConfigDict) -> ConfigDict:
-    """Adds the keys that a run's configuration predates, with the values that reproduce the run; returns it."""
+    """Adds the keys that did not exist when the run was made, with the values that reproduce it; returns `config`."""
     with config.unlocked():
         for key, entry in KEYS.items():
             if entry.before is ALWAYS:
@@ -52,7 +52,7 @@ def check_keys(config: ConfigDict) -> None:
     """Checks that a configuration has exactly the known keys, each with a value of the right type and range.
 
     Raises:
-        ConfigError: a key or value is wrong; the message names the key, its value and what would be right.
+        ConfigError: a key or value is wrong; the message names the key, its value and what is allowed.
     """
     keys = config_keys(config)
     for key in keys:
@@ -73,7 +73,7 @@ def _check_value(key: str, rule: Rule, value: Any) -> None:
     if rule.many:
         right = isinstance(value, tuple | list) and all(_is_entry(rule, v) for v in value)
         if not right or (not value and not rule.empty):
-            raise ConfigError(f"{key}={value}: {KEYS[key].expects}")
+            raise ConfigError(f"{key}={value}: must be {KEYS[key].expects}")
         return
     if not _is(rule.kind, value):
         raise ConfigError(f"{key}={value!r}: must be {KINDS[rule.kind]}")
@@ -106,13 +106,13 @@ def check_together(config: ConfigDict) -> None:
     """Checks that the values are consistent with each other, in a configuration that passes `check_keys`.
 
     Raises:
-        ConfigError: values conflict; the message names the key, its value and what would be right.
+        ConfigError: values conflict; the message names a key, its value and how to resolve the conflict.
     """
     data = config.data
     if data.augmentation != "small" and data.crop_padding:
         raise ConfigError(
             f"data.crop_padding={data.crop_padding}: only data.augmentation='small' pads and crops; "
-            "choose that, or 0 here"
+            "choose it, or set data.crop_padding=0"
         )
     if data.crop_padding >= data.image_size:
         raise ConfigError(
@@ -121,21 +121,22 @@ def check_together(config: ConfigDict) -> None:
         )
     if data.alternating_flip and not data.flip:
         raise ConfigError(
-            "data.alternating_flip=True: data.flip=False mirrors no image; set data.flip to true, or false here"
+            "data.alternating_flip=True: data.flip=False mirrors no image; set data.flip=true, or "
+            "data.alternating_flip=false"
         )
     if len({len(data.mean), len(data.std)} | {1}) > 2:
-        raise ConfigError(f"data.std={data.std}: data.mean has {len(data.mean)} entries; give as many here, or one")
+        raise ConfigError(f"data.std={data.std}: data.mean has {len(data.mean)} entries; give as many, or one")
     for key in ("name", "train_split", "eval_split"):
         if not data[key].strip():
             raise ConfigError(f"data.{key}='': name a {'data set' if key == 'name' else 'split'}")
     if data.augmentation == "none" and data.randaugment_ops:
         raise ConfigError(
             f"data.randaugment_ops={data.randaugment_ops}: data.augmentation='none' changes no image; choose 'small' "
-            "or 'imagenet', or 0 here"
+            "or 'imagenet', or set data.randaugment_ops=0"
         )
     if config.optimizer.name == "sgd" and config.optimizer.nesterov and not config.optimizer.momentum:
         raise ConfigError(
-            "optimizer.nesterov=True: there is no momentum; set optimizer.momentum above 0, or false here"
+            "optimizer.nesterov=True: there is no momentum; set optimizer.momentum above 0, or optimizer.nesterov=false"
         )
     learning_rate_factors(config)
     check_schedule(config.schedule, config.optimizer.learning_rate)
@@ -157,8 +158,8 @@ def learning_rate_factors(config: ConfigDict) -> dict[str, float]:
         if not pattern or not 0 < factors[pattern] <= sys.float_info.max:
             key = "optimizer.learning_rate_factors"
             raise ConfigError(
-                f"{key}={config.optimizer.learning_rate_factors}: {KEYS[key].expects}; to hold a part still, "
-                "optimizer.freeze"
+                f"{key}={config.optimizer.learning_rate_factors}: must be {KEYS[key].expects}; to freeze a part, "
+                "use optimizer.freeze"
             )
     return factors
 
@@ -167,9 +168,9 @@ def check_given(config: ConfigDict, given: Iterable[str]) -> None:
     """Checks that each key given on the command line has an effect; keys set in files may have none.
 
     Raises:
-        ConfigError: a key has no effect; the message names its value and what would give it one.
+        ConfigError: a key has no effect; the message names its value and how to give it one.
     """
     for key in given:
         effect = KEYS[key].effect if key in KEYS else None
         if effect and not effect[0](config):
-            raise ConfigError(f"{key}={get_key(config, key)}: changes nothing here: {effect[1]}")
+            raise ConfigError(f"{key}={get_key(config, key)} has no effect: {effect[1]}")

@@ -1,4 +1,4 @@
-"""Argument parsing shared by all commands. Imports no library, so that each command decides what to load."""
+"""Argument parsing shared by all commands. Imports no third-party package, so that --help is quick."""
 
 import argparse
 import importlib
@@ -75,7 +75,7 @@ def add_weights_flags(parser: argparse.ArgumentParser, *, many: bool = False) ->
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help="with --weights: configuration file; its keys are flags too, and its data.* take precedence",
+        help="with --weights: configuration file; its keys are flags too, and data.* flags take precedence",
     )
 
 
@@ -97,19 +97,18 @@ def check_weights_flags(arguments: argparse.Namespace) -> None:
     if names_weights(arguments):
         if arguments.workdir:
             raise UserError(
-                f"--weights={arguments.weights}: with --workdir choose ema or raw; a file or another run stands alone"
+                f"--weights={arguments.weights}: with --workdir choose ema or raw; for a file or another run, omit "
+                "--workdir"
             )
         return
     given = [flag for flag in ("model", "attention", "config") if getattr(arguments, flag, None)]
     if not arguments.workdir:
         if arguments.weights:
-            raise UserError(f"--weights={arguments.weights}: --workdir=DIR is missing: the run that has them")
-        raise UserError(
-            "--workdir=DIR is missing: the folder that train.py was given; or give --weights=FILE --model=NAME"
-        )
+            raise UserError(f"--weights={arguments.weights}: --workdir=DIR is missing: the folder of the run")
+        raise UserError("--workdir=DIR is missing: the folder of the run; or give --weights=FILE --model=NAME")
     if given or arguments.overrides:
         flag = f"--{given[0]}" if given else arguments.overrides[0]
-        raise UserError(f"{flag}: goes with --weights=FILE; --workdir has its network and configuration")
+        raise UserError(f"{flag}: only for --weights=FILE; the run in --workdir has its own network and configuration")
 
 
 def names_weights(arguments: argparse.Namespace) -> bool:

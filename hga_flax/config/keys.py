@@ -48,14 +48,14 @@ def choice(*choices: str) -> Rule:
     return Rule(str, choices=choices)
 
 
-# (function that returns whether the key has an effect in a configuration, what would give it one).
+# (function that returns whether the key has an effect in a configuration, what to do if it has none).
 Effect = tuple[Callable[[ConfigDict], Any], str]
 WARMUP: Effect = (
     lambda c: c.schedule.warmup_steps or c.schedule.warmup_epochs or c.schedule.warmup_share,
     "there is no warm-up; set schedule.warmup_steps, schedule.warmup_epochs or schedule.warmup_share too",
 )
-SGD: Effect = (lambda c: c.optimizer.name == "sgd", "only optimizer.name='sgd' has momentum; others have b1 and b2")
-ADAM: Effect = (lambda c: c.optimizer.name != "sgd", "only optimizer.name='adamw' and 'lamb' have it")
+SGD: Effect = (lambda c: c.optimizer.name == "sgd", "only optimizer.name='sgd' has momentum; the others have b1 and b2")
+ADAM: Effect = (lambda c: c.optimizer.name != "sgd", "only optimizer.name='adamw' and 'lamb' use it")
 
 
 def augments(key: str, verb: str) -> Effect:
@@ -71,8 +71,8 @@ class Key:
         rule: the values that the key accepts.
         before: the value that reproduces runs made before the key existed; `ALWAYS` if every run has the key.
             A new key needs one, so that older workdirs stay readable.
-        expects: for a tuple, what an error message says it should hold.
-        effect: (whether the key has an effect in a configuration, what would give it one); None: it always has one.
+        expects: for a tuple, the end of the error message "must be ...".
+        effect: whether the key has an effect in a configuration, see `Effect`; None: it always has one.
     """
 
     rule: Rule
@@ -99,11 +99,11 @@ KEYS = {
     "data.image_size": Key(whole(1, 8192)),
     "data.mean": Key(
         Rule(float, 0, 1, many=True),
-        expects="one number for all channels or one for each, of values in 0..1 (not 0..255)",
+        expects="one number for all channels or one for each, for pixel values in 0..1 (not 0..255)",
     ),
     "data.std": Key(
         Rule(float, 0, 1, above=True, many=True),
-        expects="one number for all channels or one for each; std above 0, of values in 0..1 (not 0..255)",
+        expects="one number above 0 for all channels or one for each, for pixel values in 0..1 (not 0..255)",
     ),
     "data.augmentation": Key(choice("imagenet", "small", "none")),
     "data.flip": Key(SWITCH, effect=augments("flip", "mirrors")),
@@ -148,7 +148,7 @@ KEYS = {
     "data.max_bad_images": Key(whole(0, 10**6), before=100),
     "training.epochs": Key(
         number(0, 10**6, above=True),
-        effect=(lambda c: not c.training.steps, "training.steps wins over it; set training.steps to 0"),
+        effect=(lambda c: not c.training.steps, "training.steps takes precedence; set training.steps to 0"),
     ),
     "training.steps": Key(whole(0)),
     "training.batch_size": Key(whole(1)),
@@ -161,7 +161,7 @@ KEYS = {
         choice("global", "device"),
         effect=(
             lambda c: not c.training.freeze_batch_stats,
-            "training.freeze_batch_stats=true takes no batch statistics",
+            "training.freeze_batch_stats=true uses no batch statistics",
         ),
     ),
     "training.log_every_steps": Key(whole(1)),
@@ -202,7 +202,7 @@ KEYS = {
         number(0, 10**6, above=True),
         effect=(
             lambda c: c.schedule.name == "step" and not c.schedule.decay_at_steps,
-            "only schedule.name='step' without schedule.decay_at_steps decays every so many epochs",
+            "only schedule.name='step' without schedule.decay_at_steps uses it",
         ),
     ),
     "schedule.decay_at_steps": Key(Rule(int, 1, WHOLE, many=True, empty=True), expects="positive whole numbers"),
@@ -215,7 +215,7 @@ KEYS = {
         before=0.0,
         effect=(
             lambda c: c.schedule.name in ("cosine", "linear"),
-            "only schedule.name='cosine' and 'linear' end at it",
+            "only schedule.name='cosine' and 'linear' use it",
         ),
     ),
     "schedule.warmup_epochs": Key(number(0, 10**6)),

@@ -1,4 +1,4 @@
-"""Loads, overrides and checks configurations. A mistake ends in a one-line error that names the key."""
+"""Loads, overrides and checks configurations. A mistake raises a one-line error that names the key."""
 
 import argparse
 import ast
@@ -19,8 +19,8 @@ from hga_flax.config.command_line import add_config_flags, split_overrides
 from hga_flax.config.keys import FORMER_NAMES, KEYS
 from hga_flax.errors import ConfigError, UserError, nearest, one_line
 
-MOST_DIGITS = 100  # of an integer; no key accepts one as long
-# Arguments of create_model that are no options of the network: other keys and the data set determine them.
+MOST_DIGITS = 100  # digits of an integer; no key accepts a longer one
+# Arguments of create_model that are not options of the network: other keys or the data set determine them.
 MODEL_ARGUMENTS = {"attention", "attention_options", "num_classes", "dtype", "axis_name", "features_only", "name"}
 OVERRIDE_ERRORS = (flags.Error, TypeError, ValueError, SyntaxError)  # raised for values that cannot be parsed
 
@@ -47,7 +47,7 @@ def parse_arguments(
 def configure(path: str, overrides: Sequence[str], recipe: str | None = None) -> ConfigDict:
     """Loads a file, applies a recipe and then `--config.key=value` arguments, and checks the values.
 
-    `validate` also checks the network.
+    It does not check the network; `validate` does.
 
     Raises:
         ConfigError: a file cannot be loaded, or an override has an unknown key, a wrong type or no effect.
@@ -68,14 +68,14 @@ def _key(argument: str) -> str:
 
 
 def base_config() -> ConfigDict:
-    """Returns the configuration of configs/base.py, which lies beside the package.
+    """Returns the configuration of configs/base.py, which is next to the package.
 
     Raises:
         UserError: the file is missing, for example because only the package is installed.
     """
     path = pathlib.Path(__file__).parents[2] / "configs" / "base.py"
     if not path.is_file():
-        raise UserError("--config=FILE is missing: this installation has no configs/base.py to begin with")
+        raise UserError("--config=FILE is missing: this installation has no configs/base.py to start from")
     return load_config(str(path))
 
 
@@ -94,7 +94,7 @@ def load_config(path: str) -> ConfigDict:
 
 
 def missing(path: str, function: str) -> str:
-    """Says that there is no file at `path`, and which files in that folder define `function`."""
+    """Returns the message that there is no file at `path`, with the files in its folder that define `function`."""
     file = pathlib.Path(path)
     folder = file if file.is_dir() else file.parent
     others = []
@@ -235,7 +235,7 @@ def validate(config: ConfigDict) -> ConfigDict:
     """Checks everything that needs neither devices nor data; returns the configuration.
 
     Raises:
-        ConfigError: a value is wrong; the message names the key, its value and what would be right.
+        ConfigError: a value is wrong; the message names the key, its value and what is allowed.
     """
     check_keys(config)
     check_together(config)
@@ -286,7 +286,7 @@ def build_model(config: ConfigDict, num_classes: int, axis_name: str | None = No
         )
     except (ValueError, TypeError) as error:
         foreign = model.attention not in attention_names()
-        hint = "; an attention of yours needs --import=MODULE" if foreign else ""
+        hint = "; an attention of your own needs --import=MODULE" if foreign else ""
         raise ConfigError(f"config.model: {error}{hint}") from None
 
 

@@ -9,7 +9,7 @@ def check_schedule(schedule: ConfigDict, peak: float) -> None:
     """Checks the keys of `config.schedule` against each other and against the peak learning rate.
 
     Raises:
-        ConfigError: values conflict; the message names the key, its value and what would be right.
+        ConfigError: values conflict; the message names a key, its value and how to resolve the conflict.
     """
     if schedule.name in ("cosine", "linear") and schedule.end_learning_rate > peak:
         raise ConfigError(
@@ -20,11 +20,11 @@ def check_schedule(schedule: ConfigDict, peak: float) -> None:
     if steps and schedule.name != "step":
         raise ConfigError(
             f"schedule.decay_at_steps={schedule.decay_at_steps}: only schedule.name='step' decays at steps; "
-            "choose that, or () here"
+            "choose it, or set schedule.decay_at_steps=()"
         )
     if steps != sorted(set(steps)):
         raise ConfigError(
-            f"schedule.decay_at_steps={schedule.decay_at_steps}: must ascend, as {tuple(sorted(set(steps)))} does"
+            f"schedule.decay_at_steps={schedule.decay_at_steps}: must ascend, such as {tuple(sorted(set(steps)))}"
         )
     lengths = [key for key in ("warmup_share", "warmup_epochs", "warmup_steps") if schedule[key]]
     if len(lengths) > 1:

@@ -15,7 +15,7 @@ from hga_flax.data.classes import named
 from hga_flax.errors import UserError, one_line
 
 IDX_SPLITS = {"train": "train", "t10k": "test"}  # prefix of MNIST's files: split
-# Names of a split's arrays in .npz files: Keras's and MedMNIST's; `_pairs` adds those of a lone split.
+# Names of a split's arrays in .npz files: Keras's and MedMNIST's; `_pairs` adds those of a file with one split.
 NPZ_NAMES = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))
 NPZ_SPLITS = ("train", "val", "validation", "test")
 MOST_CLASSES = 1_000_000  # larger labels are not class numbers; each class takes a name and a logit
@@ -41,7 +41,7 @@ class LabelledArrays:
 
 def _labelled(splits: dict[str, tuple[np.ndarray, np.ndarray]], names: tuple[str, ...], where: str) -> LabelledArrays:
     """Checks the arrays and brings them to their final shapes."""
-    checked = {split: _checked(images, labels, f"{where}: ", split) for split, (images, labels) in splits.items()}
+    checked = {split: _checked(images, labels, where, split) for split, (images, labels) in splits.items()}
     if len({images.shape[1:] for images, _ in checked.values()}) != 1:
         raise UserError(f"{where}: the splits hold images of different shapes")
     there = sorted({int(label) for _, labels in checked.values() for label in np.unique(labels)})
@@ -49,12 +49,12 @@ def _labelled(splits: dict[str, tuple[np.ndarray, np.ndarray]], names: tuple[str
     if classes > MOST_CLASSES:
         raise UserError(
             f"{where}: the labels go up to {there[-1]:,}, which would make as many classes; number the {len(there):,} "
-            f"classes that are there from 0 to {len(there) - 1:,}"
+            f"classes in use from 0 to {len(there) - 1:,}"
         )
     if there[0] > 0 and len(names) < classes:
         raise UserError(
             f"{where}: the labels are {there[0]} to {there[-1]}, and none is 0: subtract {there[0]} from them, or name "
-            f"all {classes} classes from 0 on by --class-names"
+            f"all {classes} classes, from 0 on, with --class-names"
         )
     if names and len(names) < classes:
         raise UserError(
@@ -65,7 +65,7 @@ def _labelled(splits: dict[str, tuple[np.ndarray, np.ndarray]], names: tuple[str
         raise UserError(f"{where}: two classes have the same name")
     strange = [name for name in names if not name or not name.isprintable() or name != name.strip()]
     if strange:
-        raise UserError(f"{where}: {strange[0]!r} cannot name a class; use printable characters, no blank at the ends")
+        raise UserError(f"{where}: {strange[0]!r} cannot name a class; use printable characters, no spaces at the ends")
     for split, (_, labels) in checked.items():
         present = set(np.unique(labels).tolist())
         if split == "train" and (empty := [name for label, name in enumerate(names) if label not in present]):
@@ -78,10 +78,10 @@ def _checked(images: np.ndarray, labels: np.ndarray, where: str, split: str) -> 
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim and not len(images):
-        raise UserError(f"{where}the split '{split}' holds no images; leave it out")
+        raise UserError(f"{where}: the split '{split}' holds no images; leave it out")
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.dtype != np.uint8 or images.size == 0:
         raise UserError(
-            f"{where}the images of '{split}' are {images.dtype} {list(images.shape)}; "
+            f"{where}: the images of '{split}' are {images.dtype} {list(images.shape)}; "
             "they must be uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3] with values 0 to 255"
         )
     whole = labels.dtype.kind in "iu" and labels.size == len(images) == (len(labels) if labels.ndim else 0)
@@ -89,7 +89,7 @@ def _checked(images: np.ndarray, labels: np.ndarray, where: str, split: str) -> 
     if not whole or labels.min() < 0 or labels.max() > np.iinfo(np.int32).max:
         range_ = f", {labels.min()} to {labels.max()}" if whole else ""
         raise UserError(
-            f"{where}the labels of '{split}' are {labels.dtype} {list(labels.shape)}{range_}; "
+            f"{where}: the labels of '{split}' are {labels.dtype} {list(labels.shape)}{range_}; "
             f"they must be {len(images)} whole numbers from 0"
         )
     return images, labels.reshape(-1).astype(np.int64)
@@ -151,7 +151,7 @@ def _pairs(arrays: dict[str, np.ndarray], file: pathlib.Path) -> dict[str, tuple
 
 
 def _texts(names: np.ndarray, where: str) -> tuple[str, ...]:
-    """Returns an array's entries as strings; NumPy may store names as bytes."""
+    """Returns the entries of an array as strings; NumPy may store names as bytes."""
     try:
         return tuple(n.decode() if isinstance(n, bytes) else str(n) for n in names.ravel().tolist())
     except UnicodeDecodeError:
@@ -171,14 +171,14 @@ def read_idx_file(file: pathlib.Path) -> np.ndarray:
         shape = struct.unpack_from(f">{dimensions}I", data, 4)
         start = 4 + 4 * dimensions
         if zero != 0 or kind != 8 or len(data) != start + int(np.prod(shape)):
-            raise ValueError("not an IDX file of unsigned bytes, or not whole")
+            raise ValueError("not an IDX file of unsigned bytes, or incomplete")
         return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise UserError(f"{file} cannot be read: {one_line(error)}") from None
 
 
 def read_idx(folder: pathlib.Path, class_names: tuple[str, ...] = ()) -> LabelledArrays:
-    """Reads the file pairs `PREFIX-images-idx3-ubyte[.gz]`, `PREFIX-labels-idx1-ubyte[.gz]` of a folder.
+    """Reads the pairs of `PREFIX-images-idx3-ubyte[.gz]` and `PREFIX-labels-idx1-ubyte[.gz]` in a folder.
 
     The prefixes "train" and "t10k" become the splits "train" and "test", as in TFDS.
 
@@ -191,8 +191,8 @@ def read_idx(folder: pathlib.Path, class_names: tuple[str, ...] = ()) -> Labelle
         labels = [folder / f"{prefix}-labels-idx1-ubyte{end}" for end in ("", ".gz")]
         found = next((file for file in labels if file.exists()), None)
         if found is None:
-            raise UserError(f"{images} has no labels beside it ({labels[0].name}, also .gz)")
+            raise UserError(f"{images} has no labels next to it: {labels[0].name}, also with .gz")
         splits[IDX_SPLITS.get(prefix, prefix)] = (read_idx_file(images), read_idx_file(found))
     if not splits:
-        raise UserError(f"{folder} holds no IDX files (train-images-idx3-ubyte, also .gz, and so on)")
+        raise UserError(f"{folder} holds no IDX files, such as train-images-idx3-ubyte, also with .gz")
     return _labelled(splits, class_names, str(folder))

@@ -15,12 +15,12 @@ def named(classes: Sequence[str]) -> str:
 
 
 def difference(run: Sequence[str], there: Sequence[str], where: str) -> str | None:
-    """Returns a sentence on how a data set's classes differ from a run's; None if they are the same, in the same order.
+    """Returns a sentence on how a data set's classes differ from a run's; None if names and order are the same.
 
     Args:
         run: the run's class names, by label.
         there: the data set's class names, by label.
-        where: what the sentence calls the data set.
+        where: the data set's name in the sentence.
     """
     if tuple(run) == tuple(there):
         return None
@@ -28,7 +28,7 @@ def difference(run: Sequence[str], there: Sequence[str], where: str) -> str | No
     parts = ([f"it adds {named(added)}"] if added else []) + ([f"it lacks {named(lacking)}"] if lacking else [])
     if not parts:
         label = next(i for i, pair in enumerate(zip(run, there, strict=False)) if pair[0] != pair[1])
-        parts = [f"they are in another order: label {label} is '{there[label]}' there, in the run '{run[label]}'"]
+        parts = [f"they are in another order: label {label} is '{there[label]}' there and '{run[label]}' in the run"]
     return f"{where} has {_classes(len(there))}, the run {len(run):,}: {' and '.join(parts)}"
 
 
@@ -37,16 +37,16 @@ def _classes(count: int) -> str:
 
 
 def labelled(batches: Iterator[dict[str, Any]], num_classes: int, split: str) -> Iterator[dict[str, Any]]:
-    """Yields the batches of a split, which must have labels: TFDS marks the examples of unlabelled splits by -1.
+    """Yields the batches of a split, which must have labels: TFDS gives the examples of unlabelled splits the label -1.
 
     Raises:
-        UserError: a label is not that of a class.
+        UserError: a label is not the number of a class.
     """
     for batch in batches:
         wrong = batch["label"][(batch["label"] < 0) | (batch["label"] >= num_classes)]
         if wrong.size:
             raise UserError(
                 f"the split '{split}' has examples with the label {wrong[0]}, which is none of the {num_classes:,} "
-                "classes; unlabelled examples cannot be trained on or evaluated"
+                "classes; unlabelled examples cannot be used for training or evaluation"
             )
         yield batch

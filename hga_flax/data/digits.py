@@ -52,7 +52,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, images: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> Iterator:
         for row in rows:
-            # Encoded here, because TFDS would need TensorFlow to encode an array.
+            # TFDS would need TensorFlow to encode an array.
             png = io.BytesIO(cv2.imencode(".png", images[row])[1].tobytes())
             yield int(row), {"image": png, "label": int(labels[row])}
 

@@ -1,4 +1,4 @@
-"""The names of ImageNet's 1,000 classes, in the order of their labels (that of their WordNet numbers).
+"""The names of ImageNet's 1,000 classes, in the order of their labels, which is that of their WordNet numbers.
 
 From torchvision (torchvision/models/_meta.py, BSD 3-clause licence). Released weights use the same order.
 """

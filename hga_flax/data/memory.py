@@ -1,4 +1,4 @@
-"""Keeps small images decoded in memory, because reading and decoding them every time is most of the work."""
+"""Keeps small images decoded in memory, because most of the work would be reading and decoding them every time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -55,12 +55,12 @@ class MemorySource:
 
 
 class GatheredBatches:
-    """Whole batches of a split in memory, gathered at once where possible: five times as fast as image by image.
+    """Whole batches of a split in memory. Gathering a batch at once is five times as fast as image by image.
 
     Args:
         examples: has `read(row)`, which returns an example, and `gather(rows)`, which returns a batch or None.
         size: examples per batch.
-        gather: False if each image is changed on its way, so that it must be read alone.
+        gather: whether to gather batches; False if images are changed on the host, so that each must be read by itself.
     """
 
     def __init__(self, examples: Any, size: int, *, gather: bool):

@@ -21,18 +21,18 @@ from rich.progress import Progress
 from hga_flax.errors import UserError, one_line
 from hga_flax.storage.locks import lock
 
-# TFDS asks its bucket, which is off, about every data set that is not prepared, and each time leaves an empty
-# folder in the system's temporary folder.
+# TFDS would look up every unprepared data set in its bucket. It has switched the bucket off, but each look-up still
+# leaves an empty folder in the system's temporary folder.
 tfds.core.DatasetInfo.initialize_from_bucket = lambda self: None
 
 VERSION = "1.0.0"
-SECONDS_BETWEEN_LINES = 10.0  # progress lines if stderr is not a terminal
+SECONDS_BETWEEN_LINES = 10.0  # of progress, if stderr is not a terminal
 # Yields a split's examples for TFDS: (key, {"image": bytes or uint8 [H, W, C], "label": class, "file_name": str}).
 Examples = Callable[[], Iterator[tuple[int | str, dict[str, Any]]]]
 
 
 class _Packed(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A builder for whatever examples it is given."""
+    """A TFDS builder of the examples that it is given."""
 
     def __init__(self, name: str, version: str, features: dict[str, Any], splits: dict[str, Examples], data_dir: str):
         self.name, self.VERSION = name, tfds.core.Version(version)
@@ -52,7 +52,7 @@ class _Packed(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(self, split: str, examples: Examples) -> Iterator:
         for key, example in counted(examples(), f"{split} examples"):
             image = example["image"]
-            # Encoded here, because TFDS would need TensorFlow to encode an array.
+            # TFDS would need TensorFlow to encode an array.
             data = cv2.imencode(".png", image[..., ::-1])[1].tobytes() if isinstance(image, np.ndarray) else image
             yield key, example | {"image": io.BytesIO(data)}
 
@@ -84,7 +84,7 @@ def pack(
     *,
     file_names: bool = False,
 ) -> pathlib.Path:
-    """Writes a data set; it appears under its name only when complete, in one move.
+    """Writes a data set; a rename gives it its name when it is complete.
 
     Args:
         name: name by which the data set is read afterwards.
@@ -93,7 +93,7 @@ def pack(
         shape: (H, W, C) of the images; None for H and W if they vary.
         data_dir: folder of TFDS data sets.
         version: version of the data set.
-        file_names: whether examples also have a "file_name".
+        file_names: whether the examples also have a "file_name".
 
     Returns:
         The folder of the data set.
@@ -106,8 +106,8 @@ def pack(
         features["file_name"] = tfds.features.Text()
 
     def write(scratch: pathlib.Path) -> None:
-        tfds.disable_progress_bar()  # it shows the scratch folder, and its redrawing fills logs
-        with contextlib.redirect_stdout(io.StringIO()):  # so do its messages
+        tfds.disable_progress_bar()  # it shows the scratch folder, and redrawing it fills logs
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS's messages show the scratch folder too
             _Packed(name, version, features, splits, str(scratch)).download_and_prepare()
 
     return write_once(data_dir, name, version, write)
@@ -138,7 +138,7 @@ def write_once(data_dir: pathlib.Path, name: str, version: str, write: Callable[
 
 @contextlib.contextmanager
 def locked(data_dir: pathlib.Path, name: str) -> Iterator[None]:
-    """Lets only one command at a time prepare `name`, and removes what killed ones left.
+    """Lets only one command at a time prepare `name`, and removes the leftovers of killed ones.
 
     Raises:
         UserError: another command is preparing it, or the folder cannot be written to.

@@ -1,7 +1,7 @@
-"""From a source to batches, with Grain: ordered, sharded by process, resumable at any step.
+"""Makes batches of a source with Grain: ordered, sharded by process, resumable at any step.
 
-An undecodable image shifts no other: training uses the next good one of the global order instead,
-evaluation a blank image that does not count.
+An undecodable image does not shift the others: training replaces it by the next good image of the global order,
+evaluation by a blank image that does not count.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from hga_flax.images.host_augmentation import host_transform
 Transform = Callable[[Any, int, int, np.ndarray | None], np.ndarray]
 Batch = dict[str, np.ndarray]
 CHUNK = 16  # most examples that a thread reads at a time
-ROUNDS = 4  # of the cipher behind the order, as in grain.MapDataset.shuffle
+ROUNDS = 4  # rounds of the cipher that shuffles, as in grain.MapDataset.shuffle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Shard:
     processes: int = 1
 
     def position(self, row: int, batch_size: int) -> int:
-        """Returns the place of this process's `row` in the order of all processes; `batch_size` is the global one."""
+        """Returns the global position of this process's `row`; `batch_size` is the global one."""
         local = batch_size // self.processes
         batch, offset = divmod(row, local)
         return batch * batch_size + self.process * local + offset
@@ -56,8 +56,8 @@ class _TrainExamples:
     """This process's rows of the endless global order, as a random-access source for Grain.
 
     Global position g is the g-th example of all epochs in sequence, each in its own order. Batch k holds the
-    positions k * B .. (k + 1) * B - 1, and process p of P gets its p-th contiguous part. So neither P nor
-    the place where a run was interrupted changes what any batch holds.
+    positions k * B .. (k + 1) * B - 1, and process p of P gets its p-th contiguous part. So the contents of
+    a batch depend neither on P nor on where a run was interrupted.
     """
 
     def __init__(
@@ -74,10 +74,10 @@ class _TrainExamples:
         self._source, self._transform, self._shard, self._start = source, transform, shard, start
         self._batch = batch_size
         self._blank, self._max_bad, self._seed = blank, max_bad, seed
-        self._seeds: dict[int, int] = {}  # of each epoch's order
+        self._seeds: dict[int, int] = {}  # the seed of each epoch's order
 
     def __len__(self) -> int:
-        return 2**31  # more than any run reads; Grain needs a number
+        return 2**31  # more than any run reads; Grain needs a length
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         return self.read(row)
@@ -91,7 +91,7 @@ class _TrainExamples:
             try:
                 record = self._source[index]
                 image = self._transform(record["image"], index, epoch, out)
-                # Only the first bad one is reported here, the others at their own positions.
+                # Only the first bad image is reported here; the others are reported at their own positions.
                 first = bad[0] if bad else -1
                 return _example(image, record["label"], first, index=np.int32(index), epoch=np.int32(epoch))
             except BadImage:
@@ -116,7 +116,7 @@ class _TrainExamples:
         epoch, place = divmod(position, count)
         seed = self._seeds.get(epoch)
         if seed is None:
-            # Not Grain's own repeat: it adds the epoch to the seed, so neighbouring seeds would share their orders.
+            # Grain's own repeat adds the epoch to the seed, so neighbouring seeds would share their orders.
             seed = self._seeds[epoch] = host_seed(self._seed, ORDER, epoch)
         return epoch, index_shuffle(place, max_index=count - 1, seed=seed, rounds=ROUNDS)
 
@@ -169,9 +169,9 @@ def _batches(
     threads, workers = data.num_threads, data.num_workers
     if memory:
         # This work holds the GIL, so more threads only contend (9 times slower on 28x28 images). One thread makes whole
-        # batches, ahead of their use.
+        # batches in advance.
         options = grain.ReadOptions(num_threads=min(threads, 1), prefetch_buffer_size=2 if threads else 0)
-        gather = not (train and data.randaugment_ops)  # it changes images one by one, on the host
+        gather = not (train and data.randaugment_ops)  # RandAugment changes images one by one, on the host
         return iter(
             grain.MapDataset.source(GatheredBatches(examples, batch_size, gather=gather)).to_iter_dataset(options)
         )
@@ -188,7 +188,7 @@ def _batches(
     threads = min(threads, available_cores())
     # A thread takes several examples at a time, because Grain's overhead per element is a tenth of a JPEG's decoding.
     chunk = max(n for n in range(1, CHUNK + 1) if batch_size % n == 0)
-    # Enough ahead to keep the threads busy across a batch boundary, but not more, to save memory.
+    # Prefetch enough to keep the threads busy across a batch boundary, but not more, to save memory.
     ahead = max(2 * batch_size // chunk, 2 * threads) if threads else 0
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     chunks = grain.MapDataset.source(_Chunks(examples, chunk, batch_size, image_shape)).to_iter_dataset(options)
@@ -198,8 +198,8 @@ def _batches(
 def _undisturbed(dataset: grain.IterDataset) -> Iterator[Batch]:
     """Yields batches from worker processes that block signals, because Ctrl-C at a terminal is sent to all processes.
 
-    The workers go on until this process, which handles the signal, has its last batch. Threads start them for the first
-    batch, and they inherit the signals blocked at that moment.
+    The workers go on until this process, which handles the signal, has its last batch. Grain's threads start them
+    when the first batch is read, and they inherit the signals blocked at that moment.
     """
     resource_tracker.ensure_running()  # if started later, it would unblock the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
@@ -210,13 +210,13 @@ def _undisturbed(dataset: grain.IterDataset) -> Iterator[Batch]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     with contextlib.closing(batches):
         while batch is not None:
-            # A copy: the batch is in memory shared with the workers, which would leak if JAX kept it to the end.
+            # Copied, because the batch is in memory shared with the workers, which leaks if JAX keeps it to the end.
             yield {name: np.array(value) for name, value in batch.items()}
             batch = next(batches, None)
 
 
 def _end_with_parent(worker: int, workers: int) -> None:
-    """Runs in each worker process and ends it when its parent is gone, even if the parent was killed."""
+    """Starts a thread that ends this worker process when its parent is gone, even if the parent was killed."""
 
     def wait() -> None:
         multiprocessing.parent_process().join()
@@ -267,7 +267,7 @@ class Dataset:
     """A data set as training and evaluation use it; `create_dataset` makes it from a `config.data`.
 
     Attributes:
-        info: what is known about the data set.
+        info: the data set's classes and channels.
         data: `config.data`.
         seed: seed of the order and the augmentation.
         eval_size: height and width of the images in evaluation; 0: `data.image_size`.
@@ -288,7 +288,7 @@ class Dataset:
         return {}
 
     def open(self, split: str) -> Source:
-        """Opens a split, real or, with `data.fake`, synthetic; opens each only once, and reads no images.
+        """Opens a split, or with `data.fake` a synthetic one; opens each only once, and reads no images.
 
         Raises:
             UserError: the split does not exist or is empty.
@@ -319,8 +319,8 @@ class Dataset:
         data, source = self.data, self.open(split)
         if data.augmentation == "imagenet" or data.num_workers:
             return source
-        # Only the resizing, which is the same in every epoch.
         shape = self._image_shape(train)
+        # With train=False it only resizes, which is the same in every epoch.
         transform = host_transform(data, self.info.channels, train=False, seed=self.seed, size=shape[0])
         return in_memory(source, transform, shape, data.cache_mb)
 
@@ -332,9 +332,9 @@ class Dataset:
         """Yields this process's part of each global batch, endlessly.
 
         Args:
-            source: as `source(data.train_split)` returns it.
+            source: the result of `source(data.train_split)`.
             batch_size: size of the global batch; a multiple of the number of processes.
-            shard: this process's place.
+            shard: this process's place among the processes.
             start: number of examples of the global order that were already used.
 
         Yields:
@@ -350,9 +350,9 @@ class Dataset:
         """Yields this process's part of an evaluation; every process gets the same number of batches.
 
         Args:
-            source: as `source(split, train=False)` returns it.
+            source: the result of `source(split, train=False)`.
             batch_size: size of the global batch; a multiple of the number of processes.
-            shard: this process's place.
+            shard: this process's place among the processes.
             split: the split of `source`, under which bad images are counted; None: `data.eval_split`.
 
         Yields:
@@ -382,7 +382,7 @@ def _explain(source: Source, transform: Transform, index: int) -> str:
         transform(record["image"], index, 0)
     except BadImage as error:
         return f"{name}: {error}"
-    return f"{name}: it could not be decoded before, and can now"
+    return f"{name}: it could not be decoded before, but can be now"
 
 
 def create_dataset(data: Any, seed: int) -> Dataset:

@@ -5,7 +5,7 @@
     prepare arrays FILE.npz    labelled arrays
     prepare idx DIR            MNIST-style IDX files
 
-A data set appears under its name in one move, so after a kill simply repeat the command.
+A data set gets its name when it is complete, so if the command was killed, simply repeat it.
 """
 
 import argparse
@@ -36,7 +36,7 @@ IMAGENET = {"ILSVRC2012_img_train.tar": 147_897_477_120, "ILSVRC2012_img_val.tar
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the command's arguments."""
+    """Adds the command's arguments."""
     parser.add_argument(
         "dataset", metavar="NAME", help="name of a TFDS data set, or: folder DIR, arrays FILE.npz, idx DIR"
     )
@@ -70,15 +70,15 @@ def run(arguments: argparse.Namespace) -> None:
             raise UserError(f"prepare {arguments.dataset}: PATH, --name and --class-names are for {', '.join(LOCAL)}")
         manual = expand(arguments.manual_dir, "--manual-dir").absolute() if arguments.manual_dir else None
         if bucket and (found := find_set(bucket, arguments.dataset)):
-            print(f"{arguments.dataset} is prepared already:")
+            print(f"{arguments.dataset} is already prepared:")
             folder, bucket = data_dir / arguments.dataset.partition("/")[0] / found.folder, None
         else:
             folder = _prepare_tfds(arguments.dataset, data_dir, manual)
         usage = f"--config.data.name={arguments.dataset}"
     if bucket:
         upload(folder, bucket.below(folder.relative_to(data_dir).as_posix()))
-    told = f"{folder}\nuse it with {usage}" + (f" --config.data.dir={data_dir}" if arguments.data_dir else "")
-    print(called(told))
+    flag = f" --config.data.dir={data_dir}" if arguments.data_dir else ""
+    print(called(f"{folder}\nuse it with {usage}{flag}"))
 
 
 def _prepare_local(
@@ -94,7 +94,7 @@ def _prepare_local(
     if not path.exists():
         raise UserError(f"prepare {kind}: {path} does not exist")
     if kind == "folder" and data_dir.resolve().is_relative_to(path.resolve()):
-        raise UserError(f"prepare folder: --data-dir={data_dir} lies in the folder to pack; choose another")
+        raise UserError(f"prepare folder: --data-dir={data_dir} is inside the folder to pack; choose another")
     name = packing.check_name(arguments.name or path.stem.lower().replace("-", "_"))
     if bucket and not find_set(bucket, name):
         shutil.rmtree(data_dir / name / packing.VERSION, ignore_errors=True)  # a stale copy: the bucket lacks the set
@@ -117,7 +117,7 @@ def _prepare_local(
 
 
 def _checked(source: FolderSource, bad: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields a folder's examples, and records in `bad` which ones cannot be decoded, and why."""
+    """Yields a folder's examples, and records in `bad` which cannot be decoded and why."""
     from hga_flax.images.host_augmentation import decode
 
     for name, example in source.examples():
@@ -132,10 +132,10 @@ def _say_bad(bad: dict[str, str], images: int) -> None:
     for name, reason in list(bad.items())[:BAD_SHOWN]:
         print(f"warning: {name}: {reason}", file=sys.stderr)
     if bad:
-        more = f" ({len(bad) - BAD_SHOWN:,} more than these)" if len(bad) > BAD_SHOWN else ""
+        more = f" ({len(bad) - BAD_SHOWN:,} of them not listed)" if len(bad) > BAD_SHOWN else ""
         print(
             f"warning: {len(bad):,} of {images:,} images cannot be decoded{more}; they are packed too, and training "
-            "skips up to data.max_bad_images of a split",
+            "skips up to data.max_bad_images of them per split",
             file=sys.stderr,
         )
 
@@ -148,7 +148,7 @@ def _pack_arrays(name: str, arrays: LabelledArrays, data_dir: pathlib.Path, vers
 
 
 def _prepare_tfds(name: str, data_dir: pathlib.Path, manual: pathlib.Path | None) -> pathlib.Path:
-    """Prepares a TFDS data set under its name."""
+    """Prepares a TFDS data set and returns its folder."""
     import tensorflow_datasets as tfds
 
     from hga_flax.data import packing
@@ -159,7 +159,7 @@ def _prepare_tfds(name: str, data_dir: pathlib.Path, manual: pathlib.Path | None
         known = [*LOCAL, *tfds.list_builders(with_community_datasets=False)]
         raise UserError(f"prepare: there is no data set '{name}'{nearest(name, known)}") from None
     if builder.info.splits:
-        print(f"{name} is prepared already:")
+        print(f"{name} is already prepared:")
         return pathlib.Path(builder.data_dir)
     if builder.name == "fashion_mnist" and (manual or FASHION_MNIST).is_dir():
         labels = builder.info.features["label"].names
@@ -177,17 +177,16 @@ def _prepare_tfds(name: str, data_dir: pathlib.Path, manual: pathlib.Path | None
         options = tfds.download.DownloadConfig(manual_dir=str(manual) if manual else None)
         try:
             builder.download_and_prepare(download_config=options)
-        except (OSError, AssertionError, tfds.download.DownloadError) as error:
-            raise UserError(f"preparing {name} failed: {type(error).__name__}: {one_line(error)}") from None
         except Exception as error:
-            if type(error).__module__.split(".")[0] not in ("requests", "urllib3", "tensorflow_datasets"):
+            expected = type(error).__module__.split(".")[0] in ("requests", "urllib3", "tensorflow_datasets")
+            if not expected and not isinstance(error, OSError | AssertionError):
                 raise
             raise UserError(f"preparing {name} failed: {type(error).__name__}: {one_line(error)}") from None
         return pathlib.Path(builder.data_dir)
 
 
 def check_imagenet_tars(data_dir: pathlib.Path, folder: pathlib.Path, named: bool) -> None:
-    """Checks for ImageNet's two files before hours of work begin.
+    """Checks that ImageNet's two files are there, before hours of work begin.
 
     Raises:
         UserError: a file is missing; the message says what is needed, where, and how to continue.
@@ -204,4 +203,4 @@ def check_imagenet_tars(data_dir: pathlib.Path, folder: pathlib.Path, named: boo
     for name, size in IMAGENET.items():
         there = (folder / name).stat().st_size
         if there != size:
-            print(f"warning: {folder / name} has {there:,} bytes, the official file {size:,}; is it whole?")
+            print(f"warning: {folder / name} has {there:,} bytes, the official file {size:,}; is it complete?")

@@ -1,6 +1,6 @@
-"""Prepared data sets in a bucket: copied to this machine once, because array_record reads local files by position.
+"""Copies prepared data sets from a bucket to this machine, once, because array_record reads local files by position.
 
-A set is complete if it has a dataset_info.json: that is uploaded last, and a local copy gets its name in one move.
+A set is complete if it has a dataset_info.json, which is uploaded last. A local copy gets its name when it is complete.
 """
 
 import json
@@ -18,7 +18,7 @@ from hga_flax.storage.buckets import Fact, Remote, cache_folder, check_space, fo
 from hga_flax.storage.locks import lock
 
 MARKER = "dataset_info.json"
-RECORD = ".copied.json"  # in a local copy: the files of the bucket from which it was made
+RECORD = ".copied.json"  # lists the files in the bucket from which a local copy was made
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -93,7 +93,7 @@ def _choose(complete: dict[str, dict[str, Fact]], name: str, address: str) -> Pr
     configs = sorted({_parts(folder)[0] for folder in fit})
     if len(configs) > 1:
         there = ", ".join(configs).strip(", ")
-        raise UserError(f"data.name={name}: {address} has several of it ({there}); write {base}/{configs[-1]}")
+        raise UserError(f"data.name={name}: {address} has several configurations ({there}); write {base}/{configs[-1]}")
     if not fit:
         return None
     folder = max(fit, key=lambda f: [int(n) if n.isdecimal() else -1 for n in _parts(f)[1].split(".")])
@@ -120,7 +120,7 @@ def _copy(remote: Remote, found: PreparedSet, target: pathlib.Path) -> None:
             remote.get(found.files, scratch, _progress(remote.address, found.files, size))
             _record(scratch, found.files)
         except FileNotFoundError:
-            raise UserError(f"{remote.address} changes while it is copied; try again") from None
+            raise UserError(f"{remote.address} changed while it was being copied; try again") from None
         if target.exists():  # an outdated copy
             shutil.rmtree(target)
         scratch.rename(target)
@@ -140,7 +140,7 @@ def _progress(address: str, files: dict[str, Fact], size: int) -> Callable[[str]
 
 
 def upload(folder: pathlib.Path, remote: Remote) -> None:
-    """Copies a prepared set to a bucket, its marker last, and records the local files as the bucket's copy.
+    """Copies a prepared set to a bucket, its marker last, and records that the local files are the bucket's copy.
 
     Args:
         folder: folder of the set.

@@ -1,7 +1,7 @@
 """Sources of examples: the digits, TFDS data sets, packed data sets, folders of images, synthetic images.
 
-A source is a random-access sequence of `{"image": bytes | uint8 [H, W, C], "label": int}`, with a
-"file_name" if files have names, so the order of training is a pure function of (seed, epoch, index).
+A source is a random-access sequence of `{"image": bytes | uint8 [H, W, C], "label": int}`, with a "file_name" if
+files have names. Random access makes the order of training a pure function of (seed, epoch, index).
 """
 
 import atexit
@@ -24,14 +24,14 @@ from hga_flax.data.remote import local_directory
 from hga_flax.errors import UserError, expand, nearest, one_line
 from hga_flax.storage.buckets import is_remote
 
-FOLDER = "folder"  # data.name for a folder of images, data.dir
+FOLDER = "folder"  # data.name if data.dir is a folder of images
 CHANNELS = (1, 3)  # grey and RGB, which the decoder produces
 TFDS_NAME = re.compile(r"[A-Za-z]\w*(/[\w.-]+)?(:\d+\.\d+\.\d+)?")  # NAME[/CONFIG][:VERSION]
-# TFDS's errors for a set prepared in another format: one that it knows by name, and any other.
+# TFDS's errors for a set prepared in another format: a format that it knows by name, or any other.
 OTHER_FORMAT = re.compile(r"File format (is already set to|array_record does not match the file formats in .*\['\w)")
-# Records are read in the thread that asks for them; in others a single record takes twice as long.
+# Records are read in the calling thread; in array_record's own threads, a single record takes twice as long.
 READER = {"max_parallelism": "0"}
-TFDS_FEATURES = "tensorflow_datasets.core.features."  # the package of all features that a data set may use
+TFDS_FEATURES = "tensorflow_datasets.core.features."  # the package with the features that a data set may use
 
 
 class Source(Protocol):
@@ -44,7 +44,7 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """What the rest of the code needs to know about a data set.
+    """The facts about a data set that the rest of the code needs.
 
     Attributes:
         name: `data.name`.
@@ -67,7 +67,7 @@ class SyntheticSource:
     Args:
         examples: length of the source.
         size: height and width of the images.
-        info: the data set to imitate.
+        info: classes and channels of the images.
     """
 
     def __init__(self, examples: int, size: int, info: DatasetInfo):
@@ -117,7 +117,7 @@ def _parse(record: bytes) -> dict[str, Any]:
 
 
 def data_directory(directory: str) -> pathlib.Path:
-    """Returns `directory`, or TFDS's own default (`$TFDS_DATA_DIR`, `~/tensorflow_datasets`) for ""."""
+    """Returns `directory`, or for "" TFDS's default: `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`."""
     return expand(directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets", "data.dir")
 
 
@@ -128,7 +128,7 @@ def _tfds() -> Any:
 
 
 def _here(name: str, directory: str) -> str:
-    """Returns a data directory on this machine; a set in a bucket is copied to it first."""
+    """Returns a data directory on this machine, after copying the set to it if it is in a bucket."""
     return local_directory(directory, name) if TFDS_NAME.fullmatch(name) else directory
 
 
@@ -155,7 +155,7 @@ def _builder(name: str, directory: str) -> Any:
             except OSError:
                 if directory:
                     raise
-                prepared = prepare_digits(_scratch())  # no home folder, or not writable
+                prepared = prepare_digits(_scratch())  # the home folder is missing or read-only
             return tfds.builder_from_directory(str(prepared))
         return tfds.builder(name, data_dir=str(data_directory(directory)), file_format="array_record")
     except tfds.core.DatasetNotFoundError:
@@ -190,11 +190,11 @@ def _check_features(folder: pathlib.Path) -> None:
             raise UserError(f"{file} cannot be read: {one_line(error)}") from None
         foreign = [name for name in named if not str(name).startswith(TFDS_FEATURES)]
         if foreign:
-            raise UserError(f"{file} names the Python class {foreign[0]}, which is not TFDS's; it is not loaded")
+            raise UserError(f"{file} names the Python class {foreign[0]}, which is not part of TFDS; it is not loaded")
 
 
 def _class_names(node: Any) -> list[Any]:
-    """Returns every "pythonClassName" of a features.json."""
+    """Returns every "pythonClassName" and "type" of a features.json."""
     if isinstance(node, list):
         return [name for entry in node for name in _class_names(entry)]
     if not isinstance(node, dict):
@@ -204,13 +204,13 @@ def _class_names(node: Any) -> list[Any]:
 
 
 def packed_datasets(data_dir: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Returns the folders of the complete data sets in `data_dir`, by name; of several versions, the last."""
+    """Returns the folders of the complete data sets in `data_dir`, by name; if there are several versions, the last."""
     found = sorted(data_dir.glob("[a-z]*/[0-9]*.[0-9]*.[0-9]*/dataset_info.json"))
     return {file.parent.parent.name: file.parent for file in found}
 
 
 def dataset_info(name: str, directory: str = "") -> DatasetInfo:
-    """Returns what is known about a data set; a TFDS data set need not be prepared.
+    """Returns the `DatasetInfo` of a data set; a TFDS data set need not be prepared.
 
     Raises:
         UserError: the name is unknown, or the data set does not consist of labelled images.
@@ -221,7 +221,7 @@ def dataset_info(name: str, directory: str = "") -> DatasetInfo:
 
 
 def _info_of(builder: Any, name: str) -> DatasetInfo:
-    """Returns what is known about the data set of a TFDS builder."""
+    """Returns the `DatasetInfo` of a TFDS builder's data set."""
     features = builder.info.features
     if not {"image", "label"} <= set(features) or not hasattr(features["label"], "num_classes"):
         raise UserError(f"data.name: '{name}' is not an image classification data set (no 'image' and 'label')")
@@ -232,7 +232,7 @@ def _info_of(builder: Any, name: str) -> DatasetInfo:
 
 
 def other_data(run: DatasetInfo, there: DatasetInfo, where: str) -> str | None:
-    """Returns a sentence on how a data set differs from the one a run was made with; None if it does not.
+    """Returns a sentence on how a data set differs from the one that a run was trained on; None if it does not.
 
     Compares the number of classes, their names by label, and the channels.
     """
@@ -251,8 +251,8 @@ def folder_root(directory: str) -> pathlib.Path:
         raise UserError("data.dir: name the folder of images, which holds train/CLASS/ and val/CLASS/")
     if is_remote(directory):
         raise UserError(
-            f"data.dir={directory}: a folder of images is read on this machine; pack it into the bucket: python -m "
-            f"hga_flax prepare folder DIR --data-dir={directory}"
+            f"data.dir={directory}: a folder of images must be on this machine; to use a bucket, pack the images: "
+            f"python -m hga_flax prepare folder DIR --data-dir={directory}"
         )
     return expand(directory, "data.dir")
 
@@ -266,7 +266,7 @@ def open_source(
         name: "digits" (prepared on first use), "folder", or the name of a TFDS or packed data set.
         split: split in TFDS notation, for example "train", "train[:90%]".
         directory: TFDS's data directory, "" for its default.
-        key: the key of the split that messages name.
+        key: configuration key of the split, for messages.
         like: the data set of a run, whose class names take precedence.
 
     Raises:

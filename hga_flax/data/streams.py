@@ -1,9 +1,9 @@
-"""The random streams of a run, derived from its seed by name, so that no two share a draw.
+"""The random streams of a run, derived from its seed by name, so that no two share random numbers.
 
 A name is hashed, and the hash is folded into the seed: on the device into JAX's key, as kauldron's `rngs` do
 (https://github.com/google-research/kauldron), on the host into an integer. Adding or removing a stream, or drawing
-more from one, changes no other. Neighbouring seeds, epochs or steps have nothing in common, unlike with addition,
-which would mix up seed 0 in epoch 1 and seed 1 in epoch 0.
+more from one, does not change the others. Adding the epoch to the seed instead would give seed 0 in epoch 1 the
+same numbers as seed 1 in epoch 0.
 """
 
 import hashlib

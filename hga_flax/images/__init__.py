@@ -6,7 +6,7 @@ Only this room decodes images (OpenCV and simplejpeg). Start at host_augmentatio
 import os
 
 # The most pixels that an image's header may claim, in any format; checked before memory is allocated. It is the limit
-# at which Pillow raises DecompressionBombError: 512 MB of colours. The largest photographs have 150 million pixels.
+# at which Pillow raises DecompressionBombError: 512 MB as RGB. The largest photographs have 150 million pixels.
 MAX_PIXELS = 178_956_970
 # OpenCV reads this when it is imported; it applies to the formats that image_heads.py does not know.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))

@@ -1,6 +1,6 @@
 """Counts images that cannot be decoded, reports each once, and ends the run if there are too many.
 
-host_augmentation.py raises `BadImage` for them; data/pipeline.py skips them and takes the next good image instead.
+host_augmentation.py raises `BadImage` for them; data/pipeline.py replaces them by other images.
 """
 
 import sys
@@ -11,7 +11,7 @@ import numpy as np
 
 from hga_flax.errors import UserError
 
-# Values of "bad" in a batch if the loader found no good image; "index" is then that of the first bad one.
+# Values of "bad" in a batch if the loader found no good image; "index" is then the index of the first bad one.
 TOO_MANY, NONE_GOOD = -2, -3
 
 
@@ -56,7 +56,7 @@ class BadImages:
         Args:
             batches: batches from the loader.
             split: the split that they come from.
-            explain: returns the name of a bad image and what is wrong with it.
+            explain: maps the index of a bad image to its name and what is wrong with it.
 
         Raises:
             UserError: there are more bad images than the limit, or no good ones.
@@ -84,5 +84,5 @@ class BadImages:
     def _too_many(self, split: str) -> UserError:
         return UserError(
             f"more than data.max_bad_images={self._limit} images of the split '{split}' cannot be decoded; "
-            "mend or remove them (those that this process has met are named above), or raise the limit"
+            "repair or remove them (those that this process has seen are named above), or raise the limit"
         )

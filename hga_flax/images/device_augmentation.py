@@ -1,7 +1,7 @@
 """Augmentation of batches on the device, inside the compiled step.
 
-The randomness of an example depends only on (seed, epoch, index), so the number of devices and hosts and the
-batch size make no difference.
+The random choices for an example depend only on (seed, epoch, index), not on the number of devices and hosts or
+the batch size.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from jax.scipy.ndimage import map_coordinates
 
 
 def example_keys(root: jax.Array, epoch: jax.Array, index: jax.Array) -> jax.Array:
-    """Returns one random key per example, from a stream's key and int32 `epoch` `[B]` and `index` `[B]`."""
+    """Returns a random key per example, derived from a stream's key and int32 `epoch` `[B]` and `index` `[B]`."""
     fold = lambda e, i: jax.random.fold_in(jax.random.fold_in(root, e), i)
     return jax.vmap(fold)(epoch, index)
 
@@ -57,14 +57,14 @@ def augment(
 
 
 def alternating_flip(images: jax.Array, root: jax.Array, epoch: jax.Array, index: jax.Array) -> jax.Array:
-    """Mirrors each of `[B, H, W, C]` in every second epoch: the even or the odd ones, drawn per image.
+    """Mirrors each of `[B, H, W, C]` in every second epoch: the even or the odd ones, chosen at random per image.
 
     Any two consecutive epochs then show every image both ways; a random flip does that for only half of them (Jordan,
     94 % on CIFAR-10 in 3.29 seconds on a single GPU, https://arxiv.org/abs/2404.00498).
 
     Args:
         images: float images.
-        root: key of a stream; each image's draw comes from it and the image's `index`.
+        root: key of a stream; each image's choice derives from it and the image's `index`.
         epoch: int32 `[B]`.
         index: int32 `[B]`, indices of the examples.
 
@@ -77,7 +77,7 @@ def alternating_flip(images: jax.Array, root: jax.Array, epoch: jax.Array, index
 
 
 def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """Maps uint8-valued `[B, H, W, C]` to float32 (x / 255 - mean) / std; mean and std per channel, or one for all."""
+    """Maps `[B, H, W, C]` of 0..255 to float32 (x / 255 - mean) / std; mean and std per channel, or one for all."""
     images = images.astype(jnp.float32) / 255
     return (images - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
@@ -95,8 +95,8 @@ def _inside(start: jax.Array, length: jax.Array, size: int) -> jax.Array:
 def random_erasing(key: jax.Array, image: jax.Array, probability: float) -> jax.Array:
     """Fills a random rectangle of `[H, W, C]` with noise, with the given probability.
 
-    Zhong et al., https://arxiv.org/abs/1708.04896. Its area is 2 to 33 % of the image's and its aspect ratio
-    0.3 to 3.3; sides longer than the image's are clipped.
+    Zhong et al., https://arxiv.org/abs/1708.04896. The rectangle has 2 to 33 % of the image's area and an aspect
+    ratio of 0.3 to 3.3; sides longer than the image's are clipped.
     """
     height, width, _ = image.shape
     apply, area_key, aspect_key, place, noise = jax.random.split(key, 5)
@@ -126,9 +126,9 @@ def mix(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Mixes each image with its neighbour (0 with 1, 2 with 3, ...), each with its own share.
 
-    mixup (https://arxiv.org/abs/1710.09412) adds the images, CutMix (https://arxiv.org/abs/1905.04899)
-    pastes a box of the other one; with both, each applies to half of the images. Examples come in random
-    order, so neighbours are random too, and they are on the same device, however many devices there are.
+    mixup (https://arxiv.org/abs/1710.09412) averages the images, CutMix (https://arxiv.org/abs/1905.04899)
+    pastes a box of the other one; with both, each is applied to half of the images. Examples come in random
+    order, so neighbours are random, and they are on the same device, however many devices there are.
 
     Args:
         images: `[B, H, W, C]` with B even.

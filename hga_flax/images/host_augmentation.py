@@ -2,9 +2,9 @@
 
 Training on large images uses one affine warp that combines the random resized crop (8-100 % of the
 area, aspect 3/4 to 4/3), the flip and the rotation (SENet's recipe, https://arxiv.org/abs/1709.01507,
-section 5.1, whose released settings are +-10 degrees). Every random choice is drawn from
-(seed, epoch, index), so neither threads nor hosts change it. RandAugment's (`randaugment.py`)
-geometric operations are part of the warp, its other operations follow it.
+section 5.1, whose released settings are +-10 degrees). Every random choice derives from
+(seed, epoch, index), so the number of threads and hosts does not change it. RandAugment's
+(`randaugment.py`) geometric operations are part of the warp, its other operations follow it.
 """
 
 import math
@@ -26,7 +26,7 @@ cv2.setNumThreads(0)  # the loader's threads are enough; OpenCV's own would comp
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # bad_images.py reports bad images, once
 
 DECODE_FLAGS = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_RGB}
-REDUCTION_FLAGS = {n: flag for n, flag in ((1, 0), (2, 16), (4, 32), (8, 64))}  # IMREAD_REDUCED_*
+REDUCTION_FLAGS = {1: 0, 2: 16, 4: 32, 8: 64}  # IMREAD_REDUCED_*
 # Box averaging followed by these taps has the width of the antialiased bilinear filter (Pillow's):
 # its variance is 1/6 of a pixel, the box's 1/12.
 TAPS = np.array([1 / 24, 22 / 24, 1 / 24])
@@ -36,7 +36,7 @@ LOG_ASPECT = (math.log(ASPECT[0]), math.log(ASPECT[1]))
 CROP_TRIES = 10
 NOTHING = Operations(None, ())  # no RandAugment
 MOST_ENLARGED = 2**22  # pixels of an enlarged image; above this, only the crop is computed
-WEIGHTS = 2048  # OpenCV's fixed point: 11 bits
+WEIGHTS = 2048  # scale of OpenCV's fixed-point weights: 11 bits
 
 
 def decode(image: bytes | np.ndarray, channels: int, reduction: int = 1) -> np.ndarray:
@@ -48,7 +48,7 @@ def decode(image: bytes | np.ndarray, channels: int, reduction: int = 1) -> np.n
     Args:
         image: the encoded image, or an array.
         channels: 1 or 3.
-        reduction: 1, 2, 4 or 8: decode to height and width divided by this (much faster for JPEGs).
+        reduction: 1, 2, 4 or 8: factor by which the decoded height and width are smaller (much faster for JPEGs).
 
     Raises:
         BadImage: OpenCV cannot read the bytes, the image is incomplete, or it claims too many pixels.
@@ -63,7 +63,7 @@ def decode(image: bytes | np.ndarray, channels: int, reduction: int = 1) -> np.n
     if image[:2] in (b"Pf", b"PF"):  # OpenCV truncates its values, of which 1 is white
         raise BadImage("images of floats (PFM) are not read; convert it to PNG or JPEG")
     if (white := netpbm_white(image)) not in (None, 255, 65535):  # OpenCV does not scale other ranges
-        raise BadImage(f"its white is {white}; of PGM, PPM and PAM only 255 and 65535 are read: convert it to PNG")
+        raise BadImage(f"its white is {white}; PGM, PPM and PAM are read only with 255 or 65535: convert it to PNG")
     check_whole(image)
     try:
         pixels = cv2.imdecode(np.frombuffer(image, np.uint8), DECODE_FLAGS[channels] | REDUCTION_FLAGS[reduction])
@@ -82,7 +82,7 @@ def _too_large(size: tuple[int, int] | None = None) -> str:
 
 
 def check_whole(image: bytes) -> None:
-    """Raises BadImage for a truncated JPEG, whose missing part decoders fill with grey."""
+    """Raises BadImage for a truncated JPEG, because decoders fill the missing part with grey."""
     # A complete JPEG ends with a marker that cannot occur in its data.
     if image[:2] == b"\xff\xd8" and image[-2:] != b"\xff\xd9" and image.rfind(b"\xff\xd9") < image.rfind(b"\xff\xda"):
         raise BadImage(f"the JPEG of {len(image)} bytes is cut off")
@@ -127,12 +127,12 @@ def enlarged_part(image: np.ndarray, shape: tuple[int, int], corner: tuple[int, 
     """
 
     def neighbours(axis: int) -> tuple[np.ndarray, ...]:
-        """For each line of the part, returns the two lines of the image around it, and their weights."""
+        """Returns the two lines of the image around each line of the part, and their weights."""
         number, step = image.shape[axis], 1 / (shape[axis] / image.shape[axis])
         place = ((np.arange(corner[axis], corner[axis] + size) + 0.5) * step - 0.5).astype(np.float32)
         first = np.floor(place).astype(np.int32)
         share = place - first.astype(np.float32)
-        if axis == 1:  # beyond the border OpenCV sets the weights of columns, not of rows
+        if axis == 1:  # at the border, OpenCV sets the weights of columns, but not those of rows
             share[(first < 0) | (first >= number - 1)] = 0
             first = first.clip(0, number - 1)
         weights = [np.rint(part * np.float32(WEIGHTS)).astype(np.int32) for part in (1 - share, share)]
@@ -150,7 +150,7 @@ def enlarged_part(image: np.ndarray, shape: tuple[int, int], corner: tuple[int, 
 
 
 def random_crop_box(draws: random.Random, height: int, width: int) -> tuple[float, float, float, float]:
-    """Draws (top, left, height, width) of a crop of random area and aspect; a centre crop if none fits."""
+    """Draws (top, left, height, width) of a crop with random area and aspect ratio; a centre crop if none fits."""
     for _ in range(CROP_TRIES):
         area = draws.uniform(*AREA) * height * width
         aspect = math.exp(draws.uniform(*LOG_ASPECT))
@@ -170,7 +170,7 @@ class Crop(NamedTuple):
         top, left, height, width: the box.
         angle: rotation of the box about its centre, in radians.
         mirror: -1 to mirror the result, else 1.
-        distortion: RandAugment's distortion of the result, see `Operations.matrix`, or None.
+        distortion: matrix of RandAugment's geometric operations, see `Operations.matrix`; None for the identity.
     """
 
     top: float
@@ -208,23 +208,23 @@ def draw_crop(
         flip: whether to mirror half of the images.
         rotation_degrees: rotate by an angle uniform in +- this many degrees.
         key: integers from which all random choices derive.
-        distortion: passed on to the crop.
+        distortion: see `Crop`.
     """
-    draws = random.Random(str(key))  # half the time of NumPy's, during which other threads wait
+    draws = random.Random(str(key))  # NumPy's generator takes twice as long, and other threads wait meanwhile
     box = random_crop_box(draws, height, width)
     angle = math.radians(draws.uniform(-rotation_degrees, rotation_degrees))
     return Crop(*box, angle, -1.0 if flip and draws.random() < 0.5 else 1.0, distortion)
 
 
 def alternating_mirror(seed: int, epoch: int, index: int) -> bool:
-    """Returns whether to mirror an image in this epoch: every second one, see `data.alternating_flip`."""
+    """Returns whether to mirror an image in this epoch: in every second one, for `data.alternating_flip`."""
     return (random.Random(str((seed, "flip", index))).random() < 0.5) ^ (epoch % 2 == 1)
 
 
 def decode_for_crop(
     image: bytes | np.ndarray, channels: int, size: int, draw: Callable[[int, int], Crop]
 ) -> tuple[np.ndarray, Crop, int]:
-    """Decodes what a random crop needs: a JPEG only down to the crop's end, and reduced if it stays large enough.
+    """Decodes what a random crop needs: a JPEG only down to the crop's last row, and reduced if still large enough.
 
     Args:
         image: the encoded image, or an array.
@@ -252,7 +252,7 @@ def decode_for_crop(
         try:
             return decode_top(image, head, math.ceil(crop.bottom) + 1, reduction), crop, reduction
         except ValueError:
-            pass  # OpenCV decides whether it is bad
+            pass  # let OpenCV decide whether it is bad
     return decode(image, channels, reduction), crop, reduction
 
 
@@ -268,27 +268,27 @@ def warp(image: np.ndarray, size: int, crop: Crop, reduction: int = 1, out: np.n
     """
     down_y = down_x = 1 / reduction
     shrink = int(min(crop.height, crop.width) / reduction / size)
-    if shrink >= 2:  # the warp reads only 2x2 pixels: average first
+    if shrink >= 2:  # average first, because the warp reads only 2x2 pixels
         height, width = image.shape[:2]
         small = (max(1, width // shrink), max(1, height // shrink))
         image = cv2.resize(image, small, interpolation=cv2.INTER_AREA).reshape(*small[::-1], image.shape[2])
         down_y, down_x = down_y * small[1] / height, down_x * small[0] / width
     crop_height, crop_width = crop.height * down_y, crop.width * down_x
-    # From output pixel to input pixel: centre, mirror, scale to the crop, rotate, move to its centre. Plain floats,
-    # because NumPy's overhead on so few numbers would be a tenth of the warp's time, and it holds the GIL.
+    # From output pixel to input pixel: centre, mirror, scale to the crop, rotate, move to its centre. In plain floats,
+    # because NumPy's overhead on so few numbers would be a tenth of the warp's time, and NumPy holds the GIL.
     scale_x, scale_y = crop.mirror * crop_width / size, crop_height / size
     cos, sin, middle = math.cos(crop.angle), math.sin(crop.angle), (size - 1) / 2
     a, b, c, d = cos * scale_x, -sin * scale_y, sin * scale_x, cos * scale_y
     x = crop.left * down_x + crop_width / 2 - 0.5 - (a + b) * middle
     y = crop.top * down_y + crop_height / 2 - 0.5 - (c + d) * middle
-    if image.shape[2] == 3 and crop.distortion is None:
-        # Keep only the part that the warp reads, because it is copied below.
+    if image.shape[2] == 3 and crop.distortion is None:  # a distortion may reflect any part of the image
+        # Keep only the part that the warp reads, because the image is copied below.
         across, down = sorted((0, a * size, b * size, (a + b) * size)), sorted((0, c * size, d * size, (c + d) * size))
         left, top = max(int(x + across[0]) - 2, 0), max(int(y + down[0]) - 2, 0)
         image = image[top : int(y + down[3]) + 3, left : int(x + across[3]) + 3]
         x, y = x - left, y - top
     matrix = np.array([[a, b, x], [c, d, y]])
-    if crop.distortion is not None:  # it may read far beyond the border, and reflections need the whole image
+    if crop.distortion is not None:
         pixel = np.array([[size, 0, middle], [0, size, middle], [0, 0, 1]])  # from image sides about the centre
         matrix = matrix @ pixel @ crop.distortion @ np.linalg.inv(pixel)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
@@ -311,7 +311,7 @@ def host_transform(data: Any, channels: int, *, train: bool, seed: int, size: in
 
     With `data.augmentation` "imagenet" it crops; with "small" and "none" it resizes the whole image
     ("small" is augmented on the device, see `device_augmentation.py`, except for RandAugment). The
-    result is written to `out` if that saves a copy; else `out` is left unchanged.
+    result is written to `out` if that saves a copy; otherwise `out` is not changed.
 
     Args:
         data: `config.data`.
@@ -320,7 +320,7 @@ def host_transform(data: Any, channels: int, *, train: bool, seed: int, size: in
         seed: seed of all random choices, together with the epoch and the example's index.
         size: height and width of the result; 0: `data.image_size`.
     """
-    # Read once: a ConfigDict is slow.
+    # Read the keys only once, because a ConfigDict is slow.
     size, flip, rotation_degrees = size or data.image_size, data.flip, data.rotation_degrees
     alternating, augmentation, fraction = data.alternating_flip, data.augmentation, data.eval_crop_fraction
     ops, magnitude = data.randaugment_ops if train else 0, data.randaugment_magnitude

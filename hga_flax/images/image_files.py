@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from hga_flax.errors import UserError, one_line
 from hga_flax.images.bad_images import BadImage
 
-# Suffixes of files that OpenCV decodes to 8 bits; the content decides how each is read. Others are ignored and counted.
+# Suffixes of images that OpenCV decodes to 8 bits; the content decides how. Other files are ignored and counted.
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".avif",
     ".jp2", ".pbm", ".pgm", ".ppm", ".pnm", ".pam", ".ras",
 )  # fmt: skip
-# Left behind by operating systems, archives and network drives, in lower case. Hidden names (.DS_Store,
+# Names that operating systems, archives and network drives leave behind, in lower case. Hidden names (.DS_Store,
 # .ipynb_checkpoints, ._photo.jpg) are skipped as well.
 LITTER_FOLDERS = {
     "__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information", "lost+found",
@@ -27,7 +27,7 @@ Endings = collections.Counter  # number of ignored files by suffix
 
 
 def is_litter(name: str, folder: bool) -> bool:
-    """Returns whether no user chose this name: it is hidden, or a system left it behind."""
+    """Returns whether a name is hidden or was left behind by a system, so that no user chose it."""
     return name.startswith(".") or name.lower() in (LITTER_FOLDERS if folder else LITTER_FILES)
 
 
@@ -86,17 +86,17 @@ def ending(name: str) -> str:
 
 
 def ignored_line(ignored: Endings, where: str) -> str:
-    """Returns one line about the ignored files, "" if there are none.
+    """Returns one line about the ignored files, or "" if there are none.
 
     Args:
         ignored: number of ignored files by suffix.
-        where: the folder, or whatever else was searched.
+        where: name of the place that was searched.
     """
     if not ignored:
         return ""
     most_first = sorted(ignored.items(), key=lambda item: (-item[1], item[0] or "~"))
-    kinds = [f"{count:,} {kind or 'without an ending'}" for kind, count in most_first]
+    kinds = [f"{count:,} {kind or 'without a suffix'}" for kind, count in most_first]
     more = f" and {len(kinds) - MOST_NAMED} other kinds" if len(kinds) > MOST_NAMED else ""
     total = ignored.total()
-    what = "file that is no image" if total == 1 else "files that are no images"
+    what = "file that is not an image" if total == 1 else "files that are not images"
     return f"ignored {total:,} {what} in {where}: {', '.join(kinds[:MOST_NAMED])}{more}"

@@ -1,6 +1,6 @@
-"""Reads the size that an image claims from the header of its file, without decoding.
+"""Reads the size that an image's header claims, without decoding the image.
 
-jpeg.py reads the headers of JPEGs, of which evaluation and training need more.
+jpeg.py reads the headers of JPEGs, because training needs more of them than the size.
 """
 
 import re
@@ -13,14 +13,14 @@ TIFF_NUMBERS = {3: "H", 4: "I", 16: "Q"}  # type of a value: its struct format
 
 
 def claimed_size(data: bytes) -> tuple[int, int] | None:
-    """Returns the (height, width) that a PNG, GIF, BMP, WebP, TIFF or JPEG claims; None for others or an odd header."""
+    """Returns the (height, width) that a PNG, GIF, BMP, WebP, TIFF or JPEG claims; None if it cannot be read."""
     try:
         if data[:8] == b"\x89PNG\r\n\x1a\n":
             width, height = struct.unpack_from(">II", data, 16)
         elif data[:4] == b"GIF8":
             width, height = struct.unpack_from("<HH", data, 6)
         elif data[:2] == b"BM":
-            old = struct.unpack_from("<I", data, 14)[0] == 12  # the header of OS/2
+            old = struct.unpack_from("<I", data, 14)[0] == 12  # OS/2's header
             width, height = struct.unpack_from("<HH" if old else "<ii", data, 18)
         elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             return _webp(data)

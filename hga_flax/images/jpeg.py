@@ -1,7 +1,7 @@
 """Reads JPEG headers, and decodes only as much of a JPEG as a crop needs.
 
-A sequential JPEG stores its rows from the top down, so a decoder stops early if a copy of the header
-gives a smaller height; no Python package offers libjpeg's own way to skip rows. This saves a sixth of
+A sequential JPEG stores its rows from the top down, so a decoder stops early if a copy of the JPEG
+states a smaller height; no Python package offers libjpeg's own way to skip rows. This saves a sixth of
 the work for random crops (8-100 % of the area). Pixels equal OpenCV's: both decode with libjpeg-turbo.
 """
 
@@ -19,7 +19,7 @@ SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 SEQUENTIAL = (0xC0, 0xC1)
 START_OF_SCAN = 0xDA
-ROWS = 16  # most rows of pixels in a row of blocks (chroma at half the height)
+ROWS = 16  # largest height of a row of blocks, in pixels (with chroma at half the height)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +29,8 @@ class JpegHead:
     Attributes:
         size: (height, width) of the upright image.
         orientation: EXIF orientation; 1 is upright.
-        from_top: whether the data are one sequential scan of 8 bits, grey or three colours.
-        height_at: offset of the height, two bytes.
+        from_top: whether the data are a single sequential scan with 8 bits and one or three components.
+        height_at: byte offset of the height, a 16-bit number.
     """
 
     size: tuple[int, int]
@@ -40,7 +40,7 @@ class JpegHead:
 
 
 def read_head(data: bytes) -> JpegHead | None:
-    """Parses a JPEG's header; returns None if `data` is not a JPEG or its header is odd."""
+    """Parses a JPEG's header; returns None if `data` is not a JPEG or its header cannot be parsed."""
     if data[:3] != b"\xff\xd8\xff":
         return None
     position, orientation, frame = 2, UPRIGHT, None
@@ -68,19 +68,19 @@ def decode_top(data: bytes, head: JpegHead, rows: int, reduction: int) -> np.nda
     """Decodes at least the first `rows` rows, in colour: uint8 `[>= rows / reduction, W / reduction, 3]`.
 
     Args:
-        data: the JPEG, upright and `from_top`.
-        head: its header.
+        data: the JPEG; its header must be upright and `from_top`.
+        head: the header of `data`.
         rows: number of rows needed, in pixels of the whole image.
-        reduction: 1, 2, 4 or 8: the height and width are divided by it.
+        reduction: 1, 2, 4 or 8: factor by which the decoded height and width are smaller.
 
     Raises:
         ValueError: the data cannot be decoded.
     """
-    # Whole rows of blocks; one more if `rows` ends with one, because chroma smoothing reads the row below.
+    # Whole rows of blocks, plus one if `rows` ends at their border, because chroma smoothing reads the row below.
     height = min((rows // ROWS + 1) * ROWS, head.size[0])
     cut = bytearray(data)
     struct.pack_into(">H", cut, head.height_at, height)
-    # simplejpeg chooses the factor from the smallest size allowed.
+    # simplejpeg chooses the reduction from the smallest size allowed.
     smallest = {"min_height": -(-height // reduction), "min_width": 1, "min_factor": 1} if reduction > 1 else {}
     return simplejpeg.decode_jpeg(cut, strict=False, **smallest)
 

@@ -1,13 +1,13 @@
 """RandAugment: a few random operations per training image, all at about the same magnitude.
 
-Cubuk et al., RandAugment, 2020, https://arxiv.org/abs/1909.13719; the operations and their strengths
-are those of timm's "inc1" (rand-mM-nN-mstd0.5-inc1), with which ResNet strikes back trains
+Cubuk et al., RandAugment, 2020, https://arxiv.org/abs/1909.13719. The operations and their strengths
+are those of timm's "inc1" (rand-mM-nN-mstd0.5-inc1), which ResNet strikes back uses
 (https://arxiv.org/abs/2110.00476): N of 15 operations are drawn with replacement, and each is applied
 with probability 1/2 and a magnitude normally distributed about M.
 
-Unlike there, the geometric operations join the one warp that crops and resizes, so they precede the
-others, whatever order was drawn: the image is interpolated once, and areas from outside the crop show
-the image itself, reflected at its border, instead of grey. At least one bit of a colour is kept.
+Unlike in timm, the geometric operations are part of the warp that crops and resizes, so they precede
+the others, whatever order was drawn. The image is interpolated only once, and areas outside the crop
+show the image itself, reflected at its border, instead of grey. Posterize keeps at least one bit.
 """
 
 import math
@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 PROBABILITY, DEVIATION, STRONGEST = 0.5, 0.5, 10.0
-STREAM = 1  # separates the draws from the crop's, which use the key alone
+STREAM = 1  # separates these random numbers from the crop's, which use the key alone
 SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13  # Pillow's kernel
 LEVELS = np.arange(256)
 
@@ -27,8 +27,8 @@ class Operations(NamedTuple):
     """The operations drawn for an image.
 
     Attributes:
-        matrix: `[3, 3]`, maps a position in the result to the one that it shows, in sides of the image about
-            its centre (x, y, 1); None for the identity.
+        matrix: `[3, 3]`, maps a position in the result to its position in the image, as (x, y, 1) from the
+            centre in units of the image's sides; None for the identity.
         colours: (name, value) of the other operations, in order.
     """
 
@@ -88,18 +88,18 @@ def blend(image: np.ndarray, other: np.ndarray, factor: float) -> np.ndarray:
 
 
 def colour(image: np.ndarray, factor: float) -> np.ndarray:
-    """Changes the saturation: 0 is grey, 1 the image, more has stronger colours."""
+    """Changes the saturation: 0 gives grey, 1 the image, more stronger colours."""
     return image if image.shape[2] == 1 else blend(image, cv2.cvtColor(grey(image), cv2.COLOR_GRAY2RGB), factor)
 
 
 def contrast(image: np.ndarray, factor: float) -> np.ndarray:
-    """Changes the contrast: 0 is the mean grey, 1 the image, more has more contrast."""
+    """Changes the contrast: 0 gives the mean grey, 1 the image, more a higher contrast."""
     mean = int(grey(image).mean() + 0.5)
     return look_up(image, mean + factor * (LEVELS - mean))
 
 
 def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
-    """Changes the sharpness: 0 is smoothed, 1 the image, more is sharper; the outermost pixels stay."""
+    """Changes the sharpness: 0 gives a smoothed image, 1 the image, more a sharper one; the border pixels stay."""
     smooth = image.copy()
     smooth[1:-1, 1:-1] = cv2.filter2D(image, -1, SMOOTH).reshape(image.shape)[1:-1, 1:-1]
     return blend(image, smooth, factor)
@@ -123,7 +123,7 @@ def _enhance(share: float, sign: float) -> float:
     return max(0.1, 1 + sign * 0.9 * share)
 
 
-# name: (magnitude as a share of the strongest, sign) -> value.
+# For each operation, a function (magnitude as a share of the largest, sign) -> value.
 VALUES: dict[str, Callable[[float, float], float]] = {
     "autocontrast": lambda share, sign: 0,
     "equalize": lambda share, sign: 0,

@@ -17,7 +17,7 @@ from hga_flax.pretrained.torch_files import read_torch_file
 from hga_flax.pretrained.torch_names import export_peer, libraries
 from hga_flax.pretrained.torch_weights import renamed, torch_model, torch_tensors
 
-SUFFIX = ".safetensors"  # by which PyTorch libraries and `init.weights` recognise the format
+SUFFIX = ".safetensors"  # PyTorch libraries recognise the format by it
 
 
 def write_weights(predictor: Predictor, file: pathlib.Path, facts: dict[str, Any]) -> list[tuple[str, str]]:
@@ -55,7 +55,7 @@ def write_weights(predictor: Predictor, file: pathlib.Path, facts: dict[str, Any
 
 
 def _fits(name: str, tensors: dict[str, np.ndarray], variables: dict[str, Any], channels: int) -> bool:
-    """Returns True if the peer has exactly these arrays, with these shapes."""
+    """Returns whether the peer `name` has exactly these arrays, with these shapes."""
     model, images = torch_model(name, tensors), jnp.zeros((1, 64, 64, channels))
     shapes = flatten_dict(dict(jax.eval_shape(model.init, jax.random.key(0), images)))
     return {path: a.shape for path, a in shapes.items()} == {p: a.shape for p, a in flatten_dict(variables).items()}
@@ -64,11 +64,11 @@ def _fits(name: str, tensors: dict[str, np.ndarray], variables: dict[str, Any], 
 def _described(name: str | None, fits: bool, predictor: Predictor) -> str:
     config = predictor.restored.experiment.config.model
     if name is None:
-        return f"this project's own, for neither torchvision nor timm has {config.name}"
+        return f"this project's own: neither torchvision nor timm has {config.name}"
     owner = " and ".join(f"{library}'s" for library in libraries(name))
     if not fits:
         what = f"attention '{config.attention}'" if config.attention != "none" else "the rest"
-        return f"{owner} {name} as far as it goes; {what} as docs/practice.md says"
+        return f"{owner} {name} where it has the layer; {what} as described in docs/practice.md"
     if "timm" not in libraries(name):
         return f"{owner} {name}"
     classes, channels = len(predictor.class_names), predictor.image_shape[-1]

@@ -1,10 +1,10 @@
 """Optimises a network's function for inference: folds constants, and folds norms into convolutions.
 
-It works on the function's jaxpr, and therefore independently of networks and names. A convolution or matrix
-product with constant weights, followed by multiplications and additions of constants per output channel (as in
-BatchNorm at inference), becomes one operation with other weights and a bias. An affine map after anything else,
-such as the first norm of a pre-activation block or the image normalisation, becomes one multiplication and one
-addition. The results are equal up to rounding.
+It works on the function's jaxpr, so it does not depend on the network or on names. A convolution or matrix product
+with constant weights, followed by multiplications and additions of constants per output channel (as in BatchNorm at
+inference), becomes one operation with new weights and a bias. An affine map after anything else, such as the first
+norm of a pre-activation block or the image normalisation, becomes one multiplication and one addition. The results are
+equal up to rounding.
 """
 
 import dataclasses
@@ -76,7 +76,7 @@ class Affine:
         return self._array
 
     def then(self, scale: Any, offset: Any) -> "Affine":
-        """Returns self * scale + offset, merged into one affine map unless they vary within a product's channels."""
+        """Returns self * scale + offset, as one affine map unless they vary within a channel of a product."""
         if isinstance(self.source, Product):
             axis = self.source.channel_axis
             if any(np.delete(np.shape(c), axis).max(initial=1) > 1 for c in (scale, offset) if np.ndim(c)):
@@ -112,7 +112,7 @@ def _run(jaxpr: core.Jaxpr, consts: Sequence[Any], arguments: Sequence[Value]) -
     values: dict[core.Var, Value] = {}
 
     def write(var: core.Var, value: Value) -> None:
-        # Compute values that are used twice: otherwise a product before two affine maps would be computed twice.
+        # Compute values that are used twice: otherwise a product before two affine maps would be computed in each.
         values[var] = value.array() if isinstance(value, Affine) and uses[var] > 1 else value
 
     def read(var: core.Var | core.Literal) -> Value:
@@ -165,7 +165,7 @@ def _constants(eqn: core.JaxprEqn, arrays: list[np.ndarray]) -> list[Constant] |
         return [Constant(arrays[0].reshape(shape))]
     if name in ELEMENTWISE:
         arrays = np.broadcast_arrays(*arrays)
-    elif all(_is_known(var.aval.shape) for var in (*eqn.invars, *eqn.outvars)):
+    elif all(isinstance(n, int) for var in (*eqn.invars, *eqn.outvars) for n in var.aval.shape):
         arrays = [np.broadcast_to(a, var.aval.shape) for a, var in zip(arrays, eqn.invars, strict=True)]
     else:
         return None
@@ -174,11 +174,11 @@ def _constants(eqn: core.JaxprEqn, arrays: list[np.ndarray]) -> list[Constant] |
 
 
 def _affine(eqn: core.JaxprEqn, inputs: list[Value]) -> Affine | None:
-    """Returns the result of an affine operation with a constant or a product with constant weights; else None."""
+    """Returns the result of a product with constant weights, or of an affine operation with a constant; else None."""
     name, aval = eqn.primitive.name, eqn.outvars[0].aval
     if name in ("conv_general_dilated", "dot_general"):
         product = _product(eqn, inputs)
-        return product and Affine(product, *_identity(np.ones([1] * aval.ndim, aval.dtype)))
+        return product and Affine(product, *_identity(aval))
     if name not in ("add", "sub", "mul", "div", "neg") or not jnp.issubdtype(aval.dtype, jnp.floating):
         return None
     if name == "neg":
@@ -215,23 +215,20 @@ def _product(eqn: core.JaxprEqn, inputs: list[Value]) -> Product | None:
     return Product(weights, axis, channel_axis, lambda weights: _bind(eqn, [x, weights])[0])
 
 
-def _identity(like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _identity(like: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the scale 1 and the offset 0 with the rank and dtype of an array or abstract value."""
     shape = [1] * like.ndim
     return np.ones(shape, like.dtype), np.zeros(shape, like.dtype)
 
 
 def _as_affine(value: Affine | jax.Array, aval: Any) -> Affine:
-    return value if isinstance(value, Affine) else Affine(value, *_identity(np.empty([0] * aval.ndim, aval.dtype)))
+    return value if isinstance(value, Affine) else Affine(value, *_identity(aval))
 
 
 def _ranked(constant: Constant, aval: Any) -> np.ndarray:
     """Returns a constant with the rank and dtype of the result; jaxprs also combine arrays with scalars."""
     array = constant.array
     return (array if array.ndim else array.reshape([1] * aval.ndim)).astype(aval.dtype)
-
-
-def _is_known(shape: Sequence[Any]) -> bool:
-    return all(isinstance(length, int) for length in shape)
 
 
 def _array(value: Value, aval: Any) -> Any:

@@ -1,8 +1,8 @@
 """Restores a network from weights: a file from torchvision, timm or a public CIFAR program, or a run's folder.
 
 The file determines the network's options and number of classes. Its name determines the preprocessing of images
-(pretrained/preprocessing.py), unless the user sets `data.*`. Evaluation needs the whole network: arrays missing on
-either side are an error, and are never replaced by initial values.
+(pretrained/preprocessing.py), unless the user sets `data.*`. Evaluation needs the whole network: an array missing
+on either side is an error, and is never replaced by an initial value.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def restore_given(
 ) -> Restored:
     """Configures the process and calls `restore_weights` with a command's flags (see `add_weights_flags`)."""
     config, overrides = arguments.config, list(arguments.overrides if overrides is None else overrides)
-    with contextlib.suppress(UserError):  # `restore_weights` says what is wrong
+    with contextlib.suppress(UserError):  # `restore_weights` reports the error
         configure_process(override(load_config(config) if config else base_config(), overrides), train=False)
     model, attention = arguments.model or "", arguments.attention or ""
     return restore_weights(arguments.weights, model, attention, config, overrides, data=data, batch_size=batch_size)
@@ -64,7 +64,7 @@ def restore_weights(
     data: bool = False,
     batch_size: int | None = None,
 ) -> Restored:
-    """Restores a network, ready for use, from a file of weights or a run's folder.
+    """Restores a network from a file of weights or a run's folder.
 
     Args:
         weights: FILE, FILE@KEY, DIR, DIR@latest or DIR@STEP, see `read_weights`.
@@ -84,7 +84,7 @@ def restore_weights(
     path, _ = locate(weights, KEY)
     is_run = path.is_dir()
     if not is_run and not model and config is None:
-        raise UserError(f"{KEY}={weights}: --model=NAME is missing: the network that they belong to, such as resnet50")
+        raise UserError(f"{KEY}={weights}: --model=NAME is missing; name the weights' network, such as resnet50")
     if config is None:
         config = files.read_config(path) if is_run else base_config()
     config = (load_config(config) if isinstance(config, str) else config.copy_and_resolve_references()).unlock()
@@ -96,7 +96,8 @@ def restore_weights(
     else:
         _name_network(config, model, attention, given)
     check_keys(config)
-    source, places = _read(weights, config)
+    places = _places(config, 1, 3)
+    source = read_weights(weights, config.model.name, places, KEY)
     _set_options(config, source, places, given)
     known = None if source.peer is None else preprocessing_of(source.peer, source.path)
     if known:
@@ -154,13 +155,8 @@ def _prepare_images(config: ConfigDict, known: Preprocessing, given: Collection[
         config.evaluation.image_size = 0
 
 
-def _read(weights: str, config: ConfigDict) -> tuple[Source, dict[Path, Any]]:
-    """Reads the weights for the configured network; returns them with the network's variables by path."""
-    places = _places(config, 1, 3)
-    return read_weights(weights, config.model.name, places, KEY), places
-
-
 def _places(config: ConfigDict, classes: int, channels: int) -> dict[Path, Any]:
+    """Returns the shapes and dtypes of the configured network's variables, by path."""
     model = build_model(config, classes)
     size = max(config.data.image_size, model.stride)
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, size, size, channels))))
@@ -194,7 +190,7 @@ def _shapes(source: Source, config: ConfigDict) -> tuple[int, int]:
 def _dataset(
     config: ConfigDict, source: Source, classes: int, channels: int, of_run: DatasetInfo | None, data: bool
 ) -> DatasetInfo:
-    """Returns the data set's description, with its own classes, the run's, or those known for such weights.
+    """Returns the data set's description, with its own classes, the run's, or those known for the weights.
 
     Raises:
         UserError: the classes of the data set differ from those of the weights.
@@ -255,7 +251,7 @@ def describe_weights(restored: Restored) -> list[tuple[str, str]]:
     config = restored.experiment.config
     data, size = config.data, restored.experiment.eval_image_shape[0]
     if data.augmentation == "imagenet":
-        images = f"{size} pixels, the centre of a short side of {round(size / data.eval_crop_fraction)}"
+        images = f"{size} pixels, the centre after resizing the short side to {round(size / data.eval_crop_fraction)}"
     else:
         images = f"{size} pixels, the whole image"
     rows = [

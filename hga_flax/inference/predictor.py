@@ -101,9 +101,9 @@ class Predictor:
         Args:
             weights: file from torchvision, timm or a public CIFAR program, or a run's folder.
             model: name of the network, such as "resnet50".
-            attention: attention of the network.
+            attention: name of the network's attention; "" for the one that `model` implies, or the configured one.
             config: file or configuration, if `model` is not enough.
-            overrides: "--config.data.mean=0.5,0.5,0.5" and the like; they override the known preprocessing.
+            overrides: arguments such as "--config.data.mean=0.5,0.5,0.5"; they override the known preprocessing.
             batch_size: maximum number of images per batch.
 
         Raises:
@@ -124,7 +124,7 @@ class Predictor:
             images: file names, encoded images as bytes, or uint8 arrays `[H, W, C]` of any size; or one of these.
 
         Raises:
-            BadImage: an image cannot be read or decoded; a UserError that names the file or the image's index.
+            BadImage: an image cannot be read or decoded; a UserError that names the file, or the image by its index.
                 (`stream` continues with the next image instead.)
         """
         rows = []
@@ -143,7 +143,8 @@ class Predictor:
         images = iter([images] if _is_one(images) else images)
         first = list(itertools.islice(images, self.batch_size))
         # Use smaller batches for few images, with power-of-two sizes to limit the number of compilations.
-        devices = self.restored.experiment.mesh.devices.size
+        mesh = self.restored.experiment.mesh
+        devices = mesh.devices.size
         size = min(self.batch_size, -(-(1 << max(0, len(first) - 1).bit_length()) // devices) * devices)
         chunks = _chunks(itertools.chain(first, images), size)
         loaded: deque[tuple[list[Image], list[np.ndarray | BadImage]]] = deque()
@@ -157,7 +158,6 @@ class Predictor:
                         batch[row] = image
                 yield {"image": batch}
 
-        mesh = self.restored.experiment.mesh
         variables = replicate(self.variables, mesh)
         for batch in to_devices(batches(), mesh):
             rows = np.asarray(self._step(variables, batch["image"]))
@@ -212,7 +212,7 @@ def _read(file: str | os.PathLike) -> bytes:
         raise BadImage(f"a folder without images ({', '.join(SUFFIXES)})") from None
     except FileNotFoundError as error:
         pattern = glob.has_magic(os.fsdecode(file))
-        raise BadImage("no file fits this pattern" if pattern else error.strerror) from None
+        raise BadImage("no file matches this pattern" if pattern else error.strerror) from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise BadImage(getattr(error, "strerror", None) or str(error)) from None
 
@@ -229,7 +229,7 @@ def find_images(arguments: Iterable[str], listing: TextIO, ignored: Endings | No
         arguments: files, patterns (`*`, `?`, `[...]`, and `**` for nested folders), folders (all images below,
             sorted, without hidden ones), or "-" for a list of these, one per line.
         listing: stream that "-" reads.
-        ignored: counts the files in folders whose endings are not those of images (see `images_below`).
+        ignored: counts the files in folders whose endings are not image endings (see `images_below`).
 
     Yields:
         File names. An argument that matches no file is yielded unchanged, so that opening it reports the error.

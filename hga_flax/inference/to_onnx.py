@@ -1,9 +1,9 @@
 """Converts a JAX function to an ONNX graph (https://onnx.ai/onnx/operators/), operation by operation.
 
-It supports the operations of inference networks; any other raises an error that names it. (jax2onnx supports more,
-but up to 0.17.1 needs an older Orbax than training does.) Values are kept as small as broadcasting allows. Feature
-maps stay `[B, H, W, C]` except around convolutions and poolings, where ONNX requires channels first; ONNX Runtime
-merges these transpositions.
+It supports the operations of inference networks; any other operation raises an error that names it. (jax2onnx supports
+more, but up to 0.17.1 needs an older Orbax than training does.) Values are kept as small as broadcasting allows.
+Feature maps stay `[B, H, W, C]` except around convolutions and poolings, where ONNX requires channels first; ONNX
+Runtime merges these transpositions.
 """
 
 import dataclasses
@@ -65,11 +65,10 @@ def to_onnx(
     """
     program, results = jax.make_jaxpr(function, return_shape=True)(images)
     graph = _Graph(program, images)
-    leaves, names = jax.tree.leaves(results), list(jax.tree.leaves({name: name for name in results}))
     outputs = []
-    for name, leaf, value in zip(names, leaves, graph.results, strict=True):
+    for name, value in zip(sorted(results), graph.results, strict=True):  # JAX sorts the keys too
         graph.nodes.append(helper.make_node("Identity", [value.name], [name]))
-        outputs.append(_declared(name, leaf))
+        outputs.append(_declared(name, results[name]))
     read = {name for node in graph.nodes for name in node.input}
     constants = [tensor for tensor in graph.initializers if tensor.name in read]
     proto = helper.make_graph(graph.nodes, "network", [_declared("images", images)], outputs, constants)
@@ -82,15 +81,12 @@ def to_onnx(
 
 
 def _declared(name: str, spec: Any) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, _onnx_type(spec.dtype), [_length(n, str) for n in spec.shape])
+    shape = [n if isinstance(n, int) else str(n) for n in spec.shape]
+    return helper.make_tensor_value_info(name, _onnx_type(spec.dtype), shape)
 
 
 def _onnx_type(dtype: Any) -> int:
     return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-
-
-def _length(length: Any, otherwise: Callable[[Any], Any]) -> Any:
-    return length if isinstance(length, int) else otherwise(length)
 
 
 class _Graph:
@@ -134,7 +130,7 @@ class _Graph:
             return x
         if x.array is not None:
             return self.constant(x.array.reshape(shape))
-        lengths = [_length(n, lambda _: -1) for n in shape]
+        lengths = [n if isinstance(n, int) else -1 for n in shape]
         if lengths.count(-1) > 1:
             raise UserError(f"a reshape to {shape} cannot be written in ONNX; export --format=stablehlo")
         return self.add("Reshape", [x, self.integers(lengths)], shape)
@@ -186,14 +182,14 @@ class _Graph:
             for axis, length in zip(eqn.params["broadcast_dimensions"], inputs[0].shape, strict=True):
                 shape[axis] = length
             return self.reshaped(inputs[0], shape)
-        handler = getattr(self, f"_{name}", None)
         inputs = [self.whole(value, var.aval.shape) for value, var in zip(inputs, eqn.invars, strict=True)]
         if name in REDUCTIONS:
             return self.add(REDUCTIONS[name], [*inputs, self.integers(eqn.params["axes"])], aval.shape, keepdims=0)
         if name in ("reshape", "squeeze", "expand_dims"):
             return self.reshaped(inputs[0], aval.shape)
+        handler = getattr(self, f"_{name}", None)
         if handler is None:
-            raise UserError(f"the network's operation '{name}' is not known to --format=onnx; use --format=stablehlo")
+            raise UserError(f"the operation '{name}' is not supported by --format=onnx; use --format=stablehlo")
         return handler(inputs, aval.shape, **eqn.params)
 
     def _binary(self, eqn: core.JaxprEqn, left: Value, right: Value) -> Value:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 _NAMES = {"float32": "F32", "float64": "F64", "float16": "F16", "bfloat16": "BF16", "int32": "I32", "int64": "I64"}
-_ALIGNMENT = 8  # bytes; of the data, because readers memory-map it
+_ALIGNMENT = 8  # bytes; the data starts at a multiple of this, because readers memory-map it
 
 
 def to_safetensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:

@@ -13,7 +13,7 @@ def to_stablehlo(function: Callable[[jax.Array], dict[str, jax.Array]], images: 
 
     Args:
         function: maps one array to named arrays.
-        images: shape, which may have a symbolic dimension, and dtype.
+        images: shape (symbolic dimensions allowed) and dtype of the array.
     """
     return bytes(export.export(jax.jit(function), platforms=PLATFORMS)(images).serialize())
 

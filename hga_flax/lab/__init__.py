@@ -1,4 +1,4 @@
 """Studies: one recipe in several variants and seeds, run by any number of workers and compared statistically.
 
-May import every other room; only the commands import it. Start at study.py.
+It may import every other room; only the commands import it. Start at study.py.
 """

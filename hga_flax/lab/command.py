@@ -1,7 +1,7 @@
-"""`python -m hga_flax study FILE`: makes the missing runs of a study.
+"""`python -m hga_flax study FILE`: carries out the missing runs of a study.
 
-Start the same command as often as you like, on any number of machines that share the folder: workers divide the
-runs through it, resume those that were interrupted, and skip those that are finished.
+The same command may be started any number of times, on any number of machines that share the folder. Through it the
+workers divide the runs among themselves, resume interrupted runs and skip finished ones.
 """
 
 import argparse
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hga_flax.lab.study import Study
 
 MOST_WORKERS = 256
-HARDWARE = ("threads", "devices")  # flags of the same names as the keys of a study file
+HARDWARE = ("threads", "devices")  # flags that have the names of keys in a study file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--minutes",
         type=float,
         metavar="M",
-        help="time budget: start no run that would exceed it (default: set in the study file)",
+        help="time budget: start no run that is expected to exceed it (default: set in the study file)",
     )
     parser.add_argument("--retry", action="store_true", help="repeat failed runs")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and the estimated time, then exit")
@@ -72,14 +72,14 @@ def study_flags(arguments: argparse.Namespace) -> list[str]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Makes the missing runs; returns 1 if any run failed, else 0.
+    """Carries out the missing runs; returns 1 if any run failed, else 0.
 
     Raises:
         UserError: the study, one of its rows, its data or its folder cannot be used.
         Interrupted: a signal ended the command; the same command resumes.
     """
     if not 1 <= arguments.workers <= MOST_WORKERS:
-        raise UserError(f"--workers={arguments.workers}: from 1 to {MOST_WORKERS}")
+        raise UserError(f"--workers={arguments.workers}: must be from 1 to {MOST_WORKERS}")
     if arguments.minutes is not None and not arguments.minutes > 0:
         raise UserError(f"--minutes={arguments.minutes:g}: must be above 0")
     from hga_flax.lab import hardware, worker
@@ -88,14 +88,14 @@ def run(arguments: argparse.Namespace) -> int:
     asked = {name: value for name in HARDWARE if (value := getattr(arguments, name)) is not None}
     for name, value in asked.items():
         if not 1 <= value <= MOST_PARTS:
-            raise UserError(f"--{name}={value}: from 1 to {MOST_PARTS}")
+            raise UserError(f"--{name}={value}: must be from 1 to {MOST_PARTS}")
     study = load_study(
         arguments.file, arguments.dir, check=not arguments.part, scale=arguments.scale, overrides=arguments.overrides
     )
     study = dataclasses.replace(study, **asked)
     study = hardware.settle(study, (lambda line: None) if arguments.part else say)
     index, number = map(int, (arguments.part or "0/1").split("/"))
-    if arguments.part or arguments.workers == 1 or arguments.dry_run:  # before JAX looks at the machine
+    if arguments.part or arguments.workers == 1 or arguments.dry_run:  # before JAX initialises its devices
         hardware.arrange(study, (index, number))
     minutes = study.budget_minutes if arguments.minutes is None else arguments.minutes
     if arguments.part:
@@ -116,21 +116,21 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.retry:
         worker.clear_failures(study)
     failed = start_workers(arguments) if arguments.workers > 1 else worker.work(study, say, minutes)
-    say(f"the report: python -m hga_flax report {shlex.join([arguments.file, *study_flags(arguments)])}")
+    say(f"for the report: python -m hga_flax report {shlex.join([arguments.file, *study_flags(arguments)])}")
     return int(bool(failed))
 
 
 def say(line: str) -> None:
-    """Prints a line with a single write, so that lines of several workers do not mix."""
+    """Prints a line with a single write, so that the lines of several workers do not mix."""
     try:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
-    except BrokenPipeError:  # continue the runs without a reader
+    except BrokenPipeError:  # nobody reads the output any more; continue the runs
         drop_unread_output()
 
 
 def more_workers(study: "Study", workers: int) -> str | None:
-    """Returns a hint to start more workers if some cores or GPUs would be idle, else None."""
+    """Returns a hint to start more workers if cores or GPUs would be idle, else None."""
     from hga_flax.data.pipeline import available_cores
     from hga_flax.lab.hardware import gpus
 
@@ -165,7 +165,7 @@ def start_workers(arguments: argparse.Namespace) -> int:
     before = {signum: signal.signal(signum, hand_on) for signum in stopping}
     try:
         for index in range(arguments.workers):
-            # In its own session, so that it gets a terminal's Ctrl-C only once, forwarded from here.
+            # In its own session, so that it receives Ctrl-C only once: forwarded from here.
             part = f"--part={index}/{arguments.workers}"
             workers.append(subprocess.Popen([*command, part], start_new_session=True))
         running = list(workers)

@@ -1,9 +1,9 @@
 """Paired comparison of rows: the difference between two recipes and its uncertainty.
 
-Rows are compared seed by seed, because the seed determines the order and augmentation of the examples in both, and
-the common effect cancels. The interval is Student's t interval for the mean difference. The p-values of all
-comparisons in a study are corrected together by Holm's method (Scandinavian Journal of Statistics 6, 1979), so
-that the probability of any false claim in the whole study is at most 1 - confidence.
+Rows are compared seed by seed: the seed determines the order and augmentation of the examples in both rows, so the
+common effect cancels. The interval is Student's t interval for the mean difference. The p-values of all comparisons
+in a study are corrected together by Holm's method (Scandinavian Journal of Statistics 6, 1979), so that the
+probability of any false claim in the whole study is at most 1 - confidence.
 """
 
 import dataclasses
@@ -19,9 +19,9 @@ class Comparison:
     """The mean of a row's values minus its baseline's, paired by seed.
 
     Attributes:
-        pairs: number of seeds that both have.
+        pairs: number of seeds with values in both rows.
         difference: mean of the differences; None without pairs.
-        low, high: ends of the interval; None with fewer than two pairs or with differences that do not vary.
+        low, high: ends of the interval; None for fewer than two pairs or if all differences are equal.
         p: two-sided p-value of "no difference"; None if there is no interval.
     """
 
@@ -48,7 +48,7 @@ def deviation(values: Sequence[float]) -> float | None:
 
 
 def compare(row: Mapping[int, float], baseline: Mapping[int, float], confidence: float = CONFIDENCE) -> Comparison:
-    """Compares the values of two rows by seed; ignores non-finite values, as of diverged runs."""
+    """Compares the values of two rows by seed; ignores non-finite values, such as those of diverged runs."""
     from scipy import stats  # takes half a second to import
 
     seeds = [seed for seed in row if seed in baseline and math.isfinite(row[seed]) and math.isfinite(baseline[seed])]

@@ -1,10 +1,10 @@
-"""Ensures that all runs of a study have the same hardware, whichever worker makes them.
+"""Ensures that all runs of a study have the same hardware, whichever worker carries them out.
 
-XLA's order of summation depends on its number of threads, so the same run on one and on two threads ends with
-different weights. On CPUs the size of XLA's thread pool matters, not the cores available to the process: XLA takes
-it from the variables PJRT_NPROC and NPROC if set, else from the affinity mask (jax 0.10.2 and 0.12;
-`tests/lab/test_hardware.py` compares the bits). On accelerators it is the number of devices, over which the batch
-is split.
+XLA's order of summation depends on its number of threads, so the same run ends with different weights on one and on
+two threads. On CPUs the size of XLA's thread pool matters, not the cores available to the process: XLA takes it from
+the variable PJRT_NPROC or NPROC if set, else from the affinity mask (jax 0.10.2 and 0.12;
+`tests/lab/test_hardware.py` compares the bits). On accelerators the number of devices matters, because the batch is
+split over them.
 
 The first worker writes DIR/hardware.json, which is binding for all later workers on any machine.
 """
@@ -26,7 +26,7 @@ from hga_flax.lab.runs import all_runs, read_json
 from hga_flax.lab.study import Study
 
 FILE = "hardware.json"
-THREADS = 1  # default per run on CPUs: several workers use the cores better than several threads
+THREADS = 1  # default per run on CPUs: more workers use the cores better than more threads
 POOL_VARIABLES = ("PJRT_NPROC", "NPROC")  # XLA reads the first that is set
 CORES = re.compile(r"(\d+) CPU (?:core|thread)s?")  # device name in results; older versions wrote "cores"
 GPU_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
@@ -52,7 +52,7 @@ class Hardware:
 
 
 def count(number: int, noun: str) -> str:
-    """Returns "1 thread" or "2 threads"."""
+    """Returns a number with its noun in singular or plural, such as "1 thread" or "2 threads"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
@@ -67,7 +67,7 @@ def gpus() -> list[str]:
 
 
 def settle(study: Study, say: Callable[[str], None]) -> Study:
-    """Determines the hardware of each run: as in the folder's runs, else as the study says, else the default.
+    """Determines the hardware of each run: that of the folder's runs, else that set in the study, else the default.
 
     Args:
         study: `threads` and `devices` are 0 if the study does not set them.
@@ -84,15 +84,15 @@ def settle(study: Study, say: Callable[[str], None]) -> Study:
     for name, here, there in (("threads", study.threads, threads), ("devices", study.devices, kept.get("devices"))):
         if here and there and here != there:
             raise UserError(
-                f"{study.directory}: each run here has {count(there, name[:-1])}, and {name}={here} is asked for; with "
-                f"another number the results differ: leave {name} at {there}, or name another directory"
+                f"{study.directory}: each run here has {count(there, name[:-1])}, and {name}={here} was requested; the "
+                f"results depend on it: keep {name} at {there}, or choose another directory"
             )
     devices = study.devices or kept.get("devices") or (1 if gpus() else 0)
     return dataclasses.replace(study, threads=threads or study.threads or THREADS, devices=devices)
 
 
 def _earlier_threads(study: Study, say: Callable[[str], None]) -> int | None:
-    """Returns the threads of the runs in a folder without hardware.json, according to their results."""
+    """Returns the number of threads recorded in the results of a folder without hardware.json."""
     runs = [run for run in all_runs(study) if run.workdir.exists()]
     results = [result for run in runs if (result := run.result())]
     found = Counter(int(m[1]) for r in results if (m := CORES.fullmatch(str(r.get("device", "")))))
@@ -103,8 +103,8 @@ def _earlier_threads(study: Study, say: Callable[[str], None]) -> int | None:
     threads = found.most_common(1)[0][0] if found else None
     if begun:
         say(
-            f"warning: {count(begun, 'run')} in {study.directory} began with a number of threads that nobody wrote "
-            f"down, and will continue with {threads or study.threads or THREADS}: remove what is unfinished to be sure"
+            f"warning: {count(begun, 'run')} in {study.directory} started with a number of threads that was not "
+            f"recorded, and will continue with {threads or study.threads or THREADS}; delete unfinished runs to be sure"
         )
     return threads
 
@@ -114,7 +114,7 @@ def arrange(study: Study, part: tuple[int, int] = (0, 1)) -> None:
 
     Args:
         study: a study from `settle`.
-        part: (index, number) of this worker among the workers on this machine, which share its cores and GPUs.
+        part: (index of this worker, number of workers on this machine); they share its cores and GPUs.
 
     Raises:
         UserError: the machine has fewer devices than a run needs.
@@ -140,7 +140,7 @@ def _take_gpus(visible: list[str], study: Study, index: int, number: int) -> Non
         )
     own = [visible[(index * study.devices + i) % len(visible)] for i in range(study.devices)]
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(own)
-    if number * study.devices > len(visible):  # workers share GPUs: none may take all the memory
+    if number * study.devices > len(visible):  # workers share GPUs, so none may reserve all the memory
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
@@ -158,7 +158,7 @@ def present() -> Hardware:
 
 
 def hold(study: Study) -> Hardware:
-    """Records the hardware of the runs in a study's folder, or checks that this process has the recorded one.
+    """Records the hardware of a study's runs in its folder, or checks that this process has the recorded hardware.
 
     Raises:
         UserError: this process has different hardware, or the file cannot be written.
@@ -172,7 +172,7 @@ def hold(study: Study) -> Hardware:
     if here != there:
         raise UserError(
             f"{study.directory}: each run here has {there}, and this process has {here}; on other hardware the "
-            "results differ: name another directory"
+            "results differ: choose another directory"
         )
     return here
 

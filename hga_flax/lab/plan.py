@@ -1,4 +1,4 @@
-"""Prints the plan of a study: its rows, which runs are finished, and how long the rest will take."""
+"""Prints the plan of a study: its rows, the finished runs, and how long the others will take."""
 
 import statistics
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def _experiment(row: Row) -> Experiment:
 
 
 def print_plan(study: Study, workers: int, estimate: bool) -> None:
-    """Prints the study and the number of runs left; with `estimate` also the rows and how long they will take."""
+    """Prints the study and the number of remaining runs; with `estimate` also the rows and how long they will take."""
     console, runs = Console(), all_runs(study)
     made = {row: [run for run in runs if run.row is row and run.result()] for row in study.rows.values()}
     failed = {row: [run for run in runs if run.row is row and run.failure()] for row in study.rows.values()}
@@ -53,8 +53,8 @@ def print_plan(study: Study, workers: int, estimate: bool) -> None:
             ("folder", str(study.directory)),
             ("seeds", seeds),
             ("each run", _hardware(study)),
-            ("runs", f"{len(runs)}: {sum(map(len, made.values()))} made, {sum(left.values())} to make"
-                     + (f", {n} failed (--retry makes them again)" if (n := sum(map(len, failed.values()))) else "")),
+            ("runs", f"{len(runs)}: {sum(map(len, made.values()))} done, {sum(left.values())} to do"
+                     + (f", {n} failed (--retry repeats them)" if (n := sum(map(len, failed.values()))) else "")),
         ],
     )  # fmt: skip
     if not estimate:
@@ -62,7 +62,7 @@ def print_plan(study: Study, workers: int, estimate: bool) -> None:
     times = {row: row_seconds(row, made[row]) for row in study.rows.values()}
     console.columns(
         "rows",
-        ("row", "compared with", "made", "to make", "a run", "by", "overrides"),
+        ("row", "compared with", "done", "to do", "one run", "from", "overrides"),
         [
             (row.name, row.baseline or "-", f"{len(made[row])}", f"{left[row]}", duration(times[row][0]), times[row][1],
              " ".join(_short(row.overrides[len(study.overrides):])))
@@ -70,19 +70,19 @@ def print_plan(study: Study, workers: int, estimate: bool) -> None:
         ],
     )  # fmt: skip
     whole = sum(times[row][0] * left[row] for row in study.rows.values())
-    budget = f"; each begins none that would end after {study.budget_minutes:g} minutes" if study.budget_minutes else ""
+    budget = f"; each starts none that would end after {study.budget_minutes:g} minutes" if study.budget_minutes else ""
     shared = f", {duration(whole / workers)} for {workers}" if workers > 1 else ""
     console.line(
-        f"to make: about {duration(whole)} for one worker{shared} (estimate; where it is from operations, start and "
-        f"compilation are not counted){budget}"
+        f"to do: about {duration(whole)} for one worker{shared} (estimate; if based on operations, without start "
+        f"and compilation){budget}"
     )
 
 
 def _hardware(study: Study) -> str:
     if not study.threads:
-        return "what this process has"
+        return "the devices of this process"
     devices = count(study.devices, "device") if study.devices else "all devices"
-    return f"{devices}; {count(study.threads, 'thread')} of XLA where it is a CPU"
+    return f"{devices}; on CPUs {count(study.threads, 'XLA thread')}"
 
 
 def _short(overrides: Sequence[str]) -> list[str]:
@@ -90,15 +90,15 @@ def _short(overrides: Sequence[str]) -> list[str]:
 
 
 def row_seconds(row: Row, made: list[Run]) -> tuple[float, str]:
-    """Returns the seconds of a row's run on one worker, and the source of this figure."""
+    """Returns how many seconds a run of a row takes on one worker, and the source of this figure."""
     seconds = [result["seconds"] for run in made if (result := run.result()) and result["sessions"] == 1]
     if seconds:
-        return statistics.mean(seconds), f"{len(seconds)} made"
+        return statistics.mean(seconds), count(len(seconds), "run")
     return counted_seconds(row), "operations"
 
 
 def counted_seconds(row: Row) -> float:
-    """Estimates a run's seconds from XLA's operation count and the speed of a convolution on this machine."""
+    """Estimates the duration of a run from XLA's operation count and the speed of a convolution on this machine."""
     experiment = _experiment(row)
     prepared = prepare(experiment)
     optimizer = experiment.optimizer(prepared.schedule)

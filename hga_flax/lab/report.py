@@ -28,13 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baseline", metavar="ROW", help="row to compare the others with (default: set in the study file)"
     )
-    parser.add_argument(
-        "--time", action="store_true", help="first time the training step of each row on this machine, in turn"
-    )
+    parser.add_argument("--time", action="store_true", help="first time the training step of every row on this machine")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prints the report and saves its files.
+    """Prints the report, and saves it if requested.
 
     Raises:
         UserError: there is no such study or row, or a file cannot be read or written.

@@ -16,7 +16,7 @@ from hga_flax.runs.workdir import read_dataset
 
 METRICS = {"top1_error": "top-1 error, %", "top5_error": "top-5 error, %", "loss": "loss, nats"}
 RUN_KEYS = ("seed", "top1_error", "top5_error", "loss", "step", "seconds", "device", "devices", "threads", "jax")
-STEP_TIMES = "{study}.step_times.json"  # one file per study: only rows timed in turns are comparable
+STEP_TIMES = "{study}.step_times.json"  # one file per study: only rows that took turns are comparable
 
 
 def load(
@@ -26,9 +26,9 @@ def load(
 
     Args:
         study: a study file, the folder of one study, or a report's JSON.
-        directory: the study's folder; None uses the one from the file.
-        scale: the scale, for a study file with several; None uses the first.
-        overrides: the overrides for all rows that the study was run with.
+        directory: the study's folder; None uses the one in the study file.
+        scale: one of the study file's scales; None uses the first, if there are any.
+        overrides: the overrides for all rows with which the study was run.
 
     Returns:
         The study's `study`, `about`, `config`, `file`, `seeds` and `rows`, and each row's `row`, `overrides`,
@@ -39,25 +39,25 @@ def load(
     """
     path = expand(study, "STUDY")
     if (chosen := [f"--scale={scale}"] * bool(scale) + list(overrides)) and (path.suffix == ".json" or path.is_dir()):
-        raise UserError(f"{chosen[0]}: is for a study file; {study} is one study already")
+        raise UserError(f"{chosen[0]}: only for a study file; {study} is a single study")
     if path.suffix == ".json":
         return _saved(path)
     if path.is_dir():
         if directory:
-            raise UserError(f"--dir={directory}: {study} is a folder already")
+            raise UserError(f"--dir={directory}: {study} is already a folder")
         name, described, folder = _described(path)
         return _gather(name, described, folder)
     loaded = load_study(study, directory, check=False, scale=scale, overrides=overrides)
     check_same_rows(loaded)
     if not loaded.directory.is_dir():
-        raise UserError(f"{loaded.directory}: no runs yet; python -m hga_flax study {shlex.quote(study)} makes them")
+        raise UserError(f"{loaded.directory}: no runs yet; start python -m hga_flax study {shlex.quote(study)}")
     return _gather(loaded.name, record(loaded), loaded.directory)
 
 
 def _described(folder: pathlib.Path) -> tuple[str, dict[str, Any], pathlib.Path]:
     found = {file.stem: values for file in sorted(folder.glob("*.json")) if "rows" in (values := read_json(file) or {})}
     if not found:
-        raise UserError(f"{folder}: no study here; name a study file, or the folder that `study` was given")
+        raise UserError(f"{folder}: no study here; name a study file, or the folder of a study")
     if len(found) > 1:
         files = ", ".join(values["file"] for values in found.values())
         raise UserError(f"{folder} holds several studies: name one of {files}, with --dir={folder}")
@@ -110,7 +110,7 @@ def _gather(name: str, described: dict[str, Any], folder: pathlib.Path) -> dict[
 
 
 def _size(folder: pathlib.Path, workdirs: Any) -> dict[str, Any]:
-    """Returns parameters and GFLOPs of a row's network; None if its data set is not available here."""
+    """Returns parameters and GFLOPs of a row's network; both are None if its data set is not available here."""
     from hga_flax.counting.complexity import complexity
 
     try:
@@ -146,7 +146,7 @@ def analyse(results: dict[str, Any], metric: str = "top1_error", baseline: str |
                         + ", ".join(names))  # fmt: skip
     values = {row["row"]: {r["seed"]: r[metric] for r in row["runs"] if r.get(metric) is not None} for row in rows}
     if any(row["runs"] for row in rows) and not any(values.values()):
-        why = "; of five classes or fewer there is no top-5 error" if metric == "top5_error" else ""
+        why = "; with five classes or fewer there is no top-5 error" if metric == "top5_error" else ""
         raise UserError(f"--metric={metric}: no run has it{why}")
     against = {row["row"]: row["baseline"] if baseline is None else baseline for row in rows}
     against = {name: other if other != name else None for name, other in against.items()}

@@ -1,6 +1,6 @@
 """The folder of a study: its runs, which of them are finished, and their results.
 
-DIR/NAME.json               the study, for the report       DIR/claims/             which worker makes which run
+DIR/NAME.json               the study, for the report       DIR/claims/             which worker has which run
 DIR/ROW/row.json            the row's configuration         DIR/ROW/seed_N/         an ordinary workdir, with
 DIR/ROW/seed_N/result.json  the last evaluation             DIR/ROW/seed_N/log.txt  training's output
 DIR/ROW/seed_N/failure.json the error of a failed run, instead of result.json
@@ -24,7 +24,7 @@ from hga_flax.lab.study import CLAIMS, Row, Study, check_same_rows, with_seed
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """One row with one seed."""
+    """A row of a study with one of its seeds."""
 
     row: Row
     seed: int
@@ -32,7 +32,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Name of the run in claims."""
+        """Name of the run in the claims folder."""
         return f"{self.row.name}.seed_{self.seed}"
 
     @property
@@ -47,15 +47,15 @@ class Run:
 
     @property
     def command(self) -> str:
-        """Command that makes the same run on its own."""
+        """Command that carries out this run on its own."""
         return command(self.study.config, self.row.overrides, self.seed, self.workdir, self.study.threads)
 
     def result(self) -> dict[str, Any] | None:
-        """Returns the last evaluation and facts about the run, or None if it is not finished."""
+        """Returns the last evaluation with facts about the run, or None if the run is not finished."""
         return read_json(self.workdir / "result.json")
 
     def failure(self) -> str | None:
-        """Returns why the run could not be made, or None."""
+        """Returns the error of a failed run, or None."""
         return (read_json(self.workdir / "failure.json") or {}).get("error")
 
     @property
@@ -65,7 +65,7 @@ class Run:
 
 
 def command(config: str, overrides: Sequence[str], seed: int, workdir: pathlib.Path, threads: int | None = None) -> str:
-    """Returns the command of one run; its NPROC sets the number of XLA's threads, see hardware.py."""
+    """Returns the command of one run; NPROC in it sets XLA's number of threads, see hardware.py."""
     parts = [f"--config={config}", *overrides, f"--config.seed={seed}", f"--workdir={workdir}"]
     return (f"NPROC={threads} " if threads else "") + "python train.py " + shlex.join(parts)
 
@@ -103,7 +103,7 @@ def write_text(file: pathlib.Path, text: str) -> None:
 
 
 def all_runs(study: Study) -> list[Run]:
-    """Returns the runs ordered by seed, so that an unfinished study has equally many of every row."""
+    """Returns the runs ordered by seed, so that in an unfinished study all rows have about equally many results."""
     return [Run(row, seed, study) for seed in study.seeds for row in study.rows.values()]
 
 
@@ -111,7 +111,7 @@ def open_directory(study: Study) -> pathlib.Path:
     """Creates the study's folder, records the study in it, and returns the folder for claims.
 
     Raises:
-        UserError: the folder is not writable, or has rows of the same names with different configurations.
+        UserError: the folder is not writable, or has rows with the same names but different configurations.
     """
     check_same_rows(study)
     for row in study.rows.values():

@@ -1,4 +1,4 @@
-"""Measures the training step of each row of a study, taking turns on one machine."""
+"""Times the training steps of a study's rows, which take turns on one machine."""
 
 import json
 import pathlib
@@ -16,7 +16,7 @@ ROUNDS = 11
 
 
 def measure(results: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Times the training step of every row, taking turns, and saves the medians in the study's folder.
+    """Times the training steps of all rows in turn and saves the medians in the study's folder.
 
     Args:
         results: results loaded from the study's folder; sets each row's `step_ms`.
@@ -43,7 +43,7 @@ def measure(results: dict[str, Any], say: Callable[[str], None]) -> None:
 
 
 def _turn(folder: pathlib.Path) -> Callable[[int], None]:
-    """Compiles a row's training step and returns a function that makes a given number of steps."""
+    """Compiles a row's training step and returns a function that runs a given number of steps."""
     import jax
 
     from hga_flax.data.sources import dataset_info

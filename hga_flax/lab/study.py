@@ -7,7 +7,7 @@ A study is a Python file whose `get_study()` returns a dictionary, or a TOML fil
     baseline        the row that the others are compared with, or {row: its baseline}
     seeds           a list, or a number n for 0 ... n - 1; they change `config.seed` and nothing else
     overrides       optional: overrides for all rows
-    about           optional: the question of the study, a line or a paragraph for the report
+    about           optional: the question that the study answers, a line or a paragraph for the report
     name            optional: default is the file's name
     directory       optional: folder of the runs, default runs/studies/NAME; studies with the same folder share
                     rows of the same name, which must have the same configuration
@@ -37,7 +37,7 @@ REQUIRED = ("config", "rows", "baseline", "seeds")
 OPTIONAL = ("overrides", "about", "name", "directory", "scales", "budget_minutes", "threads", "devices")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 MOST_PARTS = 1024  # most threads or devices of a run
-CLAIMS = "claims"  # folder next to those of the rows
+CLAIMS = "claims"  # a folder beside the rows' folders
 # Keys that do not change results: runs that differ only in these may be resumed and compared.
 MACHINE_KEYS = (
     "data.dir",
@@ -55,13 +55,13 @@ MACHINE_KEYS = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Row:
-    """One variant.
+    """A variant of the recipe.
 
     Attributes:
         name: name of the row and of its folder.
         overrides: overrides of the recipe in train.py's format, those for all rows first.
         baseline: the row to compare with, or None.
-        config: complete configuration, with the recipe's own seed.
+        config: complete configuration; its seed is that of the recipe.
     """
 
     name: str
@@ -190,7 +190,7 @@ def _scale(file: str, scales: Any, wanted: str | None) -> tuple[str, tuple[str, 
     """Returns name and overrides of the wanted scale; "" and () for a study without scales."""
     if scales is None:
         if wanted is not None:
-            raise UserError(f"--scale={wanted}: {file} has one scale only")
+            raise UserError(f"--scale={wanted}: {file} has no scales")
         return "", ()
     named = isinstance(scales, dict) and scales and all(isinstance(n, str) and NAME.fullmatch(n) for n in scales)
     if not named:
@@ -221,7 +221,7 @@ def _rows(file: str, values: Mapping[str, Any], common: tuple[str, ...], check: 
             raise UserError(f"{file}: row '{name}': {error}") from None
         for other in rows.values():
             if identity(other.config) == identity(config):
-                raise UserError(f"{file}: rows '{other.name}' and '{name}' are configured alike; remove one")
+                raise UserError(f"{file}: rows '{other.name}' and '{name}' have the same configuration; remove one")
         rows[name] = Row(name, overrides, baselines[name], config)
     return rows
 
@@ -234,7 +234,7 @@ def _overrides(where: str, given: Any) -> tuple[str, ...]:
         if "=" not in override:
             raise UserError(f"{where}: {override!r} is not KEY=VALUE")
         if override.startswith("--config.seed="):
-            raise UserError(f"{where}: the seeds of a study are its key 'seeds', not {override}")
+            raise UserError(f"{where}: use the study's key 'seeds' instead of {override}")
     return overrides
 
 
@@ -258,7 +258,7 @@ def with_seed(config: ConfigDict, seed: int) -> ConfigDict:
 
 
 def identity(config: ConfigDict) -> str:
-    """Returns a text that is equal for runs that differ at most in their seeds and `MACHINE_KEYS`."""
+    """Returns a text that is the same for runs that differ only in their seeds and `MACHINE_KEYS`."""
     values = json.loads(to_json(config))
     values.pop("seed")
     for key in MACHINE_KEYS:
@@ -269,13 +269,7 @@ def identity(config: ConfigDict) -> str:
 
 def changes(old: ConfigDict, new: ConfigDict) -> list[str]:
     """Returns the differences that make two configurations different runs, as "key: old -> new"."""
-    changed = []
-    for change in differences(old, new):
-        key = change.partition(": ")[0]
-        if key == "seed" or key in MACHINE_KEYS:
-            continue
-        changed.append(change)
-    return changed
+    return [change for change in differences(old, new) if change.partition(": ")[0] not in ("seed", *MACHINE_KEYS)]
 
 
 def check_same_rows(study: Study) -> None:
@@ -295,5 +289,5 @@ def check_same_rows(study: Study) -> None:
         if changed := changes(old, row.config):
             raise UserError(
                 f"{study.directory}: row '{row.name}' was started with another configuration ({'; '.join(changed)}); "
-                "name another directory, or give the row another name"
+                "choose another directory, or give the row another name"
             )

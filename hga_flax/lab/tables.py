@@ -26,7 +26,7 @@ def render(results: dict[str, Any], form: str) -> str:
 
 
 def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Returns header and cells of the table for the terminal and Markdown."""
+    """Returns the header and cells of the table for the terminal and Markdown."""
     digits = 4 if results["metric"] == "loss" else 2
     several = len({row["baseline"] for row in results["rows"]} - {None}) > 1
     header = ["row", "seeds", METRICS[results["metric"]], "difference"]
@@ -65,7 +65,7 @@ def probability(p: float) -> str:
 
 
 def notes(results: dict[str, Any]) -> list[str]:
-    """Returns the notes that belong below the table, a sentence or two each."""
+    """Returns the notes below the table, each of one or two sentences."""
     rows = results["rows"]
     seeds = ", ".join(map(str, results["seeds"]))
     lines = [
@@ -81,7 +81,7 @@ def notes(results: dict[str, Any]) -> list[str]:
     if missing := sum(len(row["missing"]) for row in rows):
         lines.append(f"UNFINISHED: {missing} of {len(rows) * len(results['seeds'])} runs are not made yet.")
     lines += [f"Failed: {row['row']} seed {f['seed']}: {f['error']}" for row in rows for f in row["failed"]]
-    # Older versions wrote "cores" for the number of threads; treat both alike.
+    # Older versions wrote "cores" for the number of threads; count both as the same device.
     names = {}
     devices = Counter(
         names.setdefault(made.replace("CPU core", "CPU thread"), made)
@@ -102,7 +102,7 @@ def _made_on(run: dict[str, Any]) -> str:
 
 
 def run_lines(results: dict[str, Any]) -> list[str]:
-    """Returns the source of each number: workdir and command of every run."""
+    """Returns a line for each run with its value, workdir and command."""
     lines = []
     for row in results["rows"]:
         for run in row["runs"]:

@@ -1,6 +1,6 @@
-"""One worker of a study: claims a missing run, makes it and records the result, until none is left.
+"""One worker of a study: claims a missing run, trains it and records the result, until none is left.
 
-All runs are made in this process, one after another: a killed worker leaves no processes behind, and imports and
+All its runs share one process, one after another: a killed worker leaves no processes behind, and imports and
 compilations happen only once.
 """
 
@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import pathlib
 import platform
 import signal
 import statistics
@@ -33,7 +32,7 @@ POLL_SECONDS = 2.0
 
 
 def work(study: Study, say: Callable[[str], None], budget_minutes: float = 0.0, parent: int | None = None) -> int:
-    """Makes runs until all are finished or the budget is used up; waits for the runs of other workers.
+    """Trains runs until all are finished or the budget is used up; waits for the runs of other workers.
 
     Args:
         study: a study whose rows are valid.
@@ -45,7 +44,7 @@ def work(study: Study, say: Callable[[str], None], budget_minutes: float = 0.0, 
         The number of failed runs of the study.
 
     Raises:
-        UserError: the study's folder cannot be used, or its runs were made on other hardware.
+        UserError: the study's folder cannot be used, or its runs have other hardware.
         Interrupted: a signal stopped the worker cleanly; its current run will resume from its last step.
     """
     began = time.monotonic()
@@ -72,7 +71,7 @@ def work(study: Study, say: Callable[[str], None], budget_minutes: float = 0.0, 
                 continue
             run, claim = taken
             try:
-                if not run.is_over:  # another worker may have finished it meanwhile
+                if not run.is_over:  # another worker may have just finished it
                     stop.signal = _make(run, claim, claims, runs, say, parent, hardware) or stop.signal
             finally:
                 claims.release(claim)
@@ -80,7 +79,7 @@ def work(study: Study, say: Callable[[str], None], budget_minutes: float = 0.0, 
 
 
 class _Stop:
-    """Context manager: between runs a signal raises Interrupted; during a run, training handles signals."""
+    """Context manager: a signal between runs raises Interrupted; during a run, training handles signals."""
 
     def __enter__(self) -> "_Stop":
         self.signal = 0
@@ -105,7 +104,7 @@ class _Stop:
 
 
 def expected_seconds(runs: list[Run]) -> Callable[[Run], float]:
-    """Returns a function for a run's expected seconds: the mean of its row, else of all rows, else 0."""
+    """Returns a function that estimates a run's seconds: the mean of its row, else of all rows, else 0."""
     made: dict[str, list[float]] = {}
     for run in runs:
         if result := run.result():
@@ -137,7 +136,7 @@ def _make(
             write_text(run.workdir / "result.json", json.dumps(end, indent=2) + "\n")
     except Interrupted:
         raise
-    except Exception as error:  # not only user errors, also running out of memory for example: the other rows continue
+    except Exception as error:  # any error, such as running out of memory: the other rows continue
         if not isinstance(error, UserError):
             with (run.workdir / "log.txt").open("a") as log:
                 traceback.print_exc(file=log)
@@ -160,7 +159,7 @@ def _train(run: Run) -> int:
         with (run.workdir / "log.txt").open("a") as log, contextlib.redirect_stdout(log):
             return train(run.config, str(run.workdir))
     finally:
-        jax.clear_caches()  # the next run may be another network; a long study would keep them all
+        jax.clear_caches()  # otherwise a long study would keep the programs of all its networks
 
 
 def _facts(hardware: Hardware, claim: Claim, seconds: float) -> dict[str, Any]:
@@ -181,7 +180,7 @@ def _facts(hardware: Hardware, claim: Claim, seconds: float) -> dict[str, Any]:
 
 
 def _check(claim: Claim, parent: int | None) -> None:
-    """Runs in the heartbeat thread: exits if another worker took the run over, as this one must no longer write."""
+    """Runs in the heartbeat thread: exits if another worker took the run over, because two must not write."""
     if claim.is_lost:
         _leave()
     if parent is not None and os.getppid() != parent:
@@ -194,7 +193,6 @@ def _leave() -> None:
 
 
 def clear_failures(study: Study) -> None:
-    """Deletes the recorded failures, so that these runs are made again."""
+    """Deletes the recorded failures, so that these runs are repeated."""
     for run in all_runs(study):
-        with contextlib.suppress(FileNotFoundError):
-            pathlib.Path(run.workdir / "failure.json").unlink()
+        (run.workdir / "failure.json").unlink(missing_ok=True)

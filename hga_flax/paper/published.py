@@ -106,7 +106,7 @@ TABLE6: dict[tuple[int, ...], tuple[tuple[float, float], tuple[float, float]]] =
 ABSTRACT = {"top1_error": 7.94, "top5_error": 16.63, "gflops": 6.23}
 
 NOTES = {
-    "cut": "The paper cuts FLOPs and parameters to two decimals; cut so, ours are the same.",
+    "cut": "The paper truncates FLOPs and parameters to two decimals; truncated the same way, ours are equal.",
     "blocks": "A misprint: only 3, 4, 6, 3 blocks fit the parameters of Table 2.",
     "literal": "Eqs. 8-12 as printed cost less than Table 2 says: the authors' code must differ from their "
     "equations in details that the paper does not give.",
@@ -114,8 +114,8 @@ NOTES = {
     "simplest configuration found that has all five parameter counts of Table 2, rounded. With average pooling "
     "counted too, as the paper's tool does, its GFLOPs are within 0.01 on four networks.",
     "x101": "8.71 cannot be right: blocks of the same widths and number add 0.40 to ResNet-101, so about 8.41.",
-    "se": "SE's FLOPs in the paper are the plain network's and the SE's FCs, without its pooling; cut so, ours agree.",
-    "sk": "Copied from the SKNet paper, which counts conv and fc only: the difference is to ours of that kind.",
+    "se": "The paper's FLOPs for SE are the plain network's plus SE's FCs, without its pooling; truncated, ours agree.",
+    "sk": "Copied from the SKNet paper, which counts only convolutions and FCs; the difference is to ours of both.",
     "sk_delta": "The delta printed for SK (-1.23, -0.84) is not the difference of the table's own errors "
     "(-1.32, -0.99).",
     "sk101": "The SKNet paper's network of 48.9 M parameters cannot be built from its text; the released definition "
@@ -124,10 +124,10 @@ NOTES = {
     "HGA networks were trained by the authors.",
     "preact": "The errors of R-110 and R-164 belong to the pre-activation networks (Identity Mappings in Deep Residual "
     "Networks), although the table cites the post-activation ones.",
-    "stages": "The paper does not define a removed stage. Here: without MFE the map is its own only scale, without "
-    "HAP the only cell is the whole map, without EE the average of the cells goes to the sigmoid.",
-    "hap": "The middle column is headed HGA and means HAP.",
-    "plain": "Without all three stages no attention is left: exactly the plain network.",
+    "stages": "The paper does not define a removed stage. Here: without MFE the only scale is the map itself, "
+    "without HAP the only cell is the whole map, without EE the sigmoid acts on the average of the cells.",
+    "hap": "The middle column is headed HGA but means HAP.",
+    "plain": "Without all three stages no attention is left: this is exactly the plain network.",
 }
 
 

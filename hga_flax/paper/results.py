@@ -19,7 +19,6 @@ import pathlib
 from typing import Any
 
 from hga_flax.attention import attention_options
-from hga_flax.attention.registry import check_attention
 from hga_flax.errors import UserError
 
 DEFAULT_FILE = pathlib.Path("results/paper.json")
@@ -89,10 +88,6 @@ def _checked(row: dict[str, Any], where: str) -> Key:
         value = row.get(name, 0.0)
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 100:
             raise UserError(f"{where}: '{name}' is {value!r}, not a percentage")
-    try:
-        check_attention(row["attention"])
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from None
     options = row.get("attention_options", {})
     if not isinstance(options, dict):
         raise UserError(f"{where}: 'attention_options' must be an object")

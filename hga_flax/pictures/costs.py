@@ -7,7 +7,7 @@ from hga_flax.pictures.style import COLOURS, MARKERS, save, styled
 
 COSTS = {"params": ("parameters", 1), "gflops": ("MFLOPs an image", 1000), "step_ms": ("training step, ms", 1)}
 LETTER = 0.032  # height of a letter, as a fraction of the span of all intervals
-SLOT = 0.42  # inches between two points: room for a vertical name
+SLOT = 0.42  # inches between two points, enough for a vertical name
 
 
 def draw_costs(results: dict[str, Any], folder: pathlib.Path, metric: str) -> list[pathlib.Path]:
@@ -22,7 +22,7 @@ def draw_costs(results: dict[str, Any], folder: pathlib.Path, metric: str) -> li
         metric: label of the error axis.
 
     Returns:
-        The files written; none if no row has both a result and a cost.
+        The files written; an empty list if no row has both a result and a cost.
 
     Raises:
         UserError: the files cannot be written.
@@ -48,7 +48,7 @@ def draw_costs(results: dict[str, Any], folder: pathlib.Path, metric: str) -> li
 
 
 def look(index: int) -> dict[str, str]:
-    """Returns marker and colour of a study's row by its index; the first 84 combinations are distinct."""
+    """Returns the marker and colour of a study's row by its index; the first 84 combinations are distinct."""
     turn = index // len(MARKERS)
     return {"marker": MARKERS[index % len(MARKERS)], "color": COLOURS[(index + turn) % len(COLOURS)]}
 
@@ -84,7 +84,7 @@ def _panel(axis: Any, rows: list[tuple[dict[str, Any], dict[str, str]]], cost: s
 
 
 def _own_interval(row: dict[str, Any]) -> float | None:
-    """Returns half the t interval of a row's own mean; wider than that of the paired differences in the table."""
+    """Returns half the t interval of a row's own mean; it is wider than that of the paired differences in the table."""
     from scipy import stats
 
     if row["sd"] is None:

@@ -1,4 +1,4 @@
-"""Reads the curves of runs from metrics.jsonl, and the paper's values for the same network."""
+"""Reads the curves of runs from metrics.jsonl, and the paper's values for their networks."""
 
 import dataclasses
 import json
@@ -11,18 +11,18 @@ from ml_collections import ConfigDict
 from hga_flax.errors import UserError, one_line
 from hga_flax.runs import workdir as files
 
-EVALUATED = "cross_entropy"  # the loss that evaluation logs, whatever the training loss
+EVALUATED = "cross_entropy"  # the loss logged by evaluation, whatever the training loss is
 
 
 class Curve(NamedTuple):
-    """The values of a metric by step; NaN where a value was not finite."""
+    """A metric's values by step; non-finite values are NaN."""
 
     steps: list[int]
     values: list[float]
 
 
 class PaperValue(NamedTuple):
-    """A metric's value in the paper, and the table it is from."""
+    """A metric's value in the paper, and the table that has it."""
 
     table: str
     value: float
@@ -35,7 +35,7 @@ class Run:
     Attributes:
         label: name in the legend.
         curves: the curves by name, such as "train/loss" and "eval/top1_error".
-        steps_per_epoch: None if the x axis shows steps.
+        steps_per_epoch: number of steps in an epoch; None if the x axis shows steps.
         paper: the paper's values by metric, such as "top1_error".
         damaged: number of lines that could not be read.
         other_loss: name of the training loss if it differs from the evaluation's cross entropy; else "".
@@ -98,8 +98,8 @@ def read_run(path: str, label: str | None, epochs: bool) -> Run:
 
     Args:
         path: the workdir.
-        label: name in the legend; None uses the folder's name with network and attention.
-        epochs: use epochs for the x axis; requires the data set, to know its size.
+        label: name in the legend; None uses the names of the folder, the network and the attention.
+        epochs: use epochs for the x axis; needs the data set, for its size.
 
     Raises:
         UserError: the run has no curves, or epochs are requested and the data set is not available.
@@ -134,9 +134,9 @@ def steps_per_epoch(workdir: pathlib.Path, config: ConfigDict) -> float:
 
 
 def paper_values(config: ConfigDict) -> dict[str, PaperValue]:
-    """Returns the errors that the paper's tables report for a run's network and data set, {} if there are none.
+    """Returns the errors that the paper's tables report for a run's network and data set; {} if there are none.
 
-    The network must be exactly the tables' own: options that change it leave no value to compare with.
+    The network must be exactly that of the tables, without options that change it.
     """
     from hga_flax.config.loading import parse_options
     from hga_flax.models.registry import model_options
@@ -148,9 +148,9 @@ def paper_values(config: ConfigDict) -> dict[str, PaperValue]:
         return {}
     try:
         default = model_options(model.name)
-        # The initialisation of the last norm does not make it a different network.
-        same = {"zero_init_residual": True} | parse_options(model.options, "model.options")
-        if {**default, **same, "zero_init_residual": True} != {**default, "zero_init_residual": True}:
+        own = parse_options(model.options, "model.options")
+        same = {"zero_init_residual": True}  # this initialisation does not make it a different network
+        if default | own | same != default | same:
             return {}
         options = parse_options(model.attention_options, "model.attention_options")
         key = network_key(model.name, model.attention, options, config.data.name)

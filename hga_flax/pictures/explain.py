@@ -3,8 +3,8 @@
     explain --workdir=DIR [--workdir=DIR2 ...] IMAGE|FOLDER... [--out=explain.png] [--class=NAME] [--checkpoint=best]
 
 Draws each image with the Grad-CAM map of every run, for the predicted class or for `--class`. For HGA it adds
-the cells that drive the gates, stage by stage; for HGA, SE and ECA the gates themselves. Images are decoded and
-normalised as in evaluation. Unreadable images are named and left out, and the exit status is then 1.
+the cells that drive the gates of each stage; for HGA, SE and ECA the gates themselves. Images are decoded and
+normalised as in evaluation. Unreadable images are reported and omitted; the exit status is then 1.
 """
 
 import argparse
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hga_flax.pictures.gates import BlockGates
 
 MOST_IMAGES = 16
-EXTREMES = 3  # how many of the most closed and of the most open channels are listed per block
+EXTREMES = 3  # number of most closed and of most open channels listed per block
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
     if line := ignored_line(ignored, "the folders"):
         print(line, file=sys.stderr)
     if len(images) > MOST_IMAGES:
-        raise UserError(f"{len(images)} images: a picture holds up to {MOST_IMAGES}")
+        raise UserError(f"{len(images)} images: a picture holds at most {MOST_IMAGES}")
     encoded, bad = read_images(images)
     from hga_flax.pictures.explain_view import draw
     from hga_flax.pictures.gates import title
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def read_images(paths: Sequence[str]) -> tuple[list[tuple[str, bytes]], int]:
-    """Returns (path, content) of each readable image, and the number of bad ones; prints those on standard error.
+    """Returns (path, content) of each readable image, and the number of others, which it reports on standard error.
 
     Raises:
         UserError: no file holds an image; if there is only one file, the message names it.
@@ -115,7 +115,7 @@ def read_images(paths: Sequence[str]) -> tuple[list[tuple[str, bytes]], int]:
             encoded.append((path, content))
         except BadImage as error:
             problems.append(f"{path}: {error}")
-        except UserError as error:  # its message names the file
+        except UserError as error:  # the message already names the file
             problems.append(str(error))
     if not encoded and len(problems) < 2:
         raise UserError(problems[0] if problems else "no images: standard input was empty")

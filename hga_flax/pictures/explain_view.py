@@ -16,7 +16,7 @@ MARGIN, TILE, GAP, LINE, HEAD = 0.18, 1.16, 0.1, 0.2, 0.72
 SMALL, CLOSE, APART, BETWEEN = 0.62, 0.07, 0.2, 0.32  # a grid of cells; gaps between grids, stages, sections
 NARROWEST = 6.4
 CAM_COLOURS, CELL_COLOURS, GATE_COLOURS = "inferno", "Blues", "cividis"
-LETTERS = 15  # of a caption per inch
+LETTERS = 15  # letters per inch of a caption
 
 
 class Page:
@@ -40,7 +40,7 @@ class Page:
         self.figure.text(left / self.width, 1 - top / self.height, words, **{"va": "top", "color": INK} | style)
 
     def scale(self, right: float, top: float, colours: str, low: str, high: str) -> None:
-        """Draws a colour bar ending at `right`, with the meaning of its ends written on both sides."""
+        """Draws a colour bar ending at `right`, labelled at both ends."""
         width, after = 0.7, 0.076 * len(high) + 0.11
         axes = self.axes(right - after - width, top + 0.04, width, 0.12)
         axes.imshow(np.linspace(0, 1, 128)[None], cmap=colours, aspect="auto")
@@ -84,7 +84,7 @@ class Grid(NamedTuple):
     """Layout of the images and maps.
 
     Attributes:
-        pictures: the pictures of one image from left to right: (run, whether its map is drawn over the image).
+        pictures: one image's pictures from left to right, as (run, whether its map is drawn over the image).
         across: number of images side by side.
         tile: width and height of a picture in inches.
     """
@@ -105,9 +105,9 @@ class Grid(NamedTuple):
 
 
 def _grid(views: Sequence[View], images: int, with_cells: bool) -> Grid:
-    """Returns the layout of the images; without cells at their right they fill the width of the page.
+    """Returns the layout of the images; without cells beside them, they fill the width of the page.
 
-    Runs with the same input share one image; otherwise each shows its own, so that a map is next to the run's input.
+    Runs with the same input share one image; otherwise each run's map is next to its own input.
     """
     same = all(np.array_equal(view.images, views[0].images) for view in views)
     pictures = [(views[0], False), *((view, True) for view in views)]
@@ -177,7 +177,7 @@ def _lines(title: str, letters: int) -> list[str]:
 
 
 def _end(name: str, letters: int) -> str:
-    """Returns a file's name; of a long name only the end, which distinguishes it."""
+    """Returns a file's name, or only the end of a long name, which distinguishes it better than the start."""
     return name if len(name) <= letters else ".." + name[2 - letters :]
 
 
@@ -197,7 +197,7 @@ def _cells_width(view: View) -> float:
 
 
 def _cells(page: Page, view: View, left: float, width: float, tops: Sequence[float]) -> None:
-    """Draws the grids of cells for each image and stage; a cell's colour is its share in driving the gates."""
+    """Draws the grids of cells for each image and stage; a cell's colour shows its share in driving the gates."""
     stages = {stage: cell_shares(blocks) for stage, blocks in _stages(view.blocks).items()}
     bins = view.blocks[0].bins
     most = max(shares.max() for shares in stages.values())
@@ -219,7 +219,7 @@ def _cells(page: Page, view: View, left: float, width: float, tops: Sequence[flo
 
 
 def _rows(view: View) -> int:
-    """Returns the largest number of lines in a stage's strip, one for each block and image."""
+    """Returns the number of lines in the tallest strip; a stage's strip has one for each block and image."""
     return max(len(blocks) for blocks in _stages(view.blocks).values()) * len(view.images)
 
 

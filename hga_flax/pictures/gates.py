@@ -1,4 +1,4 @@
-"""What a network's attentions did to an image: the channel gates, and the cells of HGA that drove them."""
+"""Reads what a network's attentions did to images: the channel gates, and the cells that drove HGA's gates."""
 
 import functools
 import re
@@ -27,7 +27,7 @@ class BlockGates(NamedTuple):
         gate: gates `[B, C]`, from 0 (closed) to 1 (open).
         drive: for HGA `[B, cells, C]`, each cell's contribution to each gate's pre-activation, see `cell_drive`;
             else None.
-        bins: for HGA the grids of cells, such as (1, 2, 4); else ().
+        bins: for HGA the sizes of the grids of cells, such as (1, 2, 4); else ().
         share: `[C]`, the share of the gate that takes effect, see `IdentityStart`; None means all of it.
     """
 
@@ -45,7 +45,7 @@ class BlockGates(NamedTuple):
 
 
 def title(blocks: Sequence[BlockGates]) -> str:
-    """Returns a title for the factors of some blocks."""
+    """Returns a title for the factors of the given blocks."""
     return "gates" + (SHARED if any(block.share is not None for block in blocks) else "")
 
 
@@ -78,7 +78,7 @@ def read_gates(model: nn.Module, variables: Any, intermediates: dict[str, Any]) 
         module = model.attention(gate.shape[-1])
         if isinstance(module, IdentityStart):
             module, share = module.attention(gate.shape[-1]), own["params"].get(SHARE)
-            if np.shape(share) != gate.shape[-1:]:  # restore="features": the gate is for other channels
+            if np.shape(share) != gate.shape[-1:]:  # restore="features": the gate has other channels
                 share = None
         if isinstance(module, HGA):
             (cells,) = sown[*path, "cells"]
@@ -127,11 +127,11 @@ def cell_drive(module: HGA, variables: Any, cells: jax.Array) -> jax.Array:
 
 
 def cell_shares(blocks: list[BlockGates]) -> np.ndarray:
-    """Returns how much each cell drives the gates of some blocks: `[B, cells]`, shares that add up to 1.
+    """Returns how much each cell drives the gates of the given blocks: `[B, cells]`, shares that add up to 1.
 
     A cell's strength is the mean absolute contribution over the gates. Strengths are summed over the blocks, so
-    that a block whose gates hardly move hardly counts. If no cell contributes, as after a ReLU that passes nothing,
-    the shares are 0.
+    a block whose gates hardly move counts little. If no cell contributes, for example after a ReLU that passes
+    nothing, the shares are 0.
     """
     strength = sum(np.abs(block.drive).mean(axis=-1) for block in blocks)
     whole = strength.sum(axis=-1, keepdims=True)

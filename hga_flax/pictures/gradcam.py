@@ -1,8 +1,8 @@
-"""Grad-CAM: where in an image the network found evidence for a class.
+"""Grad-CAM: shows where in an image the network found evidence for a class.
 
 Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization,
 ICCV 2017, https://arxiv.org/abs/1610.02391, Eqs. 1-2, on the output map of the last block. The network
-needs no change: the gradient is taken with respect to a zero that an interceptor adds to this map.
+is not changed: the gradient is taken with respect to a zero that an interceptor adds to this map.
 """
 
 from typing import Any, NamedTuple
@@ -35,9 +35,9 @@ class Seen(NamedTuple):
 
 
 def last_map(model: nn.Module, variables: Any, images: Any) -> tuple[str, tuple[int, ...]]:
-    """Returns name and shape of the last map `[B, h, w, C]` returned by a top-level module of the network.
+    """Returns the name and shape of the last map `[B, h, w, C]` returned by a top-level module of the network.
 
-    Skips a norm before the pooling, as pre-activation networks have.
+    Skips a norm before the pooling, such as that of pre-activation networks.
 
     Raises:
         UserError: no module returns a map.
@@ -89,7 +89,7 @@ def look(model: nn.Module, variables: Any, images: Any, classes: Any = None) -> 
         with nn.intercept_methods(add):
             logits, sown = model.apply(variables, images, train=False, mutable=["intermediates"])
         classes = logits.argmax(axis=-1) if classes is None else classes
-        # In inference the images are independent, so the gradient of the sum contains that of each.
+        # In inference the images are independent, so the gradient of the sum holds the gradient of each.
         chosen = jnp.take_along_axis(logits, classes[:, None], axis=-1).sum()
         return chosen, (logits, classes, maps[-1], sown.get("intermediates", {}))
 

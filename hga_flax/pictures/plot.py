@@ -2,7 +2,7 @@
 
     plot WORKDIR... [--out=curves] [--metric=loss,top1_error] [--x=step|epoch] [--log] [--label=NAME ...]
 
-Evaluation curves are bold with markers, training curves thin. If the paper's tables contain the run's network,
+Evaluation curves are bold with markers, training curves are thin. If the paper's tables contain the run's network,
 attention and data set, a dashed line shows their value. `--out` without a suffix writes a PNG and an SVG.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hga_flax.pictures.curves import Run
 
 AXES = {"loss": "loss (nats)", "top1_error": "top-1 error (%)", "top5_error": "top-5 error (%)"}
-# (most decades that a logarithmic axis spans, multiples labelled in each decade).
+# (largest number of decades on a logarithmic axis, multiples labelled in each decade)
 TICKS = (
     (0.7, (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)),
     (1.3, (1, 1.5, 2, 3, 4, 6, 8)),
@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> None:
         if run.damaged:
             console.line(f"{run.label}: {run.damaged} damaged line{'s' * (run.damaged > 1)} of metrics.jsonl left out")
         if run.other_loss and "loss" in metrics:
-            console.line(f"{run.label}: its training loss is {run.other_loss}, not the evaluation's: not drawn")
+            console.line(f"{run.label}: its training loss is {run.other_loss}, unlike the evaluation's: not drawn")
     console.line("written: " + ", ".join(map(str, files)))
 
 

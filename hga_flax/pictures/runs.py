@@ -1,4 +1,4 @@
-"""`python -m hga_flax runs DIR...`: lists the runs found in folders, of old and new versions, in one table.
+"""`python -m hga_flax runs DIR...`: lists the runs found in folders, also those of older versions, in one table.
 
     runs DIR... [--sort=folder|error|written] [--json]
 
@@ -23,7 +23,7 @@ from typing import Any
 from hga_flax.errors import UserError, called, expand, one_line
 
 FILES = ("config.json", "metrics.jsonl", "newest_checkpoint.json")  # a folder with one of these is a run
-OWN = {"checkpoints", "damaged", "superseded", "tensorboard"}  # subfolders of a run, not searched for other runs
+OWN = {"checkpoints", "damaged", "superseded", "tensorboard"}  # subfolders of a run, which are not searched for runs
 GROUPS = ("model", "data", "training")  # a config.json without any of these groups is another program's
 
 
@@ -32,7 +32,7 @@ class Row:
     """One run in the listing.
 
     Attributes:
-        workdir: the run's folder, as reached from the folder given on the command line.
+        workdir: the run's folder, as found from the folder on the command line.
         network: network name.
         network_options: non-default options of the network.
         attention: attention name.
@@ -170,7 +170,7 @@ def find_runs(
 
 def _is_run(folder: pathlib.Path, names: set[str]) -> bool:
     found = names.intersection(FILES)
-    if found == {"config.json"}:  # other programs use this file name, too
+    if found == {"config.json"}:  # other programs use this file name too
         with contextlib.suppress(OSError, ValueError, RecursionError):
             config = json.loads((folder / "config.json").read_text())
             return not isinstance(config, dict) or not config or any(group in config for group in GROUPS)
@@ -255,11 +255,11 @@ def _check_ours(workdir: pathlib.Path, config: Any) -> None:
             if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
                 raise UserError(f"{workdir} is damaged: in its config.json {group}.{key} is {value!r}")
     if config.training.batch_size < 1 or not math.isfinite(config.training.epochs):
-        raise UserError(f"{workdir} is damaged: no run is as long as its config.json says")
+        raise UserError(f"{workdir} is damaged: its config.json has an impossible batch_size or epochs")
 
 
 def _logged(workdir: pathlib.Path, say: Callable[[str], None]) -> tuple[list[dict[str, Any]], int]:
-    """Returns the evaluations in metrics.jsonl and the last logged step, 0 if nothing is logged."""
+    """Returns the evaluations in metrics.jsonl and the last logged step, which is 0 if nothing is logged."""
     from hga_flax.pictures.curves import Curve, read_curves
 
     file = workdir / "metrics.jsonl"
@@ -295,7 +295,7 @@ def _saved_step(workdir: pathlib.Path) -> tuple[int | None, int | None]:
 
 
 def _progress(workdir: pathlib.Path, step: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Returns what the listing needs of the JSON that a checkpoint stores beside its arrays."""
+    """Returns the values that the listing needs from the JSON beside a checkpoint's arrays."""
     folders = [workdir / name / str(step) for name in ("checkpoints", "superseded")]
     folder = next((folder for folder in folders if folder.exists()), folders[0])
     try:
@@ -313,7 +313,7 @@ def _progress(workdir: pathlib.Path, step: int, say: Callable[[str], None]) -> d
     except OSError as error:
         reason = error.strerror or one_line(error)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        reason = "it does not hold what a run keeps"
+        reason = "its content is not that of a run"
     say(f"{folder} is damaged: run/metadata: {reason}")
     return {}
 
@@ -327,7 +327,7 @@ def _written(workdir: pathlib.Path) -> float:
 
 
 def _is_running(workdir: pathlib.Path) -> bool:
-    """Returns whether a `train.py` holds the workdir; one on another machine counts while its heartbeat is recent."""
+    """Returns whether a `train.py` holds the workdir; on another machine, only if its heartbeat is recent."""
     from hga_flax.runs.workdir import CLAIM
     from hga_flax.storage.locks import STALE_SECONDS, Claims
 
@@ -338,7 +338,7 @@ def _is_running(workdir: pathlib.Path) -> bool:
 
 
 def lines(rows: Sequence[Row]) -> list[str]:
-    """Returns the lines of the printed table: a heading and a line for each run."""
+    """Returns the lines of the printed table: a header and a line for each run."""
     head = ("workdir", "network", "attention", "data", "steps", "best error", "last written", "state")
     cells = [head, *map(_cells, rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

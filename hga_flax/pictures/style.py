@@ -1,4 +1,4 @@
-"""The common style of all pictures, and how they are saved; without pyplot, so no window system is needed."""
+"""Styles and saves all pictures; does without pyplot, so that no window system is needed."""
 
 import pathlib
 from typing import Any
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from hga_flax.errors import UserError, expand, one_line
 
 # Okabe and Ito, Color Universal Design, 2008: distinguishable with every kind of colour vision. Their yellow is left
-# out, as it is hard to see on white. In greyscale, line style and marker make the difference.
+# out because it is hard to see on white. In greyscale, line styles and markers make the difference.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 LINES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1.5, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "p", ">", "*", "h")
@@ -49,13 +49,13 @@ def output_files(out: str) -> list[pathlib.Path]:
     """
     path = expand(out, "--out")
     if path.is_dir() or not path.name:
-        raise UserError(f"--out={out}: a folder; name the picture")
+        raise UserError(f"--out={out}: is a folder; give a file name")
     if not path.parent.is_dir():
         raise UserError(f"--out={out}: there is no folder {path.parent}")
     if path.suffix.lower() in FORMATS:
         return [path]
     if path.suffix:
-        raise UserError(f"--out={out}: end it in {', '.join(FORMATS)}, or in nothing for a PNG and an SVG")
+        raise UserError(f"--out={out}: must end in {', '.join(FORMATS)}, or have no suffix for a PNG and an SVG")
     return [path.with_suffix(".png"), path.with_suffix(".svg")]
 
 

@@ -1,4 +1,4 @@
-"""`python -m hga_flax summary`: shapes and costs of a network, part by part.
+"""`python -m hga_flax summary`: prints shapes and costs of a network, part by part.
 
     summary --workdir=DIR | --config=FILE | --weights=FILE --model=NAME
             [--blocks] [--format=terminal|markdown|json] [--config.key=value]
@@ -35,10 +35,9 @@ def run(arguments: argparse.Namespace) -> None:
     if names_weights(arguments):
         check_weights_flags(arguments)
     elif (arguments.workdir is None) == (arguments.config is None):
-        what = "is required" if arguments.workdir is None else "and no two"
-        raise UserError(f"one of the arguments --workdir --config --weights {what}; see summary --help")
+        raise UserError("exactly one of --workdir, --config and --weights is required; see summary --help")
     if arguments.workdir is not None and arguments.overrides:
-        raise UserError(f"{arguments.overrides[0]}: --workdir has its configuration; overrides go with --config=FILE")
+        raise UserError(f"{arguments.overrides[0]}: --workdir has its configuration; overrides are for --config=FILE")
     from hga_flax.config.loading import build_model, configure, validate
     from hga_flax.counting.parts import model_parts, parts_table
     from hga_flax.data.sources import dataset_info

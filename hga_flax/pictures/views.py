@@ -22,7 +22,7 @@ class View:
     """Results of one run on B images.
 
     Attributes:
-        label: name of the run's attention, or of its folder if the attentions are not distinct.
+        label: name of the run's attention, or of its folder if several runs have the same attention.
         workdir: the run's folder.
         images: uint8 `[B, H, W, C]`, the network's input before normalisation.
         titles: explained class and its probability for each image.
@@ -58,8 +58,8 @@ def explain(
 
 
 def explain_restored(restored: Restored, path: str, encoded: Sequence[tuple[str, bytes]], wanted: str | None) -> View:
-    """Explains one class for each image with a restored network, like `explain`; `path` names it in messages."""
-    experiment, variables = restored.experiment, variables_of(restored)
+    """Explains one class for each image with a restored network; like `explain`, with `path` only for messages."""
+    experiment, variables = restored.experiment, jax.device_get(restored.variables)
     config, info = experiment.config, experiment.dataset.info
     chosen = None if wanted is None else find_class(wanted, info.class_names, info.num_classes, path)
     images = preprocess(encoded, config, info.channels)
@@ -68,11 +68,6 @@ def explain_restored(restored: Restored, path: str, encoded: Sequence[tuple[str,
     titles = class_titles(seen.logits, seen.classes, info.class_names)
     blocks = read_gates(experiment.model, variables, seen.intermediates)
     return View(config.model.attention, path, images, titles, seen.cams, blocks)
-
-
-def variables_of(restored: Restored) -> dict[str, Any]:
-    """Returns the variables of a restored run, {"params", "batch_stats"}, on the host."""
-    return jax.device_get(restored.variables)
 
 
 def preprocess(encoded: Sequence[tuple[str, bytes]], config: Any, channels: int) -> np.ndarray:
@@ -92,7 +87,7 @@ def preprocess(encoded: Sequence[tuple[str, bytes]], config: Any, channels: int)
 
 
 def find_class(wanted: str, names: Sequence[str], count: int, path: str) -> int:
-    """Returns the index of the class with a given name or, if no class has that name, a given index.
+    """Returns the index of the class named `wanted`; if there is none, reads `wanted` as an index.
 
     Raises:
         UserError: there is no such class.
@@ -120,7 +115,7 @@ def class_titles(logits: np.ndarray, classes: np.ndarray, names: Sequence[str]) 
 
 
 def percent(share: float) -> str:
-    """Returns a share in percent, with one decimal near 0 and 100 %."""
+    """Returns a share in percent, with one decimal place near 0 and 100 %."""
     decimals = 1 if 0.0005 <= share < 0.01 or 0.99 < share < 0.9995 else 0
     return f"{100 * share:.{decimals}f} %"
 

@@ -1,7 +1,7 @@
 """Several processes as one run: detecting them, connecting them, and ending them.
 
-JAX's coordination service runs in process 0, connects the processes and expects heartbeats from each. They are
-started with flags, or by a launcher that starts several: SLURM, Open MPI, Cloud TPU, GKE or a Kubernetes job.
+JAX's coordination service runs in process 0, connects the processes and expects heartbeats from each. The processes
+are started with flags, or by a launcher: SLURM, Open MPI, Cloud TPU, GKE or a Kubernetes job.
 
 If a process is killed, the others end within `training.lost_process_seconds`: JAX aborts them, or a collective with
 the lost process fails first, which gives a one-line error. A process that fails by itself ends at once and skips
@@ -32,7 +32,7 @@ FLAGS = ("coordinator", "num_processes", "process_id")
 START_TIMEOUT_SECONDS = 300  # for all processes to connect
 BARRIER_TIMEOUT_SECONDS = 3600  # includes work; JAX's heartbeats detect a lost process earlier
 LAST_SECONDS = 2.0  # see `together`
-# JAX's errors if another process is gone: a status, then its CPU collectives (Gloo), NVIDIA's, or the service.
+# JAX's errors when another process is gone: a status, then a text that names Gloo (CPU), NCCL (NVIDIA) or the service.
 LOST = re.compile(
     r"[A-Z_]+: .*(gloo|nccl|coordination ?service|heartbeat|barrier|connection (closed|reset|refused))",
     re.IGNORECASE | re.DOTALL,
@@ -71,7 +71,7 @@ def launcher(environment: dict[str, str] | os._Environ = os.environ) -> str | No
         return "TPU"  # set by GKE and Cloud TPU
     on_tpu_host = bool(glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*"))
     if on_tpu_host and importlib.util.find_spec("libtpu") and environment.get("JAX_PLATFORMS", "tpu").startswith("tpu"):
-        return "TPU"  # JAX asks the machine's metadata how many hosts there are
+        return "TPU"  # JAX asks the metadata server how many hosts there are
     if "JOB_COMPLETION_INDEX" in environment and "KUBERNETES_SERVICE_HOST" in environment:
         return "Kubernetes"
     return None
@@ -123,7 +123,7 @@ def _deadline(where: str) -> Iterator[None]:
     """
     line = (
         f"error: the processes ({where}) cannot be connected: not all of them came within {START_TIMEOUT_SECONDS} s; "
-        "is each one started, under a number of its own, and can it reach process 0's address and port?"
+        "is each one started, with its own process id, and can it reach process 0's address and port?"
     )
     timer = threading.Timer(START_TIMEOUT_SECONDS, leave, [1, line])
     timer.daemon = True
@@ -156,7 +156,7 @@ def union(indices: Iterable[int], limit: int) -> list[int]:
 
     Args:
         indices: this process's indices, at least 0.
-        limit: most indices that one process may have.
+        limit: maximum number of indices per process.
     """
     import jax
     from jax.experimental import multihost_utils
@@ -171,14 +171,14 @@ def union(indices: Iterable[int], limit: int) -> list[int]:
 
 
 def _global_state() -> Any:
-    """Returns JAX's state of the coordination service, the only private name of JAX in this project."""
+    """Returns the state of JAX's coordination service, the only private name of JAX that this project uses."""
     from jax._src.distributed import global_state
 
     return global_state
 
 
 def barrier(name: str) -> None:
-    """Waits until all processes are here, an hour at most; all must call their barriers in the same order.
+    """Waits until all processes are here, for an hour at most; all must call their barriers in the same order.
 
     JAX's public barriers are collectives, which on CPUs (Gloo) fail unless all processes start them within half a
     minute. One process may take longer than another to compile, or to copy from a bucket.
@@ -200,7 +200,7 @@ def barrier(name: str) -> None:
         if "DEADLINE_EXCEEDED" not in str(error):
             raise
         raise UserError(
-            f"waited {BARRIER_TIMEOUT_SECONDS} s for the other processes, until {name}; are they at work?"
+            f"waited {BARRIER_TIMEOUT_SECONDS} s for the other processes, until {name}; are they still running?"
         ) from None
 
 
@@ -223,7 +223,7 @@ def together(config: ConfigDict, work: Callable[[], Any], *, train: bool = True)
     """Runs `work` and returns its result; afterwards, the processes of a run shut down JAX together.
 
     A process in which `work` fails skips the shutdown, because the others do not reach it. Process 0 then stays alive
-    for a moment, because JAX aborts the others as soon as it is gone, and if all fail alike each has an error to print.
+    for a moment: JAX aborts the others as soon as it is gone, but if all fail alike, each has an error to print.
 
     Args:
         config: configuration of the run.

@@ -52,7 +52,7 @@ def check_training_batch(config: ConfigDict, devices: int) -> None:
     in_parts = f" in each of the {parts} parts of training.accumulation_steps" if parts > 1 else ""
     if (config.data.mixup or config.data.cutmix) and each % 2:
         raise ConfigError(
-            f"training.batch_size={batch_size}: data.mixup and data.cutmix mix pairs, so that each of "
+            f"training.batch_size={batch_size}: data.mixup and data.cutmix mix pairs, so each of "
             f"the {devices} devices needs an even number of images{in_parts}"
         )
     if training.freeze_batch_stats:

@@ -35,7 +35,7 @@ def exit_code(signum: int) -> int:
 
 
 def handled_signals() -> list[signal.Signals]:
-    """Returns the signals that end this process in good order: all of SIGNALS, without SIGHUP if nohup ignores it."""
+    """Returns the signals that end this process cleanly: SIGNALS, without SIGHUP if it is ignored (nohup)."""
     return [s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
 
 
@@ -102,7 +102,7 @@ class Preemption:
             )
 
     def _watch(self) -> None:
-        """Runs in the thread: the first signal starts the clock; a later SIGINT, or the clock's end, exits."""
+        """Runs in the thread: the first signal starts the grace period; its end or a later SIGINT ends the process."""
         first, deadline = 0, None
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())

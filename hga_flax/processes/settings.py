@@ -18,13 +18,13 @@ from hga_flax.processes.mesh import most_devices
 
 CACHE_KEY = "training.compilation_cache"
 FORCED_DEVICES = "xla_force_host_platform_device_count"
-# Deterministic XLA tunes nothing. From jax 0.11 on it then gives all small products to Triton, and compilation fails
-# where Triton cannot compile one (seen on an H200 with jax 0.11.2). cuBLAS takes all, and is deterministic as well.
+# With deterministic operations XLA does not autotune. From jax 0.11 on it then compiles all small products with Triton,
+# and fails if Triton cannot compile one (seen on an H200 with jax 0.11.2). cuBLAS takes all, and is deterministic too.
 DETERMINISTIC_FLAGS = ("--xla_gpu_deterministic_ops=true", "--xla_gpu_enable_triton_gemm=false")
 
 
 def configure_jax(config: ConfigDict, cache: str) -> None:
-    """Sets determinism and the folder of compiled steps ("" for none); call it before JAX touches a device."""
+    """Sets determinism and the compilation cache's folder ("" for none); call it before JAX touches a device."""
     flags = os.environ.get("XLA_FLAGS", "")
     if config.training.deterministic and DETERMINISTIC_FLAGS[0].split("=")[0] not in flags:
         added = [flag for flag in DETERMINISTIC_FLAGS if flag.split("=")[0] not in flags]
@@ -42,11 +42,11 @@ def use_cores(config: ConfigDict, *, train: bool = True) -> None:
 def cpu_devices(config: ConfigDict, *, train: bool = True) -> int:
     """Returns how many devices are to share the CPU's cores: `training.cpu_devices`, or by default one per core.
 
-    XLA uses several cores badly for one device: two devices on two cores train 1.1 to 2 times as fast as one. Nothing
-    but rounding changes by it, except that each device draws its own dropout.
+    XLA makes poor use of several cores for one device: two devices on two cores train 1.1 to 2 times as fast as one.
+    Results change only by rounding, except that each device draws its own dropout.
 
     Returns:
-        0 if XLA_FLAGS, JAX_NUM_CPU_DEVICES or the caller has set a number, which then stays.
+        The number, or 0 if XLA_FLAGS, JAX_NUM_CPU_DEVICES or the caller has set one, which is then kept.
 
     Raises:
         ConfigError: `training.cpu_devices` contradicts that number.
@@ -70,7 +70,7 @@ def cpu_devices(config: ConfigDict, *, train: bool = True) -> int:
 
 
 def configure_process(config: ConfigDict, *, train: bool = True) -> None:
-    """Checks what needs no device and makes the process-wide settings, see `configure_jax`; only for commands.
+    """Checks what can be checked without a device and makes the process-wide settings; only for commands.
 
     The library leaves its caller's flags, caches and loggers as they are.
 
@@ -84,10 +84,10 @@ def configure_process(config: ConfigDict, *, train: bool = True) -> None:
 
 
 def check_configuration(config: ConfigDict, *, train: bool = True) -> str:
-    """Checks what needs no device; see `hga_flax.training.experiment.create_experiment`.
+    """Checks what can be checked without a device; see `hga_flax.training.experiment.create_experiment`.
 
     Returns:
-        The folder of compiled steps if it is usable here, else "".
+        The compilation cache's folder if it is usable here, else "".
 
     Raises:
         UserError: the configuration cannot be run here.
@@ -100,7 +100,7 @@ def check_configuration(config: ConfigDict, *, train: bool = True) -> str:
 
 
 def _writable_cache(folder: str, *, warn: bool) -> str:
-    """Returns the folder of compiled steps, or "" if it is not writable, which must not prevent training."""
+    """Returns the compilation cache's folder, or "" if it is not writable, which must not prevent training."""
     if not folder or "://" in folder:
         return str(expand(folder, CACHE_KEY)) if folder and warn else ""
     try:

@@ -27,7 +27,7 @@ class StartUp:
         return f"started in {ends[-1] - ends[0]:.1f} s: {shown}"
 
 
-# Training metrics that are times: the only ones that may differ between two runs of one configuration.
+# Training metrics that are times: the only ones that may differ between two runs of the same configuration.
 TIMINGS = tuple(
     f"train/{name}"
     for name in ("images_per_second", "data_wait_share", "step_seconds", "data_wait_seconds", "checkpoint_seconds")
@@ -46,7 +46,7 @@ class Clock:
     def __init__(self, total_steps: int, batch_size: int, elapsed: float = 0.0):
         self._total, self._batch, self._before = total_steps, batch_size, elapsed
         self._session = time.monotonic()
-        self._first: tuple[int, float] | None = None  # step and time at which the first step had compiled and run
+        self._first: tuple[int, float] | None = None  # step and time at the end of the first step
         self._window = (0, self._session)
         self._waited = self._paused = self._saved = 0.0
 
@@ -79,13 +79,10 @@ class Clock:
     def start(self, step: int) -> None:
         """Marks the end of the first step, which includes compilation; speed is measured from here."""
         self._first = (step, time.monotonic())
-        self._restart(step)
-
-    def _restart(self, step: int) -> None:
-        self._window, self._waited, self._paused, self._saved = (step, time.monotonic()), 0.0, 0.0, 0.0
+        self.reset(step)
 
     def speed(self, step: int) -> dict[str, float]:
-        """Returns the speed of the steps since the last `reset`, or {} before a whole step is done.
+        """Returns the speed of the steps since the last `reset`, or {} before one is done.
 
         Keys: `images_per_second`; `data_wait_share` (0..1); `step_seconds` and the `data_wait_seconds` within it,
         both per step; `checkpoint_seconds`, the total of all checkpoints. The first step of a session is left
@@ -105,7 +102,7 @@ class Clock:
 
     def reset(self, step: int) -> None:
         """Starts a new measuring window for `speed`."""
-        self._restart(step)
+        self._window, self._waited, self._paused, self._saved = (step, time.monotonic()), 0.0, 0.0, 0.0
 
     def eta(self, step: int) -> float:
         """Returns the estimated seconds left at the pace so far, including evaluations and checkpoints."""

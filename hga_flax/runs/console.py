@@ -42,7 +42,7 @@ class Console:
     Args:
         active: False prints nothing (for processes other than process 0).
         goes_on: if output can no longer be written (closed pipe as in `| head -1`, full disk), keep running
-            silently; otherwise that ends the command.
+            silently; otherwise the command ends.
     """
 
     def __init__(self, *, active: bool = True, goes_on: bool = False):

@@ -56,7 +56,7 @@ def find_damage(folder: pathlib.Path, step: int, item: str | None = None) -> str
 
 
 def _files(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
-    """Returns size and checksum of the items' files; Orbax's other files may change later, and reading needs none."""
+    """Returns size and checksum of the items' files; Orbax's other files may change later, and none is needed."""
     files = [file for item in sorted(folder.iterdir()) if item.is_dir() for file in sorted(item.rglob("*"))]
     return {file.relative_to(folder).as_posix(): _facts(file) for file in files if file.is_file()}
 

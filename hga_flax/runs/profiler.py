@@ -46,4 +46,4 @@ class Profiler:
         if self._tracing:
             self._tracing = False
             jax.profiler.stop_trace()
-            self._log(f"profile: {self._folder / 'plugins' / 'profile'}; to see it: pip install xprof, tensorboard")
+            self._log(f"profile: {self._folder / 'plugins' / 'profile'}; view it in TensorBoard (pip install xprof)")

@@ -9,15 +9,15 @@ from ml_collections import ConfigDict
 
 @dataclasses.dataclass
 class Progress:
-    """What a checkpoint stores next to the state, as JSON.
+    """The JSON item that a checkpoint stores next to the state.
 
     Attributes:
         examples_seen: position in the global order of training examples.
         num_examples: size of the training split, to detect a changed data set.
         best: the best evaluation so far and its `step`, or None.
         elapsed_seconds: training time over all sessions.
-        bad_images: indices of undecodable training images that this process has found so far.
-        evaluation_due: a signal cancelled the evaluation planned for this step; it is made up for on resume.
+        bad_images: indices of the undecodable training images that any process has found so far.
+        evaluation_due: a signal cancelled the evaluation planned for this step; the resumed run starts with it.
     """
 
     examples_seen: int = 0
@@ -47,6 +47,6 @@ def complete(workdir: pathlib.Path, step: int, total: int) -> str:
     if step == total:
         return f"training is complete: {workdir} holds step {step} of {total}"
     return (
-        f"nothing to train: {workdir} holds step {step}, and the plan now ends at step {total}; what was trained is "
-        "kept, a longer plan resumes from there, and a shorter run needs another --workdir"
+        f"nothing to train: {workdir} holds step {step}, but the plan now ends at step {total}; the training so far "
+        "is kept: a longer plan resumes from there, and a shorter run needs another --workdir"
     )

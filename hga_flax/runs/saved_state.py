@@ -81,7 +81,7 @@ def check_same_arrays(where: str, saved: Any, like: Any, changes: list[str]) -> 
     if keys and not model:
         raise UserError(
             f"the checkpoint {where} holds the state of another optimizer or average; changed since: "
-            f"{', '.join(keys)}; take that back, or choose another --workdir"
+            f"{', '.join(keys)}; undo that, or choose another --workdir"
         )
     raise UserError(
         f"the checkpoint {where} belongs to another {other}: {name} is {there.get(name, 'absent')} there and "

@@ -137,7 +137,7 @@ def check_same_data(workdir: pathlib.Path, info: DatasetInfo) -> list[str]:
         return []
     run = read_dataset(workdir)
     if other := other_data(run, info, "the data set" if info.name != FOLDER else "the folder"):
-        raise UserError(f"--workdir={workdir}: {other}; bring back the classes, or choose another --workdir")
+        raise UserError(f"--workdir={workdir}: {other}; restore the classes, or choose another --workdir")
     return [
         f"the split '{split}' has {now:,} examples, and had {run.num_examples[split]:,} when the run began"
         for split, now in info.num_examples.items()

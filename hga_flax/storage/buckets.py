@@ -1,8 +1,8 @@
 """Copies files between this machine and buckets, `gs://bucket/folder` and `s3://bucket/folder`.
 
-An object store has no rename and no append, so nothing works inside a bucket: files are copied here, used here and
-copied back. The file systems are fsspec's, which etils.epath uses too. They are called directly, because epath prefers
-TensorFlow's file systems if TensorFlow is installed, and lists names without sizes.
+An object store can neither rename nor append, so no file is used in a bucket: files are copied to this machine, used
+there and copied back. The file systems are fsspec's, which etils.epath uses too. They are called directly, because
+epath prefers TensorFlow's file systems if TensorFlow is installed, and lists names without sizes.
 """
 
 import concurrent.futures
@@ -25,7 +25,7 @@ SCHEMES = {
     "s3": ("s3fs", "aws configure, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
 }
 AT_ONCE = 8  # files transferred in parallel
-FIRST_ANSWER_SECONDS = 60.0  # s3fs gives up after 7, gcsfs after 35 to 50
+FIRST_ANSWER_SECONDS = 60.0  # s3fs itself gives up after 7 s, gcsfs after 35 to 50 s
 SMALL = 1 << 25  # bytes; up to this size a file is read before it is sent, because it may grow meanwhile
 
 
@@ -34,7 +34,7 @@ class Unreachable(UserError):
 
 
 class Fact(NamedTuple):
-    """What a listing says about a file: its size in bytes, and a mark that changes with its content."""
+    """What is known of a file without reading it: its size in bytes, and a mark that changes with its content."""
 
     size: int
     mark: str
@@ -238,9 +238,9 @@ class Remote:
         kind, text = type(error).__name__, one_line(error)[:300]
         code = getattr(error, "code", None)
         if isinstance(error, FileNotFoundError):
-            return f"there is no bucket {self._root.partition('/')[0]}; create it, or mend the name"
+            return f"there is no bucket {self._root.partition('/')[0]}; create it, or correct the name"
         if "Credential" in kind or kind == "RefreshError" or str(code) == "401" or "Anonymous caller" in text:
-            return f"no credentials, or none that are taken ({text}); {self._login}"
+            return f"no credentials, or invalid ones ({text}); {self._login}"
         if isinstance(error, OSError) and error.strerror and error.filename:  # an error of the local disk
             return f"{error.filename}: {error.strerror} (on this machine)"
         if isinstance(error, PermissionError) or str(code) == "403" or "Forbidden" in text:
@@ -280,8 +280,8 @@ def check_space(folder: pathlib.Path, size: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if size > free:
         raise UserError(
-            f"{what}: its {size / 1e9:,.1f} GB have no room in {folder} ({free / 1e9:,.1f} GB are free); make room, or "
-            f"set {CACHE_VARIABLE} to a folder on another disk"
+            f"{what}: its {size / 1e9:,.1f} GB do not fit in {folder} ({free / 1e9:,.1f} GB are free); free some space "
+            f"or set {CACHE_VARIABLE} to a folder on another disk"
         )
 
 
@@ -320,5 +320,5 @@ def fetch_file(address: str, key: str) -> pathlib.Path:
         try:
             remote.get([name], local)
         except FileNotFoundError:
-            raise UserError(f"{key}={address}: it was removed while it was copied") from None
+            raise UserError(f"{key}={address}: it was removed while it was being copied") from None
     return local / name

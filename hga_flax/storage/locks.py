@@ -2,7 +2,7 @@
 
 A claim needs no server, no file-system lock and no synchronised clocks. It is the file NAME.0, created exclusively:
 only one process succeeds. Its owner touches it every few seconds. A process that finds the owner gone takes over by
-creating NAME.1, again exclusively, and so on: the highest number holds. The highest file is never removed or renamed,
+creating NAME.1, again exclusively, and so on: the highest number counts. The highest file is never removed or renamed,
 and a process that has created one checks that it is the highest, so only one of two processes that try to take over
 succeeds, however late they are.
 
@@ -61,7 +61,7 @@ def lock(file: pathlib.Path, wait: bool) -> TextIO | None:
 
 
 def machine() -> str:
-    """Returns an identifier of this machine, its last boot and its PID namespace: process ids are valid within it."""
+    """Returns an identifier of this machine, its boot and its PID namespace, within which a process id is unique."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         parts.append(pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -197,7 +197,7 @@ class Claims:
             thread.join()
 
     def owner(self, name: str) -> dict[str, Any]:
-        """Returns the owner that the newest claim names, "machine", "host" and "pid"; {} if it names none."""
+        """Returns the owner in the newest claim, with the keys "machine", "host", "pid"; {} if there is none."""
         newest = max(self._numbers(name), default=0)
         with contextlib.suppress(OSError, ValueError):
             owner = json.loads((self._folder / f"{name}.{newest}").read_text())
@@ -205,7 +205,7 @@ class Claims:
         return {}
 
     def is_held(self, name: str) -> bool:
-        """Returns whether a name has an owner that does not look gone at first sight; changes nothing."""
+        """Returns whether a name has an owner that is not known to be gone; changes no file."""
         numbers = self._numbers(name)
         return bool(numbers) and not self._is_gone(self._folder / f"{name}.{max(numbers)}")
 
@@ -228,7 +228,7 @@ class Claims:
 
     def _is_gone(self, file: pathlib.Path) -> bool:
         mark, owner = (0, 0), {}
-        with contextlib.suppress(OSError, ValueError):  # it is being written, or its owner died before it was
+        with contextlib.suppress(OSError, ValueError):  # it is still being written, or its owner died while writing it
             facts = file.stat()
             mark = facts.st_mtime_ns, facts.st_size
             owner = json.loads(file.read_text())
@@ -281,7 +281,7 @@ def claimed(
                 raise taken(who)
             break
         if not said:
-            say(f"{who} may still be at work here; waiting for a sign of it, {stale_seconds:g} s at most")
+            say(f"{who} may still be at work here; waiting up to {stale_seconds:g} s for a sign of life")
             said = True
         time.sleep(min(POLL_SECONDS, stale_seconds / BEATS))
         claim = claims.take(name)

@@ -55,30 +55,30 @@ class StepReports:
                 continue
             self._skipped += 1
             if self._skipped > self._limit:
-                more = f" (after {self._limit} skipped ones, training.skip_nonfinite)" if self._limit else ""
+                more = f" (the limit training.skip_nonfinite={self._limit} is reached)" if self._limit else ""
                 raise Diverged(what + more)
-            self._say(f"warning: {what}; the step is skipped, the {self._skipped}. of at most {self._limit}")
+            self._say(f"warning: {what}; the step is skipped ({self._skipped} of at most {self._limit})")
         return newest
 
 
 def nonfinite(step: int, loss: float, gradient_norm: float) -> str | None:
-    """Returns a phrase that says what is not finite about a step, or None."""
+    """Returns a phrase that names the first non-finite value of a step, or None."""
     if not math.isfinite(loss):
         return f"the loss of step {step} is {loss}"
-    return None if math.isfinite(gradient_norm) else f"the norm of step {step}'s gradient is {gradient_norm}"
+    return None if math.isfinite(gradient_norm) else f"the gradient norm of step {step} is {gradient_norm}"
 
 
 def explain(what: str, steps: list[int]) -> UserError:
     """Returns the error that ends a diverged run.
 
     Args:
-        what: what was not finite, and where.
+        what: the value that was not finite, and its step.
         steps: steps of the checkpoints on disk.
     """
     kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint had been written"
     return UserError(
         f"training diverged: {what}; {kept}. Try a lower optimizer.learning_rate, a longer schedule.warmup_epochs or "
-        f"optimizer.clip_norm. To see where it begins, from step {steps[-1] if steps else 0}: "
+        f"optimizer.clip_norm. To find the operation that fails first, from step {steps[-1] if steps else 0}: "
         f"JAX_DEBUG_NANS=1 {command_line()}"
     )
 

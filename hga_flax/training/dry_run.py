@@ -33,8 +33,8 @@ from hga_flax.training.optimizer import decay_steps, warmup_steps
 from hga_flax.training.state import TrainState
 from hga_flax.training.step import make_train_step
 
-QUICK = 150  # compile the step by default up to this many parameter arrays: seconds, where ResNet-50 takes minutes
-SHORT = 0.5  # time a compiled step whose estimate is below this many seconds
+QUICK = 150  # largest number of parameter arrays compiled by default: takes seconds (ResNet-50: minutes)
+SHORT = 0.5  # a compiled step is timed if its estimate is below this many seconds
 DECAYS_SHOWN = 8
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -114,14 +114,14 @@ def workdir_state(
     steps = checkpoint_steps(path)
     if not steps:
         return f"{path}: a new run"
-    told = f"{path}: resumes from step {max(steps)}" + (f"; changed: {', '.join(changes)}" if changes else "")
+    text = f"{path}: resumes from step {max(steps)}" + (f"; changed: {', '.join(changes)}" if changes else "")
     if state is not None and not is_remote(path):
         with contextlib.closing(Checkpoints(workdir, read_only=True, changes=changes)) as checkpoints:
             try:
                 checkpoints.check_structure(max(steps), state)
             except UnreadableCheckpoint as error:
-                told += f", or from an older one: {error}"
-    return told
+                text += f", or from an older one: {error}"
+    return text
 
 
 def checkpoint_steps(path: str) -> list[int]:
@@ -141,7 +141,7 @@ def schedule_rows(config: ConfigDict, prepared: Prepared) -> list[tuple[str, ...
     for step in decays[:DECAYS_SHOWN]:
         corners.setdefault(step, []).append("decay")
     if config.schedule.name in ("cosine", "linear"):
-        corners.setdefault((warmup + plan.total_steps) // 2, []).append("half of the decay")
+        corners.setdefault((warmup + plan.total_steps) // 2, []).append("halfway through the decay")
     corners.setdefault(plan.total_steps - 1, []).append("last step")
     rows = []
     for step, what in sorted(corners.items()):
@@ -149,7 +149,7 @@ def schedule_rows(config: ConfigDict, prepared: Prepared) -> list[tuple[str, ...
         late = "" if step < plan.total_steps else ", after the end of this run"
         rows.append((f"{step:,}", f"{step / plan.steps_per_epoch:.2f}", rate, ", ".join(what) + late))
     if len(decays) > DECAYS_SHOWN:
-        rows.append(("...", "", "", f"and {len(decays) - DECAYS_SHOWN} decays more, the last at step {decays[-1]:,}"))
+        rows.append(("...", "", "", f"and {len(decays) - DECAYS_SHOWN} more decays, the last at step {decays[-1]:,}"))
     return rows
 
 
@@ -220,7 +220,7 @@ def step_cost(experiment: Experiment, prepared: Prepared, compile_step: bool) ->
 
 
 def measured_seconds(step: Callable, state: TrainState, batch: dict[str, jax.ShapeDtypeStruct]) -> float | None:
-    """Returns the seconds of the fastest of three calls of a compiled step on zeros; None if they do not fit."""
+    """Returns the fastest time of three calls of a compiled step on zeros, in seconds; None if memory runs out."""
     zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), tree)
     try:
         batch, times = zeros(batch), []
@@ -312,7 +312,7 @@ def memory_rows(experiment: Experiment, cost: Cost) -> list[tuple[str, str]]:
     """Returns rows on the memory of each device: known sizes, estimates, and XLA's analysis."""
     rows = [(name, size(number)) for name, number in cost.memory.items()]
     rows[-1] = ("activations", rows[-1][1] + " (estimate: kept for the backward pass, before XLA's optimisation)")
-    rows.append(("in all", f"about {size(sum(cost.memory.values()))} (estimate)"))
+    rows.append(("total", f"about {size(sum(cost.memory.values()))} (estimate)"))
     if cost.compiled:
         arguments, temporaries = cost.compiled
         rows.append(
@@ -320,7 +320,7 @@ def memory_rows(experiment: Experiment, cost: Cost) -> list[tuple[str, str]]:
                          f"{size(temporaries)} of temporaries")
         )  # fmt: skip
     else:
-        rows.append(("compiled", "not compiled; --dry-run=compile does so and asks XLA, which takes minutes"))
+        rows.append(("compiled", "not compiled; --dry-run=compile compiles the step, which takes minutes"))
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     if limit:
         rows.append(("available", size(limit)))
@@ -346,7 +346,7 @@ def time_rows(experiment: Experiment, plan: Plan, cost: Cost) -> list[tuple[str,
         )
         run = f"at least {duration(whole)} with the evaluations (estimate)"
     return [
-        ("operations", f"{cost.flops / 1e9:,.3f} GFLOPs a step and device (XLA's count, before its optimisation)"),
+        ("operations", f"{cost.flops / 1e9:,.3f} GFLOPs per step and device (XLA's count, before its optimisation)"),
         ("a step", step),
-        ("in all", run),
+        ("total", run),
     ]

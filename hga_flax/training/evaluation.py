@@ -42,8 +42,8 @@ def apply_network(model: nn.Module, data: ConfigDict, variables: Any, images: ja
 
 
 def no_images(split: str) -> str:
-    """Returns the message for a split without a readable image."""
-    return f"none of the images of the split '{split}' can be read; mend those files, or name another split"
+    """Returns the message for a split that has no readable image."""
+    return f"none of the images of the split '{split}' can be read; repair them, or choose another split"
 
 
 def evaluate(

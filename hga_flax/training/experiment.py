@@ -27,7 +27,7 @@ MOST_EXAMPLES = 2**31 - 1  # per process, because example indices are int32
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Timing of a run, in optimizer steps.
+    """When a run evaluates and ends, in optimizer steps.
 
     Attributes:
         num_examples: size of the training split.
@@ -50,7 +50,7 @@ class Plan:
 
     @property
     def evaluations(self) -> int:
-        """Number of evaluations from the first step to the end."""
+        """Number of evaluations of the whole run."""
         last = math.floor(self.total_steps / self.eval_every) + 1
         while round(last * self.eval_every) >= self.total_steps:
             last -= 1
@@ -61,7 +61,7 @@ def make_plan(config: ConfigDict, num_examples: int) -> Plan:
     """Converts epochs to steps for a training split of `num_examples`.
 
     Raises:
-        ConfigError: a batch is larger than the split, or training needs more examples than int32 can number.
+        ConfigError: the batch is larger than the split, or training needs more examples than an int32 can count.
     """
     batch_size = config.training.batch_size
     if batch_size > num_examples:
@@ -74,8 +74,8 @@ def make_plan(config: ConfigDict, num_examples: int) -> Plan:
     if total * batch_size // jax.process_count() >= MOST_EXAMPLES:
         key = "steps" if config.training.steps else "epochs"
         raise ConfigError(
-            f"training.{key}={config.training[key]}: {total:,} steps of {batch_size} are more examples than a process "
-            f"can number, {MOST_EXAMPLES:,}"
+            f"training.{key}={config.training[key]}: {total:,} steps of {batch_size} exceed the limit of "
+            f"{MOST_EXAMPLES:,} examples per process"
         )
     return Plan(num_examples, per_epoch, total, max(1.0, config.evaluation.every_epochs * per_epoch))
 
@@ -136,8 +136,8 @@ def create_experiment(
     Args:
         config: complete configuration.
         info: description of the data set, or a function that returns it, called once the configuration is checked.
-        train: False to check only what evaluation needs, and to run without a compilation cache if that cannot be
-            written to here.
+        train: False to check only what evaluation needs, and to do without a compilation cache that cannot be
+            written.
         mesh: device mesh; None for all devices.
 
     Raises:
@@ -206,7 +206,7 @@ def parameters_by_part(params: Any) -> dict[str, int]:
 
 
 def describe(experiment: Experiment, plan: Plan, params: Any, *, new: bool = True) -> list[tuple[str, str]]:
-    """Returns the (name, value) rows that a run prints at its start.
+    """Returns the (name, value) rows that a run prints when it starts.
 
     Args:
         experiment: the run.
@@ -251,5 +251,5 @@ def describe(experiment: Experiment, plan: Plan, params: Any, *, new: bool = Tru
         ("plan", f"{plan.total_steps:,} steps of {batch} = {plan.total_steps / plan.steps_per_epoch:.4g} epochs" + cut),
     ]
     if new and config.init.weights:
-        rows.append(("weights", f"of a new run from {config.init.weights}"))
+        rows.append(("weights", f"initialised from {config.init.weights}"))
     return rows + describe_groups(config, params)

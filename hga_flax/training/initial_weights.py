@@ -2,8 +2,8 @@
 
 The arrays of the file get our names and are fitted to the network by three rules. An attention, a head
 ("classifier") or an auxiliary head is loaded completely or keeps its initial values, because the file may have
-another one, or none. Everything else must exist on both sides with the same shape; otherwise the weights belong to
-another network. A stem with another number of input channels is adapted as in timm (adapt_input_conv): summed over
+a different one or none. Everything else must exist on both sides with the same shape; otherwise the weights belong to
+another network. A stem with a different number of input channels is adapted as in timm (adapt_input_conv): summed over
 the channels if the network has one, repeated and divided if the file has one.
 """
 
@@ -243,7 +243,7 @@ def _model_of(peer: str | None, arrays: Mapping[Path, np.ndarray]) -> str:
 def _title(peer: str | None, network: str) -> str:
     """Returns the name, for messages, of the network whose names a file uses."""
     if peer is None:
-        return f"ours of {network}"
+        return f"our {network}"
     return peer if is_cifar(peer) else f"torchvision's or timm's {peer}"
 
 
@@ -300,7 +300,7 @@ def _read_run(given: str, folder: pathlib.Path, checkpoint: str, key: str) -> So
         origin += f", {model.name} with attention {model.attention}"
         flags = {"name": model.name} | ({"options": model.options} if model.options else {})
         remedy = " ".join(shlex.quote(f"--config.model.{name}={value}") for name, value in flags.items())
-        return Source(origin, arrays, remedy=f"{remedy} makes the network that they belong to", key=key)
+        return Source(origin, arrays, remedy=f"{remedy} builds the network that they belong to", key=key)
     return Source(origin, arrays, key=key)
 
 
@@ -341,12 +341,11 @@ def fit(source: Source, places: Mapping[Path, Any], network: str) -> Fitted:
         raise UserError(f"{source.key}={source.origin}: {other}; {wrapped_advice(foreign) or source.remedy}")
     for paths in optional.values():
         loaded |= _whole(paths, source.arrays, places, notes)
-    real = {path: jnp.issubdtype(array.dtype, jnp.floating) for path, array in loaded.items()}
-    whole = [f"{_name(path)} ({loaded[path].dtype})" for path in loaded if not real[path]]
-    if whole:
+    unreal = [f"{_name(p)} ({a.dtype})" for p, a in loaded.items() if not jnp.issubdtype(a.dtype, jnp.floating)]
+    if unreal:
         raise UserError(
             f"{source.key}={source.origin}: values that are not real numbers, as in a quantised network: "
-            f"{_listed(whole)}; give the weights that it was made from"
+            f"{_listed(unreal)}; give the weights that it was quantised from"
         )
     loaded = {path: np.asarray(loaded[path], np.float32) for path in places if path in loaded}
     broken = [_name(p) for p, a in loaded.items() if not np.isfinite(a).all() or (p[-1] == "var" and a.min() < 0)]
@@ -378,12 +377,12 @@ def _whole(
         if path[-1] == SHARE:  # an attention saved without a share was applied in full: share 1
             group[path] = arrays.get(path, np.ones(places[path].shape))
             if path not in arrays:
-                notes.append(f"{_name(path)}: 1, for the source's attention acts wholly")
+                notes.append(f"{_name(path)}: 1, because the source's attention is applied in full")
     return group
 
 
 def _fit_channels(kernel: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, str]:
-    """Adapts a stem kernel `[h, w, C, F]` to the channels of `shape`, if either has one; returns it with a note."""
+    """Adapts a stem kernel `[h, w, C, F]` to the channels of `shape` if either has one; returns it and a note."""
     have, want = kernel.shape[2] if kernel.ndim == 4 else 0, shape[2] if len(shape) == 4 else 0
     if have and want == 1:
         return kernel.sum(axis=2, keepdims=True), f"its {have} input channels summed to 1"

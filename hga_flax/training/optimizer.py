@@ -14,7 +14,7 @@ from hga_flax.training.parameters import by_parameter
 
 
 def warmup_steps(config: ConfigDict, steps_per_epoch: float, total_steps: int) -> int:
-    """Returns the number of warm-up steps in a training of `total_steps`."""
+    """Returns the number of warm-up steps of a run of `total_steps`."""
     schedule = config.schedule
     if schedule.warmup_share:
         return int(schedule.warmup_share * total_steps)  # rounded down, so that it always ends before training does
@@ -51,7 +51,7 @@ def create_schedule(config: ConfigDict, steps_per_epoch: float, total_steps: int
     Mappings: 0.01 for 400 steps).
 
     Raises:
-        ConfigError: the warm-up does not end before the training epochs do, or a decay comes after their end.
+        ConfigError: the warm-up or a decay does not fit into the training epochs.
     """
     schedule, peak = config.schedule, config.optimizer.learning_rate
     warmup = warmup_steps(config, steps_per_epoch, total_steps)
@@ -90,7 +90,7 @@ def create_schedule(config: ConfigDict, steps_per_epoch: float, total_steps: int
 
 
 def decays(params: Any) -> Any:
-    """Returns a tree of booleans: False for norms and biases, that is, for parameters with one dimension."""
+    """Returns a tree of booleans: False for norms and biases, that is, for parameters with at most one dimension."""
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 

@@ -60,8 +60,8 @@ def by_parameter(config: ConfigDict, optimizer: optax.GradientTransformation) ->
     """Wraps an optimizer: frozen parameters get no update, others a scaled learning rate; the state is unchanged.
 
     A factor scales the whole update. This is equivalent to another learning rate, both for SGD with its coupled
-    weight decay and for AdamW and LAMB with their decoupled one. The weight decay of a frozen parameter, all that
-    its update would consist of, is neither applied nor accumulated as momentum.
+    weight decay and for AdamW and LAMB with their decoupled one. The update of a frozen
+    parameter would be weight decay only, which is neither applied nor accumulated as momentum.
     """
     factors = learning_rate_factors(config)
     if not factors and not config.optimizer.freeze:

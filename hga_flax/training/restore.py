@@ -183,15 +183,15 @@ def evaluate_restored(restored: Restored, split: str | None = None) -> dict[str,
     Raises:
         UserError: no image of the split can be read.
     """
-    experiment, state = restored.experiment, restored.state
+    experiment = restored.experiment
     params, batch_stats = restored.variables["params"], restored.variables["batch_stats"]
     split = split or experiment.config.data.eval_split
     batches = experiment.dataset.eval_batches(
         experiment.dataset.source(split, train=False), experiment.eval_batch_size, experiment.shard, split
     )
-    barrier("each has the data set")  # one may have to copy it from a bucket
+    barrier("each has the data set")  # a process may first have to copy it from a bucket
     step = make_eval_step(experiment.model, experiment.config, experiment.mesh)
     metrics = evaluate(step, params, batch_stats, batches, experiment.mesh)
     if not metrics["num_examples"]:
         raise UserError(no_images(split))
-    return metrics | {"step": int(jax.device_get(state.step)), "split": split, "weights": restored.weights}
+    return metrics | {"step": restored.step, "split": split, "weights": restored.weights}

@@ -21,15 +21,15 @@ from hga_flax.errors import ConfigError, UserError, one_line
 from hga_flax.processes.mesh import replicate, replicated
 from hga_flax.training.metrics import TrainMetrics
 
-# What computes the initial state on CPUs.
-UNOPTIMISED = {"xla_backend_optimization_level": 0}  # programs that run once or a few times
+# Used to compute the initial state on CPUs.
+UNOPTIMISED = {"xla_backend_optimization_level": 0}  # for programs that run only a few times
 BY_NUMPY = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "sqrt": np.sqrt}
 DRAWS = {  # by JAX's names for them in a program; limits are (lowest, highest)
     "_normal": lambda key, shape, dtype: jax.random.normal(key, shape, dtype),
     "_truncated_normal": lambda key, shape, dtype, *limits: jax.random.truncated_normal(key, *limits, shape, dtype),
     "_uniform": lambda key, shape, dtype, *limits: jax.random.uniform(key, shape, dtype, *limits),
 }
-LENGTHS = (4096, 65536)  # of compiled draws; then powers of two
+LENGTHS = (4096, 65536)  # of compiled draws; longer ones are powers of two
 
 # Errors that networks raise for options that do not work.
 NETWORK_ERRORS = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, flax.errors.FlaxError)
@@ -57,7 +57,7 @@ class TrainState:
     ema: ClassVar[Any] = None  # not part of the tree or its checkpoints: see AveragedState
 
     def variables(self, weights: str | None = None) -> dict[str, Any]:
-        """Returns {"params", "batch_stats"}: "ema", "raw", or None for the moving average if the run keeps one.
+        """Returns {"params", "batch_stats"}, "ema" or "raw"; None means the moving average if the run keeps one.
 
         Raises:
             UserError: "ema" for a run without a moving average.
@@ -151,7 +151,7 @@ def check_evaluation(model: nn.Module, state: TrainState, image_shape: tuple[int
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     call = lambda variables, images: model.apply(variables, images, train=False)
     key = f"evaluation.image_size={image_shape[0]}"
-    with calling_network(f"{key}: this network cannot be evaluated at another size than it is trained at"):
+    with calling_network(f"{key}: this network can be evaluated only at the size it is trained at"):
         jax.eval_shape(call, state.variables(), images)
 
 
@@ -159,7 +159,7 @@ def create_state(init: Callable[[jax.Array], TrainState], seed: int, mesh: Mesh)
     """Returns the initial state for a seed, replicated on every device of the mesh.
 
     On CPUs it is computed operation by operation, because compiling hundreds of draws of random numbers as one program
-    takes longer than the first step (of ResNet-20: 22 s).
+    takes longer than the first step (ResNet-20: 22 s).
     """
     if mesh.devices.flat[0].platform == "cpu":
         return replicate(_evaluate(init, jax.random.key(seed)), mesh)
@@ -183,13 +183,13 @@ def _evaluate(init: Callable[[jax.Array], TrainState], key: jax.Array) -> TrainS
 
 
 def _results(equation: core.JaxprEqn, inputs: list[Any]) -> Sequence[Any]:
-    """Returns the results of one operation: by NumPy where it rounds alike, drawn, or compiled."""
+    """Returns the results of one operation: by NumPy where it rounds identically, drawn, or compiled."""
     name, out = equation.primitive.name, equation.outvars[0].aval
-    if name == "broadcast_in_dim" and jnp.ndim(inputs[0]) == 0 and isinstance(out.dtype, np.dtype):  # not of keys
+    if name == "broadcast_in_dim" and jnp.ndim(inputs[0]) == 0 and isinstance(out.dtype, np.dtype):  # false for keys
         return [np.broadcast_to(np.asarray(inputs[0], out.dtype), out.shape)]
     if name in BY_NUMPY and out.dtype == np.float32:
         return [BY_NUMPY[name](*(np.asarray(value, np.float32) for value in inputs))]
-    if name == "erf_inv":  # in jax 0.12 not within the draw
+    if name == "erf_inv":  # jax 0.12 keeps it outside the draw
         count = math.prod(out.shape)
         padded = np.pad(np.ravel(inputs[0]), (0, _length(count) - count))
         flat = _compiled(equation.primitive, (), (equation.invars[0].aval.update(shape=padded.shape),))(padded)[0]
@@ -199,7 +199,7 @@ def _results(equation: core.JaxprEqn, inputs: list[Any]) -> Sequence[Any]:
     operation = equation.primitive, tuple(equation.params.items()), tuple(atom.aval for atom in equation.invars)
     try:
         run = _compiled(*operation)
-    except TypeError:  # a parameter that cannot be a key of the cache
+    except TypeError:  # a parameter that is not hashable
         run = _compiled.__wrapped__(*operation)
     return run(*inputs)
 
@@ -207,7 +207,7 @@ def _results(equation: core.JaxprEqn, inputs: list[Any]) -> Sequence[Any]:
 def _drawn(equation: core.JaxprEqn, inputs: list[Any], count: int) -> np.ndarray | None:
     """Returns the first `count` numbers of a longer draw, which are the same; None where that is not certain.
 
-    So a network with dozens of shapes needs the programs of few lengths.
+    A network with dozens of shapes then needs programs of only a few lengths.
     """
     key, *limits = inputs
     if any(map(jnp.ndim, inputs)):  # keys of several draws, or limits for each number
@@ -234,7 +234,7 @@ def _compiled(primitive: core.Primitive, params: tuple, inputs: tuple) -> Callab
 
     def run(*arrays: jax.Array) -> Sequence[jax.Array]:
         inner = dict(params).get("call_jaxpr")
-        if isinstance(inner, core.ClosedJaxpr):  # a function with a derivative of its own, which is not needed here
+        if isinstance(inner, core.ClosedJaxpr):  # a function with a custom derivative, which is not needed here
             return core.jaxpr_as_fun(inner)(*arrays)
         outputs = primitive.bind(*arrays, **dict(params))
         return outputs if primitive.multiple_results else [outputs]

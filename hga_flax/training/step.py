@@ -31,7 +31,7 @@ from hga_flax.images.device_augmentation import (
 from hga_flax.models.norm import frozen_statistics
 from hga_flax.processes.mesh import DATA_AXIS
 from hga_flax.training.ema import update_ema
-from hga_flax.training.evaluation import apply_network, normalized
+from hga_flax.training.evaluation import EvalStep, apply_network, normalized
 from hga_flax.training.metrics import LOSSES, ClassificationMetrics, TrainMetrics, batch_metrics, cross_entropy
 from hga_flax.training.norm import global_norm
 from hga_flax.training.parameters import hold_frozen
@@ -60,7 +60,7 @@ def prepare_images(batch: Batch, config: ConfigDict, root: jax.Array) -> tuple[j
 
     Returns:
         (images, other, share): images float32 `[B, H, W, C]`; if images are mixed, the label of the other image,
-        int32 `[B]`, and the weight of the own label, float32 `[B]`; else the own label and None.
+        int32 `[B]`, and the weight of the original label, float32 `[B]`; else the original label and None.
     """
     data, images, other, share = config.data, batch["image"], batch["label"], None
     keys = lambda name: example_keys(stream(root, name), batch["epoch"], batch["index"])
@@ -173,19 +173,10 @@ def accumulated_gradient(
         return sums, (new.logits, new.loss)
 
     zero = jax.tree.map(jnp.zeros_like, params), batch_stats, jnp.zeros(())
-    (grads, batch_stats, mean_loss), each = (_each if unroll else lax.scan)(add, zero, (jnp.arange(count), parts))
+    (grads, batch_stats, mean_loss), each = lax.scan(add, zero, (jnp.arange(count), parts), unroll=unroll)
     grads = jax.tree.map(lambda g: lax.psum(g, DATA_AXIS) / count, grads)
     logits, loss = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), each)
     return Gradient(grads, batch_stats, mean_loss / count, logits, loss)
-
-
-def _each(add: Callable, sums: Any, parts: Any) -> tuple[Any, Any]:
-    """Does the same as lax.scan, unrolled."""
-    outputs = []
-    for i in range(len(jax.tree.leaves(parts)[0])):
-        sums, output = add(sums, jax.tree.map(lambda x, i=i: x[i], parts))
-        outputs.append(output)
-    return sums, jax.tree.map(lambda *each: jnp.stack(each), *outputs)
 
 
 def make_train_step(
@@ -196,7 +187,6 @@ def make_train_step(
     The batch holds `image` uint8 `[B, H, W, C]`, and `label`, `index` and `epoch` int32 `[B]`, split over
     the mesh. The gradient is that of the mean loss over the global batch.
     """
-
     unroll = mesh.devices.flat[0].platform == "cpu"
 
     def step(state: TrainState, batch: Batch, seed: jax.Array) -> tuple[TrainState, StepReport]:
@@ -298,9 +288,7 @@ def _seek_nans(step: Callable[[TrainState, Batch], tuple[TrainState, StepReport]
     return seek
 
 
-def make_eval_step(
-    model: nn.Module, config: ConfigDict, mesh: Mesh
-) -> Callable[[Any, Any, ClassificationMetrics, Batch], ClassificationMetrics]:
+def make_eval_step(model: nn.Module, config: ConfigDict, mesh: Mesh) -> EvalStep:
     """Returns the jitted evaluation step: (params, batch_stats, sums so far, batch) -> sums.
 
     The batch holds `image`, `label` and `mask`, which is False for padding.

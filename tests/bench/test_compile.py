@@ -34,8 +34,8 @@ def test_what_a_person_reads():
     row = ROW | roofline(measured, V5E, 128, 8)
     text = module.table(row)
     assert "5.00 of 16 GiB (31%)" in text and "all-reduce 99 x, 57.0 MB" in text
-    assert "bound by memory" in text and "1,906 images/s a device" in text
-    assert "1,234, of them 56 under 1 MB" in text and "__cudnn$convForward 53 x" in text and "does not fit" not in text
+    assert "bound by memory" in text and "1,906 images/s per device" in text
+    assert "1,234, 56 of them under 1 MB" in text and "__cudnn$convForward 53 x" in text and "does not fit" not in text
     assert "does not fit" in module.table(row | {"peak_memory_bytes": 17 * 2**30})
 
 
@@ -62,7 +62,7 @@ def test_attentions_side_by_side_and_the_heaviest_kernels():
         (["--compare=none,sse"], "unknown attention 'sse'"),
         (["--compare="], "--compare= has no value"),
         (["--compare=,se"], "unknown attention ''"),
-        (["--topology=b100"], "--topology=b100: no such accelerator; known are h100"),
+        (["--topology=b100"], "--topology=b100: no such accelerator; known: h100"),
         (["--config.training.accumulation_steps=2"], "would be counted once; set it to 1, and --batch to"),
     ],
 )

@@ -80,13 +80,13 @@ def changed(**values):
         ({"optimizer__learning_rate": 10**400}, f"optimizer.learning_rate={10**400}: must be above 0 and finite"),
         ({"model__name": 50}, "model.name=50: must be a string"),
         ({"data__dir": "a\0b"}, "data.dir='a\\x00b': must be a string without line breaks or control characters"),
-        ({"data__mean": 0.5}, f"data.mean=0.5: {KEYS['data.mean'].expects}"),
-        ({"data__mean": (True,)}, f"data.mean=(True,): {KEYS['data.mean'].expects}"),
-        ({"data__mean": ()}, f"data.mean=(): {KEYS['data.mean'].expects}"),
-        ({"data__std": (float("inf"),)}, f"data.std=(inf,): {KEYS['data.std'].expects}"),
-        ({"schedule__decay_at_steps": (1.5,)}, "schedule.decay_at_steps=(1.5,): positive whole numbers"),
-        ({"optimizer__freeze": "stem*"}, f"optimizer.freeze=stem*: {KEYS['optimizer.freeze'].expects}"),
-        ({"optimizer__freeze": (1,)}, f"optimizer.freeze=(1,): {KEYS['optimizer.freeze'].expects}"),
+        ({"data__mean": 0.5}, f"data.mean=0.5: must be {KEYS['data.mean'].expects}"),
+        ({"data__mean": (True,)}, f"data.mean=(True,): must be {KEYS['data.mean'].expects}"),
+        ({"data__mean": ()}, f"data.mean=(): must be {KEYS['data.mean'].expects}"),
+        ({"data__std": (float("inf"),)}, f"data.std=(inf,): must be {KEYS['data.std'].expects}"),
+        ({"schedule__decay_at_steps": (1.5,)}, "schedule.decay_at_steps=(1.5,): must be positive whole numbers"),
+        ({"optimizer__freeze": "stem*"}, f"optimizer.freeze=stem*: must be {KEYS['optimizer.freeze'].expects}"),
+        ({"optimizer__freeze": (1,)}, f"optimizer.freeze=(1,): must be {KEYS['optimizer.freeze'].expects}"),
         ({"optimzer": 1}, "optimzer: there is no such key; did you mean 'optimizer'?"),
         ({"model": "resnet50"}, f"model='resnet50': it is a group: {', '.join(MODEL)}"),
         ({"optimizer__momentun": 0.9}, "optimizer.momentun: there is no such key; did you mean 'optimizer.momentum'?"),
@@ -161,7 +161,7 @@ def test_a_list_is_as_good_as_a_tuple():
 def test_a_key_given_by_hand_must_change_something(key, idle, used):
     name = key.split("=")[0]
     assert KEYS[name].effect
-    with pytest.raises(ConfigError, match=f"^{name}=.*: changes nothing here: "):
+    with pytest.raises(ConfigError, match=f"^{name}=.* has no effect: "):
         configure("configs/digits.py", [f"--config.{o}" for o in (*SMALL, key, *idle)])
     configure("configs/digits.py", [f"--config.{o}" for o in (*SMALL, key, *used)])
 

@@ -56,7 +56,7 @@ MISTAKES = {
     "--config.optimizer.learning_rate=fast": "--config.optimizer.learning_rate=fast: must be a number",
     "--config.training.steps=1.5": "--config.training.steps=1.5: must be a whole number",
     "--config.data.fake=maybe": "--config.data.fake=maybe: must be True or False",
-    "--config.data.mean=(0.5": "data.mean=('(0.5',): one number for all channels or one for each",
+    "--config.data.mean=(0.5": "data.mean=('(0.5',): must be one number for all channels or one for each",
     "--config.model.name=resnet500": "unknown model 'resnet500'; did you mean 'resnet50'?",
     "--config.model.name=cifar_resnet21": "depth 21 is not 6n + 2",
     "--config.model.attention=hgaa": "unknown attention 'hgaa'; did you mean 'hga'?; known: none, hga",
@@ -79,10 +79,10 @@ MISTAKES = {
     "--config.training.epochs=nan": "training.epochs=nan: must be above 0",
     "--config.training.batch_size=0": "training.batch_size=0: must be at least 1",
     "--config.optimizer.momentum=1.5": "optimizer.momentum=1.5: must be at least 0 and at most 0.99999",
-    "--config.data.std=0": "data.std=(0,): one number",
+    "--config.data.std=0": "data.std=(0,): must be one number",
     "--config.data.augmentation=none": "data.crop_padding=2: only data.augmentation='small'",
-    "--config.schedule.decay_at_steps=(0,)": "schedule.decay_at_steps=(0,): positive whole numbers",
-    "--config.schedule.decay_at_steps=3,x": "schedule.decay_at_steps=('3,x',): positive whole numbers",
+    "--config.schedule.decay_at_steps=(0,)": "schedule.decay_at_steps=(0,): must be positive whole numbers",
+    "--config.schedule.decay_at_steps=3,x": "schedule.decay_at_steps=('3,x',): must be positive whole numbers",
 }
 
 
@@ -163,7 +163,7 @@ def test_a_recipe_comes_between_the_file_and_the_overrides(tmp_path):
             "--recipe=modern-10: no such recipe; did you mean 'modern-100'?; there are: modern-100",
         ),
         (["--recipe=none.py"], "--recipe=none.py: no such file"),
-        (["--recipe=paper", "--config.optimizer.b1=0.8"], "optimizer.b1=0.8: changes nothing here: "),
+        (["--recipe=paper", "--config.optimizer.b1=0.8"], "optimizer.b1=0.8 has no effect: "),
     ]:
         with pytest.raises(ConfigError) as caught:
             parse(*arguments)

@@ -136,5 +136,5 @@ def test_what_is_no_npz_is_refused(tmp_path):
     with pytest.raises(UserError, match="no IDX files"):
         read_idx(tmp_path)
     (tmp_path / "x-images-idx3-ubyte").write_bytes(idx(IMAGES))
-    with pytest.raises(UserError, match="no labels beside it"):
+    with pytest.raises(UserError, match="no labels next to it"):
         read_idx(tmp_path)

@@ -112,7 +112,7 @@ def test_images_of_every_kind_and_in_sub_folders_are_read_and_the_rest_is_counte
     names = [source[i]["file_name"].removeprefix("train/ant/") for i in range(len(source)) if not source[i]["label"]]
     assert names == ["0.JPG", "1.webp", "x.bmp", "y.tif", "z.jfif", "sub/a.jpg", "sub/deep/b.gif"]
     assert capsys.readouterr().err.splitlines() == [
-        f"ignored 5 files that are no images in {root}/train: 2 .cr2, 2 .txt, 1 .csv",
+        f"ignored 5 files that are not images in {root}/train: 2 .cr2, 2 .txt, 1 .csv",
         f"ignored 1 image directly in {root}/train, outside the class folders",
     ]
 
@@ -144,7 +144,7 @@ def test_a_folder_without_train_serves_what_it_has(root):
 
 
 def test_class_folders_that_lie_in_no_split_are_said_to(root):
-    with pytest.raises(UserError, match=r"no split 'train': 'ant', 'cat' hold images themselves, as classes do; move"):
+    with pytest.raises(UserError, match=r"no split 'train': 'ant', 'cat' hold images, like class folders; move"):
         class_names(root / "train")
 
 

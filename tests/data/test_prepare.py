@@ -127,7 +127,7 @@ def test_fashion_mnist_from_debian(tmp_path, capsys):
     assert checksum(splits) == FASHION_MNIST_SHA256
     capsys.readouterr()
     main(["prepare", "fashion_mnist", "--data-dir", str(tmp_path)])
-    assert "prepared already" in capsys.readouterr().out
+    assert "already prepared" in capsys.readouterr().out
 
 
 @no_fashion_mnist
@@ -188,7 +188,7 @@ def test_a_killed_preparation_is_begun_again(tmp_path):
 
 def test_a_folder_without_splits_is_not_packed(tmp_path):
     (tmp_path / "photos" / "holiday" / "beach").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"photos holds no images in folders of classes, such as .*photos/train/cat$"):
+    with pytest.raises(UserError, match=r"photos holds no images in class folders, such as .*photos/train/cat$"):
         main(["prepare", "folder", str(tmp_path / "photos"), "--data-dir", str(tmp_path / "data")])
     assert not (tmp_path / "data" / "photos").exists()
 
@@ -197,6 +197,6 @@ def test_a_folder_is_not_packed_into_itself(tmp_path):
     (tmp_path / "train" / "cat").mkdir(parents=True)
     (tmp_path / "train" / "cat" / "0.png").write_bytes(cv2.imencode(".png", np.zeros((6, 5, 3), np.uint8))[1])
     for inside in (tmp_path, tmp_path / "train"):
-        with pytest.raises(UserError, match="lies in the folder to pack; choose another"):
+        with pytest.raises(UserError, match="is inside the folder to pack; choose another"):
             main(["prepare", "folder", str(tmp_path), "--name=mine", "--data-dir", str(inside)])
     assert [path.name for path in tmp_path.rglob("*")] == ["train", "cat", "0.png"]

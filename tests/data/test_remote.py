@@ -57,7 +57,7 @@ def test_only_the_set_that_is_named_is_copied_and_the_newest_of_its_versions(buc
     local_directory(f"{bucket}/data", "c/small")
     local_directory(f"{bucket}/data", "not_there")
     assert copied() == ["a/1.0.0", "a/10.0.0", "c/small/1.0.0"]
-    with pytest.raises(UserError, match=r"data\.name=c: .* has several of it \(large, small\); write c/small"):
+    with pytest.raises(UserError, match=r"data\.name=c: .* has several configurations \(large, small\); write c/small"):
         local_directory(f"{bucket}/data", "c")
 
 
@@ -82,7 +82,7 @@ def test_a_set_that_is_not_complete_there_is_not_prepared(bucket):
     put_sets(f"{bucket}/data", "mine/1.0.0")
     with pytest.raises(UserError, match=f"cifar10 is not prepared in {bucket}/data; .* --data-dir={bucket}/data"):
         open_source("cifar10", "test", f"{bucket}/data")
-    with pytest.raises(UserError, match=r"a folder of images is read on this machine; pack it into the bucket"):
+    with pytest.raises(UserError, match=r"a folder of images must be on this machine; to use a bucket, pack"):
         dataset_info("folder", f"{bucket}/data")
 
 
@@ -123,7 +123,7 @@ def test_a_copy_that_was_cut_short_is_made_anew_and_of_two_at_once_one_waits(buc
 def test_a_set_for_which_there_is_no_room_is_one_line(bucket, monkeypatch):
     put_sets(f"{bucket}/data", "a/1.0.0")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 10, 0))
-    with pytest.raises(UserError, match=rf"^{bucket}/data/a/1\.0\.0: its 0\.0 GB have no room in .* HGA_FLAX_CACHE"):
+    with pytest.raises(UserError, match=rf"^{bucket}/data/a/1\.0\.0: its 0\.0 GB do not fit in .* HGA_FLAX_CACHE"):
         local_directory(f"{bucket}/data", "a")
 
 
@@ -171,7 +171,7 @@ def test_a_folder_is_packed_into_a_bucket_its_marker_last(bucket, tmp_path, caps
 def test_a_tfds_set_that_is_there_is_not_prepared_again(bucket, capsys):
     put_digits(f"{bucket}/data")
     main(["prepare", "digits", f"--data-dir={bucket}/data"])
-    assert capsys.readouterr().out.startswith(f"digits is prepared already:\n{bucket}/data/digits/1.0.0\nuse it with ")
+    assert capsys.readouterr().out.startswith(f"digits is already prepared:\n{bucket}/data/digits/1.0.0\nuse it with ")
 
 
 @pytest.mark.slow

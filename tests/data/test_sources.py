@@ -141,7 +141,7 @@ def test_a_data_set_on_disk_cannot_have_modules_imported(name, tmp_path, monkeyp
     monkeypatch.syspath_prepend(tmp_path)
     write_features(tmp_path / name / "1.0.0", "evil_module.Image")
     for call in (dataset_info, lambda name, directory: open_source(name, "train", directory)):
-        with pytest.raises(UserError, match=r"names the Python class evil_module\.Image, which is not TFDS's"):
+        with pytest.raises(UserError, match=r"names the Python class evil_module\.Image, which is not part of TFDS"):
             call(name, str(tmp_path))
     assert not (tmp_path / "trace").exists() and "evil_module" not in sys.modules
 

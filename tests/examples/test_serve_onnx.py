@@ -67,7 +67,7 @@ def test_a_network_of_another_maker_is_one_line(tmp_path, without):
     file.write_bytes(model.SerializeToString())
     done = serve(file, "x.png", without=without)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == (f"error: {file} does not say how its images are prepared: hga_flax did not export it\n")
+    assert done.stderr == (f"error: {file} does not say how to prepare its images: hga_flax did not export it\n")
 
 
 def test_help(without):

@@ -33,7 +33,7 @@ def test_images_of_all_folders_below_are_found_and_the_rest_is_counted(tmp_path)
     found = [name.removeprefix(f"{tmp_path}/") for name in images_below(tmp_path, ignored)]
     assert found == ["a.jpg", "b.BMP", "sub/c.tiff", "sub/deep/d.jfif"]
     line = ignored_line(ignored, "train")
-    assert line == "ignored 4 files that are no images in train: 2 .cr2, 1 .txt, 1 without an ending"
+    assert line == "ignored 4 files that are not images in train: 2 .cr2, 1 .txt, 1 without a suffix"
     assert ignored_line(Endings(), "train") == ""
 
 

@@ -142,5 +142,5 @@ def test_white_of_netpbm_is_read_from_the_head(head, white):
 def test_other_ranges_would_be_too_dark_and_are_refused():
     assert decode(b"P5\n4 4\n255\n" + bytes([255]) * 16, 3).max() == 255
     assert decode(b"P5\n4 4\n65535\n" + b"\xff" * 32, 3).max() == 255
-    with pytest.raises(BadImage, match="its white is 1023; of PGM, PPM and PAM only 255 and 65535 are read"):
+    with pytest.raises(BadImage, match="its white is 1023; PGM, PPM and PAM are read only with 255 or 65535"):
         decode(b"P5\n4 4\n1023\n" + b"\x03\xff" * 16, 3)

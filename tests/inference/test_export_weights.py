@@ -65,7 +65,7 @@ def test_a_run_becomes_a_file_from_which_a_run_can_start(workdir, tmp_path, caps
     file = tmp_path / "network.safetensors"
     export(workdir, "safetensors", file)
     printed = " ".join(capsys.readouterr().out.split())
-    assert "this project's own, for neither torchvision nor timm has cifar_resnet8" in printed
+    assert "this project's own: neither torchvision nor timm has cifar_resnet8" in printed
     assert "arrays read back bit for bit" in printed
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
     entries = header(file)

@@ -70,7 +70,8 @@ def test_a_file_of_torchvisions(tmp_path):
     file = torch_writer.save({"model": RAW}, tmp_path / "resnet50-11ad3fa6.pth")
     predictor = Predictor.from_weights(str(file), "resnet50", overrides=[SMALL])
     assert predictor.image_shape == (224, 224, 3) and predictor.class_names == ("0", "1", "2")  # three classes
-    assert dict(describe_weights(predictor.restored))["images"] == "224 pixels, the centre of a short side of 232"
+    images = dict(describe_weights(predictor.restored))["images"]
+    assert images == "224 pixels, the centre after resizing the short side to 232"
 
 
 def test_a_thousand_classes_have_imagenets_names(tmp_path):
@@ -82,7 +83,7 @@ def test_a_thousand_classes_have_imagenets_names(tmp_path):
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        ("", {}, r"--model=NAME is missing: the network that they belong to"),
+        ("", {}, r"--model=NAME is missing; name the weights' network"),
         ("resnet51", {}, "unknown model 'resnet51'"),
         ("cifar_resnet14", {}, "these are not the weights of cifar_resnet14"),
         ("cifar_resnet8", {"attention": "se"}, "it lacks stage1_block1/attention"),

@@ -75,7 +75,7 @@ def test_a_bad_image_is_told_in_its_place_and_moves_no_other(predictor, split, t
     expected = (
         "cannot be decoded",
         "No such file",
-        "no file fits this pattern",
+        "no file matches this pattern",
         "folder without images",
         "uint8 [8, 8, 3] is",
         "float64 [8, 8, 1] is",

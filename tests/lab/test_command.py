@@ -36,9 +36,9 @@ def test_bad_arguments_are_one_line(tmp_path):
         (["study", file, "--minutes=0"], "--minutes=0"),
         (["study", str(tmp_path / "absent.py")], "no such file"),
         (["study", write_study(tmp_path, "bad", baseline="x")], "there is no row 'x'"),
-        (["study", file, "--config.seed=3"], "the seeds of a study are its key 'seeds'"),
+        (["study", file, "--config.seed=3"], "use the study's key 'seeds'"),
         (["study", file, "--config.model.nmae=x"], "no such key; did you mean 'model.name'"),
-        (["study", file, "--scale=gpu"], "has one scale only"),
+        (["study", file, "--scale=gpu"], "has no scales"),
         (["study", write_study(tmp_path, "two", scales=SCALES), "--scale=larg"], "did you mean 'large'"),
     ):
         with pytest.raises(UserError, match=message):
@@ -51,7 +51,7 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys, monkeypatch):
     assert main(["study", file, f"--dir={tmp_path / 'runs'}", "--dry-run"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     # 2 steps of a second and 3 batches of a third to evaluate, 3 seeds of 2 rows.
-    assert "6: 0 made, 6 to make" in printed and "about 0:18 for one worker" in printed
+    assert "6: 0 done, 6 to do" in printed and "about 0:18 for one worker" in printed
     assert not (tmp_path / "runs").exists()
 
 

@@ -48,9 +48,9 @@ def test_the_folder_binds_whoever_comes_later(tmp_path, monkeypatch):
     assert kept == {"platform": "cpu", "devices": 8, "threads": 3}
     assert settle(study, print).threads == 3
     assert not list(study.directory.glob(".*"))
-    with pytest.raises(UserError, match="each run here has 3 threads, and threads=2 is asked for"):
+    with pytest.raises(UserError, match="each run here has 3 threads, and threads=2 was requested"):
         settle(make(tmp_path, threads=2), print)
-    with pytest.raises(UserError, match="each run here has 8 devices, and devices=2 is asked for"):
+    with pytest.raises(UserError, match="each run here has 8 devices, and devices=2 was requested"):
         settle(make(tmp_path, devices=2), print)
     monkeypatch.setenv("PJRT_NPROC", "2")
     with pytest.raises(UserError, match="8 CPU devices with 3 threads, and this process has 8 CPU devices with 2"):
@@ -64,7 +64,7 @@ def test_a_folder_without_the_file_goes_on_as_its_results_say(tmp_path):
     runs = all_runs(study)
     write_result(runs[0].workdir, 1.0, device="2 CPU cores")
     assert settle(study, said.append).threads == 2 and said == []
-    with pytest.raises(UserError, match="each run here has 2 threads, and threads=1 is asked for"):
+    with pytest.raises(UserError, match="each run here has 2 threads, and threads=1 was requested"):
         settle(make(tmp_path, threads=1), said.append)
     write_result(runs[1].workdir, 1.0, device="1 CPU core")
     write_result(runs[2].workdir, 1.0, device="2 CPU threads")

@@ -47,8 +47,8 @@ def test_the_plan_counts_and_estimates_from_runs_already_made(tmp_path, monkeypa
     monkeypatch.setattr(plan, "counted_seconds", lambda row: 120.0)
     plan.print_plan(study, workers=2, estimate=True)
     printed = " ".join(capsys.readouterr().out.split())
-    assert "9: 3 made, 6 to make" in printed
-    assert "none - 2 1 1:00 2 made" in printed and "se none 1 2 2:00 operations" in printed
+    assert "9: 3 done, 6 to do" in printed
+    assert "none - 2 1 1:00 2 runs" in printed and "se none 1 2 2:00 operations" in printed
     # 1 of a minute, 2 and 3 of two minutes
     assert "about 11:00 for one worker, 5:30 for 2" in printed and "none that would end after 30 minutes" in printed
 

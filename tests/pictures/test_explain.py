@@ -81,8 +81,8 @@ def test_names_show_as_many_folders_as_tell_them_apart():
         (["hga/config.json", "--workdir=hga"], "hga/config.json: the image of .* bytes cannot be decoded"),
         (["0.png", "--workdir=hga", "--class=10"], "--class=10: hga has no such class"),
         (["0.png", "--workdir=hga", "--checkpoint=7"], "checkpoint=7: choose best"),
-        (["0.png", "--workdir=hga", "--out=e.gif"], "end it in .png"),
-        ([".", "--workdir=hga"], "48 images: a picture holds up to 16"),
+        (["0.png", "--workdir=hga", "--out=e.gif"], "must end in .png"),
+        ([".", "--workdir=hga"], "48 images: a picture holds at most 16"),
         (["0.png"], "--workdir=DIR is missing"),
     ],
 )

@@ -77,7 +77,7 @@ def test_a_training_loss_that_is_another_quantity_is_not_drawn(runs, tmp_path, c
     main(["plot", *runs, f"--out={tmp_path / 'c.png'}"])
     said = [line for line in capsys.readouterr().out.splitlines() if "training loss" in line]
     assert said == [
-        "c (cifar_resnet8, hga): its training loss is binary_cross_entropy, not the evaluation's: not drawn"
+        "c (cifar_resnet8, hga): its training loss is binary_cross_entropy, unlike the evaluation's: not drawn"
     ]
 
 

@@ -12,7 +12,7 @@ def test_the_ending_says_what_is_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("out", "message"), [("a.gif", "end it in .png"), ("absent/a.png", "there is no folder"), (".", "a folder")]
+    ("out", "message"), [("a.gif", "must end in .png"), ("absent/a.png", "there is no folder"), (".", "a folder")]
 )
 def test_what_cannot_be_written_is_said_before_anything_is_drawn(tmp_path, out, message):
     with pytest.raises(UserError, match=message):

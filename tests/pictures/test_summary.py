@@ -40,7 +40,7 @@ def test_a_configuration_on_the_terminal_and_as_markdown(workdir, capsys):
     ("arguments", "message"),
     [
         (["--workdir=/nowhere"], "no run here"),
-        ([], "one of the arguments --workdir --config --weights is required"),
+        ([], "exactly one of --workdir, --config and --weights is required"),
         (["--config=configs/absent.py"], "no such file"),
         (
             ["--config=configs/digits.py", "--config.model.attention_options=kernels=(2,)"],

@@ -213,7 +213,7 @@ def test_a_process_does_not_wait_for_the_others_for_ever_and_ctrl_c_ends_it(proc
     assert told.code == 1
     assert told.lines == [
         f"error: the processes (--coordinator={address} --num-processes=2 --process-id={process}) cannot be connected: "
-        "not all of them came within 2 s; is each one started, under a number of its own, and can it reach process 0's "
+        "not all of them came within 2 s; is each one started, with its own process id, and can it reach process 0's "
         "address and port?"
     ]
     stopped.send_signal(signal.SIGINT)  # by now it waits in JAX, as the first one did

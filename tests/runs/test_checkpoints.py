@@ -332,7 +332,7 @@ def test_the_keys_that_made_another_state_are_named(tmp_path):
     for key, old, new in (("optimizer.name", "sgd", "adamw"), ("training.ema_decay", 0.0, 0.9)):
         change = f"{key}: {old} -> {new}"
         told = restore([change], **{key.replace(".", "__"): new})
-        assert f"changed since: {change}; take that back" in told and "training.steps" not in told
+        assert f"changed since: {change}; undo that" in told and "training.steps" not in told
     assert "belongs to another model: " in restore([change], model__attention="none")
 
 

@@ -28,5 +28,5 @@ def test_training_ends_after_its_steps_or_at_the_step_nearest_to_its_epochs(step
 def test_a_run_without_steps_left_says_whether_its_plan_was_shortened():
     done, shortened = complete(pathlib.Path("runs/a"), 8, 8), complete(pathlib.Path("runs/a"), 8, 5)
     assert done == "training is complete: runs/a holds step 8 of 8"
-    assert shortened.startswith("nothing to train: runs/a holds step 8, and the plan now ends at step 5; ")
+    assert shortened.startswith("nothing to train: runs/a holds step 8, but the plan now ends at step 5; ")
     assert "--workdir" in shortened

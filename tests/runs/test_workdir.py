@@ -111,7 +111,7 @@ def test_a_damaged_description_of_the_data_is_one_line(tmp_path, text):
 def test_no_folder_and_no_home_are_one_line():
     with pytest.raises(UserError, match="--workdir is empty"):
         w.open_workdir("")
-    with pytest.raises(UserError, match="--workdir=~nobody_here/x: the home folder is not known"):
+    with pytest.raises(UserError, match="--workdir=~nobody_here/x: the home folder is unknown"):
         w.open_workdir("~nobody_here/x")
 
 

@@ -81,7 +81,7 @@ def test_files_are_copied_both_ways_by_the_real_protocols(scheme, tmp_path, monk
             shutil.rmtree(tmp_path / folder)
         copies(Remote(f"{scheme}://bucket/a/other", "key"), tmp_path)
         for act in (lambda r: r.files(), lambda r: r.write("x", b""), lambda r: r.put(tmp_path, ["log"])):
-            with pytest.raises(Unreachable, match=r"there is no bucket nobucket; create it, or mend the name"):
+            with pytest.raises(Unreachable, match=r"there is no bucket nobucket; create it, or correct the name"):
                 act(Remote(f"{scheme}://nobucket/run", "key"))
 
 
@@ -136,8 +136,8 @@ class HttpError(Exception):
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (FileNotFoundError("b"), "there is no bucket b; create it, or mend the name"),
-        (NoCredentialsError("Unable"), "no credentials, or none that are taken (Unable); log in"),
+        (FileNotFoundError("b"), "there is no bucket b; create it, or correct the name"),
+        (NoCredentialsError("Unable"), "no credentials, or invalid ones (Unable); log in"),
         (PermissionError("Access Denied"), "no permission (Access Denied); ask for it, or: log in"),
         (HttpError("Forbidden"), "no permission (Forbidden); ask for it, or: log in"),
         (EndpointConnectionError("no\nroute"), "the storage does not answer (no route); is the network up, and"),
@@ -176,7 +176,7 @@ def test_a_name_that_leads_out_of_the_folder_is_not_copied(bucket):
 
 def test_no_room_and_no_right_are_one_line(tmp_path, monkeypatch):
     storage.check_space(tmp_path, 1, "data.dir=s3://b")
-    with pytest.raises(UserError, match=r"^data\.dir=s3://b: its 1,000,000,000\.0 GB have no room.* HGA_FLAX_CACHE"):
+    with pytest.raises(UserError, match=r"^data\.dir=s3://b: its 1,000,000,000\.0 GB do not fit.* HGA_FLAX_CACHE"):
         storage.check_space(tmp_path, 10**18, "data.dir=s3://b")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"^s3://b cannot be copied to .*: Not a directory; set HGA_FLAX_CACHE"):
@@ -204,7 +204,7 @@ def test_one_file_is_fetched_once_and_again_when_it_changes(bucket, tmp_path, mo
         fetch_file(f"{bucket}/weights/b.pth", "init.weights")
     with pytest.raises(UserError, match=rf"^init\.weights={bucket}/weights: there is no such file$"):
         fetch_file(f"{bucket}/weights", "init.weights")  # a folder
-    with pytest.raises(Unreachable, match="there is no bucket nobucket; create it, or mend the name"):
+    with pytest.raises(Unreachable, match="there is no bucket nobucket; create it, or correct the name"):
         fetch_file("s3://nobucket/weights/a.pth", "init.weights")
     (tmp_path / "full").write_text("")
     monkeypatch.setenv(storage.CACHE_VARIABLE, str(tmp_path / "full"))

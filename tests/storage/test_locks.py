@@ -197,7 +197,7 @@ def test_an_owner_elsewhere_is_waited_for_until_it_shows_whether_it_lives(tmp_pa
     file, said = tmp_path / "x.0", []
     elsewhere(file, host="node7", pid=12)
     with claim(tmp_path, say=said.append, stale_seconds=0.3):  # dead: it stays silent
-        assert said == ["process 12 on node7 may still be at work here; waiting for a sign of it, 0.3 s at most"]
+        assert said == ["process 12 on node7 may still be at work here; waiting up to 0.3 s for a sign of life"]
     elsewhere(tmp_path / "x.1", host="node7", pid=12)
 
     def live():

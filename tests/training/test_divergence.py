@@ -35,8 +35,8 @@ def test_the_newest_steps_are_left_alone():
     [
         ((NAN, 1.0), "the loss of step 2 is nan"),
         ((INF, 1.0), "the loss of step 2 is inf"),
-        ((1.0, NAN), "the norm of step 2's gradient is nan"),
-        ((1.0, INF), "the norm of step 2's gradient is inf"),
+        ((1.0, NAN), "the gradient norm of step 2 is nan"),
+        ((1.0, INF), "the gradient norm of step 2 is inf"),
     ],
 )
 def test_what_is_not_finite_ends_the_run_at_its_step(report, what):
@@ -49,8 +49,8 @@ def test_skipped_steps_are_counted_over_sessions():
     bad = [(NAN, 1.0), (1.0, 1.0), (1.0, INF), (1.0, 1.0)]
     ours, said = reports(bad, limit=2)
     assert ours.read(in_flight=0) == (4, 1.0)
-    assert len(said) == 2 and "the loss of step 1 is nan; the step is skipped, the 1. of at most 2" in said[0]
-    with pytest.raises(Diverged, match=r"step 3's gradient is inf \(after 2 skipped ones, training\.skip_nonfinite\)"):
+    assert len(said) == 2 and "the loss of step 1 is nan; the step is skipped (1 of at most 2)" in said[0]
+    with pytest.raises(Diverged, match=r"norm of step 3 is inf \(the limit training\.skip_nonfinite=2 is reached\)"):
         reports(bad, limit=2, skipped=1)[0].read(in_flight=0)
 
 

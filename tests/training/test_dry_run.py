@@ -68,9 +68,9 @@ def test_the_schedule_is_told_at_its_corners():
         ("59", "19.67", "0.005", "last step"),
         ("80", "26.67", "-", "decay, after the end of this run"),
     ]
-    assert ("30", "10.00", "0.025", "half of the decay") in corners(training__steps=60, schedule__name="cosine")
+    assert ("30", "10.00", "0.025", "halfway through the decay") in corners(training__steps=60, schedule__name="cosine")
     many = corners(training__steps=60, schedule__name="step", schedule__decay_every_epochs=1.0)
-    assert len(many) == 11 and many[-1] == ("...", "", "", "and 12 decays more, the last at step 60")
+    assert len(many) == 11 and many[-1] == ("...", "", "", "and 12 more decays, the last at step 60")
 
 
 def test_the_cost_fits_the_network_and_what_xla_says_where_it_is_asked(monkeypatch):
@@ -146,7 +146,7 @@ def test_the_newest_checkpoint_must_fit_the_run(tmp_path):
 
     assert told().endswith(": resumes from step 3")
     with pytest.raises(
-        UserError, match=r"another optimizer or average; changed since: optimizer\.name: sgd -> adamw; take that"
+        UserError, match=r"another optimizer or average; changed since: optimizer\.name: sgd -> adamw; undo that"
     ):
         told(optimizer__name="adamw")
     (tmp_path / "checkpoints" / "5").mkdir()
@@ -192,4 +192,6 @@ def test_the_command_refuses_what_training_refuses():
     assert result.stderr == "error: training.batch_size=1501: the training split has only 1500 examples\n"
     result = commands.run("train.py", "--config=configs/digits.py")
     assert result.returncode == 1
-    assert result.stderr == "error: --workdir=DIR is missing: where checkpoints and metrics go; or try --dry-run\n"
+    assert (
+        result.stderr == "error: --workdir=DIR is missing: the folder for checkpoints and metrics; or try --dry-run\n"
+    )

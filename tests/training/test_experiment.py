@@ -124,12 +124,12 @@ def test_everything_is_checked_before_an_image_is_read(monkeypatch):
     ("overrides", "message"),
     [
         ({"training__batch_size": 56}, "only 48 examples"),
-        ({"training__steps": 2**31 - 1}, "are more examples than a process can number"),
+        ({"training__steps": 2**31 - 1}, "exceed the limit of 2,147,483,647 examples per process"),
         ({"training__steps": 0, "schedule__warmup_epochs": 100.0}, r"schedule\.warmup_epochs=100\.0: a warm-up of 300"),
         ({"model__attention_options": "form='shift', mfe_norm=True"}, "cannot be trained: form='shift' needs a linear"),
         (
             {"model__options": "stochastic_depth=1.0"},
-            "config.model cannot be built: stochastic_depth=1.0 is not a rate",
+            "config.model cannot be built: stochastic_depth=1.0 must be at least 0 and less than 1",
         ),
         (
             {
@@ -137,7 +137,7 @@ def test_everything_is_checked_before_an_image_is_read(monkeypatch):
                 "model__attention_options": "mlp=False, learned=True",
                 "evaluation__image_size": 16,
             },
-            r"evaluation\.image_size=16: this network cannot be evaluated at another size than it is trained at",
+            r"evaluation\.image_size=16: this network can be evaluated only at the size it is trained at",
         ),
     ],
 )

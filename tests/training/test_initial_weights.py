@@ -144,7 +144,7 @@ def test_another_network_is_one_line(there, message):
 
 def test_another_network_than_a_runs_is_told_with_the_flags_of_the_runs(run):
     here = places("cifar_resnet14", attention="hga", features=8)
-    flags = r"--config\.model\.name=cifar_resnet8 --config\.model\.options=features=4 makes the network that"
+    flags = r"--config\.model\.name=cifar_resnet8 --config\.model\.options=features=4 builds the network that"
     with pytest.raises(UserError, match=f"not the weights of ours: .*; {flags}"):
         w.fit(w.read_source(start(run), here), here, "ours")
 
@@ -334,7 +334,7 @@ def test_a_resumed_run_does_not_ask_for_the_source_again(run, tmp_path, capsys):
     train(c, str(workdir))
     text = (workdir / "initial_weights.txt").read_text()
     out = capsys.readouterr().out
-    assert out.count("initial weights") == 1 and "of a new run from" in out and f"from step 3 of {copy}" in text
+    assert out.count("initial weights") == 1 and "initialised from" in out and f"from step 3 of {copy}" in text
     ours, theirs = (restore_workdir(str(folder)).state.params for folder in (workdir, copy))
     same = {
         name: jax.tree.map(lambda a, b: bool((a == b).all()), ours[name], theirs[name])
@@ -345,7 +345,7 @@ def test_a_resumed_run_does_not_ask_for_the_source_again(run, tmp_path, capsys):
     with c.unlocked():
         c.training.steps = 6
     train(c, str(workdir))
-    assert "resuming" in (out := capsys.readouterr().out) and "initial weights" not in out and "of a new run" not in out
+    assert "resuming" in (out := capsys.readouterr().out) and "initial weights" not in out and "initialised" not in out
     with c.unlocked():
         c.training.steps, c.optimizer.freeze = 9, ()
     train(c, str(workdir))

@@ -71,7 +71,7 @@ def test_a_class_that_is_new_in_train_moves_no_label(copy, capfd):
     assert "train has classes that the run does not know: 'aaa new'" in capfd.readouterr().err
     before = (run / "dataset.json").read_text()
     for attempt in (goes_on, lambda data, run: dry_run(config(data), str(run))):
-        with pytest.raises(UserError, match="the folder has 3 classes, the run 2: it adds 'aaa new'; bring back the"):
+        with pytest.raises(UserError, match="the folder has 3 classes, the run 2: it adds 'aaa new'; restore the"):
             attempt(data, run)
     assert (run / "dataset.json").read_text() == before
 
@@ -127,7 +127,7 @@ def pack(folder, names, labels=(0, 1), count=12, name="mine"):
 @pytest.mark.parametrize(
     ("names", "labels", "message"),
     [
-        (("bee", "ant"), (1, 0), "2 classes, the run 2: they are in another order: label 0 is 'bee' there, in the run"),
+        (("bee", "ant"), (1, 0), "2 classes, the run 2: they are in another order: label 0 is 'bee' there and"),
         (("ant", "bee", "cat"), (0, 1), "3 classes, the run 2: it adds 'cat'"),
         (("ant", "fly"), (0, 1), "it adds 'fly' and it lacks 'bee'"),
     ],

@@ -5,13 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax import lax
 
 from hga_flax.processes.mesh import replicate, to_devices
 from hga_flax.training import step as step_module
 from hga_flax.training.evaluation import normalized
 from hga_flax.training.metrics import ClassificationMetrics, read
-from hga_flax.training.step import make_eval_step, prepare_images
+from hga_flax.training.step import accumulated_gradient, make_eval_step, prepare_images
 from tests.training import tiny
 
 RESNEXT = {
@@ -166,7 +165,9 @@ def reduces(text):
 )
 def test_accumulating_4_times_32_equals_128_with_frozen_statistics(devices, mixed, loop, monkeypatch):
     if loop:  # as on GPUs and TPUs
-        monkeypatch.setattr(step_module, "_each", lax.scan)
+        monkeypatch.setattr(
+            step_module, "accumulated_gradient", lambda *arguments, unroll: accumulated_gradient(*arguments)
+        )
     options = {"training__freeze_batch_stats": True} | mixed
     one_text, before, whole, loss = accumulation(devices, 1, **options)
     text, _, parts, same_loss = accumulation(devices, 4, **options)
