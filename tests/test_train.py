@@ -206,7 +206,7 @@ def test_resnext50_on_synthetic_images_trains_saves_and_is_evaluated(tmp_path):
             ["--config.data.name=imagenet2012", "--config.data.mean=0.5", "--config.data.fake=false"],
             "is not prepared in",
         ),
-        (["--config.data.mean=0.5,0.5"], "digits has 1 channels; give one number or 1"),
+        (["--config.data.mean=0.5,0.5"], "digits has 1 channel; give one number"),
         (["--workdir=/dev/null/x"], "--workdir=/dev/null/x cannot be written to"),
         (["--config.training.batch_size=41"], "the training split has only 40 examples"),
         (["--wrkdir=x"], "unrecognized arguments: --wrkdir=x"),

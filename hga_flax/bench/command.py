@@ -17,6 +17,7 @@ times train.py's own training step on random images, on one accelerator or all c
 
 import argparse
 import json
+import math
 import sys
 from typing import Any
 
@@ -80,6 +81,8 @@ def run(arguments: argparse.Namespace) -> None:
     for name in ("batch", "image_size", "rounds", "steps"):
         if getattr(arguments, name, 1) < 1:
             raise UserError(f"--{name.replace('_', '-')}={getattr(arguments, name)}: must be positive")
+    if not 0 < getattr(arguments, "seconds", 1.0) < math.inf:
+        raise UserError(f"--seconds={arguments.seconds:g}: must be positive and finite")
     rows, text = {"input": _input, "attention": _attention, "step": _step}[arguments.what](arguments)
     print(json.dumps(rows, indent=2) if arguments.json else text)
 

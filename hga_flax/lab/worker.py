@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import platform
+import shlex
 import signal
 import statistics
 import sys
@@ -155,10 +156,13 @@ def _train(run: Run) -> int:
 
     from hga_flax.training.trainer import train
 
+    words = shlex.split(run.command)
+    arguments, sys.argv = sys.argv, words[words.index("train.py") :]  # the command that an error asks to repeat
     try:
         with (run.workdir / "log.txt").open("a") as log, contextlib.redirect_stdout(log):
             return train(run.config, str(run.workdir))
     finally:
+        sys.argv = arguments
         jax.clear_caches()  # otherwise a long study would keep the programs of all its networks
 
 

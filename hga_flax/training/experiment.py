@@ -151,9 +151,9 @@ def create_experiment(
     info = info() if callable(info) else info
     for key in ("mean", "std"):
         if len(config.data[key]) not in (1, info.channels):
+            noun, more = ("channels", f" or {info.channels}") if info.channels > 1 else ("channel", "")
             raise ConfigError(
-                f"data.{key}={config.data[key]}: {info.name} has {info.channels} channels; "
-                f"give one number or {info.channels}"
+                f"data.{key}={config.data[key]}: {info.name} has {info.channels} {noun}; give one number{more}"
             )
     axis_name = DATA_AXIS if config.training.batch_norm_scope == "global" else None
     size = config.data.image_size

@@ -16,6 +16,9 @@ def test_a_table_of_a_small_data_set(capsys):
         (["--config=configs/digits.py", "--compare"], "needs --config.data.fake=true"),
         (["--config=configs/digits.py", "--config.data.nam=x"], "did you mean 'data.name'"),
         (["--config=configs/none.py"], "no such file"),
+        (["--config=configs/digits.py", "--seconds=0"], "--seconds=0: must be positive"),
+        (["--config=configs/digits.py", "--seconds=nan"], "--seconds=nan: must be positive"),
+        (["--config=configs/digits.py", "--seconds=inf"], "--seconds=inf: must be positive"),
     ],
 )
 def test_bad_input_is_refused(arguments, message):

@@ -155,6 +155,15 @@ def test_what_no_user_can_mend_does_not_end_the_study(study, monkeypatch):
     assert "Traceback" in (run.workdir / "log.txt").read_text()
 
 
+def test_a_diverged_run_names_its_own_command_not_the_studys(study, monkeypatch):
+    from hga_flax.training import divergence, trainer
+
+    run, before = all_runs(study)[1], list(sys.argv)
+    run.workdir.mkdir(parents=True)
+    monkeypatch.setattr(trainer, "train", lambda *_: divergence.command_line())
+    assert worker._train(run) == run.command and sys.argv == before
+
+
 def test_an_interrupted_run_keeps_its_place(study, monkeypatch):
     made = stub(monkeypatch, {"se.seed_0": Interrupted("stopped by SIGINT", 130)})
     with pytest.raises(Interrupted):
