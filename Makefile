@@ -1,4 +1,4 @@
-# PYTHON=python3.13 chooses the Python; without it the environment that is there stays, or python3 makes one.
+# PYTHON=python3.13 selects the Python version. Without it, an existing environment is kept, or python3 creates one.
 VENV ?= .venv
 BIN := $(VENV)/bin
 ifdef PYTHON
@@ -10,11 +10,11 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 INSTALLED := $(VENV)/installed-$(VERSION)
 LOWEST := .venv-lowest
 DEMO := runs/digits
-# Tests run in as many processes as there are cores, at most 8; those of a file stay together.
+# One test process per core, at most 8; the tests of a file run in the same process.
 PARALLEL := -n auto --maxprocesses=8 --dist=loadfile
-# make test-slow SHARD=k/N takes the k-th of N parts.
+# make test-slow SHARD=k/N runs the k-th of N parts.
 SHARD := 1/1
-# What a change of versions breaks first: checkpoints, sources of data, a whole run that is trained and evaluated.
+# What a change of versions breaks first: checkpoints, data sources, a complete run of training and evaluation.
 SHORT := tests/models/test_norm.py tests/data/test_digits.py tests/data/test_sources.py \
 	tests/runs/test_checkpoints.py tests/training/test_optimizer.py tests/runs/test_writers.py \
 	tests/test_versions.py tests/test_evaluate.py tests/config/test_loading.py tests/test_init.py
@@ -23,18 +23,18 @@ SHORT := tests/models/test_norm.py tests/data/test_digits.py tests/data/test_sou
 
 help:
 	@echo "make demo         train HGA on handwritten digits, evaluate it, say where to look"
-	@echo "make study        compare three attentions on handwritten digits, 3 seeds each; go on where it stopped"
+	@echo "make study        compare three attentions on handwritten digits, 3 seeds each; resumes if it was stopped"
 	@echo "make test         the test suite"
 	@echo "make test-slow    the slow tests; SHARD=k/N for the k-th of N parts"
 	@echo "make test-all     the test suite with the slow tests"
 	@echo "make test-lowest  a short set of tests on Python 3.11 with the lowest versions of requirements.txt"
 	@echo "make docs         the documentation as a web site, site/index.html; broken links are errors"
-	@echo "make lint         check the style;  make format  mend it"
+	@echo "make lint         check the style;  make format  correct it"
 	@echo "make clean        remove the environments and the caches (not your runs)"
-	@echo "PYTHON=python3.13 chooses the Python of the environment; one made by another version is made anew"
+	@echo "PYTHON=python3.13 selects the Python version; an environment of another version is replaced"
 
-# The environment. An interrupted installation leaves no stamp and is taken up again. The stamp has the version in
-# its name, so that an environment made by another Python is noticed.
+# The environment. An interrupted installation leaves no stamp and is repeated. The version in the name of the stamp
+# shows whether the environment was made by another Python.
 $(INSTALLED): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.13 ...")'
 	@$(BIN)/python -c 'import pip, sys; sys.exit("%d.%d" % sys.version_info[:2] != "$(VERSION)")' 2>/dev/null \
@@ -48,7 +48,7 @@ demo: $(INSTALLED)
 	@$(BIN)/python evaluate.py --workdir=$(DEMO) --checkpoint=latest
 	@echo "see the curves: $(BIN)/tensorboard --logdir=$(DEMO)    train afresh: rm -r $(DEMO) && make demo"
 
-# The digits are prepared by the first of the two; a minute or three in all. Killed, it goes on where it stopped.
+# The first command prepares the digits; both take one to three minutes. A killed study resumes.
 study: $(INSTALLED)
 	@$(BIN)/python -m hga_flax study studies/smoke.py --workers=2
 	@$(BIN)/python -m hga_flax report studies/smoke.py --save=runs/studies/smoke/report
@@ -56,8 +56,8 @@ study: $(INSTALLED)
 test: $(INSTALLED) lint
 	@$(BIN)/python -m pytest $(PARALLEL)
 
-# TensorFlow prepares ImageNet in one test, Pillow is the reference of another, nbclient runs the notebook, the rest
-# are buckets on this machine.
+# TensorFlow prepares ImageNet in one test, Pillow is the reference in another, nbclient runs the notebook, and the
+# others provide buckets on this machine.
 $(INSTALLED)-slow: $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "tensorflow; python_version < '3.14'" pillow \
 		"nbclient>=0.10,<1" "ipykernel>=7,<8" \

@@ -40,7 +40,7 @@ def find_damage(folder: pathlib.Path, step: int, item: str | None = None) -> str
             return f"it is the checkpoint of step {own_step} under another name"
         found = {name: _facts(folder / name) for name in wanted if (folder / name).is_file()}
     except FileNotFoundError:
-        return f"it has no {NAME}: it is not whole, or an older version wrote it (docs/scaling.md)"
+        return f"it has no {NAME}: it is incomplete, or an older version wrote it (docs/scaling.md)"
     except OSError as error:
         return f"{error.filename} cannot be read: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError):

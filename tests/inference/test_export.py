@@ -58,7 +58,7 @@ def test_the_file_gives_the_checkpoints_logits_for_raw_images(workdir, tmp_path,
     images = np.stack([predictor.load(image) for image in tiny.held_out_digits()[0][:37]])
     results, facts = serve(file, form, images)
     normalised = normalize(images, (0.5,), (0.25,))
-    logits = predictor.restored.experiment.model.apply(predictor.variables, normalised, train=False)
+    logits = jax.jit(predictor.restored.experiment.model.apply)(predictor.variables, normalised)
     np.testing.assert_allclose(results["logits"], logits, rtol=1e-4, atol=1e-4 * abs(logits).max())
     np.testing.assert_allclose(results["probabilities"], jax.nn.softmax(logits), atol=1e-5)
     assert facts["class_names"] == [str(digit) for digit in range(10)]

@@ -34,7 +34,8 @@ def test_every_image_of_the_split_is_labelled_as_evaluation_labels_it(workdir, p
     assert -np.log(probabilities[np.arange(297), labels]).mean() == pytest.approx(measured["loss"], rel=1e-5)
     assert measured["top1_error"] < 80  # it has learned something, and what is right differs from image to image
     pixels = np.stack([cv2.imdecode(np.frombuffer(i, np.uint8), cv2.IMREAD_GRAYSCALE) for i in images])[..., None]
-    logits = predictor.restored.experiment.model.apply(predictor.variables, (pixels / 255.0 - 0.5) / 0.25)
+    model = jax.jit(predictor.restored.experiment.model.apply)
+    logits = model(predictor.variables, (pixels / 255.0 - 0.5) / 0.25)
     np.testing.assert_allclose(probabilities, jax.nn.softmax(logits), rtol=1e-4, atol=1e-6)
 
 

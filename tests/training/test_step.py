@@ -181,7 +181,7 @@ def test_accumulating_4_times_32_equals_128_with_frozen_statistics(devices, mixe
     if not mixed:  # frozen statistics are those of inference
         model, _, _ = tiny.build(tiny.config(**PLAIN), tiny.mesh())
         images = jnp.asarray((tiny.batch(128)["image"] / 255 - 0.5) / 0.25, jnp.float32)
-        logits = model.apply(before.variables(), images, train=False)
+        logits = jax.jit(model.apply)(before.variables(), images)
         expected = optax.softmax_cross_entropy_with_integer_labels(logits, tiny.batch(128)["label"]).mean()
         assert loss == pytest.approx(float(expected), rel=1e-5)
 
@@ -242,7 +242,7 @@ def test_evaluation_ignores_the_padding():
     placed = next(to_devices(iter([batch]), on))
     sums = make_eval_step(model, c, on)(state.params, state.batch_stats, zero, placed)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    logits = model.apply(variables, jnp.asarray((batch["image"] / 255 - 0.5) / 0.25, jnp.float32), train=False)
+    logits = jax.jit(model.apply)(variables, np.float32((batch["image"] / 255 - 0.5) / 0.25))
     expected = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])[:11].mean()
     assert int(sums.loss.count) == 11
     assert read(sums)["loss"] == pytest.approx(float(expected), rel=1e-5)
