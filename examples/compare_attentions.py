@@ -17,7 +17,8 @@ import optax
 from hga_flax import attention_names, create_model
 from hga_flax.data.sources import dataset_info, open_source
 from hga_flax.errors import UserError, nearest, run_main
-from hga_flax.images.host_augmentation import decode, resize
+from hga_flax.images.decoding import decode
+from hga_flax.images.host_augmentation import resize
 
 
 def load(name: str, directory: str, split: str, size: int) -> tuple[np.ndarray, np.ndarray]:

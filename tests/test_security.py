@@ -20,7 +20,7 @@ from hga_flax.data.folder import FolderSource, class_names
 from hga_flax.data.sources import dataset_info
 from hga_flax.errors import UserError
 from hga_flax.images.bad_images import BadImage
-from hga_flax.images.host_augmentation import decode
+from hga_flax.images.decoding import decode
 from hga_flax.pretrained.torch_files import read_torch_file
 from hga_flax.runs import workdir as files
 from hga_flax.training.restore import restore_workdir

@@ -19,7 +19,8 @@ from hga_flax.data.memory import MemorySource
 from hga_flax.data.pipeline import Dataset, Shard, available_cores
 from hga_flax.data.sources import DatasetInfo, Source, dataset_info
 from hga_flax.errors import UserError
-from hga_flax.images.host_augmentation import decode, decode_for_crop, draw_crop, resize, warp
+from hga_flax.images.decoding import decode
+from hga_flax.images.host_augmentation import decode_for_crop, draw_crop, resize, warp
 
 BATCH = 64
 PHOTOS = 64

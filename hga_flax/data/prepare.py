@@ -118,7 +118,7 @@ def _prepare_local(
 
 def _checked(source: FolderSource, bad: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields a folder's examples, and records in `bad` which cannot be decoded and why."""
-    from hga_flax.images.host_augmentation import decode
+    from hga_flax.images.decoding import decode
 
     for name, example in source.examples():
         try:

@@ -1,6 +1,6 @@
 """Single images: files, headers, decoding, cropping and augmentation, on the host and on the device.
 
-Only this room decodes images (OpenCV and simplejpeg). Start at host_augmentation.py.
+Only this room decodes images (OpenCV and simplejpeg). Start at decoding.py.
 """
 
 import os

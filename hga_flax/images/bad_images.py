@@ -1,6 +1,6 @@
 """Counts images that cannot be decoded, reports each once, and ends the run if there are too many.
 
-host_augmentation.py raises `BadImage` for them; data/pipeline.py replaces them by other images.
+decoding.py raises `BadImage` for them; data/pipeline.py replaces them by other images.
 """
 
 import sys

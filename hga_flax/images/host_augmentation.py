@@ -1,4 +1,4 @@
-"""Processing of one image on the host: decoding and, for large images, the crop to the input size.
+"""Processing of one image on the host: resizing, and for large images the crop to the input size.
 
 Training on large images uses one affine warp that combines the random resized crop (8-100 % of the
 area, aspect 3/4 to 4/3), the flip and the rotation (SENet's recipe, https://arxiv.org/abs/1709.01507,
@@ -15,18 +15,12 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from hga_flax.errors import one_line
 from hga_flax.images import MAX_PIXELS
 from hga_flax.images.bad_images import BadImage
-from hga_flax.images.image_heads import claimed_size, netpbm_white
+from hga_flax.images.decoding import REDUCTION_FLAGS, check_whole, decode, too_large
 from hga_flax.images.jpeg import UPRIGHT, decode_top, read_head
 from hga_flax.images.randaugment import Operations, apply_colours, draw_operations
 
-cv2.setNumThreads(0)  # the loader's threads are enough; OpenCV's own would compete for the cores
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # bad_images.py reports bad images, once
-
-DECODE_FLAGS = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_RGB}
-REDUCTION_FLAGS = {1: 0, 2: 16, 4: 32, 8: 64}  # IMREAD_REDUCED_*
 # Box averaging followed by these taps has the width of the antialiased bilinear filter (Pillow's):
 # its variance is 1/6 of a pixel, the box's 1/12.
 TAPS = np.array([1 / 24, 22 / 24, 1 / 24])
@@ -37,55 +31,6 @@ CROP_TRIES = 10
 NOTHING = Operations(None, ())  # no RandAugment
 MOST_ENLARGED = 2**22  # pixels of an enlarged image; above this, only the crop is computed
 WEIGHTS = 2048  # scale of OpenCV's fixed-point weights: 11 bits
-
-
-def decode(image: bytes | np.ndarray, channels: int, reduction: int = 1) -> np.ndarray:
-    """Decodes an image to uint8 `[H, W, channels]`, upright according to its EXIF; arrays pass through.
-
-    The format is detected from the content, not from the file name. 16 bits become 8, CMYK becomes RGB,
-    transparency is dropped, and only the first frame of an animation is decoded.
-
-    Args:
-        image: the encoded image, or an array.
-        channels: 1 or 3.
-        reduction: 1, 2, 4 or 8: factor by which the decoded height and width are smaller (much faster for JPEGs).
-
-    Raises:
-        BadImage: OpenCV cannot read the bytes, the image is incomplete, or it claims too many pixels.
-    """
-    if isinstance(image, np.ndarray):
-        return image
-    if not image:
-        raise BadImage("the file is empty or cannot be read")
-    size = claimed_size(image)
-    if size and math.prod(size) > MAX_PIXELS:
-        raise BadImage(_too_large(size))
-    if image[:2] in (b"Pf", b"PF"):  # OpenCV truncates its values, of which 1 is white
-        raise BadImage("images of floats (PFM) are not read; convert it to PNG or JPEG")
-    if (white := netpbm_white(image)) not in (None, 255, 65535):  # OpenCV does not scale other ranges
-        raise BadImage(f"its white is {white}; PGM, PPM and PAM are read only with 255 or 65535: convert it to PNG")
-    check_whole(image)
-    try:
-        pixels = cv2.imdecode(np.frombuffer(image, np.uint8), DECODE_FLAGS[channels] | REDUCTION_FLAGS[reduction])
-    except cv2.error as error:
-        if "CV_IO_MAX_IMAGE" in error.err:
-            raise BadImage(_too_large()) from None
-        raise BadImage(f"the image of {len(image)} bytes cannot be decoded ({one_line(error.err)})") from None
-    if pixels is None:
-        raise BadImage(f"the image of {len(image)} bytes cannot be decoded")
-    return pixels[:, :, None] if channels == 1 else pixels
-
-
-def _too_large(size: tuple[int, int] | None = None) -> str:
-    claims = f"{size[1]:,} x {size[0]:,} pixels, above" if size else "more pixels than"
-    return f"it claims {claims} the limit of {MAX_PIXELS:,}: make it smaller"
-
-
-def check_whole(image: bytes) -> None:
-    """Raises BadImage for a truncated JPEG, because decoders fill the missing part with grey."""
-    # A complete JPEG ends with a marker that cannot occur in its data.
-    if image[:2] == b"\xff\xd8" and image[-2:] != b"\xff\xd9" and image.rfind(b"\xff\xd9") < image.rfind(b"\xff\xda"):
-        raise BadImage(f"the JPEG of {len(image)} bytes is cut off")
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -244,7 +189,7 @@ def decode_for_crop(
         pixels = decode(image, channels)
         return pixels, draw(*pixels.shape[:2]), 1
     if math.prod(head.size) > MAX_PIXELS:
-        raise BadImage(_too_large(head.size))
+        raise BadImage(too_large(head.size))
     crop = draw(*head.size)
     reduction = max(n for n in REDUCTION_FLAGS if n == 1 or min(crop.height, crop.width) >= n * size)
     if channels == 3 and head.from_top and head.orientation == UPRIGHT:

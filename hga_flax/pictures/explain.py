@@ -105,7 +105,7 @@ def read_images(paths: Sequence[str]) -> tuple[list[tuple[str, bytes]], int]:
         UserError: no file holds an image; if there is only one file, the message names it.
     """
     from hga_flax.images.bad_images import BadImage
-    from hga_flax.images.host_augmentation import decode
+    from hga_flax.images.decoding import decode
 
     encoded, problems = [], []
     for path in paths:

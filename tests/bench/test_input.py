@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from hga_flax.bench.input import PHOTO_SIZE, PhotoSource, cpu_seconds
-from hga_flax.images.host_augmentation import decode
+from hga_flax.images.decoding import decode
 
 FAKE = ["--config=configs/hga_resnet50.py", "--config.data.fake=true", "--config.data.num_threads=1"]
 

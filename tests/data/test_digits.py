@@ -3,7 +3,7 @@ from sklearn.datasets import load_digits
 
 from hga_flax.data.digits import prepare_digits
 from hga_flax.data.sources import open_source
-from hga_flax.images.host_augmentation import decode
+from hga_flax.images.decoding import decode
 
 
 def test_every_image_of_scikit_learn_is_in_exactly_one_split(tmp_path):

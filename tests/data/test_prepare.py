@@ -13,7 +13,7 @@ from hga_flax.data import prepare
 from hga_flax.data.arrays import read_idx
 from hga_flax.data.sources import dataset_info, open_source
 from hga_flax.errors import UserError
-from hga_flax.images.host_augmentation import decode
+from hga_flax.images.decoding import decode
 from tests.data.test_arrays import IMAGES, LABELS, write_idx
 
 # Over the sorted (label, pixels) of both splits, and so independent of order, container and compression.

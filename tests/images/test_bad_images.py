@@ -11,7 +11,7 @@ from hga_flax.data.pipeline import Dataset, Shard, create_dataset
 from hga_flax.data.sources import DatasetInfo
 from hga_flax.errors import UserError
 from hga_flax.images.bad_images import BadImage, BadImages
-from hga_flax.images.host_augmentation import decode
+from hga_flax.images.decoding import decode
 from hga_flax.training.trainer import train
 from tests.data.broken import BROKEN, JPEG, PHOTO, UNUSUAL
 from tests.training import tiny

@@ -7,7 +7,7 @@ import pytest
 
 from hga_flax.errors import UserError
 from hga_flax.images.bad_images import BadImage
-from hga_flax.images.host_augmentation import decode
+from hga_flax.images.decoding import decode
 from hga_flax.images.image_files import SUFFIXES, Endings, ignored_line, images_below, read_image
 
 IMAGE = np.full((40, 50, 3), 90, np.uint8)

@@ -11,7 +11,8 @@ import pytest
 
 from hga_flax.images import MAX_PIXELS
 from hga_flax.images.bad_images import BadImage
-from hga_flax.images.host_augmentation import decode, decode_for_crop
+from hga_flax.images.decoding import decode
+from hga_flax.images.host_augmentation import decode_for_crop
 from hga_flax.images.image_heads import claimed_size, netpbm_white
 from tests.commands import ROOT
 
@@ -91,7 +92,7 @@ def test_what_claims_too_much_is_a_bad_image(name):
 
 def test_opencv_is_told_the_limit_for_all_other_formats(tmp_path):
     script = (
-        "import hga_flax.images.host_augmentation as h; from hga_flax.images.bad_images import BadImage\n"
+        "import hga_flax.images.decoding as h; from hga_flax.images.bad_images import BadImage\n"
         "try: h.decode(b'P5 20000 20000 255\\n' + bytes(64), 1)\n"
         "except BadImage as error: print(error)"
     )
