@@ -52,7 +52,7 @@ def test_the_parts_follow_from_the_configuration():
     [
         ({"training__batch_size": 12}, "training.batch_size=12: does not divide over 8 devices"),
         ({"evaluation__batch_size": 12}, "evaluation.batch_size=12: does not divide over 8 devices"),
-        ({"data__mean": (0.5, 0.5, 0.5)}, "digits has 1 channels"),
+        ({"data__mean": (0.5, 0.5, 0.5)}, "digits has 1 channel;"),
         ({"training__batch_norm_scope": "device", "training__batch_size": 8}, "leaves each of the 8 devices one image"),
         (
             {"training__accumulation_steps": 4},
