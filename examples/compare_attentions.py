@@ -69,7 +69,6 @@ def main() -> None:
     given = parser.parse_args()
     for name in set(given.attentions.split(",")) - set(known := attention_names()):
         raise UserError(f"--attentions: unknown attention '{name}'{nearest(name, known)}; known: {', '.join(known)}")
-
     train, test = (load(given.data, given.dir, split, given.size) for split in ("train", given.eval_split))
     print(f"{len(train[1]):,} images to train on, {len(test[1]):,} to test on\n\nattention  parameters  error, %")
     for attention in given.attentions.split(","):
