@@ -279,8 +279,7 @@ def gradient_step(model: nn.Module) -> tuple[float, float, float]:
     """Returns the loss before and after a small step on one batch, and the norm of the attention's gradient."""
     x, labels = np.float32(sample((4, 32, 32, 3))), jnp.arange(4)
     variables = he_variables(model, x)
-    variables.pop("intermediates", None)
-    params = variables.pop("params")
+    params, _ = variables.pop("params"), variables.pop("intermediates", None)
 
     def loss(params, x):
         rngs = {"dropout": jax.random.key(2)}
