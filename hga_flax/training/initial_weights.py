@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from hga_flax.attention.identity_start import SHARE
 from hga_flax.errors import UserError, called, expand
 from hga_flax.pretrained.cifar_weights import is_cifar
-from hga_flax.pretrained.file_kinds import WEIGHTS, weights_layout
+from hga_flax.pretrained.file_kinds import WEIGHTS, listed, weights_layout
 from hga_flax.pretrained.torch_files import check_weights_file, open_weights
 from hga_flax.pretrained.torch_names import no_peer, wrapped_advice
 from hga_flax.pretrained.torch_weights import find_peer, renamed
@@ -41,7 +41,6 @@ KEY = "init.weights"
 HEAD = "classifier"  # name of the last layer of every network and of its auxiliary heads
 OPTIONAL_THERE = re.compile(r"(^|\.)(se|fc|linear|classifier|aux\d?|attention)\.")  # in names of other libraries
 WANTED = "name a run's folder (DIR, DIR@latest, DIR@STEP) or a file of weights (.pth, .safetensors, ...)"
-SHOWN = 4  # names per line on the terminal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +99,7 @@ class Fitted:
     def rows(self) -> list[tuple[str, str]]:
         """Returns the (name, value) rows that a run prints."""
         rows = [("from", self.origin)] + ([("taken", self.chosen)] if self.chosen else [])
-        rows += [(kind, f"{count}: {_listed(names)}" if names else "none") for kind, count, names in self._lists()]
+        rows += [(kind, f"{count}: {listed(names)}" if names else "none") for kind, count, names in self._lists()]
         return rows + [("changed", note) for note in self.notes]
 
     def text(self) -> str:
@@ -337,7 +336,7 @@ def fit(source: Source, places: Mapping[Path, Any], network: str) -> Fitted:
     foreign += [name for name in source.others if not OPTIONAL_THERE.search(name)]
     problems += [f"{name} has no place in it" for name in foreign]  # such as the blocks of a deeper network
     if problems:
-        other = f"these are not the weights of {network}: {_listed(problems)}"
+        other = f"these are not the weights of {network}: {listed(problems)}"
         raise UserError(f"{source.key}={source.origin}: {other}; {wrapped_advice(foreign) or source.remedy}")
     for paths in optional.values():
         loaded |= _whole(paths, source.arrays, places, notes)
@@ -345,13 +344,13 @@ def fit(source: Source, places: Mapping[Path, Any], network: str) -> Fitted:
     if unreal:
         raise UserError(
             f"{source.key}={source.origin}: values that are not real numbers, as in a quantised network: "
-            f"{_listed(unreal)}; give the weights that it was quantised from"
+            f"{listed(unreal)}; give the weights that it was quantised from"
         )
     loaded = {path: np.asarray(loaded[path], np.float32) for path in places if path in loaded}
     broken = [_name(p) for p, a in loaded.items() if not np.isfinite(a).all() or (p[-1] == "var" and a.min() < 0)]
     if broken:
         what = "values that are not finite, or variances below 0"
-        raise UserError(f"{source.key}={source.origin}: {what}: {_listed(broken)}")
+        raise UserError(f"{source.key}={source.origin}: {what}: {listed(broken)}")
     unused = [_name(path) for path in source.arrays if path not in loaded] + list(source.others)
     fresh = [_name(path) for path in places if path not in loaded]
     return Fitted(source.origin, loaded, fresh, unused, notes, source.chosen)
@@ -393,7 +392,3 @@ def _fit_channels(kernel: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarra
 
 def _name(path: Path) -> str:
     return "/".join(path[1:])
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
