@@ -45,3 +45,11 @@ def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     tiny.train_on_digits(folder)
     return folder
+
+
+@pytest.fixture
+def short_googlenet(monkeypatch):
+    """Leaves three of GoogLeNet's nine blocks, with both max poolings and an auxiliary head."""
+    from hga_flax.models import googlenet
+
+    monkeypatch.setattr(googlenet, "BLOCKS", {name: googlenet.BLOCKS[name] for name in ("3b", "4a", "4e")})

@@ -64,7 +64,7 @@ def test_a_step_lowers_for_gpus_without_sort_and_scatter_and_for_tpus(network, a
 @pytest.mark.slow
 @pytest.mark.parametrize("attention", attention_names())
 @pytest.mark.parametrize("network", NETWORKS)
-def test_every_step_lowers_for_gpus_without_sort_and_scatter_and_for_tpus(network, attention):
+def test_every_step_lowers_for_gpus_without_sort_and_scatter_and_for_tpus(network, attention, short_googlenet):
     check(network, attention)
 
 

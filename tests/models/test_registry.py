@@ -327,7 +327,7 @@ def test_gradient_step_sample(name, attention):
 @pytest.mark.slow
 @pytest.mark.parametrize("attention", attention_names())
 @pytest.mark.parametrize("name", [*model_names(), *CIFAR_NETS])
-def test_gradient_step_of_every_pair(name, attention):
+def test_gradient_step_of_every_pair(name, attention, short_googlenet):
     if has_place(name, attention):
         check_gradient_step(name, attention)
     else:
