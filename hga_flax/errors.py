@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import difflib
+import errno
 import logging
 import os
 import pathlib
@@ -86,7 +87,8 @@ def expand(path: str, key: str) -> pathlib.Path:
     """Returns a path with "~" expanded.
 
     Raises:
-        UserError: the home folder is unknown, or the path is an address; the message names `key`.
+        UserError: the home folder is unknown, or the path is too long, unreachable or an address; the message names
+            `key`.
     """
     if "://" in path:
         raise UserError(
@@ -94,9 +96,14 @@ def expand(path: str, key: str) -> pathlib.Path:
             "for the folder of a run and for data.dir)"
         )
     try:
-        return pathlib.Path(path).expanduser()
+        expanded = pathlib.Path(path).expanduser()
+        os.lstat(expanded)
     except RuntimeError:
         raise UserError(f"{key}={path}: the home folder is unknown; write the path without ~") from None
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.EACCES):  # for which `expanded.exists()` would raise too
+            raise UserError(f"{key}={path}: {error.strerror}") from None
+    return expanded
 
 
 def check_writable(path: pathlib.Path, key: str, remedy: str) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import pathlib
+import re
 import struct
 import sys
 import zipfile
@@ -15,6 +16,7 @@ from hga_flax.data.classes import named
 from hga_flax.errors import UserError, one_line
 
 IDX_SPLITS = {"train": "train", "t10k": "test"}  # prefix of MNIST's files: split
+IDX_IMAGES = re.compile(r"(?P<prefix>.+)-images(?P<point>[-.])idx3-ubyte(?P<gz>\.gz)?")
 # Names of a split's arrays in .npz files: Keras's and MedMNIST's; `_pairs` adds those of a file with one split.
 NPZ_NAMES = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))
 NPZ_SPLITS = ("train", "val", "validation", "test")
@@ -110,6 +112,8 @@ def read_npz(file: pathlib.Path, class_names: tuple[str, ...] = ()) -> LabelledA
             )
         with loaded:
             arrays = {name: loaded[name] for name in loaded.files}
+        if others := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"{others[0]} is not an array")
     except ValueError as error:
         reason = one_line(error)
         if "Object arrays" in reason:  # NumPy suggests allowing pickles, which can run code from the file
@@ -117,7 +121,10 @@ def read_npz(file: pathlib.Path, class_names: tuple[str, ...] = ()) -> LabelledA
         elif "pickle" in reason:
             reason = "it is not a NumPy archive"
         raise UserError(f"{file} cannot be read as .npz: {reason}") from None
-    except (OSError, EOFError, AttributeError, KeyError, zlib.error, zipfile.BadZipFile) as error:
+    except (
+        *(OSError, EOFError, AttributeError, KeyError, zlib.error, zipfile.BadZipFile),
+        *(RuntimeError, MemoryError),  # an encrypted archive or an unknown compression, a header of terabytes
+    ) as error:
         raise UserError(f"{file} cannot be read as .npz: {one_line(error)}") from None
     splits = _pairs(arrays, file)
     if not splits:
@@ -180,19 +187,26 @@ def read_idx_file(file: pathlib.Path) -> np.ndarray:
 def read_idx(folder: pathlib.Path, class_names: tuple[str, ...] = ()) -> LabelledArrays:
     """Reads the pairs of `PREFIX-images-idx3-ubyte[.gz]` and `PREFIX-labels-idx1-ubyte[.gz]` in a folder.
 
+    Names with a point, `PREFIX-images.idx3-ubyte`, are read too.
+
     The prefixes "train" and "t10k" become the splits "train" and "test", as in TFDS.
 
     Raises:
         UserError: there are no such files, or they cannot be read.
     """
-    splits = {}
-    for images in sorted(folder.glob("*-images-idx3-ubyte*")) if folder.is_dir() else []:
-        prefix = images.name.split("-images-")[0]
-        labels = [folder / f"{prefix}-labels-idx1-ubyte{end}" for end in ("", ".gz")]
-        found = next((file for file in labels if file.exists()), None)
+    splits: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for images in sorted(folder.iterdir()) if folder.is_dir() else []:
+        name = IDX_IMAGES.fullmatch(images.name)
+        if not name or (name["gz"] and images.with_suffix("").exists()):  # the uncompressed file of two is read
+            continue
+        labels = f"{name['prefix']}-labels{name['point']}idx1-ubyte"
+        found = next((folder / file for file in (labels, f"{labels}.gz") if (folder / file).exists()), None)
         if found is None:
-            raise UserError(f"{images} has no labels next to it: {labels[0].name}, also with .gz")
-        splits[IDX_SPLITS.get(prefix, prefix)] = (read_idx_file(images), read_idx_file(found))
+            raise UserError(f"{images} has no labels next to it: {labels}, also with .gz")
+        split = IDX_SPLITS.get(name["prefix"], name["prefix"])
+        if split in splits:
+            raise UserError(f"{folder} holds the images of '{split}' twice; {images.name} is the second; leave one out")
+        splits[split] = (read_idx_file(images), read_idx_file(found))
     if not splits:
         raise UserError(f"{folder} holds no IDX files, such as train-images-idx3-ubyte, also with .gz")
     return _labelled(splits, class_names, str(folder))

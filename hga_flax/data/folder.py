@@ -9,6 +9,7 @@ from typing import Any
 
 from hga_flax.data.classes import difference, named
 from hga_flax.errors import UserError, nearest, one_line
+from hga_flax.images.bad_images import BadImage
 from hga_flax.images.image_files import (
     SUFFIXES,
     Endings,
@@ -146,14 +147,17 @@ class FolderSource:
         """Reads a file; returns an empty image if it cannot be read, so that it counts as undecodable."""
         try:
             image = read_image(self._root / self._files[index])
-        except OSError:
+        except (OSError, BadImage):
             image = b""
-        return {"image": image, "label": self._labels[index], "file_name": self._files[index]}
+        # A name that is not UTF-8 could be neither printed nor packed.
+        name = os.fsencode(self._files[index]).decode(errors="backslashreplace")
+        return {"image": image, "label": self._labels[index], "file_name": name}
 
     def examples(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yields all examples in the form that `packing.pack` takes."""
-        for index, name in enumerate(self._files):
-            yield name, self[index]
+        for index in range(len(self)):
+            example = self[index]
+            yield example["file_name"], example
 
 
 def _checked_names(root: pathlib.Path, folder: pathlib.Path, classes: Sequence[str] | None) -> tuple[str, ...]:

@@ -26,6 +26,8 @@ from hga_flax.storage.locks import lock
 tfds.core.DatasetInfo.initialize_from_bucket = lambda self: None
 
 VERSION = "1.0.0"
+LEFTOVER = re.compile(r"\.preparing-\w+|incomplete\.\w+_\d+\.\d+\.\d+")  # our unfinished folders, and TFDS's
+SPLIT = re.compile(r"(?!all$)[\w-]+")  # what TFDS can read back; "all" means the sum of the splits
 SECONDS_BETWEEN_LINES = 10.0  # of progress, if stderr is not a terminal
 # Yields a split's examples for TFDS: (key, {"image": bytes or uint8 [H, W, C], "label": class, "file_name": str}).
 Examples = Callable[[], Iterator[tuple[int | str, dict[str, Any]]]]
@@ -97,7 +99,14 @@ def pack(
 
     Returns:
         The folder of the data set.
+
+    Raises:
+        UserError: a split has a name that could not be read back.
+        OSError: the files cannot be written.
     """
+    for split in splits:
+        if not SPLIT.fullmatch(split):
+            raise UserError(f"'{split}' cannot name a split; use letters, digits, _ and -, and not 'all': rename it")
     features: dict[str, Any] = {
         "image": tfds.features.Image(shape=shape, encoding_format=None if shape[0] is None else "png"),
         "label": tfds.features.ClassLabel(names=list(class_names)),
@@ -108,7 +117,11 @@ def pack(
     def write(scratch: pathlib.Path) -> None:
         tfds.disable_progress_bar()  # it shows the scratch folder, and redrawing it fills logs
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS's messages show the scratch folder too
-            _Packed(name, version, features, splits, str(scratch)).download_and_prepare()
+            try:
+                _Packed(name, version, features, splits, str(scratch)).download_and_prepare()
+            except RuntimeError as error:  # array_record's, for a full disk among others
+                failed = re.search(r"(?:write|open|close)\(\) failed: ([^;]+)", str(error))
+                raise (OSError(one_line(failed[1])) if failed else error) from None
 
     return write_once(data_dir, name, version, write)
 
@@ -151,9 +164,13 @@ def locked(data_dir: pathlib.Path, name: str) -> Iterator[None]:
     if held is None:
         raise UserError(f"another command is preparing {name} in {data_dir}")
     with held:
-        for leftover in [*folder.glob(".preparing-*"), *folder.glob("incomplete.*")]:
-            shutil.rmtree(leftover, ignore_errors=True)
-        yield
+        for leftover in os.listdir(folder):
+            if LEFTOVER.fullmatch(leftover):  # the folder may also hold the images to pack
+                shutil.rmtree(folder / leftover, ignore_errors=True)
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"preparing {name} in {data_dir} failed: {error.strerror or one_line(error)}") from None
 
 
 def check_name(name: str) -> str:

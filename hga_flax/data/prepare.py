@@ -22,8 +22,8 @@ from typing import Any
 from hga_flax.data.arrays import LabelledArrays, read_idx, read_npz
 from hga_flax.data.folder import FolderSource, class_names, packable_splits
 from hga_flax.data.remote import copies_of, find_set, upload
-from hga_flax.data.sources import data_directory
-from hga_flax.errors import UserError, called, expand, nearest, one_line
+from hga_flax.data.sources import base_name, data_directory, open_builder
+from hga_flax.errors import UserError, called, expand, one_line
 from hga_flax.images.bad_images import BadImage
 from hga_flax.storage.buckets import Remote, is_remote
 
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
         manual = expand(arguments.manual_dir, "--manual-dir").absolute() if arguments.manual_dir else None
         if bucket and (found := find_set(bucket, arguments.dataset)):
             print(f"{arguments.dataset} is already prepared:")
-            folder, bucket = data_dir / arguments.dataset.partition("/")[0] / found.folder, None
+            folder, bucket = data_dir / base_name(arguments.dataset) / found.folder, None
         else:
             folder = _prepare_tfds(arguments.dataset, data_dir, manual)
         usage = f"--config.data.name={arguments.dataset}"
@@ -88,10 +88,12 @@ def _prepare_local(
     from hga_flax.data import packing
 
     kind = arguments.dataset
+    if arguments.manual_dir:
+        raise UserError(f"prepare {kind}: --manual-dir is for TFDS data sets; leave it out")
     if not arguments.path:
         raise UserError(f"prepare {kind}: name the {'file' if kind == 'arrays' else 'folder'} too")
     path = expand(arguments.path, "PATH").absolute()
-    if not path.exists():
+    if not os.path.exists(path):  # pathlib's raises for a name that is too long
         raise UserError(f"prepare {kind}: {path} does not exist")
     if kind == "folder" and data_dir.resolve().is_relative_to(path.resolve()):
         raise UserError(f"prepare folder: --data-dir={data_dir} is inside the folder to pack; choose another")
@@ -122,7 +124,8 @@ def _checked(source: FolderSource, bad: dict[str, str]) -> Iterator[tuple[str, d
 
     for name, example in source.examples():
         try:
-            decode(example["image"], 3, reduction=8)  # still reads every byte of a JPEG, in half the time
+            jpeg = example["image"][:2] == b"\xff\xd8"  # reduced, every byte is still read, in half the time
+            decode(example["image"], 3, reduction=8 if jpeg else 1)
         except BadImage as error:
             bad[name] = str(error)
         yield name, example
@@ -149,15 +152,10 @@ def _pack_arrays(name: str, arrays: LabelledArrays, data_dir: pathlib.Path, vers
 
 def _prepare_tfds(name: str, data_dir: pathlib.Path, manual: pathlib.Path | None) -> pathlib.Path:
     """Prepares a TFDS data set and returns its folder."""
-    import tensorflow_datasets as tfds
-
     from hga_flax.data import packing
+    from hga_flax.data.packing import tfds
 
-    try:
-        builder = tfds.builder(name, data_dir=str(data_dir), file_format="array_record")
-    except tfds.core.DatasetNotFoundError:
-        known = [*LOCAL, *tfds.list_builders(with_community_datasets=False)]
-        raise UserError(f"prepare: there is no data set '{name}'{nearest(name, known)}") from None
+    builder = open_builder(name, str(data_dir), "prepare", known=LOCAL)
     if builder.info.splits:
         print(f"{name} is already prepared:")
         return pathlib.Path(builder.data_dir)

@@ -5,6 +5,7 @@ files have names. Random access makes the order of training a pure function of (
 """
 
 import atexit
+import contextlib
 import dataclasses
 import functools
 import json
@@ -13,7 +14,7 @@ import pathlib
 import re
 import shlex
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -84,33 +85,53 @@ class SyntheticSource:
         return {"image": noise + colour, "label": label}
 
 
-class EncodedImages:
-    """The encoded images of a TFDS data set in array_record files, with their labels.
-
-    TFDS's own source converts every feature to a NumPy array, which takes three times as long as reading the record.
+class Records:
+    """The examples of a TFDS data set in array_record files.
 
     Args:
-        records: serialized `tf.train.Example`s.
+        records: the records; read by index.
+        folder: folder of the data set, for messages.
+        parse: maps a record to an example. TFDS's own source yields examples, but it converts every feature to a NumPy
+            array, which takes three times as long as reading the record and `_parse`.
+
+    Raises:
+        UserError: when read, a file of the data set is missing or damaged.
     """
 
-    def __init__(self, records: Any):
-        self._records = records
+    def __init__(self, records: Any, folder: str, parse: Callable[[Any], dict[str, Any]] = lambda record: record):
+        self._records, self._folder, self._parse = records, folder, parse
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return _parse(self._records[index])
+        with self._damage_named():
+            return self._parse(self._records[index])
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        return [_parse(record) for record in self._records.__getitems__(indices)]
+        with self._damage_named():
+            return [self._parse(record) for record in self._records.__getitems__(indices)]
+
+    @contextlib.contextmanager
+    def _damage_named(self) -> Iterator[None]:
+        from google.protobuf.message import DecodeError
+
+        try:
+            yield
+        except (RuntimeError, OSError, DecodeError) as error:
+            raise UserError(
+                f"data.dir: {self._folder} is damaged or incomplete, prepare it again: {one_line(error)}"
+            ) from None
 
 
 def _parse(record: bytes) -> dict[str, Any]:
     from tensorflow_datasets.proto import tf_example_pb2
 
     features = tf_example_pb2.Example.FromString(record).features.feature
-    example = {"image": features["image"].bytes_list.value[0], "label": features["label"].int64_list.value[0]}
+    images, labels = features["image"].bytes_list.value, features["label"].int64_list.value
+    if not images or not labels:
+        raise RuntimeError("a record has no image or no label")
+    example = {"image": images[0], "label": labels[0]}
     if "file_name" in features:
         example["file_name"] = features["file_name"].bytes_list.value[0]
     return example
@@ -140,12 +161,27 @@ def _scratch() -> pathlib.Path:
     return pathlib.Path(folder.name)
 
 
-def _builder(name: str, directory: str) -> Any:
-    """Returns the TFDS builder of a data set, prepared or not."""
+def base_name(name: str) -> str:
+    """Returns the NAME of NAME[/CONFIG][:VERSION]."""
+    return re.split("[/:]", name)[0]
+
+
+def open_builder(name: str, directory: str, key: str = "data.name", known: Sequence[str] = (FOLDER,)) -> Any:
+    """Returns the TFDS builder of a data set, prepared or not.
+
+    Args:
+        name: "digits", or the name of a TFDS or packed data set.
+        directory: TFDS's data directory, "" for its default.
+        key: configuration key or command that named the set, for messages.
+        known: further names to suggest.
+
+    Raises:
+        UserError: there is no such data set, or TFDS cannot open it.
+    """
     if not TFDS_NAME.fullmatch(name):
-        raise UserError(f"data.name='{name}': not the name of a data set; write NAME, NAME/CONFIG or NAME:1.2.3")
+        raise UserError(f"{key}='{name}': not the name of a data set; write NAME, NAME/CONFIG or NAME:1.2.3")
     tfds = _tfds()
-    _check_features(data_directory(directory) / re.split("[/:]", name)[0])
+    _check_features(data_directory(directory) / base_name(name))
     try:
         if name == "digits":
             from hga_flax.data.digits import prepare_digits
@@ -162,8 +198,8 @@ def _builder(name: str, directory: str) -> Any:
         packed = packed_datasets(data_directory(directory))
         if name in packed:
             return tfds.builder_from_directory(str(packed[name]))
-        known = ["digits", FOLDER, *packed, *tfds.list_builders(with_community_datasets=False)]
-        raise UserError(f"data.name: there is no data set '{name}'{nearest(name, known)}") from None
+        names = ["digits", *known, *packed, *tfds.list_builders(with_community_datasets=False)]
+        raise UserError(f"{key}: there is no data set '{name}'{nearest(name, names)}") from None
     except OSError as error:
         raise UserError(f"data.dir: cannot use {data_directory(directory)}: {one_line(error)}") from None
     except Exception as error:
@@ -171,7 +207,7 @@ def _builder(name: str, directory: str) -> Any:
             raise _another_format(name, directory) from None
         # An unknown configuration, a missing package, damaged files, ...
         reason = one_line(error).rpartition('}": ')[2].split(". Here ")[0][:200]  # without TFDS's own arguments
-        raise UserError(f"data.name='{name}': TFDS cannot open it: {type(error).__name__}: {reason}") from None
+        raise UserError(f"{key}='{name}': TFDS cannot open it: {type(error).__name__}: {reason}") from None
 
 
 def _another_format(name: str, directory: str) -> UserError:
@@ -183,7 +219,8 @@ def _another_format(name: str, directory: str) -> UserError:
 
 def _check_features(folder: pathlib.Path) -> None:
     """Rejects a data set whose files name Python classes outside TFDS, because TFDS would import their modules."""
-    for file in folder.glob("**/features.json") if folder.is_dir() else []:
+    # Of the versions and of the configurations' versions. Unlike "**", "*" follows symbolic links.
+    for file in [*folder.glob("*/features.json"), *folder.glob("*/*/features.json")]:
         try:
             named = _class_names(json.loads(file.read_text()))
         except (OSError, ValueError, RecursionError) as error:
@@ -217,7 +254,7 @@ def dataset_info(name: str, directory: str = "") -> DatasetInfo:
     """
     if name == FOLDER:
         return DatasetInfo(name, len(names := class_names(folder_root(directory))), 3, names)
-    return _info_of(_builder(name, _here(name, directory)), name)
+    return _info_of(open_builder(name, _here(name, directory)), name)
 
 
 def _info_of(builder: Any, name: str) -> DatasetInfo:
@@ -278,7 +315,7 @@ def open_source(
 
     directory = _here(name, directory)
     tfds = _tfds()
-    builder = _builder(name, directory)
+    builder = open_builder(name, directory)
     if not builder.info.splits:
         if directory and not data_directory(directory).is_dir():
             raise UserError(f"data.dir={directory}: no such folder")
@@ -295,12 +332,15 @@ def open_source(
         features = builder.info.features
         plain = type(features["image"]) is tfds.features.Image and type(features["label"]) is tfds.features.ClassLabel
         if plain and builder.info.file_format is tfds.core.FileFormat.ARRAY_RECORD:
-            return EncodedImages(ArrayRecordDataSource(builder.info.splits[split].file_instructions, READER))
-        return source
+            records = ArrayRecordDataSource(builder.info.splits[split].file_instructions, READER)
+            return Records(records, str(builder.data_dir), _parse)
+        return Records(source, str(builder.data_dir))
     except OSError as error:
         raise UserError(f"data.dir: cannot read {builder.data_dir}: {one_line(error)}") from None
     except NotImplementedError:  # TFDS's error for a format without random access
         raise _another_format(name, directory) from None
+    except ValueError as error:  # a name that TFDS cannot parse, of a split packed by an old version
+        raise UserError(f"{key}='{split}': {one_line(error)}") from None
 
 
 def _check_split(splits: Any, name: str, split: str, key: str) -> None:

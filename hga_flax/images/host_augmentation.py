@@ -34,12 +34,15 @@ WEIGHTS = 2048  # scale of OpenCV's fixed-point weights: 11 bits
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes uint8 `[H, W, C]`: area averaging to shrink, bilinear interpolation to enlarge."""
-    if image.shape[:2] == (height, width):
-        return image
-    shrinks = height < image.shape[0]
-    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return resized.reshape(height, width, image.shape[2])
+    """Resizes uint8 `[H, W, C]`: area averaging along a side that shrinks, else bilinear interpolation."""
+    channels = image.shape[2]
+    # OpenCV averages areas only if no side is enlarged, so the sides that shrink do so first.
+    smaller = min(height, image.shape[0]), min(width, image.shape[1])
+    if smaller != image.shape[:2]:
+        image = cv2.resize(image, smaller[::-1], interpolation=cv2.INTER_AREA)
+    if (height, width) != smaller:
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    return image.reshape(height, width, channels)
 
 
 def central_crop(image: np.ndarray, size: int, fraction: float) -> np.ndarray:
@@ -198,7 +201,11 @@ def decode_for_crop(
             return decode_top(image, head, math.ceil(crop.bottom) + 1, reduction), crop, reduction
         except ValueError:
             pass  # let OpenCV decide whether it is bad
-    return decode(image, channels, reduction), crop, reduction
+    pixels = decode(image, channels, reduction)
+    if pixels.shape[:2] != tuple(math.ceil(side / reduction) for side in head.size):  # OpenCV reads the EXIF otherwise
+        pixels = decode(image, channels)
+        return pixels, draw(*pixels.shape[:2]), 1
+    return pixels, crop, reduction
 
 
 def warp(image: np.ndarray, size: int, crop: Crop, reduction: int = 1, out: np.ndarray | None = None) -> np.ndarray:

@@ -30,7 +30,7 @@ def claimed_size(data: bytes) -> tuple[int, int] | None:
             head = read_head(data)
             return None if head is None else head.size
         return abs(height), abs(width)  # the height is negative in a BMP stored from the top down
-    except struct.error:  # truncated
+    except (struct.error, OverflowError):  # truncated, or with an offset of nonsense
         return None
 
 

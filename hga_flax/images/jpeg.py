@@ -43,7 +43,7 @@ def read_head(data: bytes) -> JpegHead | None:
     """Parses a JPEG's header; returns None if `data` is not a JPEG or its header cannot be parsed."""
     if data[:3] != b"\xff\xd8\xff":
         return None
-    position, orientation, frame = 2, UPRIGHT, None
+    position, orientation, frame = 2, None, None
     try:
         while data[position] == 0xFF:
             marker = data[position + 1]
@@ -55,8 +55,8 @@ def read_head(data: bytes) -> JpegHead | None:
             elif marker == START_OF_SCAN and frame is not None:
                 size, plain, components, height_at = frame
                 size = size[::-1] if orientation in SIDEWAYS else size
-                return JpegHead(size, orientation, plain and data[position + 4] == components, height_at)
-            elif marker == 0xE1 and data[position + 4 : position + 10] == EXIF:
+                return JpegHead(size, orientation or UPRIGHT, plain and data[position + 4] == components, height_at)
+            elif marker == 0xE1 and data[position + 4 : position + 10] == EXIF and orientation is None:
                 orientation = _orientation(data[position + 10 : position + 2 + length])
             position += 2 + length
     except (IndexError, struct.error):

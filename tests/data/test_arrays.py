@@ -1,5 +1,7 @@
 import gzip
+import io
 import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -92,6 +94,27 @@ def test_arrays_that_do_not_fit_are_refused(arrays, message, tmp_path):
         read_npz(tmp_path / "a.npz")
 
 
+def test_archives_that_numpy_cannot_read_are_refused(tmp_path):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**15,)})
+    for data, message in ((b"text", "images is not an array"), (header.getvalue(), "cannot be read as .npz")):
+        with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+            archive.writestr("images.npy" if data != b"text" else "images", data)
+        with pytest.raises(UserError, match=message):
+            read_npz(tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", images=IMAGES)
+    data = (tmp_path / "a.npz").read_bytes()
+    local, central = data.index(b"PK\3\4"), data.index(b"PK\1\2")
+    for bit, method in ((1, 0), (0, 99)):  # encrypted; compressed in a way that Python does not know
+        changed = bytearray(data)
+        changed[local + 6] |= bit
+        changed[central + 8] |= bit
+        changed[local + 8] = changed[central + 10] = method
+        (tmp_path / "a.npz").write_bytes(changed)
+        with pytest.raises(UserError, match=r"cannot be read as \.npz: "):
+            read_npz(tmp_path / "a.npz")
+
+
 def test_a_text_is_not_called_an_archive(tmp_path):
     (tmp_path / "a.npz").write_text("hello")
     with pytest.raises(UserError, match="it is not a NumPy archive"):
@@ -102,6 +125,23 @@ def test_arrays_that_are_no_part_of_a_split_are_named(tmp_path, capsys):
     np.savez(tmp_path / "a.npz", images=IMAGES, labels=LABELS, x_extra=IMAGES)
     assert list(read_npz(tmp_path / "a.npz").splits) == ["train"]
     assert capsys.readouterr().err == f"ignored in {tmp_path / 'a.npz'}: 'x_extra'\n"
+
+
+def test_idx_files_by_their_other_names_and_copies_beside_them(tmp_path):
+    write_idx(tmp_path, "train", IMAGES, LABELS)
+    for end in (".gz.1", ".bak", ".old"):  # second downloads and backups
+        (tmp_path / f"train-images-idx3-ubyte{end}").write_bytes(idx(255 - IMAGES))
+    write_idx(tmp_path, "train", IMAGES, LABELS, compress=True)
+    for kind in ("images.idx3", "labels.idx1"):
+        source = f"train-{kind.replace('.', '-')}-ubyte"
+        (tmp_path / f"t10k-{kind}-ubyte").write_bytes((tmp_path / source).read_bytes())
+    found = read_idx(tmp_path)
+    assert list(found.splits) == ["test", "train"]
+    for images, labels in found.splits.values():
+        assert (images[..., 0] == IMAGES).all() and (labels == LABELS).all()
+    write_idx(tmp_path, "t10k", IMAGES, LABELS)
+    with pytest.raises(UserError, match=r"the images of 'test' twice; t10k-images\.idx3-ubyte is the second"):
+        read_idx(tmp_path)
 
 
 @pytest.mark.parametrize("names", [np.array([b"ant", b"bee", b"cat"]), np.array(["ant", "bee", "cat"])])

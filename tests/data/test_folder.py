@@ -1,3 +1,4 @@
+import os
 import pathlib
 import shutil
 
@@ -52,6 +53,8 @@ def test_an_empty_class_is_warned_of_and_keeps_its_label(root, capsys):
 def test_a_file_that_is_gone_reads_as_no_image(root):
     source = FolderSource(root, "train")
     (root / "train/ant/0.JPG").unlink()
+    assert source[0]["image"] == b""
+    os.mkfifo(root / "train/ant/0.JPG")
     assert source[0]["image"] == b""
 
 

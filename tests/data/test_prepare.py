@@ -1,6 +1,9 @@
 import hashlib
 import importlib.util
+import os
 import pathlib
+import re
+import shutil
 import subprocess
 import sys
 
@@ -93,6 +96,12 @@ def test_a_folder_is_packed_with_its_bytes_and_names(tmp_path, capsys):
         (["arrays", __file__], "cannot be read as .npz"),
         (["cifar11"], "did you mean .cifar1"),
         (["cifar10", "--name=x"], "are for folder, arrays, idx"),
+        (["cifar10/foo"], "TFDS cannot open it"),
+        (["cifar10:9.9.9"], "TFDS cannot open it"),
+        (["my set"], "prepare='my set': not the name of a data set; write NAME"),
+        (["../x"], "not the name of a data set"),
+        (["arrays", "x" * 5000], "File name too long"),
+        (["idx", "/tmp", "--manual-dir=/absent"], "--manual-dir is for TFDS data sets; leave it out"),
         (["imagenet2012"], "missing in .*manual: ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar"),
     ],
 )
@@ -200,3 +209,73 @@ def test_a_folder_is_not_packed_into_itself(tmp_path):
         with pytest.raises(UserError, match="is inside the folder to pack; choose another"):
             main(["prepare", "folder", str(tmp_path), "--name=mine", "--data-dir", str(inside)])
     assert [path.name for path in tmp_path.rglob("*")] == ["train", "cat", "0.png"]
+
+
+def test_the_digits_are_prepared_by_name_too(tmp_path, capsys):
+    main(["prepare", "digits", f"--data-dir={tmp_path}"])
+    assert str(tmp_path / "digits") in capsys.readouterr().out
+    assert len(open_source("digits", "train", str(tmp_path))) > 1000
+
+
+def folder_of_images(root, *files):
+    png = cv2.imencode(".png", np.zeros((6, 5, 3), np.uint8))[1].tobytes()
+    for file in files:
+        path = os.fsencode(root / "train") + b"/" + file
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        pathlib.Path(os.fsdecode(path)).write_bytes(png)
+
+
+def test_only_leftovers_of_preparations_are_removed(tmp_path):
+    """The data set may have the folder of the images: both are called pets."""
+    folder_of_images(tmp_path / "pets", b"cat/0.png")
+    kept = [tmp_path / "pets" / "incomplete.raw" / "notes.txt", tmp_path / "pets" / ".preparing" / "notes.txt"]
+    gone = [tmp_path / "pets" / "incomplete.A1B2C3_1.0.0" / "x", tmp_path / "pets" / ".preparing-ab_c1" / "x"]
+    for file in kept + gone:
+        file.parent.mkdir()
+        file.write_text("mine")
+    main(["prepare", "folder", str(tmp_path / "pets"), f"--data-dir={tmp_path}"])
+    assert all(file.exists() for file in kept) and not any(file.parent.exists() for file in gone)
+
+
+def test_a_file_name_that_is_not_utf_8_is_packed(tmp_path, capsys):
+    folder_of_images(tmp_path / "pets", b"cat/caf\xe9.png")
+    main(["prepare", "folder", str(tmp_path / "pets"), f"--data-dir={tmp_path / 'data'}"])
+    assert open_source("pets", "train", str(tmp_path / "data"))[0]["file_name"] == rb"train/cat/caf\xe9.png"
+
+
+@pytest.mark.parametrize("split", ["all", "test set", "my.split", "val[1]"])
+def test_a_split_that_could_not_be_read_back_is_refused_before_packing(split, tmp_path):
+    folder_of_images(tmp_path / "pets", b"cat/0.png")
+    shutil.copytree(tmp_path / "pets" / "train", tmp_path / "pets" / split)
+    with pytest.raises(UserError, match=rf"^'{re.escape(split)}' cannot name a split; use letters, digits, _ and -"):
+        main(["prepare", "folder", str(tmp_path / "pets"), f"--data-dir={tmp_path / 'data'}"])
+    write_idx(tmp_path, split, IMAGES, LABELS)
+    with pytest.raises(UserError, match="cannot name a split"):
+        main(["prepare", "idx", str(tmp_path), "--name=mine", f"--data-dir={tmp_path / 'data'}"])
+
+
+FULL = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+from hga_flax.__main__ import main
+from hga_flax.errors import run_main
+run_main(lambda: main(sys.argv[1:]))
+"""
+
+
+def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(tmp_path):
+    folder_of_images(tmp_path / "pets", b"cat/0.png")
+    arguments = ["prepare", "folder", str(tmp_path / "pets"), f"--data-dir={tmp_path / 'data'}"]
+    done = subprocess.run([sys.executable, "-c", FULL, *arguments], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == f"error: preparing pets in {tmp_path / 'data'} failed: File too large"
+    assert [path.name for path in (tmp_path / "data" / "pets").iterdir()] == [".lock"]
+
+
+def test_a_pipe_among_small_images_is_the_only_bad_image(tmp_path, capsys):
+    folder_of_images(tmp_path / "pets", b"cat/0.png")
+    os.mkfifo(tmp_path / "pets" / "train" / "cat" / "1.png")
+    (tmp_path / "pets" / "train" / "cat" / "2.jpg").write_bytes(cv2.imencode(".jpg", np.zeros((2, 3)))[1])
+    main(["prepare", "folder", str(tmp_path / "pets"), f"--data-dir={tmp_path / 'data'}"])
+    assert "1 of 3 images cannot be decoded" in capsys.readouterr().err

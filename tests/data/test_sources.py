@@ -6,6 +6,7 @@ import types
 import numpy as np
 import pytest
 
+from hga_flax.__main__ import main
 from hga_flax.data import packing, sources
 from hga_flax.data.digits import prepare_digits
 from hga_flax.data.sources import DatasetInfo, SyntheticSource, data_directory, dataset_info, open_source
@@ -59,7 +60,7 @@ def test_split_notation():
 @pytest.mark.parametrize("split", ["train", "train[10:30]", "train[:5]+test[-5:]"])
 def test_the_examples_are_those_that_tfds_reads(split):
     ours = open_source("digits", split)
-    theirs = sources._builder("digits", "").as_data_source(
+    theirs = sources.open_builder("digits", "").as_data_source(
         split, decoders={"image": sources._tfds().decode.SkipDecoding()}
     )
     assert len(ours) == len(theirs) > 0
@@ -146,6 +147,41 @@ def test_a_data_set_on_disk_cannot_have_modules_imported(name, tmp_path, monkeyp
     assert not (tmp_path / "trace").exists() and "evil_module" not in sys.modules
 
 
+def test_nor_can_one_behind_a_link_or_one_to_prepare(tmp_path, monkeypatch):
+    (tmp_path / "evil_module.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    write_features(tmp_path / "elsewhere", "evil_module.Image")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "1.0.0").symlink_to(tmp_path / "elsewhere")
+    write_features(tmp_path / "other" / "configured" / "1.0.0", "evil_module.Image")
+    for name in ("mine", "other"):
+        with pytest.raises(UserError, match=r"names the Python class evil_module\.Image"):
+            open_source(name, "train", str(tmp_path))
+        with pytest.raises(UserError, match=r"names the Python class evil_module\.Image"):
+            main(["prepare", name, f"--data-dir={tmp_path}"])
+    assert "evil_module" not in sys.modules
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "half", "overwritten"])
+def test_a_damaged_file_of_a_data_set_is_one_line(damage, tmp_path):
+    shutil.copytree(prepare_digits(data_directory("")), tmp_path / "digits" / "1.0.0")
+    (file,) = (tmp_path / "digits" / "1.0.0").glob("*train*record*")
+    data = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    elif damage == "overwritten":
+        file.write_bytes(data[:70_000] + bytes(len(data) - 70_000 - 70_000) + data[-70_000:])
+    else:
+        file.write_bytes(data[: len(data) // 2 * (damage == "half")])
+    with pytest.raises(UserError, match=r"^data\.dir: .*digits/1\.0\.0 is damaged or incomplete, prepare it again: "):
+        source = open_source("digits", "train", str(tmp_path))
+        for index in range(len(source)):
+            source[index]
+    with pytest.raises(UserError, match="is damaged or incomplete"):
+        source = open_source("digits", "train", str(tmp_path))
+        source.__getitems__(list(range(len(source))))
+
+
 def test_a_damaged_description_is_one_line(tmp_path):
     write_features(tmp_path / "mine" / "1.0.0", "tensorflow_datasets.core.features.image_feature.Image")
     for text in ("{", "[" * 100_000, "{}"):
@@ -166,6 +202,6 @@ def test_images_of_other_channels_are_refused_by_name(monkeypatch):
         "label": types.SimpleNamespace(num_classes=2, names=()),
     }
     builder = types.SimpleNamespace(info=types.SimpleNamespace(features=features))
-    monkeypatch.setattr(sources, "_builder", lambda name, directory: builder)
+    monkeypatch.setattr(sources, "open_builder", lambda name, directory: builder)
     with pytest.raises(UserError, match=r"'rgba' are \(8, 8, 4\); only 1 \(grey\) or 3 \(RGB\) channels"):
         dataset_info("rgba")

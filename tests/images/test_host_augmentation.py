@@ -1,5 +1,6 @@
 import functools
 import random
+import struct
 
 import cv2
 import numpy as np
@@ -9,7 +10,7 @@ from sklearn.datasets import load_sample_image
 from configs import base
 from hga_flax.images import host_augmentation as host
 from hga_flax.images.decoding import decode
-from tests.data.broken import exif
+from tests.data.broken import JPEG, exif
 
 RAMP = np.stack(np.broadcast_arrays(np.arange(60)[:, None] * 2, np.arange(90)[None] * 2, 7), axis=-1).astype(np.uint8)
 
@@ -82,6 +83,13 @@ def test_small_images_are_only_resized():
     np.testing.assert_array_equal(out, cv2.resize(RAMP[:, :60], (30, 30), interpolation=cv2.INTER_AREA))
 
 
+@pytest.mark.parametrize("shape", [(30, 320), (32, 320), (33, 320), (320, 30)])
+def test_a_side_that_shrinks_is_averaged_whatever_the_other_does(shape):
+    stripes = np.zeros((*shape, 1), np.uint8)
+    stripes[(slice(None), slice(0, None, 10))[:: 1 if shape[1] == 320 else -1]] = 255
+    assert np.ptp(host.resize(stripes, 32, 32)) == 0 and host.resize(stripes, 32, 32)[0, 0] in (25, 26)
+
+
 def photographs():
     """scikit-learn's two, 640x427, as they are and at other sizes."""
     for name in ("china.jpg", "flower.jpg"):
@@ -151,6 +159,23 @@ def test_decoding_at_reduced_scale_gives_the_same_picture(orientation):
         ours = host.warp(image, 224, crop, reduction)
         assert np.abs(ours - supersampled(whole, 224, (0, 0, i))).mean() < 2.5
     assert reduced > 10
+
+
+def exif_after_a_bad_tag(orientation):
+    """A JPEG whose EXIF names the maker at an offset outside the block, which ends OpenCV's reading."""
+    tiff = b"II*\0" + struct.pack("<IHHHIIHHIHHI", 8, 2, 0x010F, 2, 9999, 9999, 0x0112, 3, 1, orientation, 0, 0)
+    block = b"Exif\0\0" + tiff
+    return JPEG[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + JPEG[2:]
+
+
+def test_the_crop_is_drawn_for_the_pixels_that_are_decoded():
+    twice = exif(6)[:38] + exif(1)[2:]  # two EXIF blocks, of which the first counts
+    for jpeg in (exif_after_a_bad_tag(6), twice, exif(6)):
+        whole = decode(jpeg, 3)
+        draw = functools.partial(host.draw_crop, flip=True, rotation_degrees=10.0, key=(0, 0, 0))
+        image, crop, reduction = host.decode_for_crop(jpeg, 3, 32, draw)
+        assert crop == draw(*whole.shape[:2])
+        assert image.shape[:2] == tuple(-(-side // reduction) for side in whole.shape[:2])
 
 
 def unusual_jpegs():

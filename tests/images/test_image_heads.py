@@ -55,6 +55,11 @@ def test_heads_that_opencv_does_not_write():
     assert claimed_size(b"BM" + bytes(12) + struct.pack("<Iii", 40, 7, -5)) == (5, 7)
 
 
+def test_offsets_beyond_all_bounds_are_no_size():
+    for order in (b"II\x2b\0\x08\0\0\0", b"MM\0\x2b\0\x08\0\0"):
+        assert claimed_size(order + b"\xff" * 8 + bytes(64)) is None
+
+
 def claiming(name, height, width):
     """A file whose head claims another size than its data have."""
     data = bytearray(FILES[name])
