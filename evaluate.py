@@ -55,25 +55,30 @@ def main() -> None:
 
 def evaluate_weights(arguments) -> None:
     """Evaluates `--weights=FILE` on the data set that `--config` names."""
+    import jax
+
     from hga_flax.config.loading import load_config, override
-    from hga_flax.errors import expand
     from hga_flax.inference.from_weights import describe_weights, restore_given
     from hga_flax.runs.console import Console
-    from hga_flax.storage.buckets import is_remote
+    from hga_flax.runs.workdir import read_config
+    from hga_flax.training.initial_weights import locate
     from hga_flax.training.restore import evaluate_restored
 
-    if not arguments.config and (is_remote(arguments.weights) or not expand(arguments.weights, "--weights").is_dir()):
+    if arguments.config:
+        config = load_config(arguments.config)
+    elif (folder := locate(arguments.weights, "--weights")[0]).is_dir():
+        config = read_config(folder)
+    else:
         raise UserError("--config=FILE is missing: it names the data set to evaluate on, such as configs/cifar10.py")
     overrides = list(arguments.overrides)
     if arguments.data_dir is not None:
         overrides.append(f"--config.data.dir={arguments.data_dir}")
     if arguments.split is not None:
         overrides.append(f"--config.data.eval_split={arguments.split}")
-    if arguments.config:
-        distributed.start(arguments, override(load_config(arguments.config), overrides))
+    distributed.start(arguments, override(config, overrides))
     restored = restore_given(arguments, overrides, data=True, batch_size=arguments.batch_size)
     config = restored.experiment.config
-    Console().table("weights", describe_weights(restored))
+    Console(active=jax.process_index() == 0).table("weights", describe_weights(restored))
     result = distributed.together(config, lambda: evaluate_restored(restored, arguments.split), train=False)
     show([], result | {"weights": arguments.weights, "model": config.model.name}, arguments.json)
 

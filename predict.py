@@ -106,7 +106,7 @@ def label(predictor, files, total: int | None, line: Callable[..., str]) -> tupl
     from hga_flax.images.bad_images import BadImage
 
     # The lines and the bar share the terminal; if the lines go to a file, the bar goes to stderr.
-    console = Console(stderr=not sys.stdout.isatty(), highlight=False, soft_wrap=True)
+    console = Console(stderr=not sys.stdout.isatty(), highlight=False, soft_wrap=True, emoji=False)
     write = (lambda text: console.print(text, markup=False)) if sys.stdout.isatty() else print
     columns = TextColumn("images"), MofNCompleteColumn(), BarColumn(24), TimeRemainingColumn()
     count = bad = 0

@@ -44,8 +44,11 @@ class ConfigError(UserError):
     """An invalid configuration; the message names the key."""
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
     """A signal ended the command cleanly; the message is one line.
+
+    It is raised wherever the main thread happens to be, so like KeyboardInterrupt it is no Exception, which code that
+    reads files or talks to a bucket would catch as a failure.
 
     Attributes:
         code: exit code.
@@ -102,7 +105,7 @@ def expand(path: str, key: str) -> pathlib.Path:
         raise UserError(f"{key}={path}: the home folder is unknown; write the path without ~") from None
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.EACCES):  # for which `expanded.exists()` would raise too
-            raise UserError(f"{key}={path}: {error.strerror}") from None
+            raise UserError(f"{key}={path}: {error.strerror}; choose another path") from None
     return expanded
 
 

@@ -43,6 +43,14 @@ def test_batch_size_and_devices_change_nothing(workdir):
     assert many == one
 
 
+def test_a_run_named_by_its_weights_evaluates_alike(workdir):
+    there = json.loads(evaluate(workdir, "--json").stdout.splitlines()[-1])
+    result = commands.run("evaluate.py", f"--weights={workdir}@latest", "--json")
+    assert result.returncode == 0, result.stderr
+    row = json.loads(result.stdout.splitlines()[-1])
+    assert row["loss"] == pytest.approx(there["loss"], rel=1e-6) and row["num_examples"] == there["num_examples"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -66,6 +74,7 @@ def test_bad_input_is_one_line_and_exit_code_1(workdir, arguments, message):
         (["--weights=w.pth", "--workdir=x"], "with --workdir choose ema or raw"),
         (["--weights=ema"], "--workdir=DIR is missing: the folder of the run"),
         ([], "--workdir=DIR is missing: the folder of the run; or give --weights=FILE"),
+        (["--weights=runs/x", "--checkpoint=latest"], "for the folder of a run write --weights=DIR@latest"),
         (["--workdir=x", "--model=resnet50"], "--model: only for --weights=FILE"),
         (["--workdir=x", "--config.data.dir=y"], "--config.data.dir=y: only for --weights=FILE"),
     ],
@@ -73,6 +82,7 @@ def test_bad_input_is_one_line_and_exit_code_1(workdir, arguments, message):
 def test_weights_and_runs_have_their_own_flags(arguments, message):
     parser = ArgumentParser()
     add_weights_flags(parser)
+    parser.add_argument("--checkpoint", default="best")
     if "--config=FILE" in message:
         assert names_weights(parse_with_weights(parser, arguments))
         return

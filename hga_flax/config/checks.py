@@ -5,7 +5,6 @@ training/experiment.py.
 """
 
 import math
-import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,7 +14,8 @@ from hga_flax.config.keys import ALWAYS, KEYS, Rule
 from hga_flax.config.schedule_checks import check_schedule
 from hga_flax.errors import ConfigError, nearest
 
-SMALLEST = 2.0**-126  # smallest normal float32 number; the devices treat smaller ones as 0
+# The devices compute in float32: they treat numbers below the smallest normal one as 0, above the largest as infinite.
+SMALLEST, LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
 
 
@@ -99,7 +99,7 @@ def _is(kind: type, value: Any) -> bool:
 
 def _inside(rule: Rule, value: float) -> bool:
     value = 0 if abs(value) < SMALLEST else value
-    return (rule.low < value or (value == rule.low and not rule.above)) and value <= min(rule.high, sys.float_info.max)
+    return (rule.low < value or (value == rule.low and not rule.above)) and value <= min(rule.high, LARGEST)
 
 
 def check_together(config: ConfigDict) -> None:
@@ -143,19 +143,20 @@ def check_together(config: ConfigDict) -> None:
 
 
 def learning_rate_factors(config: ConfigDict) -> dict[str, float]:
-    """Returns `optimizer.learning_rate_factors` as {pattern: factor}, in order.
+    """Returns `optimizer.learning_rate_factors` as {pattern: factor}, in order; of two equal patterns the first counts.
 
     Raises:
         ConfigError: an entry is not "PATTERN=FACTOR", or its factor is not above 0 and finite.
     """
-    factors = {}
+    factors: dict[str, float] = {}
     for entry in config.optimizer.learning_rate_factors:
         pattern, _, text = entry.rpartition("=")
         try:
-            factors[pattern] = float(text)
+            factor = float(text)
         except ValueError:
-            factors[pattern] = 0.0
-        if not pattern or not 0 < factors[pattern] <= sys.float_info.max:
+            factor = 0.0
+        factors.setdefault(pattern, factor)
+        if not pattern or not SMALLEST <= factor <= LARGEST:
             key = "optimizer.learning_rate_factors"
             raise ConfigError(
                 f"{key}={config.optimizer.learning_rate_factors}: must be {KEYS[key].expects}; to freeze a part, "

@@ -51,6 +51,7 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+BEST = "best"  # default of --checkpoint
 OF_RUN = ("ema", "raw")  # values of --weights that go with --workdir
 
 
@@ -99,6 +100,11 @@ def check_weights_flags(arguments: argparse.Namespace) -> None:
             raise UserError(
                 f"--weights={arguments.weights}: with --workdir choose ema or raw; for a file or another run, omit "
                 "--workdir"
+            )
+        if getattr(arguments, "checkpoint", BEST) != BEST:
+            raise UserError(
+                f"--checkpoint={arguments.checkpoint}: only with --workdir; for the folder of a run write "
+                f"--weights=DIR@{arguments.checkpoint}"
             )
         return
     given = [flag for flag in ("model", "attention", "config") if getattr(arguments, flag, None)]

@@ -309,6 +309,9 @@ def from_json(text: str) -> ConfigDict:
 
     try:
         values = tuples(json.loads(text))
+        for group, keys in base_config().items():
+            if isinstance(keys, ConfigDict) and not isinstance(values.get(group, {}), dict):
+                raise TypeError(f"{group} is no group of keys")
         for former, key in FORMER_NAMES.items():
             (group, name), new = former.split("."), key.split(".")[1]
             if isinstance(values.get(group), dict) and name in values[group]:

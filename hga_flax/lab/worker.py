@@ -135,8 +135,6 @@ def _make(
             if claim.is_lost:
                 _leave()
             write_text(run.workdir / "result.json", json.dumps(end, indent=2) + "\n")
-    except Interrupted:
-        raise
     except Exception as error:  # any error, such as running out of memory: the other rows continue
         if not isinstance(error, UserError):
             with (run.workdir / "log.txt").open("a") as log:

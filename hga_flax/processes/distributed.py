@@ -156,12 +156,12 @@ def union(indices: Iterable[int], limit: int) -> list[int]:
 
     Args:
         indices: this process's indices, at least 0.
-        limit: maximum number of indices per process.
+        limit: maximum number of indices per process; any further ones are left out.
     """
     import jax
     from jax.experimental import multihost_utils
 
-    indices = sorted(indices)
+    indices = sorted(indices)[:limit]
     if jax.process_count() > 1:
         padded = np.full(limit, -1, np.int32)
         padded[: len(indices)] = indices

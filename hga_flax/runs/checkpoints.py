@@ -148,7 +148,10 @@ class Checkpoints:
         return [(step, path) for step, _, path in sorted(named)]
 
     def _path(self, step: int) -> pathlib.Path:
-        return dict(self._entries())[step]
+        """Raises an `UnreadableCheckpoint` if a run in training has removed the step since it was listed."""
+        if path := dict(self._entries()).get(step):
+            return path
+        raise UnreadableCheckpoint(f"checkpoint {self._directory / str(step)} cannot be read: it is gone")
 
     def best_step(self) -> int | None:
         """Returns the step with the best evaluation, or None if no kept step was evaluated."""

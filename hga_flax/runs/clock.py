@@ -104,8 +104,11 @@ class Clock:
         """Starts a new measuring window for `speed`."""
         self._window, self._waited, self._paused, self._saved = (step, time.monotonic()), 0.0, 0.0, 0.0
 
-    def eta(self, step: int) -> float:
-        """Returns the estimated seconds left at the pace so far, including evaluations and checkpoints."""
+    def eta(self, step: int) -> float | None:
+        """Returns the estimated seconds left at the pace so far, including evaluations and checkpoints.
+
+        None before a second step is done.
+        """
         if self._first is None or step <= self._first[0]:
-            return 0.0
+            return None
         return (time.monotonic() - self._first[1]) / (step - self._first[0]) * (self._total - step)

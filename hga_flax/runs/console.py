@@ -46,7 +46,8 @@ class Console:
     """
 
     def __init__(self, *, active: bool = True, goes_on: bool = False):
-        self._rich = _Rich(quiet=not active, highlight=False, soft_wrap=True)
+        # Rich would replace ":fire:" in a path by a picture.
+        self._rich = _Rich(quiet=not active, highlight=False, soft_wrap=True, emoji=False)
         self._rich.goes_on = goes_on
         if not self._rich.is_terminal:
             self._rich.width = max(self._rich.width, PLAIN_WIDTH)  # do not wrap paths in a log file

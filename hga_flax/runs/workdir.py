@@ -62,7 +62,8 @@ def check_same_run(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
     """Returns the differences from the configuration that the workdir was last trained with.
 
     Raises:
-        UserError: the workdir belongs to a run of another model or data set, or with other initial weights.
+        UserError: the workdir belongs to a run of another model or data set, or with other initial weights, or its
+            checkpoints were trained with another batch size.
     """
     if not (workdir / "config.json").exists():
         return []
@@ -74,6 +75,12 @@ def check_same_run(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
             raise UserError(
                 f"--workdir={workdir} belongs to another run: there {key} is '{old}', here '{new}'; "
                 "choose another --workdir"
+            )
+        if key == "training.batch_size" and any((workdir / "checkpoints").glob("[0-9]*")):
+            raise UserError(
+                f"{change}: the schedule of the run in {workdir} counts steps of {values.partition(' -> ')[0]} images. "
+                "Keep the size (training.accumulation_steps makes it fit in memory), or choose another --workdir, with "
+                f"--config.init.weights={workdir} to start from its weights"
             )
     return changed
 

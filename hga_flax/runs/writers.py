@@ -44,16 +44,16 @@ class MetricWriter:
         if not active:
             return
         self._lines_file, folder = workdir / "metrics.jsonl", workdir / "tensorboard"
-        _drop_after(self._lines_file, step, again)
         with writing(self._lines_file):
+            _drop_after(self._lines_file, step, again)
             self._lines = self._lines_file.open("a")
         self._events_file = folder
         with writing(folder):
             folder.mkdir(exist_ok=True)
             # Event files are named by the second; the suffix keeps a quick restart from overwriting the last file.
             self._events = EventsWriter(str(folder / "events"), f".{step:08}.{os.getpid()}")
-        if step:  # tells TensorBoard to discard what it has read about later steps
-            self._event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+        # Tells TensorBoard to discard what it has read about later steps.
+        self._event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
         self.flush()
 
     def _event(self, event: Event) -> None:

@@ -33,7 +33,7 @@ from hga_flax.runs import workdir as files
 from hga_flax.runs.checkpoints import Checkpoints
 from hga_flax.runs.local_copy import find
 from hga_flax.storage.buckets import Remote, fetch_file, is_remote
-from hga_flax.training.restore import choose_step
+from hga_flax.training.restore import choose_step, warn
 from hga_flax.training.state import TrainState
 
 Path = tuple[str, ...]  # ("params", "stem_conv", "kernel")
@@ -283,7 +283,7 @@ def _check_run(given: str, folder: pathlib.Path, key: str) -> None:
 
 def _read_run(given: str, folder: pathlib.Path, checkpoint: str, key: str) -> Source:
     _check_run(given, folder, key)
-    checkpoints = Checkpoints(folder, read_only=True)
+    checkpoints = Checkpoints(folder, read_only=True, warn=warn)
     try:
         if not checkpoints.steps():
             raise UserError(f"{key}={given}: no checkpoint here yet")

@@ -107,7 +107,7 @@ def restore_workdir(
     like.variables(weights)  # raises if the run has no such weights
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{path}: no checkpoint here yet")
-    checkpoints = Checkpoints(workdir, read_only=True, warn=_warn)
+    checkpoints = Checkpoints(workdir, read_only=True, warn=warn)
     try:
         step, state, _ = _restore(checkpoints, checkpoint, path, like)
     finally:
@@ -115,7 +115,7 @@ def restore_workdir(
     return Restored(experiment, state, step, weights or ("raw" if state.ema is None else "ema"))
 
 
-def _warn(text: str) -> None:
+def warn(text: str) -> None:
     if jax.process_index() == 0:
         print(called(text), file=sys.stderr, flush=True)
 

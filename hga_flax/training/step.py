@@ -285,6 +285,7 @@ def _seek_nans(step: Callable[[TrainState, Batch], tuple[TrainState, StepReport]
                 step(state, batch, seed)
         return after, report
 
+    seek.trace, seek.lower = compiled.trace, compiled.lower  # type: ignore[attr-defined]
     return seek
 
 

@@ -132,10 +132,11 @@ def _train(
             if experiment.shard.process == 0:
                 files.write_config(workdir, config)
                 files.write_dataset(workdir, info)
-                overview = parameter_overview.get_parameter_overview(
-                    {"params": state.params, "batch_stats": state.batch_stats}
-                )
-                files.write_text(workdir / "parameters.txt", overview + "\n")
+                if not (workdir / "parameters.txt").exists():  # it shows the values at the start
+                    overview = parameter_overview.get_parameter_overview(
+                        {"params": state.params, "batch_stats": state.batch_stats}
+                    )
+                    files.write_text(workdir / "parameters.txt", overview + "\n")
                 console.line(f"every parameter: {shown(workdir) / 'parameters.txt'}")
             loop.run(state, step, source, eval_source, schedule)
     finally:
@@ -252,8 +253,11 @@ class Loop:
         newest = self._reports.read(**options)
         if newest is not None:
             step, loss = newest
-            left = duration(self._clock.eta(step))
-            self._console.update(step, f"loss {loss:.3f}  {_speed_text(self._clock.speed(step))}ETA {left}")
+            self._console.update(step, f"loss {loss:.3f}  {self._pace(step, self._clock.speed(step))}")
+
+    def _pace(self, step: int, speed: dict[str, float]) -> str:
+        left = self._clock.eta(step)
+        return _speed_text(speed) + ("" if left is None else f"ETA {duration(left)}")
 
     def _log(self, step: int, state: TrainState) -> TrainState:
         """Writes the metrics since the last line and returns the state with its metrics reset."""
@@ -272,7 +276,7 @@ class Loop:
             f"step {step:>6}/{self._plan.total_steps}  epoch {epoch:6.2f}  {loss} {values['loss']:.4f}  "
             f"top-1 error {values['top1_error']:6.2f} %  lr {rate:.4g}  "
             + "".join(f"{name.replace('_', ' ')} {value:.4g}  " for name, value in more.items())
-            + f"{_speed_text(speed)}ETA {duration(self._clock.eta(step))}"
+            + self._pace(step, speed)
         )
         self._clock.reset(step)
         zero = replicate(TrainMetrics.empty(), self._experiment.mesh)

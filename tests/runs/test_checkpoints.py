@@ -14,7 +14,7 @@ import optax
 import pytest
 
 from hga_flax.config.loading import build_model
-from hga_flax.errors import UserError
+from hga_flax.errors import Interrupted, UserError
 from hga_flax.runs import checkpoints as module
 from hga_flax.runs import sharing
 from hga_flax.runs.checkpoints import Checkpoints
@@ -383,3 +383,17 @@ def test_a_state_moves_between_numbers_of_devices(tmp_path):
     assert same(restored, eight)
     assert jax.tree.leaves(restored.params)[0].sharding.device_set == {jax.devices()[0]}
     checkpoints.close()
+
+
+def test_neither_a_signal_nor_a_step_that_training_removes_is_damage(tmp_path, monkeypatch):
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, small(step), {}, metrics(5.0))
+        checkpoints.wait()
+        monkeypatch.setattr(module.saved_state, "filled", lambda *a: (_ for _ in ()).throw(Interrupted("stopped", 143)))
+        with pytest.raises(Interrupted):
+            checkpoints.restore_latest(small(0))
+        assert checkpoints.steps() == [1, 2] and not (tmp_path / "damaged").exists()
+    with contextlib.closing(Checkpoints(tmp_path, read_only=True, warn=(said := []).append)) as checkpoints:
+        shutil.rmtree(tmp_path / "checkpoints" / "2")
+        assert checkpoints.metrics(2) is None and "2 cannot be read: it is gone" in said[0]

@@ -80,3 +80,9 @@ def test_training_goes_on_when_its_lines_cannot_be_written(tmp_path):
     with open("/dev/full", "w") as full:
         subprocess.run([sys.executable, "-c", GOES_ON, "True", str(end)], stdout=full, check=False)
     assert end.exists()
+
+
+def test_colons_in_a_path_are_no_picture(capsys):
+    Console().line("--workdir=runs/lr:100:x:fire:b")
+    Console().table("title", [("name", "runs/a:fire:b")])
+    assert capsys.readouterr().out.splitlines() == ["--workdir=runs/lr:100:x:fire:b", "title", "name  runs/a:fire:b"]

@@ -29,8 +29,6 @@ def test_what_is_no_folder_is_named(tmp_path):
         (tmp_path / "dangling", f"{tmp_path}/dangling is a link to nowhere, which does not exist"),
         (tmp_path / "dangling" / "a", f"{tmp_path}/dangling is a link to nowhere, which does not exist"),
         (tmp_path / "circle" / "a", f"{tmp_path}/circle is a link to circle, which does not exist"),
-        (tmp_path / ("x" * 300), "File name too long"),
-        (tmp_path / ("x" * 300) / "a", "File name too long"),
         ("/dev/null/x", "/dev/null is a file, not a folder"),
         ("/proc/x", "No such file or directory"),
     ):
@@ -92,6 +90,15 @@ def test_another_models_workdir_is_refused_and_other_changes_are_told(tmp_path):
         w.check_same_run(tmp_path, tiny.config(model__attention="none"))
 
 
+def test_a_run_with_checkpoints_keeps_its_batch_size(tmp_path):
+    w.write_config(tmp_path, tiny.config())
+    other = tiny.config(training__batch_size=8 * tiny.config().training.batch_size)
+    assert len(w.check_same_run(tmp_path, other)) == 1  # nothing is saved yet
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"counts steps of \d+ images\. Keep the size .*init\.weights="):
+        w.check_same_run(tmp_path, other)
+
+
 DAMAGED = (
     '{"name": 3, "num_classes": 2, "channels": 1, "class_names": []}',
     '{"name": "x", "num_classes": "2", "channels": 1, "class_names": []}',
@@ -108,14 +115,17 @@ def test_a_damaged_description_of_the_data_is_one_line(tmp_path, text):
         w.read_dataset(tmp_path)
 
 
-def test_no_folder_and_no_home_are_one_line():
+def test_no_folder_and_no_home_are_one_line(tmp_path):
+    for path in (tmp_path / ("x" * 300), tmp_path / ("x" * 300) / "a"):
+        with pytest.raises(UserError, match=r"^--workdir=.*: File name too long; choose another path$"):
+            w.open_workdir(str(path))
     with pytest.raises(UserError, match="--workdir is empty"):
         w.open_workdir("")
     with pytest.raises(UserError, match="--workdir=~nobody_here/x: the home folder is unknown"):
         w.open_workdir("~nobody_here/x")
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"name": 3}', "[]", "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "{", '{"name": 3}', "[]", "[" * 100_000, '{"data": 5}'])
 def test_damaged_files_are_one_line(tmp_path, text):
     with pytest.raises(UserError, match="no run here"):
         w.read_config(tmp_path)

@@ -1,7 +1,10 @@
 import json
+import time
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from hga_flax.errors import UserError
 from hga_flax.runs.writers import MetricWriter, finite_or_none
 from tests.training import tiny
 
@@ -52,6 +55,22 @@ def test_going_on_drops_what_a_killed_run_wrote_later(tmp_path):
     writer.close()
     assert [row["train/loss"] for row in lines(tmp_path)] == [1.0, 2.0, 30.0]
     assert [e.value for e in events(tmp_path).Scalars("train/loss")] == [1.0, 2.0, 30.0]
+
+
+def test_a_run_that_starts_over_has_no_step_twice(tmp_path):
+    for loss in (1.0, 2.0):
+        writer = MetricWriter(tmp_path, 0)
+        for step in (1, 2):
+            writer.scalars(step, "train", {"loss": loss})
+        writer.close()
+        time.sleep(1.1)  # TensorBoard reads the files in the order of the seconds in their names
+    assert [(e.step, e.value) for e in events(tmp_path).Scalars("train/loss")] == [(1, 2.0), (2, 2.0)]
+
+
+def test_a_folder_in_the_place_of_the_log_is_one_line(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match="cannot be written"):
+        MetricWriter(tmp_path, 2)
 
 
 def test_other_processes_write_nothing(tmp_path):

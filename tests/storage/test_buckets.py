@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from hga_flax.errors import UserError, called
+from hga_flax.errors import Interrupted, UserError, called
 from hga_flax.storage import buckets as storage
 from hga_flax.storage.buckets import Remote, Unreachable, fetch_file, is_remote
 from tests import buckets
@@ -210,3 +210,12 @@ def test_one_file_is_fetched_once_and_again_when_it_changes(bucket, tmp_path, mo
     monkeypatch.setenv(storage.CACHE_VARIABLE, str(tmp_path / "full"))
     with pytest.raises(UserError, match=rf"^{bucket}/weights cannot be copied to .*: Not a directory; set HGA_FLAX_"):
         fetch_file(f"{bucket}/weights/a.pth", "init.weights")
+
+
+def test_a_signal_is_no_failure_of_the_storage(bucket, monkeypatch):
+    def interrupt(*arguments):
+        raise Interrupted("stopped by SIGTERM", 143)
+
+    monkeypatch.setattr(storage.Remote, "_fs", interrupt)
+    with pytest.raises(Interrupted):
+        Remote(f"{bucket}/run", "key").files()

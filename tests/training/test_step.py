@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from hga_flax.bench.compiled_step import training_step
 from hga_flax.processes.mesh import replicate, to_devices
 from hga_flax.training import step as step_module
 from hga_flax.training.evaluation import normalized
@@ -268,3 +269,14 @@ def test_two_seeds_share_one_compiled_step():
         texts.append(step.lower(state, placed).as_text())
         losses.append(float(step(state, placed)[1].loss))
     assert texts[0] == texts[1] and losses[0] != losses[1]
+
+
+def test_the_search_for_nans_can_be_lowered_and_traced():
+    c = tiny.config()
+    jax.config.update("jax_debug_nans", True)
+    try:
+        step, state, batch = training_step(c, tiny.mesh(1))
+        assert float(step.lower(state, batch).cost_analysis()["flops"]) > 0
+        assert step.trace(state, batch).jaxpr.eqns
+    finally:
+        jax.config.update("jax_debug_nans", False)
