@@ -33,13 +33,15 @@ def main() -> None:
     for path, leaf in sorted(leaves, key=lambda pair: -pair[1].size)[:3]:
         print(f"  {jax.tree_util.keystr(path, simple=True, separator='/')} {list(leaf.shape)}")
 
-    batches = dataset.eval_batches(dataset.source(config.data.eval_split), arguments.images, restored.experiment.shard)
+    source = dataset.source(config.data.eval_split, train=False)
+    batches = dataset.eval_batches(source, max(1, arguments.images), restored.experiment.shard)
     batch = next(iter(batches))  # image uint8 [B, H, W, C], label [B], mask [B]
     images = normalize(batch["image"], config.data.mean, config.data.std)  # as in training
     logits, sown = jax.jit(lambda *inputs: model.apply(*inputs, mutable=["intermediates"]))(variables, images)
     names = dataset.info.class_names or [str(label) for label in range(dataset.info.num_classes)]
-    for label, row in zip(batch["label"][batch["mask"]], jax.nn.softmax(logits), strict=False):
-        print(f"a {names[label]} is classified as a {names[int(row.argmax())]} ({100 * row.max():.1f} %)")
+    for label, row, good in zip(batch["label"], jax.nn.softmax(logits), batch["mask"], strict=True):
+        if good:  # else padding, or an image that cannot be decoded
+            print(f"a {names[label]} is classified as a {names[int(row.argmax())]} ({100 * row.max():.1f} %)")
 
     for block, inner in sown.get("intermediates", {}).items():
         for gate in inner.get("attention", {}).get("gate", ()):  # [B, channels]

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -73,9 +74,9 @@ def run(arguments: argparse.Namespace) -> None:
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *predictor.image_shape), jnp.uint8)
     folded = fold(network, images)
-    scratch = out.with_name(f".{out.name}.new")
+    scratch = _scratch(out)
     beside = []  # (scratch, final path) of files next to the exported one
-    with _cleared(scratch), _cleared(facts_scratch := out.with_name(f".{out.name}.json.new")):
+    with _cleared(scratch), _cleared(facts_scratch := _scratch(out, ".json")):
         try:
             if arguments.format == "onnx":
                 from hga_flax.inference.to_onnx import to_onnx
@@ -111,7 +112,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _export_weights(predictor: Predictor, arguments: argparse.Namespace, out: pathlib.Path) -> None:
     facts = metadata(predictor)
     facts["normalisation"]["in_the_graph"] = False
-    with _cleared(scratch := out.with_name(f".{out.stem}.new{out.suffix}")):
+    with _cleared(scratch := _scratch(out, out.suffix)):
         try:
             found = weights.write_weights(predictor, scratch, facts)
             scratch.replace(out)
@@ -127,7 +128,8 @@ def _export_weights(predictor: Predictor, arguments: argparse.Namespace, out: pa
 
 def _predictor(arguments: argparse.Namespace) -> Predictor:
     if names_weights(arguments):
-        return Predictor(restore_given(arguments))
+        moved = [] if arguments.data_dir is None else [f"--config.data.dir={arguments.data_dir}"]
+        return Predictor(restore_given(arguments, [*arguments.overrides, *moved]))
     configure_for(arguments.workdir)
     return Predictor.from_workdir(
         arguments.workdir, arguments.checkpoint, arguments.data_dir, weights=arguments.weights
@@ -236,10 +238,16 @@ def _cpu() -> jax.Device:
         return jax.local_devices()[0]
 
 
+def _scratch(out: pathlib.Path, suffix: str = "") -> pathlib.Path:
+    """Returns a file beside `out`; its name is short, because that of `out` may be as long as a name can be."""
+    return out.with_name(f".export-{os.getpid()}{suffix}")
+
+
 @contextlib.contextmanager
 def _cleared(file: pathlib.Path) -> Iterator[None]:
     """Deletes a scratch file on exit, even after an error."""
     try:
         yield
     finally:
-        file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            file.unlink()

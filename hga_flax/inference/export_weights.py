@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -38,9 +39,11 @@ def write_weights(predictor: Predictor, file: pathlib.Path, facts: dict[str, Any
     variables = jax.tree.map(np.asarray, jax.device_get(dict(predictor.variables)))
     name = export_peer(config.name, config.attention)
     tensors = torch_tensors(name, variables)
-    fits = name is not None and _fits(name, tensors, variables, predictor.image_shape[-1])
+    same_arrays = name is not None and _has_same_arrays(name, tensors, variables, predictor.image_shape[-1])
+    fits = same_arrays and _is_same_network(name, tensors, predictor)
     facts = facts | {
         "names": {"network": name, "of": libraries(name) if name else [], "whole_network": fits},
+        "model_options": parse_options(config.options, "model.options"),
         "attention_options": parse_options(config.attention_options, "model.attention_options"),
     }
     file.write_bytes(
@@ -51,14 +54,26 @@ def write_weights(predictor: Predictor, file: pathlib.Path, facts: dict[str, Any
     same = lambda a, b: a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
     if others or found.keys() != ours.keys() or not all(same(found[path], ours[path]) for path in ours):
         raise UserError("the file does not reproduce the checkpoint's weights; nothing was written")
-    return [("names", _described(name, fits, predictor)), ("checked", f"{len(ours):,} arrays read back bit for bit")]
+    names = _described(name, fits, predictor)
+    if same_arrays and not fits:
+        names = f"those of {name}, which computes something else: this network has model.options={config.options!r}"
+    return [("names", names), ("checked", f"{len(ours):,} arrays read back bit for bit")]
 
 
-def _fits(name: str, tensors: dict[str, np.ndarray], variables: dict[str, Any], channels: int) -> bool:
+def _has_same_arrays(name: str, tensors: dict[str, np.ndarray], variables: dict[str, Any], channels: int) -> bool:
     """Returns whether the peer `name` has exactly these arrays, with these shapes."""
     model, images = torch_model(name, tensors), jnp.zeros((1, 64, 64, channels))
     shapes = flatten_dict(dict(jax.eval_shape(model.init, jax.random.key(0), images)))
     return {path: a.shape for path, a in shapes.items()} == {p: a.shape for p, a in flatten_dict(variables).items()}
+
+
+def _is_same_network(name: str, tensors: dict[str, np.ndarray], predictor: Predictor) -> bool:
+    """Returns whether the peer `name` computes the same: options such as `average_down` change no array's shape."""
+    peer, network = torch_model(name, tensors), predictor.restored.experiment.model
+    images = jnp.zeros((1, 64, 64, predictor.image_shape[-1]))
+    # As text without the addresses of functions.
+    program = lambda model: re.sub(r"0x[0-9a-f]+", "", str(jax.make_jaxpr(model.apply)(predictor.variables, images)))
+    return program(peer) == program(network.clone(dtype=peer.dtype))
 
 
 def _described(name: str | None, fits: bool, predictor: Predictor) -> str:

@@ -69,9 +69,8 @@ def restore_weights(
     Args:
         weights: FILE, FILE@KEY, DIR, DIR@latest or DIR@STEP, see `read_weights`.
         model: our name of the network ("resnet50", "cifar_resnet20") or timm's ("seresnet50"); "" for the
-            configured one. Ignored for a run.
-        attention: attention of the network; "" for the one that `model` implies, or the configured one.
-            Ignored for a run.
+            configured one, or for a run.
+        attention: attention of the network; "" for the one that `model` implies, or the configured one, or for a run.
         config: file or configuration; default: configs/base.py, or the run's configuration.
         overrides: "--config.key=value" arguments; their `data` keys take precedence over the known preprocessing.
         data: use the classes of the configured data set, which must then be available.
@@ -79,7 +78,8 @@ def restore_weights(
             configured one.
 
     Raises:
-        UserError: the weights cannot be read or belong to another network, or the data set has other classes.
+        UserError: the weights cannot be read or belong to another network, the data set has other classes, or a
+            network is named for a run.
     """
     path, _ = locate(weights, KEY)
     is_run = path.is_dir()
@@ -92,6 +92,10 @@ def restore_weights(
     given = {argument.removeprefix("--config.").split("=")[0] for argument in overrides}
     config.init.weights = ""
     if is_run:
+        own = [f"--{name}" for name, value in (("model", model), ("attention", attention)) if value]
+        own += [f"--config.{key}" for key in sorted(given) if key.startswith("model.")]
+        if own:
+            raise UserError(f"{own[0]}: only for {KEY}=FILE; the run in {weights} has its own network")
         _take_runs(config, files.read_config(path), given)
     else:
         _name_network(config, model, attention, given)
@@ -136,7 +140,8 @@ def _take_runs(config: ConfigDict, run: ConfigDict, given: Collection[str]) -> N
     for key in PREPARED:
         if f"data.{key}" not in given:
             config.data[key] = run.data[key]
-    config.evaluation.image_size = run.evaluation.image_size
+    if "evaluation.image_size" not in given:
+        config.evaluation.image_size = 0 if "data.image_size" in given else run.evaluation.image_size
 
 
 def _prepare_images(config: ConfigDict, known: Preprocessing, given: Collection[str]) -> None:

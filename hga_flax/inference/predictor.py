@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import glob
+import io
 import itertools
 import os
 from collections import deque
@@ -189,7 +190,7 @@ class Predictor:
         Raises:
             BadImage: the image cannot be read or decoded.
         """
-        if hasattr(image, "__array__"):  # also JAX's arrays and Pillow's images
+        if _is_array(image):
             image = np.asarray(image)
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != self._channels or not image.size:
                 raise BadImage(f"an array {image.dtype} {list(image.shape)} is not uint8 [H, W, {self._channels}]")
@@ -200,8 +201,13 @@ class Predictor:
         return self._transform(image, 0, 0)
 
 
+def _is_array(image: Any) -> bool:
+    """Returns whether NumPy takes it as an array, such as JAX's arrays and Pillow's images."""
+    return hasattr(image, "__array__") or hasattr(image, "__array_interface__")
+
+
 def _is_one(images: Image | Iterable[Image]) -> bool:
-    is_array = hasattr(images, "__array__") and np.ndim(images) in (2, 3)
+    is_array = _is_array(images) and np.ndim(images) in (2, 3)
     return isinstance(images, str | os.PathLike | bytes) or is_array or not isinstance(images, Iterable)
 
 
@@ -236,6 +242,8 @@ def find_images(arguments: Iterable[str], listing: TextIO, ignored: Endings | No
     """
     for argument in arguments:
         if argument == "-":
+            if isinstance(listing, io.TextIOWrapper):
+                listing.reconfigure(errors="surrogateescape")  # a file name need not be valid UTF-8
             yield from find_images(
                 (name for line in listing if (name := line.rstrip("\r\n")) not in ("", "-")), listing, ignored
             )

@@ -88,6 +88,8 @@ def frozen_statistics(active: bool = True) -> Iterator[None]:
     def freeze(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         if not isinstance(context.module, nn.BatchNorm | BatchNorm) or context.method_name != "__call__":
             return call(*args, **kwargs)
+        if len(args) > 1:  # given by position
+            return call(args[0], True, *args[2:], **kwargs)
         if "use_running_average" in kwargs:
             return call(*args, **kwargs | {"use_running_average": True})
         object.__setattr__(context.module, "use_running_average", True)  # set although frozen; only this call reads it

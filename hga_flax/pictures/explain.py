@@ -8,6 +8,7 @@ normalised as in evaluation. Unreadable images are reported and omitted; the exi
 """
 
 import argparse
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ import numpy as np
 
 from hga_flax.config.command_line import add_import_flag, add_weights_flags, check_weights_flags, names_weights
 from hga_flax.errors import UserError, expand, one_line
+from hga_flax.images import image_files
 
 if TYPE_CHECKING:
     from hga_flax.pictures.gates import BlockGates
@@ -127,13 +129,16 @@ def read_images(paths: Sequence[str]) -> tuple[list[tuple[str, bytes]], int]:
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """Returns the file names; repeated names get as many parent folders as needed to tell them apart."""
+    """Returns the file names; repeated names get as many parent folders as needed to tell them apart.
+
+    Bytes that are not UTF-8 become "\\xe9", because they could not be drawn.
+    """
     parts = [pathlib.Path(path).parts for path in paths]
     names = []
     for own in parts:
         others = [other for other in parts if other != own]
         most = next((n for n in range(1, len(own)) if all(other[-n:] != own[-n:] for other in others)), len(own))
-        names.append(str(pathlib.Path(*own[-most:])))
+        names.append(os.fsencode(pathlib.Path(*own[-most:])).decode(errors="backslashreplace"))
     return names
 
 
@@ -144,7 +149,7 @@ def read_image(path: str) -> bytes:
         UserError: the file cannot be read.
     """
     try:
-        return expand(path, "IMAGE").read_bytes()
+        return image_files.read_image(expand(path, "IMAGE"))
     except IsADirectoryError:
         raise UserError(f"{path}: a folder without images") from None
     except (OSError, ValueError) as error:  # ValueError: an impossible file name

@@ -101,8 +101,9 @@ def table_row(run: "Run", metrics: Sequence[str]) -> tuple[str, ...]:
     """Returns a run's label, its last step, and "last (best)" of the evaluations for each metric."""
     row = [run.label, f"{max(curve.steps[-1] for curve in run.curves.values()):,}"]
     for metric in metrics:
-        values = [value for value in run.curve(f"eval/{metric}")[1] if not math.isnan(value)]
-        row.append(f"{values[-1]:.4g} ({min(values):.4g})" if values else "-")
+        values = run.curve(f"eval/{metric}")[1]
+        finite = [value for value in values if not math.isnan(value)]
+        row.append(f"{values[-1]:.4g} ({min(finite):.4g})" if finite else "-")
     return tuple(row)
 
 

@@ -198,8 +198,8 @@ def read_row(workdir: pathlib.Path, say: Callable[[str], None]) -> Row:
     from hga_flax.runs.workdir import read_config, read_dataset
 
     if not (workdir / "config.json").exists():
-        there = next(name for name in FILES if (workdir / name).exists())
-        raise UserError(f"{workdir} is damaged: it has a {there}, but no config.json")
+        there = next((f"a {name}" for name in FILES if (workdir / name).exists()), "only links to files that are gone")
+        raise UserError(f"{workdir} is damaged: it has {there}, but no config.json")
     config = read_config(workdir)
     _check_ours(workdir, config)
     evaluations, logged = _logged(workdir, say)

@@ -25,6 +25,7 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "text.color": INK,
+    "text.parse_math": False,  # names of runs and files may hold dollar signs
     "axes.labelcolor": INK,
     "xtick.color": GREY,
     "ytick.color": GREY,

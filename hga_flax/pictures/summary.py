@@ -36,8 +36,12 @@ def run(arguments: argparse.Namespace) -> None:
         check_weights_flags(arguments)
     elif (arguments.workdir is None) == (arguments.config is None):
         raise UserError("exactly one of --workdir, --config and --weights is required; see summary --help")
-    if arguments.workdir is not None and arguments.overrides:
-        raise UserError(f"{arguments.overrides[0]}: --workdir has its configuration; overrides are for --config=FILE")
+    elif arguments.workdir is not None:
+        check_weights_flags(arguments)
+    elif given := [name for name in ("model", "attention", "weights") if getattr(arguments, name)]:
+        key = {"model": "model.name", "attention": "model.attention"}.get(given[0])
+        instead = f"; with --config write --config.{key}=..." if key else ""
+        raise UserError(f"--{given[0]}={getattr(arguments, given[0])}: only for --weights=FILE{instead}")
     from hga_flax.config.loading import build_model, configure, validate
     from hga_flax.counting.parts import model_parts, parts_table
     from hga_flax.data.sources import dataset_info

@@ -74,6 +74,8 @@ def weights_layout(path: pathlib.Path) -> str:
 
 def _unknown(head: bytes, size: int) -> str:
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:64]
+    if not head.strip():
+        return f"the file holds only blanks; {WANTED}"
     if re.match(rb"<(!doctype|html|\?xml|head|body|!--)", start, re.IGNORECASE):
         return "it is a web page (HTML), not weights; the site sent a page instead of the file"
     if re.match(rb'[{\[]\s*["{\[\]}]', start):

@@ -6,6 +6,7 @@ of each weight (https://docs.pytorch.org/vision/stable/models.html), timm's pret
 """
 
 import dataclasses
+import pathlib
 import re
 
 from hga_flax.pretrained.cifar_weights import is_cifar
@@ -35,16 +36,25 @@ class Preprocessing:
     std: tuple[float, ...] = IMAGENET_STD
 
 
-# The first pattern found in a file's path decides; files are named by torchvision, timm or the Hugging Face cache.
+# The first pattern found in a file's name decides; files are named by torchvision, timm or the Hugging Face cache.
 _TV2 = "11ad3fa6|cd907fc2|f82ba261|1a0047aa|110c445d|173b62eb|9ba9bcbe|d733dc28|[._]tv2_in1k"
 _NAMED = (
     (_TV2, Preprocessing("torchvision, the second version of these weights", 224, 224 / 232)),
     (r"ra4_e3600", Preprocessing("timm", 224, 0.9, "bicubic", (0.5,) * 3, (0.5,) * 3)),
+    (r"resnet50[._]a1h(2_\d+)?(-|_in1k)|[._]bamboo", Preprocessing("timm", 224, 1.0, "bicubic")),
     (r"[._](a1|a2|a3|a1h|b1k|b2k|c|c1|c2|d)(h?2?_\d+)?(-|_in1k)", Preprocessing("timm", 224, 0.95, "bicubic")),
     (r"1378be20", Preprocessing("torchvision, transform_input", mean=(0.5,) * 3, std=(0.5,) * 3)),
     (r"[._](ra|ra2|ram|racm|am|bt|gluon)(_224)?(-|_in1k)|gluon_|rw_resnet50|resnet34-43635321",
      Preprocessing("timm", 224, 0.875, "bicubic")),
 )  # fmt: skip
+# Networks whose weights have no other size or crop in their name.
+_OF_PEER = {
+    "resnest50d_1s4x24d": Preprocessing("timm", interpolation="bicubic"),
+    "resnest50d_4s2x40d": Preprocessing("timm", interpolation="bicubic"),
+    "resnest101e": Preprocessing("timm", 256, 0.875),
+    "resnest200e": Preprocessing("timm", 320, 0.909, "bicubic"),
+    "resnest269e": Preprocessing("timm", 416, 0.928, "bicubic"),
+}
 
 
 def preprocessing_of(peer: str, path: str) -> Preprocessing:
@@ -52,11 +62,15 @@ def preprocessing_of(peer: str, path: str) -> Preprocessing:
 
     Args:
         peer: name of the network in the file, see `torch_names.py`.
-        path: path of the file; its name distinguishes different weights of one network.
+        path: path of the file; its name, or that of its folder in the Hugging Face cache, distinguishes different
+            weights of one network.
     """
     if is_cifar(peer):
         return Preprocessing("pytorch_resnet_cifar10", 32, 0, "none")
+    *folders, file = pathlib.PurePath(path).parts
+    if file in ("model.safetensors", "pytorch_model.bin"):  # the Hugging Face Hub names the folder
+        file = next((folder for folder in reversed(folders) if folder.startswith("models--")), "".join(folders[-1:]))
     for pattern, known in _NAMED:
-        if re.search(pattern, path):
+        if re.search(pattern, file):
             return known
-    return Preprocessing(libraries(peer)[0])
+    return _OF_PEER.get(peer, Preprocessing(libraries(peer)[0]))

@@ -1,6 +1,7 @@
 """That PyTorch computes the same with these files is seen in tests/examples/test_hga_in_pytorch.py."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -62,7 +63,7 @@ def header(file):
 
 
 def test_a_run_becomes_a_file_from_which_a_run_can_start(workdir, tmp_path, capsys):
-    file = tmp_path / "network.safetensors"
+    file = tmp_path / f"{'n' * 243}.safetensors"  # as long as a name can be
     export(workdir, "safetensors", file)
     printed = " ".join(capsys.readouterr().out.split())
     assert "this project's own: neither torchvision nor timm has cifar_resnet8" in printed
@@ -72,7 +73,7 @@ def test_a_run_becomes_a_file_from_which_a_run_can_start(workdir, tmp_path, caps
     facts = {key: json.loads(value) for key, value in entries.pop("__metadata__").items() if key != "format"}
     assert facts["class_names"] == [str(digit) for digit in range(10)]
     assert facts["names"] == {"network": None, "of": [], "whole_network": False}
-    assert facts["attention_options"] == {}
+    assert facts["attention_options"] == {} and facts["model_options"] == {"features": 4}
     assert facts["normalisation"] == {"in_the_graph": False, "mean": [0.5], "std": [0.25]}
     assert entries["stem_conv.weight"]["shape"][1:] == [1, 3, 3]
     assert entries["stage1_block1.attention.mfe.kernel_7"]["shape"][1:] == [1, 7, 7]
@@ -91,3 +92,21 @@ def test_bad_input(workdir, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="does not reproduce the checkpoint's weights; nothing was written"):
         export(workdir, "safetensors", tmp_path / "network.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("resnet18", {"average_down": True}), ("googlenet", {"transform_input": True})]
+)
+def test_only_a_network_that_computes_the_same_gets_its_peers_name(name, options):
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+    for given, same in (({"dtype": "bfloat16"}, True), (options, False)):
+        model = create_model(name, num_classes=10, **given)
+        variables = jax.eval_shape(model.init, jax.random.key(0), images)
+        predictor = SimpleNamespace(
+            restored=SimpleNamespace(experiment=SimpleNamespace(model=model)),
+            variables=variables,
+            image_shape=(9, 9, 3),
+        )
+        classes = {"fc.bias": np.zeros(10, np.float32)}
+        assert weights._has_same_arrays(name, classes, variables, 3)  # average_down and its like change no shape
+        assert weights._is_same_network(name, classes, predictor) is same

@@ -66,6 +66,14 @@ def test_what_is_known_is_used_and_what_is_given_wins(cifar):
     assert given.experiment.config.data.mean == (0.5,) and given.experiment.image_shape == (40, 40, 3)
 
 
+def test_a_run_keeps_its_network_and_takes_the_size_that_is_given(workdir):
+    size = lambda *flags: restore_weights(str(workdir), overrides=flags).experiment.eval_image_shape[0]
+    assert size("--config.data.image_size=48") == size("--config.evaluation.image_size=48") == 48
+    for flags in ({"model": "cifar_resnet20"}, {"attention": "se"}, {"overrides": ["--config.model.attention=se"]}):
+        with pytest.raises(UserError, match=r"only for --weights=FILE; the run in .* has its own network"):
+            restore_weights(str(workdir), **flags)
+
+
 def test_a_file_of_torchvisions(tmp_path):
     file = torch_writer.save({"model": RAW}, tmp_path / "resnet50-11ad3fa6.pth")
     predictor = Predictor.from_weights(str(file), "resnet50", overrides=[SMALL])

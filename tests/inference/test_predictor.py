@@ -54,7 +54,12 @@ def test_files_bytes_and_arrays_are_the_same_image(predictor, split, tmp_path):
         def __array__(self, dtype=None, copy=None):
             return pixels
 
-    for array in (jax.numpy.asarray(pixels), jax.numpy.asarray(pixels)[None], Picture(), [Picture()]):
+    class NewPicture:  # as those of Pillow 13 do
+        __array_interface__ = np.ascontiguousarray(pixels).__array_interface__
+        kept = pixels
+
+    new = NewPicture(), [NewPicture()]
+    for array in (jax.numpy.asarray(pixels), jax.numpy.asarray(pixels)[None], Picture(), [Picture()], *new):
         np.testing.assert_allclose(predictor.predict(array), rows[:1], rtol=1e-5)
 
 
@@ -165,3 +170,9 @@ def test_errors_speak_to_who_writes_python(tmp_path):
         with pytest.raises(UserError, match=re.escape(message)) as caught:
             call()
         assert "--" not in str(caught.value)
+
+
+def test_a_listing_need_not_be_utf_8(tmp_path):
+    name = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    listing = io.TextIOWrapper(io.BytesIO(name + b"\n"), encoding="utf-8")
+    assert [os.fsencode(file) for file in find_images(["-"], listing)] == [name]

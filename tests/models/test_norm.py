@@ -65,6 +65,7 @@ class Foreign(nn.Module):
     def __call__(self, x, train=False):
         x = nn.BatchNorm(use_running_average=not train)(x)
         x = BatchNorm(not train)(nn.relu(x))
+        x = nn.BatchNorm()(nn.relu(x), not train)
         return nn.BatchNorm()(nn.relu(x), use_running_average=not train)
 
 

@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import cv2
@@ -7,7 +8,7 @@ import pytest
 from hga_flax.__main__ import main
 from hga_flax.data.sources import DatasetInfo, SyntheticSource
 from hga_flax.errors import UserError
-from hga_flax.pictures.explain import gate_rows, short_names
+from hga_flax.pictures.explain import gate_rows, read_images, short_names
 from hga_flax.pictures.views import explain
 from hga_flax.training.restore import evaluate_workdir
 from hga_flax.training.trainer import train
@@ -69,6 +70,13 @@ def test_names_show_as_many_folders_as_tell_them_apart():
     paths = ["x/circle/0.png", "x/ring/0.png", "1.png", "y/2.png", "y/2.png", "a/q/3.png", "b/q/3.png", "3.png"]
     names = ["circle/0.png", "ring/0.png", "1.png", "2.png", "2.png", "a/q/3.png", "b/q/3.png", "3.png"]
     assert short_names(paths) == names
+    assert short_names([os.fsdecode(b"caf\xe9.png")]) == ["caf\\xe9.png"]  # else it could not be drawn
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "p.png")
+    with pytest.raises(UserError, match="it is not a regular file"):
+        read_images([str(tmp_path / "p.png")])
 
 
 @pytest.mark.parametrize(

@@ -123,3 +123,11 @@ def test_bad_input_is_one_line(runs, arguments, message, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=message):
         main(["plot", *runs, *arguments])
     assert not list(tmp_path.glob("curves*"))
+
+
+def test_the_last_value_is_that_of_a_diverged_evaluation_too(runs, tmp_path, capsys):
+    with open(f"{runs[1]}/metrics.jsonl", "a") as file:
+        file.write(json.dumps({"step": 9, "eval/loss": None, "eval/top1_error": 90.0}) + "\n")
+    main(["plot", runs[1], f"--out={tmp_path / 'c.png'}", "--label=cost_$5_$10"])  # no formula
+    said = capsys.readouterr().out
+    assert "nan (0.75)" in said and "90 (7.5)" in said and "cost_$5_$10" in said

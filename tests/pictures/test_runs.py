@@ -134,6 +134,12 @@ def no_config(folder):
     (folder / "config.json").unlink()
 
 
+def dangling_links(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "config.json").symlink_to("/nowhere/config.json")
+
+
 def another_config(folder):
     (folder / "config.json").write_text('{"model": {"name": "resnet50"}}')
 
@@ -160,6 +166,7 @@ def torn_metadata(folder):
     ("damage", "remains", "line"),
     [
         (no_config, False, "no config.json"),
+        (dangling_links, False, "only links to files that are gone"),
         (another_config, False, "no model.options"),
         (a_number_for_a_name, False, "model.name is 7"),
         (no_metrics, True, "it holds no metrics"),

@@ -43,6 +43,12 @@ def test_a_configuration_on_the_terminal_and_as_markdown(workdir, capsys):
         ([], "exactly one of --workdir, --config and --weights is required"),
         (["--config=configs/absent.py"], "no such file"),
         (
+            ["--config=configs/digits.py", "--model=cifar_resnet8"],
+            "^--model=cifar_resnet8: only for --weights=FILE; with --config write --config[.]model[.]name=",
+        ),
+        (["--config=configs/digits.py", "--attention=se"], "write --config[.]model[.]attention="),
+        (["--config=configs/digits.py", "--weights=raw"], "^--weights=raw: only for"),
+        (
             ["--config=configs/digits.py", "--config.model.attention_options=kernels=(2,)"],
             r"^config\.model cannot be built: kernel.* odd",
         ),
@@ -54,5 +60,7 @@ def test_bad_input_is_one_line(arguments, message):
 
 
 def test_a_workdir_takes_no_overrides(workdir):
-    with pytest.raises(UserError, match=r"--config\.model\.name=resnet50: --workdir has its configuration"):
+    with pytest.raises(UserError, match=r"--config\.model\.name=resnet50: only for --weights=FILE; the run in"):
         main(["summary", f"--workdir={workdir}", "--config.model.name=resnet50"])
+    with pytest.raises(UserError, match=r"^--attention: only for --weights=FILE"):
+        main(["summary", f"--workdir={workdir}", "--attention=se"])

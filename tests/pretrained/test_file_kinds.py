@@ -46,6 +46,7 @@ KINDS = {
     "xml": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', r"a web page \(HTML\)"),
     "json": (json.dumps({"error": "not found"}).encode(), "a JSON file"),
     "text": (b"404: Not Found", "a text file that starts with '404: Not Found'"),
+    "blank": (b"\n \r\n", "the file holds only blanks"),
     "stub": (b"\x80", "cut short"),
     "gzip": (gzip.compress(WEIGHTS), "compressed with gzip; unpack it first"),
     "zip of weights": (archive("zip", a__w_DOT_pth=WEIGHTS), r"a zip archive with a/w\.pth; unpack it first"),
