@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hga_flax.attention.common import at_least_float32, check_map, gated, global_mean, hidden_channels
+from hga_flax.attention.common import at_least_float32, check_map, gated, global_mean, hidden_channels, largest
 
 
 class ConvolutionalBlockAttention(nn.Module):
@@ -56,13 +56,13 @@ class ConvolutionalBlockAttention(nn.Module):
         hidden = hidden_channels(self.channels, self.ratio)
         squeeze = nn.Dense(hidden, self.bias, dtype=self.dtype, kernel_init=nn.initializers.he_normal(), name="squeeze")
         excite = nn.Dense(self.channels, self.bias, dtype=self.dtype, name="excite")
-        pooled = jnp.stack([global_mean(x), at_least_float32(x.max(axis=(1, 2)))])  # [2, B, C]
+        pooled = jnp.stack([global_mean(x), at_least_float32(largest(x.reshape(len(x), -1, self.channels), 1)[:, 0])])
         e = excite(nn.relu(squeeze(pooled))).sum(axis=0)
         x = gated(x, e[:, None, None, :])
         if not self.spatial:
             return x
         mean = at_least_float32(x).mean(axis=-1, keepdims=True)
-        planes = jnp.concatenate([mean, at_least_float32(x.max(axis=-1, keepdims=True))], axis=-1)
+        planes = jnp.concatenate([mean, at_least_float32(largest(x, -1))], axis=-1)
         margin = self.kernel_size // 2
         conv = nn.Conv(
             1,

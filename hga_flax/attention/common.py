@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import DTypeLike
 
 
@@ -131,3 +132,24 @@ def global_mean(x: jax.Array) -> jax.Array:
 def gated(x: jax.Array, e: jax.Array) -> jax.Array:
     """Multiplies `x` by the sigmoid of `e`, computed in at least float32; `e` must broadcast to `x`."""
     return x * jax.nn.sigmoid(at_least_float32(e)).astype(x.dtype)
+
+
+def largest(x: jax.Array, axis: int) -> jax.Array:
+    """Returns `x.max(axis, keepdims=True)`; of equal largest values the first gets the gradient, as in PyTorch.
+
+    JAX's own gradient compares the operand with the maximum. If XLA computes the operand again for it, rounded
+    otherwise, none is equal, and the gradient is 0 / 0 (seen on CPUs with jax 0.12). Here the place is kept.
+    """
+
+    @jax.custom_jvp
+    def compute(x: jax.Array) -> jax.Array:
+        return x.max(axis, keepdims=True)
+
+    @compute.defjvp
+    def derivative(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+        (x,), (tangent,) = primals, tangents
+        place = x.argmax(axis, keepdims=True)
+        places = lax.broadcasted_iota(place.dtype, x.shape, axis % x.ndim)
+        return compute(x), jnp.where(places == place, tangent, 0).sum(axis, keepdims=True)
+
+    return compute(x)

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hga_flax.attention import common
 from hga_flax.attention.common import Source, at_least_float32, check_map, gated, global_mean, hidden_channels
 from tests.reference import sample, sigmoid
 
@@ -84,3 +85,21 @@ def test_a_source_folds_weights_in_their_dtype_and_gates_in_that_of_the_map():
     source = Source(c(1, 2, 2, 3), jnp.ones((3, 4)), c(1, 2, 2, 4), jnp.ones(4), jnp.ones(4), jnp.zeros(4))
     assert [part.dtype for part in source.project(jnp.ones((4, 2)))] == [jnp.float32, jnp.float32]
     assert source.gated(jnp.ones((1, 4))).dtype == jnp.bfloat16
+
+
+def test_the_gradient_of_the_largest_goes_to_its_first_place():
+    x = jnp.array([[1.0, 3.0, 2.0, 3.0], [-1.0, -2.0, -1.0, -5.0]])
+    for axis, places in ((-1, [[0, 1, 0, 0], [1, 0, 0, 0]]), (0, [[1, 1, 1, 1], [0, 0, 0, 0]])):
+        weights = jnp.array([2.0, -3.0]) if axis else jnp.array([2.0, -3.0, 4.0, 0.5])
+        value = lambda x, axis=axis, weights=weights: (common.largest(x, axis).squeeze(axis) * weights).sum()
+        assert (common.largest(x, axis) == x.max(axis, keepdims=True)).all()
+        expected = np.array(places) * np.expand_dims(weights, axis)
+        np.testing.assert_array_equal(jax.grad(value)(x), expected)
+        np.testing.assert_array_equal(jax.jacfwd(value)(x), expected)
+
+
+def test_a_map_that_is_computed_again_for_the_gradient_has_one():
+    """As XLA did in CBAM: JAX's own rule finds no largest value among others and divides by their number."""
+    x, gradient = jnp.linspace(0.1, 0.9, 8).reshape(1, 8), jnp.ones((1, 1))
+    text = str(jax.make_jaxpr(jax.grad(lambda x: common.largest(x, -1).sum()))(x))
+    assert " div " not in text and gradient.sum() == jax.grad(lambda x: common.largest(x, -1).sum())(x).sum()
