@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # errors of a full or failing disk
 BROKEN_PIPE = 141  # exit code after a broken pipe: 128 + SIGPIPE
 _aliases: dict[str, str] = {}
 
@@ -142,9 +143,12 @@ def run_main(main: Callable[[], int | None]) -> None:
         traceback.print_exc()
         code = 1
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by the caller: >&-
+            sys.stdout.flush()
     except BrokenPipeError:
         code = code or BROKEN_PIPE
+    except OSError as error:
+        code = code or _unwritable(error)
     drop_unread_output()  # Python flushes at exit and would report a broken pipe there
     if _is_one_of_several():
         os._exit(code if isinstance(code, int) else 1)
@@ -184,10 +188,23 @@ def _run(main: Callable[[], int | None]) -> int | str | None:
         if not drop_unread_output():  # another pipe or connection
             raise
         return BROKEN_PIPE
+    except OSError as error:
+        if error.errno not in FULL or error.filename is not None:
+            raise
+        return _unwritable(error)
     except (RuntimeError, AssertionError) as error:
         if line := _platform_error(error):
             return _said(f"error: {line}", 1)
         raise
+
+
+def _unwritable(error: OSError) -> int:
+    """Reports that standard output cannot be written; redirects it to /dev/null, or Python would report it again."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+    return _said(f"error: standard output cannot be written: {error.strerror}", 1)
 
 
 def _said(line: str, code: int) -> int:

@@ -1,4 +1,5 @@
 import os
+import shlex
 import subprocess
 import sys
 import types
@@ -167,3 +168,16 @@ def test_a_flag_without_a_value_is_refused():
     with pytest.raises(UserError, match=r"^--name= has no value; see command --help$"):
         parser.parse_args(["--name="])
     assert parser.parse_args(["--name", "y", "--", "--name="]).rest == ["--name="]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full is Linux's")
+def test_a_full_disk_or_no_standard_output_is_no_traceback():
+    code = "from hga_flax.errors import run_main; run_main(lambda: print('text', flush={}))"
+    for flush in (False, True):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([sys.executable, "-c", code.format(flush)], stdout=full, stderr=-1, text=True)
+        assert done.returncode == 1
+        assert done.stderr == "error: standard output cannot be written: No space left on device\n"
+    line = f'{shlex.quote(sys.executable)} -c "{code.format(True)}" >&-'
+    done = subprocess.run(line, shell=True, stderr=-1, text=True)
+    assert done.returncode == 0 and not done.stderr

@@ -19,6 +19,7 @@ from hga_flax.data.memory import MemorySource
 from hga_flax.data.pipeline import Dataset, Shard, available_cores
 from hga_flax.data.sources import DatasetInfo, Source, dataset_info
 from hga_flax.errors import UserError
+from hga_flax.images.bad_images import BadImage
 from hga_flax.images.decoding import decode
 from hga_flax.images.host_augmentation import decode_for_crop, draw_crop, resize, warp
 
@@ -130,8 +131,8 @@ def _shares(dataset: Dataset, source: Source, per_core: float) -> dict[str, floa
         return {"read": 0.0, "decode": 0.0, "warp": 0.0, "batching": 1.0}
     data, channels, clock = dataset.data, dataset.info.channels, time.thread_time
     reading = decoding = warping = 0.0
-    count = min(SAMPLE, len(source))
-    for index in range(count):
+    count = 0
+    for index in range(min(SAMPLE, len(source))):
         start = clock()
         image = source[index]["image"]
         reading, start = reading + clock() - start, clock()
@@ -139,15 +140,21 @@ def _shares(dataset: Dataset, source: Source, per_core: float) -> dict[str, floa
             draw = functools.partial(
                 draw_crop, flip=data.flip, rotation_degrees=data.rotation_degrees, key=(0, 0, index)
             )
-            pixels, crop, reduction = decode_for_crop(image, channels, data.image_size, draw)
+            try:
+                pixels, crop, reduction = decode_for_crop(image, channels, data.image_size, draw)
+            except BadImage:  # training skips it
+                continue
             decoding, start = decoding + clock() - start, clock()
             warp(pixels, data.image_size, crop, reduction)
         else:
-            pixels = decode(image, channels)
+            try:
+                pixels = decode(image, channels)
+            except BadImage:
+                continue
             decoding, start = decoding + clock() - start, clock()
             resize(pixels, data.image_size, data.image_size)
-        warping += clock() - start
-    seconds = {"read": reading / count, "decode": decoding / count, "warp": warping / count}
+        warping, count = warping + clock() - start, count + 1
+    seconds = {"read": reading / count, "decode": decoding / count, "warp": warping / count}  # training found some good
     total = max(1 / per_core, sum(seconds.values()))
     shares = {name: spent / total for name, spent in seconds.items()}
     shares["batching"] = 1 - sum(shares.values())

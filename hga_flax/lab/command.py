@@ -95,6 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     study = dataclasses.replace(study, **asked)
     study = hardware.settle(study, (lambda line: None) if arguments.part else say)
     index, number = map(int, (arguments.part or "0/1").split("/"))
+    hint = more_workers(study, arguments.workers)  # before `arrange` hides the other GPUs
     if arguments.part or arguments.workers == 1 or arguments.dry_run:  # before JAX initialises its devices
         hardware.arrange(study, (index, number))
     minutes = study.budget_minutes if arguments.minutes is None else arguments.minutes
@@ -107,9 +108,10 @@ def run(arguments: argparse.Namespace) -> int:
     check_same_rows(study)
     if arguments.workers > 1 and not arguments.dry_run:  # leave the devices to the workers
         jax.config.update("jax_platforms", "cpu")
+        hardware.use_cpu_devices(study)
     check_rows(study)
-    print_plan(study, arguments.workers, estimate=arguments.dry_run)
-    if hint := more_workers(study, arguments.workers):
+    print_plan(study, arguments.workers, minutes, retry=arguments.retry, estimate=arguments.dry_run)
+    if hint:
         say(hint)
     if arguments.dry_run:
         return 0
@@ -127,6 +129,8 @@ def say(line: str) -> None:
         sys.stdout.flush()
     except BrokenPipeError:  # nobody reads the output any more; continue the runs
         drop_unread_output()
+    except (OSError, AttributeError):  # a full disk; no standard output at all
+        pass
 
 
 def more_workers(study: "Study", workers: int) -> str | None:
@@ -155,19 +159,29 @@ def start_workers(arguments: argparse.Namespace) -> int:
     workers: list[subprocess.Popen] = []
     heard: list[int] = []
 
+    told: set[int] = set()  # processes of the workers that got a signal
+
+    def tell(worker: subprocess.Popen, signum: int) -> None:
+        told.add(worker.pid)
+        worker.send_signal(signum)
+
     def hand_on(signum: int, frame: FrameType | None) -> None:
         heard.append(signum)
         for worker in workers:
-            worker.send_signal(signum)
+            tell(worker, signum)
 
     ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # under nohup
     stopping = (signal.SIGTERM, signal.SIGINT, *(() if ignored else (signal.SIGHUP,)))
     before = {signum: signal.signal(signum, hand_on) for signum in stopping}
     try:
         for index in range(arguments.workers):
+            if heard:
+                break
             # In its own session, so that it receives Ctrl-C only once: forwarded from here.
             part = f"--part={index}/{arguments.workers}"
             workers.append(subprocess.Popen([*command, part], start_new_session=True))
+            if heard and workers[-1].pid not in told:  # the signal came before it was in the list
+                tell(workers[-1], heard[0])
         running = list(workers)
         while running:
             time.sleep(0.2)

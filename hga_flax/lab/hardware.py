@@ -80,7 +80,7 @@ def settle(study: Study, say: Callable[[str], None]) -> Study:
         UserError: the study requires different hardware from that of the folder's runs.
     """
     kept = read_json(study.directory / FILE) or {}
-    threads = kept.get("threads") or _earlier_threads(study, say)
+    threads = kept["threads"] if "threads" in kept else _earlier_threads(study, say)
     for name, here, there in (("threads", study.threads, threads), ("devices", study.devices, kept.get("devices"))):
         if here and there and here != there:
             raise UserError(
@@ -124,13 +124,19 @@ def arrange(study: Study, part: tuple[int, int] = (0, 1)) -> None:
         os.environ[name] = str(study.threads)
     if visible := gpus():
         _take_gpus(visible, study, index, number)
-    elif "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        import jax
-
-        jax.config.update("jax_num_cpu_devices", study.devices or 1)
+    else:
+        use_cpu_devices(study)
     if number > 1 and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[index::number] or [cores[index % len(cores)]])
+
+
+def use_cpu_devices(study: Study) -> None:
+    """Gives this process as many CPU devices as each run has, unless XLA_FLAGS sets their number."""
+    import jax
+
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", study.devices or 1)
 
 
 def _take_gpus(visible: list[str], study: Study, index: int, number: int) -> None:

@@ -38,12 +38,21 @@ def _experiment(row: Row) -> Experiment:
     return create_experiment(row.config, lambda: dataset_info(row.config.data.name, row.config.data.dir))
 
 
-def print_plan(study: Study, workers: int, estimate: bool) -> None:
-    """Prints the study and the number of remaining runs; with `estimate` also the rows and how long they will take."""
+def print_plan(study: Study, workers: int, minutes: float, *, retry: bool, estimate: bool) -> None:
+    """Prints the study and the number of remaining runs.
+
+    Args:
+        study: the study.
+        workers: number of workers on this machine.
+        minutes: time budget of a worker; 0 for none.
+        retry: whether failed runs will be repeated.
+        estimate: whether to print the rows too, and how long they will take.
+    """
     console, runs = Console(), all_runs(study)
     made = {row: [run for run in runs if run.row is row and run.result()] for row in study.rows.values()}
     failed = {row: [run for run in runs if run.row is row and run.failure()] for row in study.rows.values()}
-    left = {row: len(study.seeds) - len(made[row]) - len(failed[row]) for row in study.rows.values()}
+    over = {row: len(made[row]) + (0 if retry else len(failed[row])) for row in study.rows.values()}
+    left = {row: len(study.seeds) - over[row] for row in study.rows.values()}
     seeds = ", ".join(map(str, study.seeds))
     console.table(
         f"study {study.name}",
@@ -54,7 +63,8 @@ def print_plan(study: Study, workers: int, estimate: bool) -> None:
             ("seeds", seeds),
             ("each run", _hardware(study)),
             ("runs", f"{len(runs)}: {sum(map(len, made.values()))} done, {sum(left.values())} to do"
-                     + (f", {n} failed (--retry repeats them)" if (n := sum(map(len, failed.values()))) else "")),
+                     + (f", {n} failed" + ("" if retry else " (--retry repeats them)")
+                        if (n := sum(map(len, failed.values()))) else "")),
         ],
     )  # fmt: skip
     if not estimate:
@@ -70,7 +80,7 @@ def print_plan(study: Study, workers: int, estimate: bool) -> None:
         ],
     )  # fmt: skip
     whole = sum(times[row][0] * left[row] for row in study.rows.values())
-    budget = f"; each starts none that would end after {study.budget_minutes:g} minutes" if study.budget_minutes else ""
+    budget = f"; each starts none that would end after {minutes:g} minutes" if minutes else ""
     shared = f", {duration(whole / workers)} for {workers}" if workers > 1 else ""
     console.line(
         f"to do: about {duration(whole)} for one worker{shared} (estimate; if based on operations, without start "

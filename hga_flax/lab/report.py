@@ -57,11 +57,13 @@ def save(told: dict, folder: pathlib.Path) -> list[pathlib.Path]:
     """Writes a report in every format, and its plots; returns the files.
 
     Raises:
-        UserError: a file cannot be written.
+        UserError: a file cannot be written, or the folder is the study's own.
     """
     from hga_flax.lab import results, tables
     from hga_flax.pictures.costs import draw_costs
 
+    if results.is_record(folder / f"{told['study']}.json"):
+        raise UserError(f"--save={folder}: this folder holds the study's runs; choose another, such as {folder}/report")
     files = []
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -54,8 +54,13 @@ def load(
     return _gather(loaded.name, record(loaded), loaded.directory)
 
 
+def is_record(file: pathlib.Path) -> bool:
+    """Returns whether a file is a study's record in its folder; a saved report lists its rows instead."""
+    return file.is_file() and isinstance((read_json(file) or {}).get("rows"), dict)
+
+
 def _described(folder: pathlib.Path) -> tuple[str, dict[str, Any], pathlib.Path]:
-    found = {file.stem: values for file in sorted(folder.glob("*.json")) if "rows" in (values := read_json(file) or {})}
+    found = {file.stem: read_json(file) or {} for file in sorted(folder.glob("*.json")) if is_record(file)}
     if not found:
         raise UserError(f"{folder}: no study here; name a study file, or the folder of a study")
     if len(found) > 1:
@@ -78,6 +83,11 @@ def _saved(file: pathlib.Path) -> dict[str, Any]:
     return values
 
 
+def _command(config: str, overrides: list[str], seed: int, workdir: pathlib.Path, result: dict[str, Any]) -> str:
+    gpu = "NVIDIA" in str(result.get("device"))
+    return command(config, overrides, seed, workdir, result.get("threads"), result.get("devices"), gpu=gpu)
+
+
 def _gather(name: str, described: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     times = (read_json(folder / STEP_TIMES.format(study=name)) or {}).get("step_ms", {})
     rows = []
@@ -88,7 +98,7 @@ def _gather(name: str, described: dict[str, Any], folder: pathlib.Path) -> dict[
         runs = [
             {key: result.get(key) for key in RUN_KEYS}
             | {"seed": seed, "workdir": str(workdirs[seed])}
-            | {"command": command(described["config"], facts["overrides"], seed, workdirs[seed], result.get("threads"))}
+            | {"command": _command(described["config"], facts["overrides"], seed, workdirs[seed], result)}
             for seed, result in results.items()
             if result is not None
         ]

@@ -9,6 +9,7 @@ DIR/hardware.json           the hardware of each run, see hardware.py
 
 import dataclasses
 import json
+import os
 import pathlib
 import shlex
 import uuid
@@ -48,7 +49,8 @@ class Run:
     @property
     def command(self) -> str:
         """Command that carries out this run on its own."""
-        return command(self.study.config, self.row.overrides, self.seed, self.workdir, self.study.threads)
+        study, gpu = self.study, not self.study.threads and bool(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        return command(study.config, self.row.overrides, self.seed, self.workdir, study.threads, study.devices, gpu=gpu)
 
     def result(self) -> dict[str, Any] | None:
         """Returns the last evaluation with facts about the run, or None if the run is not finished."""
@@ -64,10 +66,32 @@ class Run:
         return any((self.workdir / name).exists() for name in ("result.json", "failure.json"))
 
 
-def command(config: str, overrides: Sequence[str], seed: int, workdir: pathlib.Path, threads: int | None = None) -> str:
-    """Returns the command of one run; NPROC in it sets XLA's number of threads, see hardware.py."""
+def command(
+    config: str,
+    overrides: Sequence[str],
+    seed: int,
+    workdir: pathlib.Path,
+    threads: int | None = None,
+    devices: int | None = None,
+    *,
+    gpu: bool = False,
+) -> str:
+    """Returns the command of one run, on the same hardware (see hardware.py).
+
+    Args:
+        config: configuration file.
+        overrides: "--config.key=value" arguments.
+        seed: seed of the run.
+        workdir: folder of the run.
+        threads: XLA's number of threads on CPUs; None or 0 if unknown, or on other devices.
+        devices: number of devices; None or 0 if unknown.
+        gpu: whether the devices are NVIDIA GPUs.
+    """
     parts = [f"--config={config}", *overrides, f"--config.seed={seed}", f"--workdir={workdir}"]
-    return (f"NPROC={threads} " if threads else "") + "python train.py " + shlex.join(parts)
+    variables = f"JAX_NUM_CPU_DEVICES={devices or 1} NPROC={threads} " if threads else ""
+    if gpu and devices:
+        variables = f"CUDA_VISIBLE_DEVICES={','.join(map(str, range(devices)))} "
+    return variables + "python train.py " + shlex.join(parts)
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any] | None:

@@ -32,6 +32,9 @@ def measure(results: dict[str, Any], say: Callable[[str], None]) -> None:
         raise UserError(f"{folder}: not here; --time needs the study's folder, not a saved report")
     turns = []
     for row in results["rows"]:
+        if not (folder / row["row"] / "row.json").is_file():
+            raise UserError(f"{folder}: --time needs every row, and '{row['row']}' has not been started: run the study")
+    for row in results["rows"]:
         say(f"compiling {row['row']} ...")
         turns.append(_turn(folder / row["row"]))
     timings = race(turns, ROUNDS)

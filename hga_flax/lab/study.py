@@ -30,6 +30,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from hga_flax.config.checks import complete
+from hga_flax.config.keys import WHOLE
 from hga_flax.config.loading import configure, differences, from_json, missing, to_json, validate
 from hga_flax.errors import ConfigError, UserError, expand, nearest, one_line
 
@@ -177,12 +178,14 @@ def _check_keys(file: str, values: Any) -> None:
 
 
 def _seeds(file: str, seeds: Any) -> tuple[int, ...]:
-    whole = lambda value: isinstance(value, int) and not isinstance(value, bool)
+    whole = lambda value: isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= WHOLE
     if whole(seeds) and seeds > 0:
         return tuple(range(seeds))
-    listed = isinstance(seeds, list | tuple) and len(seeds) > 0 and all(whole(seed) and seed >= 0 for seed in seeds)
+    listed = isinstance(seeds, list | tuple) and len(seeds) > 0 and all(map(whole, seeds))
     if not listed or len(set(seeds)) < len(seeds):
-        raise UserError(f"{file}: seeds={seeds!r}: give a number of seeds or a list of different seeds, none below 0")
+        raise UserError(
+            f"{file}: seeds={seeds!r}: give a number of seeds or a list of different seeds, from 0 to {WHOLE}"
+        )
     return tuple(seeds)
 
 

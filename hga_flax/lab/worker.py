@@ -52,7 +52,7 @@ def work(study: Study, say: Callable[[str], None], budget_minutes: float = 0.0, 
     claims = Claims(open_directory(study))
     configure_process(next(iter(study.rows.values())).config)  # before JAX initialises its devices
     hardware = hold(study)
-    study = dataclasses.replace(study, threads=hardware.threads or 0)
+    study = dataclasses.replace(study, threads=hardware.threads or 0, devices=hardware.devices)
     runs = all_runs(study)
     with _Stop() as stop:
         while pending := [run for run in runs if not run.is_over]:
@@ -105,13 +105,18 @@ class _Stop:
 
 
 def expected_seconds(runs: list[Run]) -> Callable[[Run], float]:
-    """Returns a function that estimates a run's seconds: the mean of its row, else of all rows, else 0."""
+    """Returns a function that estimates a run's seconds: the mean of its row, else of all rows, else 0.
+
+    A resumed run's result has the seconds of its last session only, so it is left out, unless there are no others.
+    """
     made: dict[str, list[float]] = {}
+    parts = [0.0]
     for run in runs:
         if result := run.result():
-            made.setdefault(run.row.name, []).append(result["seconds"])
+            whole = result.get("sessions", 1) == 1
+            (made.setdefault(run.row.name, []) if whole else parts).append(result["seconds"])
     every = [seconds for row in made.values() for seconds in row]
-    return lambda run: statistics.mean(made.get(run.row.name) or every or [0.0])
+    return lambda run: statistics.mean(made.get(run.row.name) or every or [max(parts)])
 
 
 def _make(

@@ -2,10 +2,14 @@ import json
 import os
 import subprocess
 import sys
+import types
 
+import cv2
+import numpy as np
 import pytest
 
-from hga_flax.bench.input import PHOTO_SIZE, PhotoSource, cpu_seconds
+from configs import base
+from hga_flax.bench.input import PHOTO_SIZE, PhotoSource, _shares, cpu_seconds
 from hga_flax.images.decoding import decode
 
 FAKE = ["--config=configs/hga_resnet50.py", "--config.data.fake=true", "--config.data.num_threads=1"]
@@ -42,3 +46,13 @@ def test_cpu_time_counts_the_processes_that_run():
     finally:
         child.kill()
         child.communicate()
+
+
+@pytest.mark.parametrize("augmentation", ["imagenet", "small"])
+def test_a_broken_image_is_left_out_of_the_shares(augmentation):
+    config = base.get_config()
+    config.data.augmentation, config.data.image_size = augmentation, 32
+    png = cv2.imencode(".png", np.zeros((40, 40, 3), np.uint8))[1].tobytes()
+    source = [{"image": image, "label": 0} for image in (png, b"broken", png)]
+    dataset = types.SimpleNamespace(data=config.data, info=types.SimpleNamespace(channels=3))
+    assert sum(_shares(dataset, source, 1.0).values()) == pytest.approx(1, abs=0.01)

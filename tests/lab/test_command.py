@@ -12,7 +12,7 @@ import pytest
 
 from hga_flax.__main__ import main
 from hga_flax.data import pipeline
-from hga_flax.errors import UserError
+from hga_flax.errors import Interrupted, UserError
 from hga_flax.lab import command, hardware, plan, worker
 from hga_flax.lab.runs import all_runs
 from hga_flax.lab.study import load_study
@@ -105,6 +105,37 @@ def test_a_killed_worker_is_said_when_it_happens(tmp_path, monkeypatch, capsys):
     assert time.monotonic() - when > 0.5  # long before the end
 
 
+def test_a_signal_while_the_workers_start_reaches_all_that_did(monkeypatch):
+    real, made = subprocess.Popen, []
+
+    def start(line, **options):
+        made.append(real(["sleep", "60"], **options))
+        if len(made) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return made[-1]
+
+    monkeypatch.setattr(command.subprocess, "Popen", start)
+    arguments = argparse.Namespace(
+        file="x.py", dir=None, minutes=None, workers=3, threads=None, devices=None, scale=None, overrides=[]
+    )
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+        command.start_workers(arguments)
+    assert [worker.returncode for worker in made] == [-signal.SIGTERM] * 2  # and the third was not started
+
+
+def test_rows_are_checked_on_the_devices_of_their_runs(tmp_path, monkeypatch):
+    """15 images do not divide over the devices of this machine, but over the one of each run."""
+    rows = {"b16": ["training.batch_size=16"], "b15": ["training.batch_size=15"]}
+    overrides = [item for item in TINY if "batch_size" not in item]
+    file = write_study(tmp_path, overrides=overrides, rows=rows, baseline="b16")
+    line = [sys.executable, "-m", "hga_flax", "study", file, f"--dir={tmp_path / 'runs'}", "--workers=2", "--part=0/2"]
+    own = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    code = "import sys, hga_flax.lab.command as c; c.start_workers = lambda a: 0; from hga_flax.__main__ import main; "
+    line = [sys.executable, "-c", code + "main(sys.argv[1:])", *line[3:-1]]
+    done = subprocess.run(line, cwd=ROOT, env=own, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+
+
 def test_more_workers_are_advised_where_cores_are_idle(monkeypatch):
     monkeypatch.setattr(hardware, "gpus", lambda: [])
     monkeypatch.setattr(pipeline, "available_cores", lambda: 8)
@@ -159,8 +190,10 @@ def test_killed_and_stopped_it_goes_on_and_ends_as_undisturbed_runs_do(tmp_path)
     assert runs[0].result()["sessions"] >= 2
     whole = tmp_path / "whole"
     command_line = [sys.executable, *runs[0].command.split()[1:-1], f"--workdir={whole}"]
-    threads = {"NPROC": "1"}  # as the printed command says
     assert runs[0].command.startswith("python train.py")  # this study is not settled: nothing is known of threads
-    assert (runs[0].workdir / "command.txt").read_text().startswith("NPROC=1 python train.py")
-    subprocess.run(command_line, cwd=ROOT, env=environment() | threads, check=True, stdout=subprocess.DEVNULL)
+    printed = (runs[0].workdir / "command.txt").read_text()
+    assert printed.startswith("JAX_NUM_CPU_DEVICES=1 NPROC=1 python train.py")
+    others = {name: value for name, value in environment().items() if name != "XLA_FLAGS"}  # which forces the devices
+    own = dict(part.split("=") for part in printed.split(" python ")[0].split())
+    subprocess.run(command_line, cwd=ROOT, env=others | own, check=True, stdout=subprocess.DEVNULL)
     assert compare(runs[0].workdir, whole) == []

@@ -158,5 +158,12 @@ def test_the_number_of_workers_changes_no_bit(tmp_path):
         result = json.loads((run / "result.json").read_text())
         assert result["threads"] == 1 and result["devices"] == 1 and result["device"] == "1 CPU thread"
         assert json.loads((folder / "hardware.json").read_text())["threads"] == 1
-        assert (run / "command.txt").read_text().startswith("NPROC=1 python train.py ")
+        assert (run / "command.txt").read_text().startswith("JAX_NUM_CPU_DEVICES=1 NPROC=1 python train.py ")
     assert len(ends[0]) == 5 and ends[0] == ends[1]
+
+
+def test_on_accelerators_no_threads_are_recorded_and_none_are_missed(tmp_path):
+    study, said = make(tmp_path), []
+    all_runs(study)[0].workdir.mkdir(parents=True)
+    (study.directory / "hardware.json").write_text('{"platform": "gpu", "devices": 1, "threads": null}')
+    assert settle(study, said.append).devices == 1 and said == []

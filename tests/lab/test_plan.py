@@ -4,6 +4,7 @@ import pytest
 
 from hga_flax.errors import UserError
 from hga_flax.lab import plan
+from hga_flax.lab.runs import write_text
 from hga_flax.lab.study import load_study
 from tests.commands import ROOT
 from tests.lab.made_up import ROWS, TINY, write_result, write_study
@@ -45,12 +46,21 @@ def test_the_plan_counts_and_estimates_from_runs_already_made(tmp_path, monkeypa
         write_result(study.directory / "none" / f"seed_{seed}", 1.0, seconds=seconds)
     write_result(study.directory / "se" / "seed_0", 1.0, seconds=9999.0, sessions=2)  # its last session alone
     monkeypatch.setattr(plan, "counted_seconds", lambda row: 120.0)
-    plan.print_plan(study, workers=2, estimate=True)
+    plan.print_plan(study, workers=2, minutes=study.budget_minutes, retry=False, estimate=True)
     printed = " ".join(capsys.readouterr().out.split())
     assert "9: 3 done, 6 to do" in printed
     assert "none - 2 1 1:00 2 runs" in printed and "se none 1 2 2:00 operations" in printed
     # 1 of a minute, 2 and 3 of two minutes
     assert "about 11:00 for one worker, 5:30 for 2" in printed and "none that would end after 30 minutes" in printed
+
+
+def test_the_plan_is_that_of_its_own_flags(tmp_path, capsys):
+    study = load_study(write_study(tmp_path, budget_minutes=60), str(tmp_path / "runs"))
+    write_text(study.directory / "none" / "seed_0" / "failure.json", '{"error": "it diverged"}')
+    plan.print_plan(study, workers=1, minutes=0, retry=False, estimate=False)
+    assert "9: 0 done, 8 to do, 1 failed (--retry repeats them)" in " ".join(capsys.readouterr().out.split())
+    plan.print_plan(study, workers=1, minutes=0, retry=True, estimate=False)
+    assert "9: 0 done, 9 to do, 1 failed" in " ".join(capsys.readouterr().out.split())
 
 
 def test_operations_make_an_estimate(tmp_path, monkeypatch):

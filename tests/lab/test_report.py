@@ -7,6 +7,7 @@ import pytest
 from hga_flax.__main__ import main
 from hga_flax.errors import UserError
 from hga_flax.lab import report, results
+from hga_flax.lab.runs import open_directory
 from tests.lab.test_results import made  # noqa: F401
 
 
@@ -39,7 +40,7 @@ def test_the_choices_are_those_of_the_parts():
 
 
 def test_bad_arguments_are_one_line(made, tmp_path):  # noqa: F811
-    file, _ = made
+    file, study = made
     for arguments, message in (
         (["report", file, "--baseline=x"], "no such row"),
         (["report", str(tmp_path / "none.py")], "no such file"),
@@ -47,6 +48,9 @@ def test_bad_arguments_are_one_line(made, tmp_path):  # noqa: F811
     ):
         with pytest.raises(UserError, match=message):
             main(arguments)
+    open_directory(study)  # writes made_up.json, the study's record
+    with pytest.raises(UserError, match=r"this folder holds the study's runs; choose another, such as .*/report"):
+        main(["report", file, "--save", str(study.directory)])
     (tmp_path / "there").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         main(["report", file, "--save", str(tmp_path / "there")])

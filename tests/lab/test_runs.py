@@ -1,11 +1,12 @@
 """What lies in a study's folder."""
 
 import json
+import pathlib
 
 import pytest
 
 from hga_flax.errors import UserError
-from hga_flax.lab.runs import all_runs, last_evaluation, open_directory, read_json, write_text
+from hga_flax.lab.runs import all_runs, command, last_evaluation, open_directory, read_json, write_text
 from hga_flax.lab.study import load_study
 from tests.commands import ROOT
 from tests.lab.made_up import TINY, write_result, write_study
@@ -65,3 +66,10 @@ def test_files_that_cannot_be_read_or_written(tmp_path):
         read_json(file)
     with pytest.raises(UserError, match="cannot be written"):
         write_text(file / "below", "")
+
+
+def test_the_command_of_a_run_has_its_hardware():
+    made = lambda *hardware, **more: command("c.py", [], 0, pathlib.Path("w"), *hardware, **more).split(" python ")[0]
+    assert made(2, 3) == "JAX_NUM_CPU_DEVICES=3 NPROC=2"
+    assert made(None, 2, gpu=True) == "CUDA_VISIBLE_DEVICES=0,1"
+    assert made(None, 4).startswith("python train.py")

@@ -65,6 +65,7 @@ BAD = [
     ({"seeds": 0}, "seeds=0"),
     ({"seeds": [1, 1]}, r"seeds=\[1, 1\]"),
     ({"seeds": [True]}, "seeds="),
+    ({"seeds": [2**31]}, "seeds=.2147483648.: .* from 0 to 2147483647$"),
     ({"seeds": "3"}, "seeds='3'"),
     ({"budget_minutes": -1}, "budget_minutes=-1"),
     ({"config": "configs/absent.py"}, "no such file"),

@@ -211,6 +211,14 @@ def test_no_run_is_begun_that_would_end_after_the_budget(study, monkeypatch):
     assert said[-1] == "the budget of 10 minutes leaves 2 runs for later"
 
 
+def test_the_last_session_of_a_resumed_run_is_not_its_time(study):
+    runs = all_runs(study)
+    write_result(study.directory / "none" / "seed_0", 1.0, seconds=4.0, sessions=3)
+    assert worker.expected_seconds(runs)(runs[3]) == 4.0  # at least
+    write_result(study.directory / "none" / "seed_1", 1.0, seconds=900.0, sessions=1)
+    assert worker.expected_seconds(runs)(runs[6]) == 900.0
+
+
 def test_who_lost_its_run_leaves_without_a_result(study, monkeypatch):
     left = []
 
