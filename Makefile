@@ -10,8 +10,8 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 INSTALLED := $(VENV)/installed-$(VERSION)
 LOWEST := .venv-lowest
 DEMO := runs/digits
-# One test process per core, at most 8; the tests of a file run in the same process.
-PARALLEL := -n auto --maxprocesses=8 --dist=loadfile
+# One test process per core, at most 8; the tests of a file run in the same process, in the order of tests/shards.py.
+PARALLEL := -n auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
 # make test-slow SHARD=k/N runs the k-th of N parts.
 SHARD := 1/1
 # What a change of versions breaks first: checkpoints, data sources, a complete run of training and evaluation.

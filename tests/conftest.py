@@ -5,7 +5,8 @@ import pathlib
 
 import pytest
 
-from tests.shards import pytest_addoption, pytest_collection_modifyitems  # noqa: F401 - pytest finds them here
+from tests import shards
+from tests.shards import pytest_addoption  # noqa: F401 - pytest finds it here
 
 CACHE = pathlib.Path(__file__).parent.parent / ".cache"
 # The fast tests of what runs on a device pass on others too: benchmarks/gpu/run.py names it.
@@ -19,6 +20,12 @@ os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {UNOPTIMISE
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE / "xla")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 os.environ["TFDS_DATA_DIR"] = str(CACHE / "tfds")
+
+
+@pytest.hookimpl(trylast=True)  # after pytest has deselected what -m and -k say
+def pytest_collection_modifyitems(config, items):
+    shards.take_shard(config, items)
+    shards.longest_files_first(items)
 
 
 @pytest.fixture

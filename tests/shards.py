@@ -5,6 +5,7 @@ a test that it does not name takes DEFAULT) and follow from the names of the tes
 them alike: together they are all the tests, each once.
 """
 
+import collections
 import json
 import pathlib
 
@@ -18,8 +19,8 @@ def pytest_addoption(parser):
     parser.addoption("--shard", default="1/1", metavar="k/N", help="run the k-th of N parts of the selected tests")
 
 
-@pytest.hookimpl(trylast=True)  # after pytest has deselected what -m and -k say
-def pytest_collection_modifyitems(config, items):
+def take_shard(config, items):
+    """Deselects the tests of other parts."""
     try:
         k, n = map(int, config.getoption("--shard").split("/"))
     except ValueError:
@@ -29,6 +30,18 @@ def pytest_collection_modifyitems(config, items):
     taken = set(shards([item.nodeid for item in items], n)[k - 1])
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in taken])
     items[:] = [item for item in items if item.nodeid in taken]
+
+
+def longest_files_first(items):
+    """Sorts the files of tests, so that no long one is left to a single process at the end; keeps the order in a file.
+
+    A test that is not slow counts as one second.
+    """
+    file = lambda item: item.nodeid.partition("::")[0]
+    total = collections.Counter()
+    for item in items:
+        total[file(item)] += seconds(item.nodeid) if item.get_closest_marker("slow") else 1
+    items.sort(key=lambda item: (-total[file(item)], file(item)))
 
 
 def seconds(nodeid):

@@ -10,7 +10,7 @@ import pytest
 
 from tests import shards as module
 from tests.commands import ROOT
-from tests.shards import SECONDS, pytest_collection_modifyitems, seconds, shards
+from tests.shards import SECONDS, longest_files_first, seconds, shards, take_shard
 
 SLOW_MACHINE = 2 / 2.2  # its two cores, in cores of the machine on which slow_seconds.json was written
 NAMES = [f"tests/test_{file}.py::test_{name}[{case}]" for file in "abc" for name in "xyz" for case in range(9)]
@@ -21,7 +21,7 @@ def taken(shard, names=NAMES):
     gone = []
     hook = SimpleNamespace(pytest_deselected=lambda items: gone.extend(item.nodeid for item in items))
     items = [SimpleNamespace(nodeid=name) for name in names]
-    pytest_collection_modifyitems(SimpleNamespace(getoption=lambda name: shard, hook=hook), items)
+    take_shard(SimpleNamespace(getoption=lambda name: shard, hook=hook), items)
     return [item.nodeid for item in items], gone
 
 
@@ -44,6 +44,15 @@ def test_long_tests_are_spread(monkeypatch):
     assert [sum("a.py::test_x" in name for name in part) for part in parts] == [3, 3, 3]
     loads = [sum(map(seconds, part)) for part in parts]
     assert max(loads) - min(loads) <= module.DEFAULT
+
+
+def test_the_longest_file_comes_first_and_keeps_its_order(monkeypatch):
+    monkeypatch.setattr(module, "SECONDS", {"b.py::x": 100, "c.py::y": 3})
+    slow = ("b.py::x", "c.py::y")
+    item = lambda name: SimpleNamespace(nodeid=name, get_closest_marker=lambda mark: name in slow)
+    items = [item(name) for name in ("a.py::x", "a.py::y", "b.py::y", "b.py::x", "c.py::y", "d.py::x")]
+    longest_files_first(items)
+    assert [i.nodeid for i in items] == ["b.py::y", "b.py::x", "c.py::y", "a.py::x", "a.py::y", "d.py::x"]
 
 
 @pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "a/b", "1/2/3", "-1/-1", ""])
