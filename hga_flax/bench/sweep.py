@@ -11,6 +11,7 @@ from hga_flax.errors import UserError
 
 SWEEP_UNIT = 32  # a sweep tries multiples of this many images per device
 SWEEP_LIMIT = 4096  # largest batch tried
+LONGEST_POLL = 2e6  # seconds; the system takes milliseconds, as an int32
 
 
 def largest_fitting(fits: Callable[[int], int | None], capacity: int, start: int, unit: int, limit: int) -> int:
@@ -98,7 +99,7 @@ def within(seconds: float, function: Callable, *arguments: Any) -> tuple[bool, A
     process.start()
     sender.close()
     try:
-        if not receiver.poll(seconds):
+        if not receiver.poll(min(seconds, LONGEST_POLL)):
             return False, None
         error, result = receiver.recv()
     except EOFError:

@@ -12,6 +12,7 @@ The first worker writes DIR/hardware.json, which is binding for all later worker
 import contextlib
 import dataclasses
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
@@ -61,8 +62,9 @@ def gpus() -> list[str]:
     if os.environ.get("JAX_PLATFORMS", "").startswith("cpu") or not any(map(importlib.util.find_spec, GPU_PLUGINS)):
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name for name in visible.split(",") if name]
+    if visible is not None:  # CUDA ignores the first name that is not valid, and all after it
+        names = itertools.takewhile(lambda name: name.strip() not in ("", "-1"), visible.split(","))
+        return [name.strip() for name in names]
     return [str(i) for i, _ in enumerate(sorted(pathlib.Path("/dev").glob("nvidia[0-9]*")))]
 
 

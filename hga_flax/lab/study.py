@@ -114,8 +114,8 @@ def load_study(
     values = _read(file)
     _check_keys(file, values)
     name = values.get("name", pathlib.Path(file).stem)
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise UserError(f"{file}: name={name!r}: letters, digits and . _ + - only")
+    if not isinstance(name, str) or not NAME.fullmatch(name) or name == "hardware":  # of hardware.json in its folder
+        raise UserError(f"{file}: name={name!r}: letters, digits and . _ + - only, and not 'hardware'")
     scale, of_scale = _scale(file, values.get("scales"), scale)
     common = (*_overrides(f"{file}: overrides", values.get("overrides", [])), *of_scale)
     common += _overrides(file, overrides)

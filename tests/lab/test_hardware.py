@@ -110,6 +110,9 @@ def test_gpus_count_only_where_jax_can_use_them(monkeypatch):
     monkeypatch.setattr(hardware, "GPU_PLUGINS", ("json",))
     monkeypatch.setenv("JAX_PLATFORMS", "")
     assert hardware.gpus() == ["2", "7"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # how people hide all of them
+    assert hardware.gpus() == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,7")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert hardware.gpus() == []
     monkeypatch.setenv("JAX_PLATFORMS", "")

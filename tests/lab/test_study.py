@@ -70,6 +70,7 @@ BAD = [
     ({"budget_minutes": -1}, "budget_minutes=-1"),
     ({"config": "configs/absent.py"}, "no such file"),
     ({"name": "a b"}, "name='a b'"),
+    ({"name": "hardware"}, "name='hardware'"),
     ({"about": 3}, "about=3"),
     ({"scales": {}}, "scales must be a dictionary"),
     ({"scales": {"a b": []}}, "scales must be a dictionary"),
