@@ -100,6 +100,7 @@ def likeliest(predictor, probabilities, top: int) -> list[Prediction]:
 
 def label(predictor, files, total: int | None, line: Callable[..., str]) -> tuple[int, int]:
     """Prints a line per file, and a progress bar on a terminal; returns the number of files and of bad images."""
+    from numpy import isfinite
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -116,7 +117,9 @@ def label(predictor, files, total: int | None, line: Callable[..., str]) -> tupl
         task = progress.add_task("", total=total)
         for file, row in predictor.stream(files):
             count += 1
-            if isinstance(row, BadImage):
+            if not isinstance(row, BadImage) and not isfinite(row).all():
+                row = "the network's outputs are not finite"
+            if isinstance(row, BadImage | str):
                 bad += 1
                 print(f"{file or repr(file)}: {row}", file=sys.stderr)
             else:

@@ -3,6 +3,7 @@ import io
 import json
 import os
 import subprocess
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -78,3 +79,13 @@ def test_a_bad_file_is_named_and_the_rest_go_on(workdir, pictures, tmp_path):
 def test_bad_input_is_one_line_and_exit_code_1(arguments, message):
     result = predict("/nowhere", *arguments)
     assert result.returncode == 1 and result.stderr.count("\n") == 1 and message in result.stderr
+
+
+def test_outputs_that_are_not_finite_are_no_prediction(capsys):
+    import predict as command
+
+    rows = [("a.png", np.full(3, np.nan)), ("b.png", np.array([0.2, 0.7, 0.1]))]
+    predictor = SimpleNamespace(stream=lambda files: iter(rows))
+    assert command.label(predictor, [], 2, lambda file, row: f"{file} {row.argmax()}") == (2, 1)
+    said = capsys.readouterr()
+    assert "b.png 1" in said.out and "a.png: the network's outputs are not finite" in said.err

@@ -309,9 +309,15 @@ def from_json(text: str) -> ConfigDict:
 
     try:
         values = tuples(json.loads(text))
-        for group, keys in base_config().items():
-            if isinstance(keys, ConfigDict) and not isinstance(values.get(group, {}), dict):
-                raise TypeError(f"{group} is no group of keys")
+        for key in config_keys(base_config()):
+            *groups, name = key.split(".")
+            inner = values
+            for group in groups:
+                inner = inner.get(group, {})
+                if not isinstance(inner, dict):
+                    raise TypeError(f"{group} is no group of keys")
+            if isinstance(inner.get(name), dict):
+                raise TypeError(f"{key} is a group of keys")
         for former, key in FORMER_NAMES.items():
             (group, name), new = former.split("."), key.split(".")[1]
             if isinstance(values.get(group), dict) and name in values[group]:

@@ -16,7 +16,7 @@ import pathlib
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from hga_flax.data.arrays import LabelledArrays, read_idx, read_npz
@@ -27,6 +27,7 @@ from hga_flax.errors import UserError, called, expand, one_line
 from hga_flax.images.bad_images import BadImage
 from hga_flax.storage.buckets import Remote, is_remote
 
+Deliver = Callable[[pathlib.Path], None]  # uploads a prepared folder, if it belongs into a bucket
 BAD_SHOWN = 20  # most undecodable images listed
 LOCAL = ("folder", "arrays", "idx")
 # Debian's package dataset-fashion-mnist; its files hold the same images as TFDS's, compressed differently.
@@ -62,8 +63,13 @@ def run(arguments: argparse.Namespace) -> None:
     data_dir = copies_of(bucket.address) if bucket else data_directory(given).absolute()
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "10")  # TFDS's bars would fill a log; tqdm reads this on import
+
+    def deliver(folder: pathlib.Path) -> None:
+        if bucket:
+            upload(folder, bucket.below(folder.relative_to(data_dir).as_posix()))
+
     if arguments.dataset in LOCAL:
-        name, folder = _prepare_local(arguments, data_dir, bucket)
+        name, folder = _prepare_local(arguments, data_dir, bucket, deliver)
         usage = f"--config.data.name={name}"
     else:
         if arguments.path or arguments.name or arguments.class_names:
@@ -71,20 +77,18 @@ def run(arguments: argparse.Namespace) -> None:
         manual = expand(arguments.manual_dir, "--manual-dir").absolute() if arguments.manual_dir else None
         if bucket and (found := find_set(bucket, arguments.dataset)):
             print(f"{arguments.dataset} is already prepared:")
-            folder, bucket = data_dir / base_name(arguments.dataset) / found.folder, None
+            folder = data_dir / base_name(arguments.dataset) / found.folder
         else:
-            folder = _prepare_tfds(arguments.dataset, data_dir, manual)
+            folder = _prepare_tfds(arguments.dataset, data_dir, manual, deliver)
         usage = f"--config.data.name={arguments.dataset}"
-    if bucket:
-        upload(folder, bucket.below(folder.relative_to(data_dir).as_posix()))
     flag = f" --config.data.dir={data_dir}" if arguments.data_dir else ""
     print(called(f"{folder}\nuse it with {usage}{flag}"))
 
 
 def _prepare_local(
-    arguments: argparse.Namespace, data_dir: pathlib.Path, bucket: Remote | None
+    arguments: argparse.Namespace, data_dir: pathlib.Path, bucket: Remote | None, deliver: Deliver
 ) -> tuple[str, pathlib.Path]:
-    """Packs a folder of images, an .npz file or IDX files."""
+    """Packs a folder of images, an .npz file or IDX files; delivers the folder before another command may pack it."""
     from hga_flax.data import packing
 
     kind = arguments.dataset
@@ -98,24 +102,27 @@ def _prepare_local(
     if kind == "folder" and data_dir.resolve().is_relative_to(path.resolve()):
         raise UserError(f"prepare folder: --data-dir={data_dir} is inside the folder to pack; choose another")
     name = packing.check_name(arguments.name or path.stem.lower().replace("-", "_"))
-    if bucket and not find_set(bucket, name):
-        shutil.rmtree(data_dir / name / packing.VERSION, ignore_errors=True)  # a stale copy: the bucket lacks the set
-    elif bucket or (data_dir / name / packing.VERSION).exists():
+    if find_set(bucket, name) if bucket else (data_dir / name / packing.VERSION).exists():
         raise UserError(f"{data_dir / name} already exists; choose another --name or remove it")
     names = tuple(n.strip() for n in arguments.class_names.split(",")) if arguments.class_names else ()
     if kind == "folder" and names:
         raise UserError("prepare folder: the folders name the classes; --class-names is for arrays and idx")
     sources = {split: FolderSource(path, split) for split in packable_splits(path)} if kind == "folder" else {}
     with packing.locked(data_dir, name):
+        if bucket:
+            stale = data_dir / name / packing.VERSION  # the bucket lacks the set
+            shutil.rmtree(stale, ignore_errors=True)
         if kind == "folder":
             bad: dict[str, str] = {}
             examples = {split: functools.partial(_checked, source, bad) for split, source in sources.items()}
             shape = (None, None, 3)
             folder = packing.pack(name, examples, class_names(path), shape, data_dir, file_names=True)
             _say_bad(bad, sum(len(source) for source in sources.values()))
-            return name, folder
-        arrays = (read_npz if kind == "arrays" else read_idx)(path, names)
-        return name, _pack_arrays(name, arrays, data_dir, packing.VERSION)
+        else:
+            arrays = (read_npz if kind == "arrays" else read_idx)(path, names)
+            folder = _pack_arrays(name, arrays, data_dir, packing.VERSION)
+        deliver(folder)
+        return name, folder
 
 
 def _checked(source: FolderSource, bad: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -150,20 +157,24 @@ def _pack_arrays(name: str, arrays: LabelledArrays, data_dir: pathlib.Path, vers
     return packing.pack(name, examples, arrays.class_names, arrays.shape, data_dir, version)
 
 
-def _prepare_tfds(name: str, data_dir: pathlib.Path, manual: pathlib.Path | None) -> pathlib.Path:
-    """Prepares a TFDS data set and returns its folder."""
+def _prepare_tfds(name: str, data_dir: pathlib.Path, manual: pathlib.Path | None, deliver: Deliver) -> pathlib.Path:
+    """Prepares a TFDS data set, delivers its folder while no other command may prepare it, and returns the folder."""
     from hga_flax.data import packing
     from hga_flax.data.packing import tfds
 
     builder = open_builder(name, str(data_dir), "prepare", known=LOCAL)
     if builder.info.splits:
         print(f"{name} is already prepared:")
-        return pathlib.Path(builder.data_dir)
+        folder = pathlib.Path(builder.data_dir)
+        deliver(folder)
+        return folder
     if builder.name == "fashion_mnist" and (manual or FASHION_MNIST).is_dir():
         labels = builder.info.features["label"].names
         arrays = read_idx(manual or FASHION_MNIST, tuple(labels))
         with packing.locked(data_dir, builder.name):
-            return _pack_arrays(builder.name, arrays, data_dir, str(builder.version))
+            folder = _pack_arrays(builder.name, arrays, data_dir, str(builder.version))
+            deliver(folder)
+            return folder
     if builder.name == "imagenet2012":
         check_imagenet_tars(data_dir, manual or data_dir / "downloads" / "manual", bool(manual))
     if importlib.util.find_spec("tensorflow") is None:
@@ -180,7 +191,9 @@ def _prepare_tfds(name: str, data_dir: pathlib.Path, manual: pathlib.Path | None
             if not expected and not isinstance(error, OSError | AssertionError):
                 raise
             raise UserError(f"preparing {name} failed: {type(error).__name__}: {one_line(error)}") from None
-        return pathlib.Path(builder.data_dir)
+        folder = pathlib.Path(builder.data_dir)
+        deliver(folder)
+        return folder
 
 
 def check_imagenet_tars(data_dir: pathlib.Path, folder: pathlib.Path, named: bool) -> None:

@@ -27,7 +27,8 @@ from hga_flax.storage.buckets import is_remote
 
 FOLDER = "folder"  # data.name if data.dir is a folder of images
 CHANNELS = (1, 3)  # grey and RGB, which the decoder produces
-TFDS_NAME = re.compile(r"[A-Za-z]\w*(/[\w.-]+)?(:\d+\.\d+\.\d+)?")  # NAME[/CONFIG][:VERSION]
+# NAME[/CONFIG][:VERSION]. TFDS would take MyName for my_name, whose folder is not the one that `_check_features` reads.
+TFDS_NAME = re.compile(r"[a-z][a-z0-9_]*(/[\w.-]+)?(:\d+\.\d+\.\d+)?")
 # TFDS's errors for a set prepared in another format: a format that it knows by name, or any other.
 OTHER_FORMAT = re.compile(r"File format (is already set to|array_record does not match the file formats in .*\['\w)")
 # Records are read in the calling thread; in array_record's own threads, a single record takes twice as long.

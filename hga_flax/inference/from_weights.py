@@ -118,7 +118,11 @@ def restore_weights(
 
 
 def _name_network(config: ConfigDict, model: str, attention: str, given: Collection[str]) -> None:
-    """Sets `config.model` from the flags; a timm name also determines the attention."""
+    """Sets `config.model` from the flags; a timm name also determines the attention.
+
+    Options are kept if the flags name the network and the attention that are configured already.
+    """
+    before = config.model.name, config.model.attention
     if model:
         named, its_attention = PEERS.get(model, (model, ""))
         if model != config.model.name and "model.options" not in given:
@@ -126,11 +130,11 @@ def _name_network(config: ConfigDict, model: str, attention: str, given: Collect
         config.model.name = named
         if "model.attention" not in given:
             config.model.attention = its_attention or "none"
-            options = ATTENTION_OPTIONS.get(model, {})
-            if "model.attention_options" not in given:
-                config.model.attention_options = ", ".join(f"{key}={value!r}" for key, value in options.items())
     if attention:
         config.model.attention = attention
+    if (config.model.name, config.model.attention) != before and "model.attention_options" not in given:
+        options = {} if attention else ATTENTION_OPTIONS.get(model, {})
+        config.model.attention_options = ", ".join(f"{key}={value!r}" for key, value in options.items())
 
 
 def _take_runs(config: ConfigDict, run: ConfigDict, given: Collection[str]) -> None:
@@ -218,8 +222,15 @@ def _dataset(
             f"{info.num_classes:,}; give data with the classes of the weights, or fine-tune: train.py "
             "--config.init.weights=FILE"
         )
-    if of_run and (differs := difference(of_run.class_names, info.class_names, config.data.name)):
-        raise UserError(f"{KEY}={source.origin}: {differs}")
+    other_order = names and set(names) == set(info.class_names)  # ImageNet's folders, for example, have other names
+    if (of_run or other_order) and (differs := difference(names, info.class_names, config.data.name)):
+        raise UserError(f"{KEY}={source.origin}: {differs if of_run else differs.replace('the run', 'the weights')}")
+    if info.channels != channels:
+        raise UserError(
+            f"{KEY}={source.origin}: the weights take images with {channels} channels, but those of "
+            f"{config.data.name} have {info.channels}; give other data, or fine-tune: train.py "
+            "--config.init.weights=FILE"
+        )
     return info
 
 

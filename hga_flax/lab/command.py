@@ -15,6 +15,7 @@ import time
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from hga_flax.config.command_line import add_import_flag, import_flags
 from hga_flax.errors import Interrupted, UserError, drop_unread_output
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_study_flags(parser: argparse.ArgumentParser) -> None:
     """Declares the flags that select a variant of a study file: `--scale`, and any configuration key."""
+    add_import_flag(parser)
     parser.add_argument(
         "--scale", metavar="NAME", help="size of the study, one of those in its file (default: the first)"
     )
@@ -68,7 +70,7 @@ def add_study_flags(parser: argparse.ArgumentParser) -> None:
 def study_flags(arguments: argparse.Namespace) -> list[str]:
     """Returns the flags that select the same study and folder."""
     named = {"scale": arguments.scale, "dir": arguments.dir}
-    return [f"--{name}={value}" for name, value in named.items() if value] + arguments.overrides
+    return [f"--{name}={value}" for name, value in named.items() if value] + import_flags() + arguments.overrides
 
 
 def run(arguments: argparse.Namespace) -> int:

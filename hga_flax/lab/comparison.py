@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 CONFIDENCE = 0.95
+ROUNDING = 1e-9  # relative; equal differences of errors such as 300/297 and 400/297 differ by less
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,8 @@ def compare(row: Mapping[int, float], baseline: Mapping[int, float], confidence:
     differences = [row[seed] - baseline[seed] for seed in seeds]
     pairs, centre = len(differences), mean(differences)
     spread = deviation(differences)
-    if not spread:  # one pair, or no variance: nothing is known about the distribution
+    largest = max((abs(value) for seed in seeds for value in (row[seed], baseline[seed])), default=0.0)
+    if not spread or spread <= ROUNDING * largest:  # one pair, or no variance: nothing is known of the distribution
         return Comparison(pairs, centre)
     error = spread / math.sqrt(pairs)
     half = float(stats.t.ppf((1 + confidence) / 2, pairs - 1)) * error

@@ -120,17 +120,17 @@ def _gather(name: str, described: dict[str, Any], folder: pathlib.Path) -> dict[
 
 
 def _size(folder: pathlib.Path, workdirs: Any) -> dict[str, Any]:
-    """Returns parameters and GFLOPs of a row's network; both are None if its data set is not available here."""
+    """Returns parameters and GFLOPs of a row's network; None if its data set or attention is not known here."""
     from hga_flax.counting.complexity import complexity
 
     try:
         config = complete(from_json((folder / "row.json").read_text()))
         begun = next((workdir for workdir in workdirs if (workdir / "dataset.json").exists()), None)
         info: DatasetInfo = read_dataset(begun) if begun else dataset_info(config.data.name, config.data.dir)
+        size = config.data.image_size
+        counted = complexity(build_model(config, info.num_classes), (size, size, info.channels))
     except (OSError, UserError):
         return {"params": None, "gflops": None}
-    size = config.data.image_size
-    counted = complexity(build_model(config, info.num_classes), (size, size, info.channels))
     return {"params": counted.params, "gflops": counted.gflops}
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from hga_flax.config.command_line import import_flags
 from hga_flax.config.loading import to_json
 from hga_flax.errors import UserError, one_line
 from hga_flax.lab.study import CLAIMS, Row, Study, check_same_rows, with_seed
@@ -87,7 +88,7 @@ def command(
         devices: number of devices; None or 0 if unknown.
         gpu: whether the devices are NVIDIA GPUs.
     """
-    parts = [f"--config={config}", *overrides, f"--config.seed={seed}", f"--workdir={workdir}"]
+    parts = [f"--config={config}", *import_flags(), *overrides, f"--config.seed={seed}", f"--workdir={workdir}"]
     variables = f"JAX_NUM_CPU_DEVICES={devices or 1} NPROC={threads} " if threads else ""
     if gpu and devices:
         variables = f"CUDA_VISIBLE_DEVICES={','.join(map(str, range(devices)))} "

@@ -226,6 +226,11 @@ def _rows(file: str, values: Mapping[str, Any], common: tuple[str, ...], check: 
             if identity(other.config) == identity(config):
                 raise UserError(f"{file}: rows '{other.name}' and '{name}' have the same configuration; remove one")
         rows[name] = Row(name, overrides, baselines[name], config)
+    if len({row.config.training.deterministic for row in rows.values()}) > 1:
+        raise UserError(
+            f"{file}: training.deterministic applies to a whole process: set it in overrides, for all rows, or make "
+            "two studies"
+        )
     return rows
 
 

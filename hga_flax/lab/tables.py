@@ -38,7 +38,7 @@ def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     header += ["step, ms"] if timed else []
     cells = []
     for row in results["rows"]:
-        planned = row["seeds"] + len(row["missing"]) + len(row["failed"])
+        planned = len(row["runs"]) + len(row["missing"]) + len(row["failed"])
         spread = "" if row["sd"] is None else f" ± {row['sd']:.{digits}f}"
         line = [
             row["row"],
@@ -80,6 +80,13 @@ def notes(results: dict[str, Any]) -> list[str]:
         lines.append(f"Half an interval is {half}{unit}: smaller differences could not be seen.")
     if missing := sum(len(row["missing"]) for row in rows):
         lines.append(f"UNFINISHED: {missing} of {len(rows) * len(results['seeds'])} runs are not made yet.")
+    metric = METRICS[results["metric"]].split(",")[0]
+    lines += [
+        f"Left out: {row['row']} seed {run['seed']}: its {metric} is not finite."
+        for row in rows
+        for run in row["runs"]
+        if run[results["metric"]] is None
+    ]
     lines += [f"Failed: {row['row']} seed {f['seed']}: {f['error']}" for row in rows for f in row["failed"]]
     # Older versions wrote "cores" for the number of threads; count both as the same device.
     names = {}

@@ -9,7 +9,7 @@ import dataclasses
 import pathlib
 import re
 
-from hga_flax.pretrained.cifar_weights import is_cifar
+from hga_flax.pretrained.cifar_weights import BOTH_SIDES, is_cifar
 from hga_flax.pretrained.torch_names import libraries
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -57,17 +57,27 @@ _OF_PEER = {
 }
 
 
-def preprocessing_of(peer: str, path: str) -> Preprocessing:
-    """Returns the preprocessing for a weights file.
+# The values of this program's own training logs, by the start of its files' names.
+_CIFAR_MODELS = {
+    "cifar10_": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100_": ((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761)),
+}
+
+
+def preprocessing_of(peer: str, path: str) -> Preprocessing | None:
+    """Returns the preprocessing for a weights file; None if its name does not show it.
 
     Args:
         peer: name of the network in the file, see `torch_names.py`.
         path: path of the file; its name, or that of its folder in the Hugging Face cache, distinguishes different
             weights of one network.
     """
-    if is_cifar(peer):
-        return Preprocessing("pytorch_resnet_cifar10", 32, 0, "none")
     *folders, file = pathlib.PurePath(path).parts
+    if peer.startswith(BOTH_SIDES):
+        return Preprocessing("pytorch_resnet_cifar10", 32, 0, "none")
+    if is_cifar(peer):  # other programs give their arrays the same names
+        values = next((values for start, values in _CIFAR_MODELS.items() if file.startswith(start)), None)
+        return Preprocessing("pytorch-cifar-models", 32, 0, "none", *values) if values else None
     if file in ("model.safetensors", "pytorch_model.bin"):  # the Hugging Face Hub names the folder
         file = next((folder for folder in reversed(folders) if folder.startswith("models--")), "".join(folders[-1:]))
     for pattern, known in _NAMED:

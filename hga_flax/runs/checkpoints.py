@@ -26,6 +26,7 @@ from hga_flax.errors import UserError, one_line
 from hga_flax.processes.distributed import raise_if_lost
 from hga_flax.runs import saved_state
 from hga_flax.runs.manifest import find_damage, write_manifest
+from hga_flax.runs.progress import Progress
 from hga_flax.runs.ranking import LatestAndBest, rank
 from hga_flax.runs.sharing import sharing
 from hga_flax.runs.uploader import Uploader
@@ -173,6 +174,14 @@ class Checkpoints:
             except UnreadableCheckpoint as error:
                 self._warn(f"warning: {error}; its evaluation is not known")
         return self._evaluations[step]
+
+    def progress(self, step: int) -> Progress:
+        """Returns the progress saved with a checkpoint.
+
+        Raises:
+            UserError: the checkpoint cannot be read.
+        """
+        return Progress.restored(self._read_run(step, self._path(step))["run"])
 
     def _read_run(self, step: int, path: pathlib.Path) -> dict[str, Any]:
         with self._reading(path):

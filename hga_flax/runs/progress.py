@@ -6,6 +6,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from hga_flax.errors import UserError
+
 
 @dataclasses.dataclass
 class Progress:
@@ -34,6 +36,15 @@ class Progress:
         if progress.best and progress.best["top1_error"] is None:  # older versions recorded evaluations of zero images
             progress.best = None
         return progress
+
+
+def check_same_size(then: int, now: int) -> None:
+    """Raises a UserError if the training split has another number of examples than when the run started."""
+    if then != now:
+        raise UserError(
+            f"the training split has {now} examples, but this run started with {then}: the data set has changed; "
+            "choose another --workdir"
+        )
 
 
 def planned_steps(config: ConfigDict, num_examples: int) -> int:

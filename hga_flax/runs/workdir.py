@@ -76,13 +76,19 @@ def check_same_run(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
                 f"--workdir={workdir} belongs to another run: there {key} is '{old}', here '{new}'; "
                 "choose another --workdir"
             )
-        if key == "training.batch_size" and any((workdir / "checkpoints").glob("[0-9]*")):
+        if key == "training.batch_size" and has_checkpoints(workdir):
             raise UserError(
                 f"{change}: the schedule of the run in {workdir} counts steps of {values.partition(' -> ')[0]} images. "
                 "Keep the size (training.accumulation_steps makes it fit in memory), or choose another --workdir, with "
                 f"--config.init.weights={workdir} to start from its weights"
             )
     return changed
+
+
+def has_checkpoints(workdir: pathlib.Path) -> bool:
+    """Returns whether a workdir has a complete checkpoint."""
+    folders = (workdir / "checkpoints", workdir / "superseded")
+    return any(path.name.isdecimal() for folder in folders if folder.is_dir() for path in folder.iterdir())
 
 
 def absolute_paths(config: ConfigDict) -> ConfigDict:

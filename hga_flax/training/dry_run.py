@@ -7,6 +7,7 @@ requested; a compiled step that is short is also timed on zeros. Estimates are m
 import contextlib
 import dataclasses
 import math
+import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,7 @@ from hga_flax.runs import workdir as files
 from hga_flax.runs.checkpoints import Checkpoints, UnreadableCheckpoint
 from hga_flax.runs.console import Console, duration
 from hga_flax.runs.local_copy import find
+from hga_flax.runs.progress import check_same_size, complete
 from hga_flax.storage.buckets import is_remote
 from hga_flax.training.experiment import Experiment, Plan, Prepared, create_experiment, describe, prepare
 from hga_flax.training.initial_weights import check_source, fit_weights
@@ -79,7 +81,7 @@ def dry_run(config: ConfigDict, workdir: str | None = None, *, compile_step: boo
     new = not (workdir and checkpoint_steps(workdir))
     rows = describe(experiment, plan, state.params, new=new)
     if workdir is not None:
-        rows.append(("workdir", workdir_state(workdir, config, state, experiment.dataset.described())))
+        rows.append(("workdir", workdir_state(workdir, config, state, experiment.dataset.described(), plan)))
     console.table("dry run: nothing is trained or written", rows)
     if new and config.init.weights:
         console.table("initial weights", fit_weights(config, state).rows())
@@ -93,7 +95,11 @@ def dry_run(config: ConfigDict, workdir: str | None = None, *, compile_step: boo
 
 
 def workdir_state(
-    path: str, config: ConfigDict, state: TrainState | None = None, info: DatasetInfo | None = None
+    path: str,
+    config: ConfigDict,
+    state: TrainState | None = None,
+    info: DatasetInfo | None = None,
+    plan: Plan | None = None,
 ) -> str:
     """Describes what training would find in a workdir.
 
@@ -102,6 +108,7 @@ def workdir_state(
         config: complete configuration.
         state: abstract state of the run; if given, compared with the newest checkpoint (unless in a bucket).
         info: the data set as it is now; if given, compared with the run's.
+        plan: the plan of training; if given, compared with the run's progress.
 
     Raises:
         UserError: the workdir is not writable, or belongs to another run or optimizer.
@@ -113,12 +120,19 @@ def workdir_state(
     changes += files.check_same_data(workdir, info) if info else []
     steps = checkpoint_steps(path)
     if not steps:
+        if not is_remote(path):
+            with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
+                checkpoints.restore_latest(state)  # raises if the run had checkpoints
         return f"{path}: a new run"
+    if plan and max(steps) >= plan.total_steps:
+        return complete(pathlib.Path(path), max(steps), plan.total_steps)
     text = f"{path}: resumes from step {max(steps)}" + (f"; changed: {', '.join(changes)}" if changes else "")
     if state is not None and not is_remote(path):
         with contextlib.closing(Checkpoints(workdir, read_only=True, changes=changes)) as checkpoints:
             try:
                 checkpoints.check_structure(max(steps), state)
+                if plan:
+                    check_same_size(checkpoints.progress(max(steps)).num_examples, plan.num_examples)
             except UnreadableCheckpoint as error:
                 text += f", or from an older one: {error}"
     return text

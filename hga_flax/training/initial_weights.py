@@ -138,17 +138,15 @@ def check_source(config: ConfigDict, workdir: str | None) -> None:
         UserError: the path does not exist, or is neither a run nor a file of weights.
     """
     given = config.init.weights
-    if not given or is_remote(given) or (workdir and (is_remote(workdir) or _has_begun(workdir))):
+    if not given or is_remote(given) or (workdir and is_remote(workdir)):
+        return
+    if workdir and files.has_checkpoints(expand(workdir, "--workdir")):
         return
     path, _ = locate(given, KEY)
     if path.is_dir():
         _check_run(given, path, KEY)
     else:
         check_weights_file(path)
-
-
-def _has_begun(workdir: str) -> bool:
-    return any((expand(workdir, "--workdir") / "checkpoints").glob("[0-9]*"))
 
 
 def fit_weights(config: ConfigDict, state: TrainState) -> Fitted:

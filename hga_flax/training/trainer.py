@@ -18,7 +18,7 @@ import hga_flax
 from hga_flax.config.command_line import import_flags
 from hga_flax.config.loading import validate
 from hga_flax.data.sources import Source, dataset_info
-from hga_flax.errors import Interrupted, UserError, called
+from hga_flax.errors import Interrupted, called
 from hga_flax.processes.distributed import barrier, union
 from hga_flax.processes.mesh import replicate, to_devices
 from hga_flax.processes.preemption import Agreement, Preemption, exit_code
@@ -28,7 +28,7 @@ from hga_flax.runs.checkpoints import Checkpoints
 from hga_flax.runs.clock import Clock, StartUp
 from hga_flax.runs.console import Console, duration
 from hga_flax.runs.profiler import Profiler
-from hga_flax.runs.progress import Progress, complete
+from hga_flax.runs.progress import Progress, check_same_size, complete
 from hga_flax.runs.ranking import rank
 from hga_flax.runs.run_folder import run_folder
 from hga_flax.runs.writers import MetricWriter, finite_or_none
@@ -111,11 +111,7 @@ def _train(
             step, state, run = restored
             progress = Progress.restored(run)
             bad_images.remember(config.data.train_split, progress.bad_images)
-            if progress.num_examples != len(source):
-                raise UserError(
-                    f"the training split has {len(source)} examples, but this run started with "
-                    f"{progress.num_examples}: the data set has changed; choose another --workdir"
-                )
+            check_same_size(progress.num_examples, len(source))
             if step < plan.total_steps or progress.evaluation_due:
                 console.line(
                     f"resuming {shown(workdir)} at step {step}"
@@ -132,7 +128,7 @@ def _train(
             if experiment.shard.process == 0:
                 files.write_config(workdir, config)
                 files.write_dataset(workdir, info)
-                if not (workdir / "parameters.txt").exists():  # it shows the values at the start
+                if step == 0 or not (workdir / "parameters.txt").exists():  # it shows the values at the start
                     overview = parameter_overview.get_parameter_overview(
                         {"params": state.params, "batch_stats": state.batch_stats}
                     )

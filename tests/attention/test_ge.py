@@ -74,7 +74,7 @@ def test_learned_global_gather_is_one_weighted_sum_and_ties_the_size():
     cells = (x * params["gather_conv1"]["kernel"][:, :, 0, :]).sum(axis=(1, 2))
     cells = batch_norm(cells, params["gather_norm1"], statistics["gather_norm1"])
     assert relative_error(y, x * sigmoid(cells)[:, None, None, :]) < 1e-5
-    variables = module.init(jax.random.key(0), jnp.zeros((1, 3, 4, 8)))
+    variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 3, 4, 8)))
     with pytest.raises(ValueError, match=r"initialised for maps of \(3, 4\), not \(5, 4\)"):
         module.apply(variables, jnp.zeros((1, 5, 4, 8)))
 

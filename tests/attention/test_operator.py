@@ -133,8 +133,9 @@ def test_a_wide_hidden_layer_is_not_folded():
 def test_what_is_sown_in_training_is_the_same(as_on_gpus):
     module = HGA(24, reduced_channels=8)
     x = jnp.asarray(np.random.RandomState(0).standard_normal((2, 6, 6, 24)), jnp.float32)
-    variables = module.init(jax.random.key(0), x)
-    plain, ours = (module.apply(variables, x, train, mutable=["intermediates"])[1]["intermediates"] for train in (0, 1))
+    variables = jax.jit(module.init)(jax.random.key(0), x)
+    sown = lambda train: jax.jit(lambda x: module.apply(variables, x, train, mutable=["intermediates"])[1])(x)
+    plain, ours = (sown(train)["intermediates"] for train in (False, True))
     for name in ("cells", "excitation", "gate"):
         np.testing.assert_allclose(ours[name][0], plain[name][0], rtol=1e-4, atol=1e-6)
 
@@ -190,7 +191,8 @@ def test_bfloat16_is_as_near_float64_on_trained_weights_as_the_pooling_of_cells_
         choose = lambda *arrays, platform=platform, **forms: forms.get(platform, forms["default"])(*arrays)
         monkeypatch.setattr(platforms.lax, "platform_dependent", choose)
         module = HGA(32, dtype=jnp.bfloat16)
-        _, sown = module.apply({"params": weights}, jnp.asarray(y, jnp.bfloat16), True, mutable=["intermediates"])
+        apply = jax.jit(lambda y, m=module: m.apply({"params": weights}, y, True, mutable=["intermediates"])[1])
+        sown = apply(jnp.asarray(y, jnp.bfloat16))
         ours = np.asarray(sown["intermediates"]["gate"][0], np.float64)
         seen = y.sum(axis=(1, 2)) > 1e-3  # a channel that is zero everywhere shows no gate
         errors[platform] = np.sqrt(np.mean((ours - gate)[seen] ** 2))

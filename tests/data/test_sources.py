@@ -190,7 +190,7 @@ def test_a_damaged_description_is_one_line(tmp_path):
             dataset_info("mine", str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["", "../digits", "a b", "gs://x/y", "mnist/", "mnist/x=1", "huggingface:x"])
+@pytest.mark.parametrize("name", ["", "../digits", "a b", "gs://x/y", "mnist/", "mnist/x=1", "huggingface:x", "MyData"])
 def test_a_name_leads_nowhere_else(name, tmp_path):
     with pytest.raises(UserError, match="not the name of a data set"):
         dataset_info(name, str(tmp_path))

@@ -2,9 +2,12 @@ import cv2
 import numpy as np
 import pytest
 
+from hga_flax.data.sources import DatasetInfo
 from hga_flax.errors import UserError
+from hga_flax.inference import from_weights
 from hga_flax.inference.from_weights import CIFAR10, base_config, describe_weights, restore_weights
 from hga_flax.inference.predictor import Predictor
+from hga_flax.training.initial_weights import Source
 from hga_flax.training.restore import evaluate_restored
 from tests import torch_writer
 from tests.pretrained.test_torch_contents import RAW
@@ -133,3 +136,34 @@ def test_a_runs_folder(tmp_path):
         restored.variables["params"]["stem_conv"]["kernel"], run.variables["params"]["stem_conv"]["kernel"]
     )
     assert restored.experiment.dataset.info == run.experiment.dataset.info
+
+
+def test_options_stay_with_the_network_and_attention_that_they_belong_to():
+    def named(model, attention):
+        config = base_config()
+        config.model.update({"name": "cifar_resnet20", "options": "shortcut='B'"})
+        config.model.update({"attention": "hga", "attention_options": "mfe_act='relu'"})
+        from_weights._name_network(config, model, attention, set())
+        return config.model.attention_options
+
+    assert named("cifar_resnet20", "hga") == named("", "") == "mfe_act='relu'"
+    assert named("", "se") == named("cifar_resnet20", "se") == named("cifar_resnet32", "hga") == ""
+
+
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [
+        (
+            DatasetInfo("x", 10, 3, CIFAR10[::-1]),
+            "label 0 is 'truck' there and 'airplane' in the weights",
+        ),
+        (DatasetInfo("x", 10, 1, tuple("0123456789")), "take images with 3 channels, but those of digits have 1"),
+    ],
+)
+def test_other_classes_and_channels_than_those_of_the_weights_are_refused(info, message, monkeypatch):
+    config = base_config()
+    config.data.name = "digits"
+    monkeypatch.setattr(from_weights, "dataset_info", lambda name, directory: info)
+    source = Source("x", {}, peer="pytorch_resnet_cifar10/resnet20")
+    with pytest.raises(UserError, match=message):
+        from_weights._dataset(config, source, 10, 3, None, data=True)

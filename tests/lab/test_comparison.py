@@ -67,3 +67,8 @@ def test_one_false_claim_in_twenty_studies():
 def test_means():
     assert mean([]) is None and deviation([1.0]) is None
     assert mean([1.0, 2.0, 6.0]) == 3 and deviation([1.0, 2.0, 6.0]) == pytest.approx(np.std([1, 2, 6], ddof=1))
+
+
+def test_equal_differences_that_round_otherwise_say_nothing():
+    c = compare({0: 300 / 297, 1: 700 / 297}, {0: 0.0, 1: 400 / 297})
+    assert (c.pairs, c.p) == (2, None) and c.difference == pytest.approx(300 / 297)

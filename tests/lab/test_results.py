@@ -8,7 +8,7 @@ from scipy import stats
 
 from hga_flax.config.loading import to_json
 from hga_flax.errors import UserError
-from hga_flax.lab import results
+from hga_flax.lab import results, tables
 from hga_flax.lab.runs import open_directory, write_text
 from hga_flax.lab.study import load_study
 from tests.commands import ROOT
@@ -117,3 +117,19 @@ def test_what_cannot_be_reported_is_one_line(made, tmp_path):
     write_text(study.directory / "se" / "row.json", to_json(study.rows["hga"].config))
     with pytest.raises(UserError, match="row 'se' was started with another configuration"):
         results.load(file)
+
+
+def test_a_run_whose_loss_is_not_finite_is_counted_and_named(made):
+    file, study = made
+    result = study.directory / "se" / "seed_1" / "result.json"
+    result.write_text(json.dumps(json.loads(result.read_text()) | {"loss": None}))
+    told = results.analyse(results.load(file), "loss")
+    line = next(cells for cells in tables.table(told)[1] if cells[0] == "se")
+    assert line[1] == "2 of 3" and "Left out: se seed 1: its loss is not finite." in tables.notes(told)
+
+
+def test_a_study_whose_attention_is_not_known_here_is_reported_without_its_size(made, monkeypatch):
+    file, _ = made
+    refuse = lambda *a: (_ for _ in ()).throw(UserError("unknown attention 'mine'"))
+    monkeypatch.setattr(results, "build_model", refuse)
+    assert {row["params"] for row in results.load(file)["rows"]} == {None}

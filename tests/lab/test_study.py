@@ -71,6 +71,7 @@ BAD = [
     ({"config": "configs/absent.py"}, "no such file"),
     ({"name": "a b"}, "name='a b'"),
     ({"name": "hardware"}, "name='hardware'"),
+    ({"rows": ROWS | {"x": ["training.deterministic=false"]}}, "training.deterministic applies to a whole process"),
     ({"about": 3}, "about=3"),
     ({"scales": {}}, "scales must be a dictionary"),
     ({"scales": {"a b": []}}, "scales must be a dictionary"),

@@ -30,17 +30,23 @@ def test_each_3x3_reads_what_the_one_before_it_made():
     """In NumPy, a block that is not its stage's first; that one is what the goldens' first blocks show."""
     model = create_model("res2net50_26w_4s", **SMALL, scale=3, width_per_group=4)
     images = jnp.asarray(sample((1, 16, 16, 3)))
-    seen = {}
 
-    def watch(call, args, kwargs, context):
-        result = call(*args, **kwargs)
-        if context.module.path == ("stage1_block2",) and context.method_name == "__call__":
-            seen["x"], seen["y"] = args[0], result
-        return result
+    @jax.jit
+    def apply(variables):
+        seen = {}
 
-    variables = model.init(jax.random.key(0), images)
-    with nn.intercept_methods(watch):
-        model.apply(variables, images)
+        def watch(call, args, kwargs, context):
+            result = call(*args, **kwargs)
+            if context.module.path == ("stage1_block2",) and context.method_name == "__call__":
+                seen["x"], seen["y"] = args[0], result
+            return result
+
+        with nn.intercept_methods(watch):
+            model.apply(variables, images)
+        return seen
+
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    seen = apply(variables)
     params, statistics = (variables[kind]["stage1_block2"] for kind in ("params", "batch_stats"))
     conv = lambda y, name, margin=0: convolution(y, params[f"conv{name}"]["kernel"], 1, margin=margin)
     norm = lambda y, name: batch_norm(y, params[f"norm{name}"], statistics[f"norm{name}"])

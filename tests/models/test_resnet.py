@@ -45,7 +45,7 @@ def test_sk_takes_the_place_of_a_basic_blocks_first_3x3():
 @pytest.mark.parametrize(("name", "last"), [("resnet18", "norm2"), ("resnet50", "norm3")])
 def test_a_block_may_start_as_the_identity(name, last):
     model = create_model(name, stage_sizes=(1,), features=8, zero_init_residual=True)
-    block = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]["stage1_block1"]
+    block = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]["stage1_block1"]
     assert {norm for norm in block if "norm" in norm and not block[norm]["scale"].any()} == {last}
 
 

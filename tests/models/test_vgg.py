@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from hga_flax.models import create_model
+from tests.reference import sample
 
 SMALL = {"stage_sizes": (1, 2), "features": 8, "hidden": 16, "num_classes": 3}
 
@@ -20,16 +21,22 @@ def test_the_attention_acts_on_what_a_stage_hands_on():
     params = shapes_of(create_model("vgg16_bn", attention="se", features=16, hidden=8))["params"]
     widths = [params[f"stage{i}"]["attention"]["excite"]["bias"].shape[0] for i in range(1, 6)]
     assert widths == [16, 32, 64, 128, 128]
-    maps = []
-
-    def watch(call, args, kwargs, context):
-        if context.module.path[-1:] == ("attention",) and context.method_name == "__call__":
-            maps.append(args[0])
-        return call(*args, **kwargs)
-
     model = create_model("vgg11", attention="se", **SMALL)
-    with jax.disable_jit(), nn.intercept_methods(watch):
-        model.init(jax.random.key(0), jax.random.normal(jax.random.key(1), (1, 32, 32, 3)))
+
+    @jax.jit
+    def seen(images):
+        maps = []
+
+        def watch(call, args, kwargs, context):
+            if context.module.path[-1:] == ("attention",) and context.method_name == "__call__":
+                maps.append(args[0])
+            return call(*args, **kwargs)
+
+        with nn.intercept_methods(watch):
+            model.init(jax.random.key(0), images)
+        return maps
+
+    maps = seen(jnp.asarray(sample((1, 32, 32, 3))))
     assert [x.shape for x in maps] == [(1, 32, 32, 8), (1, 16, 16, 16)]  # before the pooling
     assert all(x.min() == 0 for x in maps)  # after the ReLU
 

@@ -69,7 +69,7 @@ def test_the_parts_equal_the_equations():
     """Eqs. 4-5 without their sums over the cells, where the ReLU passes."""
     cells = np.asarray(sample((2, 1, 21, 16)))
     module = HGA(16)
-    params = module.init(jax.random.key(0), sample((2, 8, 8, 16)))["params"]
+    params = jax.jit(module.init)(jax.random.key(0), sample((2, 8, 8, 16)))["params"]
     suppress, excite = (np.asarray(params["ee"][name], np.float64) for name in ("suppress", "excite"))
     hidden = np.einsum("bkc,kch->bkh", cells[:, 0], suppress)
     expected = (hidden * (hidden.sum(axis=1, keepdims=True) > 0)) @ excite
@@ -97,7 +97,7 @@ def test_an_identity_start_keeps_the_cells_and_its_share_is_in_the_factor(attent
     for block in variables["params"].values():
         block["attention"]["identity_start_share"] = share
     x = sample((2, 8, 8, 8))
-    _, state = network.apply(variables, x, mutable=["intermediates"])
+    state = jax.jit(lambda x: network.apply(variables, x, mutable=["intermediates"])[1])(x)
     first, second = g.read_gates(network, variables, state["intermediates"])
     np.testing.assert_allclose(first.gate, plain[0].gate, rtol=1e-6)
     assert first.bins == plain[0].bins and (first.drive is None) == (plain[0].drive is None)

@@ -38,7 +38,7 @@ def by_differences(a, kernel, chosen, step=1e-4):
 def test_equals_finite_differences():
     x = sample((2, 5, 4, 2))
     model = Net()
-    variables = model.init(jax.random.key(0), x)
+    variables = jax.jit(model.init)(jax.random.key(0), x)
     classes = np.array([2, 0])
     seen = look(model, variables, x, classes)
     trunk = np.asarray(nn.Conv(3, (3, 3)).apply({"params": variables["params"]["trunk"]}, x), np.float64)

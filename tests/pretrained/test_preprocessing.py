@@ -32,5 +32,12 @@ def test_what_is_known_by_name(peer, path, size, short_side, interpolation, mean
     assert (round(size / known.crop_fraction) if known.crop_fraction else None) == short_side
 
 
+def test_each_cifar_program_has_its_own_and_another_is_not_guessed():
+    known = lambda file: preprocessing_of("pytorch-cifar-models/cifar_resnet20", file)
+    assert known("cifar10_resnet20-4118986f.pt").std == (0.2023, 0.1994, 0.2010)
+    assert known("x/cifar100_resnet20-23dac2f1.pt").mean == (0.5070, 0.4865, 0.4409)
+    assert known("my_own.pt") is None
+
+
 def test_weights_of_no_known_name_are_prepared_as_torchvision_does():
     assert preprocessing_of("resnet50", "weights.pth").mean == IMAGENET_MEAN

@@ -94,7 +94,9 @@ def test_a_run_with_checkpoints_keeps_its_batch_size(tmp_path):
     w.write_config(tmp_path, tiny.config())
     other = tiny.config(training__batch_size=8 * tiny.config().training.batch_size)
     assert len(w.check_same_run(tmp_path, other)) == 1  # nothing is saved yet
-    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp-17").mkdir(parents=True)
+    assert len(w.check_same_run(tmp_path, other)) == 1 and not w.has_checkpoints(tmp_path)
+    (tmp_path / "superseded" / "3").mkdir(parents=True)
     with pytest.raises(UserError, match=r"counts steps of \d+ images\. Keep the size .*init\.weights="):
         w.check_same_run(tmp_path, other)
 
@@ -125,7 +127,7 @@ def test_no_folder_and_no_home_are_one_line(tmp_path):
         w.open_workdir("~nobody_here/x")
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"name": 3}', "[]", "[" * 100_000, '{"data": 5}'])
+@pytest.mark.parametrize("text", ["", "{", '{"name": 3}', "[]", "[" * 100_000, '{"data": 5}', '{"seed": {"x": 1}}'])
 def test_damaged_files_are_one_line(tmp_path, text):
     with pytest.raises(UserError, match="no run here"):
         w.read_config(tmp_path)

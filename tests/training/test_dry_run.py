@@ -1,3 +1,5 @@
+import dataclasses
+import shutil
 import sys
 import time
 
@@ -145,12 +147,20 @@ def test_the_newest_checkpoint_must_fit_the_run(tmp_path):
         return d.workdir_state(str(tmp_path), experiment.config, ready.state)
 
     assert told().endswith(": resumes from step 3")
+    experiment, ready = prepared()
+    state = lambda plan: d.workdir_state(str(tmp_path), experiment.config, ready.state, plan=plan)
+    assert state(dataclasses.replace(ready.plan, total_steps=3)).startswith("training is complete: ")
+    with pytest.raises(UserError, match="has 5 examples, but this run started with 0: the data set has changed"):
+        state(dataclasses.replace(ready.plan, num_examples=5))
     with pytest.raises(
         UserError, match=r"another optimizer or average; changed since: optimizer\.name: sgd -> adamw; undo that"
     ):
         told(optimizer__name="adamw")
     (tmp_path / "checkpoints" / "5").mkdir()
     assert "resumes from step 5, or from an older one: checkpoint" in told()
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(UserError, match="holds no checkpoint, but this run had one of step 3"):
+        told()
 
 
 def test_sizes():

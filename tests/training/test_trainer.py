@@ -206,7 +206,8 @@ def test_skipped_steps_are_logged_and_counted_over_sessions(tmp_path, monkeypatc
 @pytest.mark.slow
 def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
     """The first step's loss and gradient are sound; the parameters that it leaves are not."""
-    c = tiny.config(optimizer__learning_rate=1e39, checkpoint__every_steps=1)
+    factors = {"optimizer__learning_rate": 1e20, "optimizer__learning_rate_factors": ("classifier=1e30",)}
+    c = tiny.config(**factors, checkpoint__every_steps=1)
     with pytest.raises(UserError, match="diverged: parameters, statistics or momentum are not finite after step 1; no"):
         train(c, str(tmp_path))
     assert Checkpoints(tmp_path, read_only=True).steps() == []
@@ -251,6 +252,7 @@ def fill_disk(monkeypatch, site):
 @pytest.mark.parametrize("site", SITES)
 def test_a_disk_that_is_full_at_any_write_costs_no_completed_step(tmp_path, monkeypatch, site, capfd):
     train(tiny.config(training__steps=3), str(tmp_path))
+    (tmp_path / "parameters.txt").unlink()  # else it would not be written again
     with monkeypatch.context() as patch:
         fill_disk(patch, site)
         with pytest.raises(UserError, match=r"cannot be written.*No space left on device") as caught:
