@@ -56,7 +56,9 @@ class ConvolutionalBlockAttention(nn.Module):
         hidden = hidden_channels(self.channels, self.ratio)
         squeeze = nn.Dense(hidden, self.bias, dtype=self.dtype, kernel_init=nn.initializers.he_normal(), name="squeeze")
         excite = nn.Dense(self.channels, self.bias, dtype=self.dtype, name="excite")
-        pooled = jnp.stack([global_mean(x), at_least_float32(largest(x.reshape(len(x), -1, self.channels), 1)[:, 0])])
+        batch, height, width, _ = x.shape  # the batch may be symbolic
+        maximum = largest(x.reshape(batch, height * width, self.channels), 1)[:, 0]
+        pooled = jnp.stack([global_mean(x), at_least_float32(maximum)])  # [2, B, C]
         e = excite(nn.relu(squeeze(pooled))).sum(axis=0)
         x = gated(x, e[:, None, None, :])
         if not self.spatial:

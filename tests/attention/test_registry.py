@@ -152,3 +152,14 @@ def test_integers_are_refused_and_a_batch_may_be_empty(name):
     if name != "none":
         with pytest.raises(ValueError, match=r"\(16\) needs a floating-point map, not int32"):
             module.apply(variables, x.astype(jnp.int32))
+
+
+@pytest.mark.parametrize("name", [name for name in attention_names() if name != "none"])
+def test_the_batch_may_be_symbolic_as_in_an_exported_network(name):
+    module = create_attention(name, 16)
+    variables = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 8, 8, 16)))
+    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variables)
+    (batch,) = jax.export.symbolic_shape("batch")
+    exported = jax.export.export(jax.jit(lambda x: module.apply(variables, x)))
+    (y,) = exported(jax.ShapeDtypeStruct((batch, 8, 8, 16), jnp.float32)).out_avals
+    assert str(y.shape) == "(batch, 8, 8, 16)"
