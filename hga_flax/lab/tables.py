@@ -85,7 +85,7 @@ def notes(results: dict[str, Any]) -> list[str]:
         f"Left out: {row['row']} seed {run['seed']}: its {metric} is not finite."
         for row in rows
         for run in row["runs"]
-        if run[results["metric"]] is None
+        if run.get(results["metric"]) is None
     ]
     lines += [f"Failed: {row['row']} seed {f['seed']}: {f['error']}" for row in rows for f in row["failed"]]
     # Older versions wrote "cores" for the number of threads; count both as the same device.

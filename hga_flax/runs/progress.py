@@ -53,7 +53,7 @@ def planned_steps(config: ConfigDict, num_examples: int) -> int:
     return training.steps or max(1, round(training.epochs * (num_examples / training.batch_size)))
 
 
-def complete(workdir: pathlib.Path, step: int, total: int) -> str:
+def complete(workdir: str | pathlib.Path, step: int, total: int) -> str:
     """Returns the message for a run that has no steps left."""
     if step == total:
         return f"training is complete: {workdir} holds step {step} of {total}"

@@ -7,7 +7,6 @@ requested; a compiled step that is short is also timed on zeros. Estimates are m
 import contextlib
 import dataclasses
 import math
-import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -125,7 +124,7 @@ def workdir_state(
                 checkpoints.restore_latest(state)  # raises if the run had checkpoints
         return f"{path}: a new run"
     if plan and max(steps) >= plan.total_steps:
-        return complete(pathlib.Path(path), max(steps), plan.total_steps)
+        return complete(path, max(steps), plan.total_steps)
     text = f"{path}: resumes from step {max(steps)}" + (f"; changed: {', '.join(changes)}" if changes else "")
     if state is not None and not is_remote(path):
         with contextlib.closing(Checkpoints(workdir, read_only=True, changes=changes)) as checkpoints:
