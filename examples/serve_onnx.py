@@ -39,11 +39,11 @@ def read_image(file: str, how: dict) -> np.ndarray:
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Shrinks by area averaging, enlarges bilinearly."""
-    if image.shape[:2] == (height, width):
-        return image
-    shrinks = height < image.shape[0]
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    """Averages areas along a side that shrinks, and interpolates along one that grows."""
+    smaller = min(height, image.shape[0]), min(width, image.shape[1])
+    if smaller != image.shape[:2]:
+        image = cv2.resize(image, smaller[::-1], interpolation=cv2.INTER_AREA)
+    return image if smaller == (height, width) else cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 def main() -> int:
