@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from hga_flax import restore_workdir
-from hga_flax.errors import run_main
+from hga_flax.errors import UserError, run_main
 from hga_flax.images.device_augmentation import normalize
 
 
@@ -23,6 +23,8 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="latest", help="best, latest (the default) or a step")
     parser.add_argument("--images", type=int, default=8, help="number of images from the evaluation split (default: 8)")
     arguments = parser.parse_args()
+    if arguments.images < 1:
+        raise UserError(f"--images={arguments.images}: must be at least 1")
 
     restored = restore_workdir(arguments.workdir, arguments.checkpoint)
     model, config, dataset = restored.experiment.model, restored.experiment.config, restored.experiment.dataset
@@ -34,7 +36,7 @@ def main() -> None:
         print(f"  {jax.tree_util.keystr(path, simple=True, separator='/')} {list(leaf.shape)}")
 
     source = dataset.source(config.data.eval_split, train=False)
-    batches = dataset.eval_batches(source, max(1, arguments.images), restored.experiment.shard)
+    batches = dataset.eval_batches(source, arguments.images, restored.experiment.shard)
     batch = next(iter(batches))  # image uint8 [B, H, W, C], label [B], mask [B]
     images = normalize(batch["image"], config.data.mean, config.data.std)  # as in training
     logits, sown = jax.jit(lambda *inputs: model.apply(*inputs, mutable=["intermediates"]))(variables, images)

@@ -102,7 +102,8 @@ def _prepare_local(
     if kind == "folder" and data_dir.resolve().is_relative_to(path.resolve()):
         raise UserError(f"prepare folder: --data-dir={data_dir} is inside the folder to pack; choose another")
     name = packing.check_name(arguments.name or path.stem.lower().replace("-", "_"))
-    if find_set(bucket, name) if bucket else (data_dir / name / packing.VERSION).exists():
+    there = find_set(bucket, name) if bucket else (data_dir / name / packing.VERSION).exists()
+    if there:
         raise UserError(f"{data_dir / name} already exists; choose another --name or remove it")
     names = tuple(n.strip() for n in arguments.class_names.split(",")) if arguments.class_names else ()
     if kind == "folder" and names:

@@ -128,10 +128,17 @@ def test_rows_are_checked_on_the_devices_of_their_runs(tmp_path, monkeypatch):
     rows = {"b16": ["training.batch_size=16"], "b15": ["training.batch_size=15"]}
     overrides = [item for item in TINY if "batch_size" not in item]
     file = write_study(tmp_path, overrides=overrides, rows=rows, baseline="b16")
-    line = [sys.executable, "-m", "hga_flax", "study", file, f"--dir={tmp_path / 'runs'}", "--workers=2", "--part=0/2"]
-    own = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     code = "import sys, hga_flax.lab.command as c; c.start_workers = lambda a: 0; from hga_flax.__main__ import main; "
-    line = [sys.executable, "-c", code + "main(sys.argv[1:])", *line[3:-1]]
+    line = [
+        sys.executable,
+        "-c",
+        code + "main(sys.argv[1:])",
+        "study",
+        file,
+        f"--dir={tmp_path / 'runs'}",
+        "--workers=2",
+    ]
+    own = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run(line, cwd=ROOT, env=own, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
 

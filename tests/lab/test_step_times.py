@@ -24,9 +24,9 @@ def test_a_saved_report_cannot_be_timed(tmp_path):
 
 
 def test_a_row_that_was_not_started_is_named_before_anything_is_compiled(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "row.json").write_text("{")
     with pytest.raises(UserError, match="--time needs every row, and 'b' has not been started"):
-        (tmp_path / "a").mkdir()
-        (tmp_path / "a" / "row.json").write_text("{")
         step_times.measure({"directory": str(tmp_path), "rows": [{"row": "a"}, {"row": "b"}]}, print)
 
 
