@@ -125,7 +125,11 @@ def _lines(row: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("memory", f"{peak / 2**30:.2f} of {capacity / 2**30:.0f} GiB ({peak / capacity:.0%}){over}"),
         ("FLOPs", f"{row['flops'] / 1e9:,.4g} G"),
-        ("bytes", f"{row['bytes_accessed'] / 1e9:,.4g} GB"),
+        (
+            "bytes",
+            f"{row['main_memory_bytes'] / 1e9:,.4g} GB to and from main memory; {row['bytes_accessed'] / 1e9:,.4g} GB "
+            "accessed, on-chip memory included",
+        ),
         ("kernels", f"{row['kernels']:,}, {row['small_kernels']:,} of them under 1 MB"),
         ("calls", "; ".join(calls) or "none"),
         ("collectives", "; ".join(kinds) or "none"),
@@ -153,26 +157,29 @@ def comparison(rows: list[dict[str, Any]]) -> str:
     first = rows[0]
     lines = [
         f"{first['model']} on {_what(first)}",
-        f"{'attention':12} {'GB':>8} {'ratio':>6} {'GFLOPs':>9} {'memory GiB':>11} {'kernels':>8} {'< 1 MB':>7} "
-        f"{'exchanged MB':>13} {'at least ms':>12} {'bound by':>8} {'images/s':>9}",
+        f"{'attention':12} {'GB':>8} {'ratio':>6} {'accessed GB':>12} {'ratio':>6} {'GFLOPs':>9} {'memory GiB':>11} "
+        f"{'kernels':>8} {'< 1 MB':>7} {'exchanged MB':>13} {'at least ms':>12} {'bound by':>8} {'images/s':>9}",
     ]
     for row in rows:
         exchanged = sum(entry["bytes"] for entry in row["collectives"].values())
         lines.append(
-            f"{row['attention']:12} {row['bytes_accessed'] / 1e9:>8.2f} "
+            f"{row['attention']:12} {row['main_memory_bytes'] / 1e9:>8.2f} "
+            f"{row['main_memory_bytes'] / first['main_memory_bytes']:>6.3f} {row['bytes_accessed'] / 1e9:>12.2f} "
             f"{row['bytes_accessed'] / first['bytes_accessed']:>6.3f} {row['flops'] / 1e9:>9,.0f} "
             f"{row['peak_memory_bytes'] / 2**30:>11.2f} {row['kernels']:>8,} {row['small_kernels']:>7,} "
             f"{exchanged / 1e6:>13,.1f} {row['roofline_s'] * 1e3:>12.2f} {row['bound']:>8} {row['images_per_s']:>9,.0f}"
         )
-    return "\n".join([*lines, "(all per device and step; ratio: bytes, relative to the first row)"])
+    notes = "GB to and from main memory; accessed: on-chip memory included; ratio: to the first row"
+    return "\n".join([*lines, f"(all per device and step; {notes})"])
 
 
 def top_kernels(row: dict[str, Any]) -> str:
     """Returns a line for each of the kernels that move the most bytes: bytes, share of the step, kind and source."""
     lines = [f"the kernels of {row['attention']} that move the most bytes:"]
     for kernel in row["top"]:
+        share = kernel["bytes"] / row["main_memory_bytes"]
         lines.append(
-            f"{kernel['bytes'] / 1e6:>9,.1f} MB {kernel['bytes'] / row['bytes_accessed']:>6.1%}  {kernel['kind']:28} "
-            f"{kernel['source']}  {kernel['operation']}"
+            f"{kernel['bytes'] / 1e6:>9,.1f} MB {share:>6.1%}  {kernel['kind']:28} {kernel['source']}  "
+            f"{kernel['operation']}"
         )
     return "\n".join(lines)

@@ -89,10 +89,11 @@ def roofline(measured: Any, device: Any, batch: int, chips: int) -> dict[str, An
     from hga_flax.counting.devices import limits
 
     limit = limits(device)
+    moved = measured.bytes_accessed if measured.main_memory_bytes is None else measured.main_memory_bytes
     exchanged = sum(entry["bytes"] for entry in measured.collectives.values())
     seconds = {
         "compute": measured.flops / limit.flops,
-        "memory": measured.bytes_accessed / limit.memory_bandwidth,
+        "memory": moved / limit.memory_bandwidth,
         # An all-reduce over a ring or torus sends each value about twice: reduce-scatter, then all-gather.
         "links": 2 * exchanged * (chips - 1) / chips / limit.link_bandwidth if chips > 1 else 0.0,
     }

@@ -130,7 +130,7 @@ def sweep_table(rows: list[dict[str, Any]]) -> str:
             continue
         lines.append(
             f"{row['batch_per_chip']:>13} {row['peak_memory_bytes'] / 2**30:>11.2f} "
-            f"{row['bytes_accessed'] / 1e9:>9.2f} {row['images_per_s']:>25,.0f}"
+            f"{row['main_memory_bytes'] / 1e9:>9.2f} {row['images_per_s']:>25,.0f}"
             + ("   the largest that fits" if row["largest"] else "")
         )
     return "\n".join(lines)

@@ -23,13 +23,15 @@ class Cost:
 
     Attributes:
         flops: number of multiplications and additions.
-        bytes_accessed: bytes that its fused operations read and write, each counted in full; equals the
-            main-memory traffic if no value stays in on-chip memory.
+        bytes_accessed: bytes that its fused operations read and write, each counted in full. For TPUs this is XLA's own
+            count: it includes values in on-chip memory (VMEM), and again what moves them there and back.
         peak_memory_bytes: peak memory in use, including arguments and results.
         collectives: by kind, their number (`count`) and the size of their results (`bytes`).
         kernels: number of kernel executions, counting every iteration of a loop.
         small_kernels: number of these that move less than 1 MB.
         custom_calls: number of calls to code outside XLA, by target.
+        main_memory_bytes: bytes read from and written to main memory (HBM), as `program_text` counts them; None if they
+            were not counted.
     """
 
     flops: float
@@ -39,16 +41,18 @@ class Cost:
     kernels: int = 0
     small_kernels: int = 0
     custom_calls: dict[str, int] = dataclasses.field(default_factory=dict)
+    main_memory_bytes: int | None = None
 
 
 def cost(compiled: jax.stages.Compiled) -> Cost:
     """Returns the cost of a compiled program; for GPUs, bytes and FLOPs come from `program_text`."""
     analysis, memory, text = compiled.cost_analysis() or {}, compiled.memory_analysis(), compiled.as_text()
     kernels = Program(text).kernels()
+    main_memory = sum(kernel.bytes for kernel in kernels)
     if _for_gpus(compiled):
         analysis = {
             "flops": sum(kernel.times * kernel.flops for kernel in kernels),
-            "bytes accessed": sum(kernel.bytes for kernel in kernels),
+            "bytes accessed": main_memory,
         }
     sizes = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     peak = getattr(memory, "peak_memory_in_bytes", 0)
@@ -66,6 +70,7 @@ def cost(compiled: jax.stages.Compiled) -> Cost:
         kernels=sum(kernel.times for kernel in kernels),
         small_kernels=sum(kernel.times for kernel in kernels if kernel.read + kernel.written < SMALL),
         custom_calls=dict(calls),
+        main_memory_bytes=main_memory,
     )
 
 

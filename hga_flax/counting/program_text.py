@@ -3,7 +3,8 @@
 XLA's own cost analysis reports nothing for GPUs. Here every top-level operation of the program is a kernel that reads
 each operand once and writes its results, each counted in full. Simplifications:
 
-* Caches are ignored: a value that stays in a cache counts as main-memory traffic.
+* Caches are ignored: a value that stays in a cache counts as main-memory traffic. What the compiler itself places in
+  on-chip memory (a TPU's VMEM: its layout names a memory space other than 0) does not count.
 * If a fused operation uses only slices of an operand, only the slices count; if it overwrites part of an operand in
   place, only that part counts. A gather or a strided convolution counts its whole operand.
 * The workspace of library convolutions and matrix products is not counted; the library chooses it on the GPU.
@@ -19,6 +20,7 @@ from functools import cached_property
 
 _BITS = {"pred": 8, "bf16": 16} | {f"{kind}{bits}": bits for kind in "suf" for bits in (2, 4, 8, 16, 32, 64)}
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_ON_CHIP = re.compile(r"\b[a-z]\w*\[[\d,]*\]\{[^{}]*S\([1-9]\d*\)[^{}]*\}")  # an array in another memory space
 _COMPUTATION = re.compile(r"^(ENTRY )?%?(\S+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?(\S+) = (.*)$")
 _NAME = re.compile(r"%([\w.\-]+)")
@@ -29,6 +31,7 @@ _FREE = {
 }  # fmt: skip
 _SLICES = {"slice", "dynamic-slice", "gather"}
 _STARTS = {"all-gather-start", "collective-permute-start"}  # their results are (input, output, handles)
+_COPIES = re.compile(r"(copy|slice|dynamic-slice|dynamic-update-slice)-start")  # of a part of a map, in the background
 _CALLED = {"call": "to_apply", "async-start": "calls"}
 
 
@@ -76,8 +79,8 @@ class Kernel:
         name: name of the instruction in the program.
         kind: the operation, or the target of a custom call.
         calls: True if it is a custom call.
-        read: bytes read.
-        written: bytes written.
+        read: bytes read from main memory.
+        written: bytes written to main memory.
         flops: FLOPs of its matrix products and convolutions; a multiply-accumulate counts as two.
         times: number of executions per execution of the program.
         operation: path of JAX's operation in the traced function.
@@ -109,6 +112,11 @@ def array_bytes(dtype: str, dimensions: str) -> int:
 def type_bytes(text: str) -> int:
     """Returns the total size in bytes of the arrays of a type, which may be a tuple."""
     return sum(array_bytes(*array) for array in _ARRAY.findall(text))
+
+
+def main_memory_bytes(text: str) -> int:
+    """Returns the size in bytes of those arrays of a type that are in main memory."""
+    return type_bytes(_ON_CHIP.sub("", text))
 
 
 def result_bytes(text: str, op: str) -> int:
@@ -196,11 +204,14 @@ class Program:
 
     def _kernel(self, instruction: Instruction, by_name: dict[str, Instruction], times: int) -> Kernel:
         body = self.computations.get(instruction.attribute("calls"), [])
-        written = result_bytes(instruction.type, instruction.op)
-        operands: dict[str, int] = {}
-        for number, name in enumerate(instruction.operands):
-            whole = type_bytes(by_name[name].type) if name in by_name else 0
-            operands.setdefault(name, min(whole, _taken(body, number, whole)))
+        if _COPIES.fullmatch(instruction.op):
+            operands, written = _copied(instruction)
+        else:
+            written = result_bytes(_ON_CHIP.sub("", instruction.type), instruction.op)
+            operands = {}
+            for number, name in enumerate(instruction.operands):
+                whole = main_memory_bytes(by_name[name].type) if name in by_name else 0
+                operands.setdefault(name, min(whole, _taken(body, number, whole)))
         for update in _updates(body or [instruction], by_name if not body else {i.name: i for i in body}):
             written = min(written, update)
         return Kernel(
@@ -236,6 +247,18 @@ class Program:
         elif target.endswith("BackwardInput"):
             outputs = shape(0)
         return 2 * math.prod(kernel) // kernel[labels[2].index("o")] * math.prod(outputs)
+
+
+def _copied(instruction: Instruction) -> tuple[dict[str, int], int]:
+    """Returns the bytes that the start of an asynchronous copy reads and writes in main memory.
+
+    Its result is (target, source, handle) for a whole copy, ((sources), target, handle) for a slice.
+    """
+    parts = _parts(instruction.type)
+    target, source = parts[:2] if instruction.op == "copy-start" else (parts[1], parts[0])
+    moved = type_bytes(target)
+    read = moved if main_memory_bytes(source) else 0
+    return {instruction.operands[0]: read}, moved if main_memory_bytes(target) else 0
 
 
 def _instruction(match: re.Match) -> Instruction:

@@ -22,31 +22,36 @@ needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, re
 
 
 ROW = {
-    "topology": "v5e:2x4", "chips": 8, "batch_per_chip": 128, "flops": 3e12, "bytes_accessed": 55e9,
+    "topology": "v5e:2x4", "chips": 8, "batch_per_chip": 128, "flops": 3e12,
+    "bytes_accessed": 55e9, "main_memory_bytes": 40_000_000_000,
     "peak_memory_bytes": 5 * 2**30, "collectives": {"all-reduce": {"count": 99, "bytes": 57_000_000}},
     "compile_s": 90.0, "model": "resnet50", "attention": "hga", "kernels": 1234, "small_kernels": 56,
     "custom_calls": {"__cudnn$convForward": 53},
 }  # fmt: skip
+FIELDS = ("flops", "bytes_accessed", "peak_memory_bytes", "collectives", "main_memory_bytes")
 
 
 def test_what_a_person_reads():
-    measured = Cost(*(ROW[key] for key in ("flops", "bytes_accessed", "peak_memory_bytes", "collectives")))
+    measured = Cost(**{key: ROW[key] for key in FIELDS})
     row = ROW | roofline(measured, V5E, 128, 8)
     text = module.table(row)
     assert "5.00 of 16 GiB (31%)" in text and "all-reduce 99 x, 57.0 MB" in text
-    assert "bound by memory" in text and "1,906 images/s per device" in text
+    assert "bound by memory" in text and "2,621 images/s per device" in text
+    assert "40 GB to and from main memory; 55 GB accessed, on-chip memory included" in text
     assert "1,234, 56 of them under 1 MB" in text and "__cudnn$convForward 53 x" in text and "does not fit" not in text
     assert "does not fit" in module.table(row | {"peak_memory_bytes": 17 * 2**30})
 
 
 def test_attentions_side_by_side_and_the_heaviest_kernels():
-    measured = Cost(*(ROW[key] for key in ("flops", "bytes_accessed", "peak_memory_bytes", "collectives")))
+    measured = Cost(**{key: ROW[key] for key in FIELDS})
     plain = ROW | roofline(measured, V5E, 128, 8) | {"attention": "none", "bytes_accessed": 50e9}
+    plain["main_memory_bytes"] = 32e9
     kernel = {"bytes": 5_500_000_000, "kind": "fusion", "operation": "jit(step)/add", "source": "a.py:7", "name": "f"}
-    hga = plain | {"attention": "hga", "bytes_accessed": 55e9, "top": [kernel]}
+    hga = plain | {"attention": "hga", "bytes_accessed": 55e9, "main_memory_bytes": 40e9, "top": [kernel]}
     text = module.comparison([plain, hga])
-    assert re.search(r"none +50\.00 +1\.000 ", text) and re.search(r"hga +55\.00 +1\.100 ", text)
-    assert re.search(r"5,500\.0 MB +10\.0%  fusion +a\.py:7  jit\(step\)/add", module.top_kernels(hga))
+    assert re.search(r"none +32\.00 +1\.000 +50\.00 +1\.000 ", text)
+    assert re.search(r"hga +40\.00 +1\.250 +55\.00 +1\.100 ", text)
+    assert re.search(r"5,500\.0 MB +13\.8%  fusion +a\.py:7  jit\(step\)/add", module.top_kernels(hga))
 
 
 @pytest.mark.parametrize(
@@ -83,6 +88,7 @@ def test_a_step_compiles_for_a_pod_and_scales_weakly(capsys):
     assert (few["chips"], many["chips"], many["batch_per_chip"]) == (8, 16, 8)
     assert set(few["collectives"]) == {"all-reduce"} and many["collectives"] == few["collectives"]
     assert many["bytes_accessed"] == pytest.approx(few["bytes_accessed"], rel=0.01)
+    assert 0 < few["main_memory_bytes"] < few["bytes_accessed"]
     assert 0 < few["peak_memory_bytes"] < few["memory_capacity_bytes"] == 16 * 2**30
     assert few["images_per_s"] == pytest.approx(8 / few["roofline_s"])
 

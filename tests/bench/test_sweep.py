@@ -26,7 +26,7 @@ def test_the_sweep_finds_the_largest_batch_in_few_compilations(start, largest):
 
 
 def test_what_a_person_reads():
-    row = {"batch_per_chip": 128, "peak_memory_bytes": 5 * 2**30, "bytes_accessed": 55e9, "images_per_s": 1906.0}
+    row = {"batch_per_chip": 128, "peak_memory_bytes": 5 * 2**30, "main_memory_bytes": 55e9, "images_per_s": 1906.0}
     rows = [
         row | {"fits": True, "largest": True},
         {"batch_per_chip": 256, "fits": False, "given_up": True},

@@ -114,6 +114,42 @@ def test_bytes_of_types():
     assert type_bytes("(f32[2,3]{1,0}, (s8[5]{0}, u32[]))") == 24 + 5 + 4
 
 
+# A map of 64 KiB that a TPU's compiler prefetches in two halves; S(1) is on-chip memory, S(2) holds handles.
+PREFETCH = """\
+HloModule jit_f, is_scheduled=true
+
+%fused (p.0: bf16[128,256], p.1: bf16[256]) -> bf16[128,256] {
+  %p.0 = bf16[128,256]{1,0:T(8,128)(2,1)S(1)} parameter(0)
+  %p.1 = bf16[256]{0:T(256)(128)(2,1)S(1)} parameter(1)
+  ROOT %add.1 = bf16[128,256]{1,0:T(8,128)(2,1)} multiply(%p.0, %p.0)
+}
+
+ENTRY %main (x: bf16[128,256], b: bf16[256]) -> bf16[128,256] {
+  %x = bf16[128,256]{1,0:T(8,128)(2,1)} parameter(0)
+  %b = bf16[256]{0:T(256)(128)(2,1)} parameter(1)
+  %slice-start = ((bf16[128,256]{1,0:T(8,128)(2,1)}), bf16[64,256]{1,0:T(8,128)(2,1)S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[0:64], [0:256]}
+  %slice-start.1 = ((bf16[128,256]{1,0:T(8,128)(2,1)}), bf16[64,256]{1,0:T(8,128)(2,1)S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[64:128], [0:256]}
+  %copy-start = (bf16[256]{0:T(256)(128)(2,1)S(1)}, bf16[256]{0:T(256)(128)(2,1)}, u32[]{:S(2)}) copy-start(%b)
+  %copy-done = bf16[256]{0:T(256)(128)(2,1)S(1)} copy-done(%copy-start)
+  %slice-done = bf16[64,256]{1,0:T(8,128)(2,1)S(1)} slice-done(%slice-start)
+  %slice-done.1 = bf16[64,256]{1,0:T(8,128)(2,1)S(1)} slice-done(%slice-start.1)
+  %whole = bf16[128,256]{1,0:T(8,128)(2,1)S(1)} custom-call(%slice-done, %slice-done.1), custom_call_target="ConcatBitcast"
+  %fusion = bf16[128,256]{1,0:T(8,128)(2,1)S(1)} fusion(%whole, %copy-done), kind=kLoop, calls=%fused
+  %copy-start.1 = (bf16[128,256]{1,0:T(8,128)(2,1)}, bf16[128,256]{1,0:T(8,128)(2,1)S(1)}, u32[]{:S(2)}) copy-start(%fusion)
+  ROOT %copy-done.1 = bf16[128,256]{1,0:T(8,128)(2,1)} copy-done(%copy-start.1)
+}
+"""  # noqa: E501
+
+
+def test_what_the_compiler_keeps_on_chip_moves_nothing_to_or_from_main_memory():
+    half = 64 * 256 * 2
+    moved = {kernel.name: (kernel.read, kernel.written) for kernel in Program(PREFETCH).kernels()}
+    assert moved == {
+        "slice-start": (half, 0), "slice-start.1": (half, 0), "copy-start": (512, 0), "whole": (0, 0),
+        "fusion": (0, 0), "copy-start.1": (0, 2 * half),
+    }  # fmt: skip
+
+
 def test_a_program_of_this_machine_can_be_read():
     x = jnp.ones((64, 32))
     compiled = jax.jit(lambda x: jnp.sin(x) @ x.T).lower(x).compile()
