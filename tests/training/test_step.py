@@ -29,10 +29,10 @@ def one_step(c, devices, batch, image_shape=(8, 8, 1)):
     on = tiny.mesh(devices)
     _, state, step = tiny.build(c, on, image_shape)
     placed = next(to_devices(iter([batch]), on))
-    text = step.lower(state, placed).compile().as_text()
+    compiled = step.lower(state, placed).compile()
     before = jax.tree.map(np.asarray, state)
-    after, report = step(state, placed)
-    return text, before, jax.tree.map(np.asarray, after), float(report.loss)
+    after, report = compiled(state, placed)
+    return compiled.as_text(), before, jax.tree.map(np.asarray, after), float(report.loss)
 
 
 def worst(a, b):
