@@ -31,6 +31,8 @@ _FREE = {
 }  # fmt: skip
 _SLICES = {"slice", "dynamic-slice", "gather"}
 _STARTS = {"all-gather-start", "collective-permute-start"}  # their results are (input, output, handles)
+_LIBRARIES = re.compile(r"__cu(blas|dnn)\$")
+_WORKSPACE = re.compile(r", [su]8\[\d+\](\{[^{}]*\})?\)$")  # the last result of a call to a library
 _COPIES = re.compile(r"(copy|slice|dynamic-slice|dynamic-update-slice)-start")  # of a part of a map, in the background
 _CALLED = {"call": "to_apply", "async-start": "calls"}
 
@@ -207,7 +209,10 @@ class Program:
         if _COPIES.fullmatch(instruction.op):
             operands, written = _copied(instruction)
         else:
-            written = result_bytes(_ON_CHIP.sub("", instruction.type), instruction.op)
+            kind = instruction.type
+            if _LIBRARIES.match(instruction.quoted("custom_call_target")):
+                kind = _WORKSPACE.sub(")", kind)
+            written = result_bytes(_ON_CHIP.sub("", kind), instruction.op)
             operands = {}
             for number, name in enumerate(instruction.operands):
                 whole = main_memory_bytes(by_name[name].type) if name in by_name else 0
