@@ -33,7 +33,7 @@ _SLICES = {"slice", "dynamic-slice", "gather"}
 _STARTS = {"all-gather-start", "collective-permute-start"}  # their results are (input, output, handles)
 _LIBRARIES = re.compile(r"__cu(blas|dnn)\$")
 _WORKSPACE = re.compile(r", [su]8\[\d+\](\{[^{}]*\})?\)$")  # the last result of a call to a library
-_COPIES = re.compile(r"(copy|slice|dynamic-slice|dynamic-update-slice)-start")  # of a part of a map, in the background
+_COPIES = re.compile(r"(copy|slice|dynamic-slice)-start")  # between memories, in the background
 _CALLED = {"call": "to_apply", "async-start": "calls"}
 
 
