@@ -9,13 +9,14 @@ convolution or, for wide maps, of one matmul per tap. GPUs keep the grouped form
 Also on CPUs, XLA computes the gradient of a kernel as a convolution whose window is the whole map, at a
 fifth to a half of the speed of a matmul. Here a block of the map at a time is copied into a matrix with a
 row per output position and a column per kernel element (im2col), which stays in the core's cache while
-it is multiplied. The gradient of the input of a strided convolution is the reverse: a matmul whose columns
-are added where their elements came from. A block uses one core, because training uses a device per core
-(`training.cpu_devices`). benchmarks/NOTES.md has the measurements.
+it is multiplied. One of the product's two matrices must be transposed first; it is the smaller one. The
+gradient of the input of a strided convolution is the reverse: a matmul whose columns are added where their
+elements came from. A 1x1 convolution is a matmul of `[B * H * W, C]`. A block uses one core, because
+training uses a device per core (`training.cpu_devices`). benchmarks/NOTES.md has the measurements.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,7 +28,7 @@ from hga_flax.attention.platforms import by_platform, varying_alike
 
 DENSE_WIDTH = 1024  # most channels for which TPUs use the dense form
 CPU_DENSE_WIDTH = 256  # the same for CPUs
-BLOCK_ELEMENTS = 2**18  # most elements of a block's matrix on CPUs: 1 MiB in float32
+BLOCK_ELEMENTS = 2**17  # most elements of a block's matrix on CPUs: 512 KiB in float32
 FEWEST_ROWS = 392  # fewest rows of such a matrix; with fewer, the kernel's gradient is read and written too often
 
 Pads = tuple[tuple[int, int], ...]
@@ -96,7 +97,9 @@ def _on_cpus(
     pads = _pads(x, kernel, strides, padding)
     if kernel.shape[:2] == (1, 1) and not any(map(any, pads)):
         x = x if max(strides) == 1 else x[:, :: strides[0], :: strides[1]]
-        return _multiply(x, kernel, options.get("precision"))
+        # All that reads the map as a matrix reads the same one; XLA would write the map a second time for others.
+        y = _multiply(x.reshape(-1, x.shape[-1]), kernel[0, 0], options.get("precision"))
+        return y.reshape(*x.shape[:-1], -1)
     return _convolve(x, kernel, tuple(strides), pads, tuple(options.items()))
 
 
@@ -132,8 +135,8 @@ _convolve.defvjp(_forward, _backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _multiply(x: jax.Array, kernel: jax.Array, precision: Any) -> jax.Array:
-    """1x1 convolution as a product of matrices."""
-    return jnp.matmul(x, kernel[0, 0], precision=precision)
+    """1x1 convolution as a product of matrices: `[N, C]` and `[C, D]` -> `[N, D]`."""
+    return jnp.matmul(x, kernel, precision=precision)
 
 
 def _multiply_forward(x: jax.Array, kernel: jax.Array, precision: Any) -> tuple:
@@ -142,9 +145,15 @@ def _multiply_forward(x: jax.Array, kernel: jax.Array, precision: Any) -> tuple:
 
 def _multiply_backward(precision: Any, saved: tuple, gradient: jax.Array) -> tuple:
     x, kernel = saved
-    to_input = jnp.matmul(gradient, kernel[0, 0].T, precision=precision)
+    rows = _largest_divisor(len(x), max(FEWEST_ROWS, BLOCK_ELEMENTS // x.shape[1]))
+
+    def block(index: jax.Array) -> tuple[jax.Array, jax.Array]:
+        start = index * rows
+        return lax.dynamic_slice_in_dim(x, start, rows), lax.dynamic_slice_in_dim(gradient, start, rows)
+
     # Also in blocks: for one large product XLA would write the map's gradient a second time, transposed.
-    return to_input, _kernel_gradient(x, kernel, gradient, (1, 1), ((0, 0), (0, 0)), precision)
+    of_kernel = _sum_of_products(block, len(x) // rows, x, gradient, precision)
+    return jnp.matmul(gradient, kernel.T, precision=precision), of_kernel
 
 
 _multiply.defvjp(_multiply_forward, _multiply_backward)
@@ -178,29 +187,54 @@ def _kernel_gradient(
     batch, height, width, outputs = gradient.shape
     images, rows = block_shape(batch, height, width, math.prod(kernel.shape[:3]))
     bands = height // rows
-    wide = jnp.promote_types(x.dtype, jnp.float32)
     pad = lambda x: jnp.pad(x, ((0, 0), *pads, (0, 0)))
     x = pad(x) if bands > 1 else x  # whole images are padded block by block, in the cache
 
-    def add_block(index: jax.Array, total: jax.Array) -> jax.Array:
+    def block(index: jax.Array) -> tuple[jax.Array, jax.Array]:
         image, row = index // bands * images, index % bands * rows
         if bands > 1:
             high = (rows - 1) * strides[0] + size[0]
             part = lax.dynamic_slice(x, (image, row * strides[0], 0, 0), (images, high, *x.shape[2:]))
         else:
             part = pad(lax.dynamic_slice_in_dim(x, image, images))
+        columns = _columns(part, size, strides)
         of_outputs = lax.dynamic_slice(gradient, (image, row, 0, 0), (images, rows, width, outputs))
-        return total + lax.dot_general(
-            _columns(part, size, strides),
-            of_outputs,
-            (((0, 1, 2), (0, 1, 2)), ((), ())),
-            precision=precision,
-            preferred_element_type=wide,
-        )
+        return columns.reshape(-1, columns.shape[-1]), of_outputs.reshape(-1, outputs)
 
-    zeros = jnp.zeros((math.prod(kernel.shape[:3]), outputs), wide)
-    total = lax.fori_loop(0, batch // images * bands, add_block, varying_alike((zeros, x, gradient))[0])
-    return total.reshape(kernel.shape).astype(kernel.dtype)
+    return _sum_of_products(block, batch // images * bands, x, gradient, precision).reshape(kernel.shape)
+
+
+def _sum_of_products(
+    block: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    count: int,
+    x: jax.Array,
+    gradient: jax.Array,
+    precision: Any,
+) -> jax.Array:
+    """Returns the sum of columns.T @ of_outputs, `[K, D]`, over all blocks.
+
+    Args:
+        block: returns the columns `[N, K]` and the outputs' gradient `[N, D]` of a block.
+        count: number of blocks.
+        x: map of which `block` takes parts, `[..., C]`.
+        gradient: gradient of which `block` takes parts, `[..., D]`.
+        precision: precision of the products.
+    """
+    columns, of_outputs = jax.eval_shape(block, 0)
+    shape = columns.shape[1], of_outputs.shape[1]
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    # The product's left matrix is transposed in memory; it is the one with fewer columns. Where the map has few
+    # channels its windows are small pieces, which are copied in any order.
+    swapped = of_outputs.shape[1] <= x.shape[-1]
+
+    def add_block(index: jax.Array, total: jax.Array) -> jax.Array:
+        left, right = block(index)[:: -1 if swapped else 1]
+        over_rows = (((0,), (0,)), ((), ()))
+        return total + lax.dot_general(left, right, over_rows, precision=precision, preferred_element_type=wide)
+
+    zeros = jnp.zeros(shape[::-1] if swapped else shape, wide)
+    total = lax.fori_loop(0, count, add_block, varying_alike((zeros, x, gradient))[0])
+    return (total.T if swapped else total).astype(x.dtype)
 
 
 def block_shape(batch: int, height: int, width: int, columns: int) -> tuple[int, int]:
