@@ -58,11 +58,10 @@ class BatchNorm(nn.Module):
                 running_var.value = self.momentum * running_var.value + (1 - self.momentum) * var
         scale = lax.rsqrt(var + self.epsilon) * self.param("scale", self.scale_init, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
-        y = ((x - mean) * scale + bias).astype(self.dtype)
-        if not return_affine:
-            return y
-        center = lax.stop_gradient(mean)
-        return y, Affine(scale, bias - (mean - center) * scale, center)
+        center = lax.stop_gradient(mean if self.use_running_average else _center(mean))
+        affine = Affine(scale, bias - (mean - center) * scale, center)
+        y = ((x - center) * affine.scale + affine.offset).astype(self.dtype)
+        return (y, affine) if return_affine else y
 
     def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Computes mean and variance over the batch in at least float32, with one pass and one collective."""
@@ -73,6 +72,15 @@ class BatchNorm(nn.Module):
             moments = lax.pmean(jnp.stack(moments), self.axis_name)
         mean, mean_of_square = moments
         return mean, jnp.maximum(0.0, mean_of_square - lax.square(mean))  # rounding may make it negative
+
+
+def _center(mean: jax.Array) -> jax.Array:
+    """Returns what the map is centred by in training: the batch's mean, and on CPUs zero.
+
+    XLA for CPUs keeps the centred map from the forward to the backward pass, as large as the map itself. Without
+    it the rounding error grows with mean / deviation, and that of the variance with its square.
+    """
+    return lax.platform_dependent(mean, default=lambda mean: mean, cpu=jnp.zeros_like)
 
 
 @contextlib.contextmanager
