@@ -8,10 +8,12 @@ import json
 
 from hga_flax.config.command_line import add_import_flag, add_weights_flags, names_weights, parse_with_weights
 from hga_flax.errors import ArgumentParser, UserError, run_main
-from hga_flax.processes import distributed
+from hga_flax.processes.huge_pages import use_huge_pages
 
 
 def main() -> None:
+    from hga_flax.processes import distributed  # imported late, so that huge pages cost no time
+
     parser = ArgumentParser(description=__doc__.split("\n")[0])
     add_weights_flags(parser)
     parser.add_argument(
@@ -59,6 +61,7 @@ def evaluate_weights(arguments) -> None:
 
     from hga_flax.config.loading import load_config, override
     from hga_flax.inference.from_weights import describe_weights, restore_given
+    from hga_flax.processes import distributed
     from hga_flax.runs.console import Console
     from hga_flax.runs.workdir import read_config
     from hga_flax.training.initial_weights import locate
@@ -108,4 +111,5 @@ def show(rows: list[tuple[str, str]], result: dict, as_json: bool) -> None:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     run_main(main)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from hga_flax.config.command_line import add_import_flag, add_weights_flags, names_weights, parse_with_weights
 from hga_flax.errors import ArgumentParser, UserError, run_main
+from hga_flax.processes.huge_pages import use_huge_pages
 
 Prediction = tuple[str, int, float]  # class name, class index, probability
 CSV_HEADER = ("file", "rank", "class", "index", "probability")
@@ -129,4 +130,5 @@ def label(predictor, files, total: int | None, line: Callable[..., str]) -> tupl
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     run_main(main)

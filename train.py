@@ -7,13 +7,15 @@ Exit codes: 0 finished, 1 an error (one line), 143 stopped by SIGTERM, 130 by Ct
 run has saved its last step; repeat the command to resume it.
 """
 
-from hga_flax.config.command_line import add_import_flag
-from hga_flax.config.loading import parse_arguments
 from hga_flax.errors import ArgumentParser, UserError, run_main
-from hga_flax.processes import distributed
+from hga_flax.processes.huge_pages import use_huge_pages
 
 
 def main() -> None:
+    from hga_flax.config.command_line import add_import_flag  # imported late, so that huge pages cost no time
+    from hga_flax.config.loading import parse_arguments
+    from hga_flax.processes import distributed
+
     first, _, codes = __doc__.partition("\n\n")
     codes = " ".join(codes.split("\n\n")[1].split())
     parser = ArgumentParser(description=f"{first} {codes}")
@@ -60,4 +62,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     run_main(main)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from hga_flax.config.command_line import split_overrides
 from hga_flax.errors import ArgumentParser, UserError, run_main
+from hga_flax.processes.huge_pages import use_huge_pages
 
 # Name: (module, one line of help). A module defines add_arguments(parser) and run(arguments) -> int | None, and
 # is imported only when its command is called. If the command takes `--config` or sets `takes_overrides`, its
@@ -82,4 +83,5 @@ def _needs_extras(command: str) -> Iterator[None]:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     run_main(main)
