@@ -59,7 +59,8 @@ class BatchNorm(nn.Module):
         scale = lax.rsqrt(var + self.epsilon) * self.param("scale", self.scale_init, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
         center = mean if self.use_running_average else _center(mean)
-        y = ((x - center) * scale + (bias - (mean - center) * scale)).astype(self.dtype)
+        offset = bias if self.use_running_average else bias - (mean - center) * scale
+        y = ((x - center) * scale + offset).astype(self.dtype)
         if not return_affine:
             return y
         center = lax.stop_gradient(center)

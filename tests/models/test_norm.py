@@ -102,6 +102,15 @@ def test_on_cpus_no_centred_map_is_kept_for_the_backward_pass():
     assert not subtractions(BatchNorm(False)) and subtractions(nn.BatchNorm(False))
 
 
+def test_inference_has_no_operation_more_than_flaxs():
+    def operations(module):
+        apply = jax.jit(lambda v, x: module.apply(v, x))
+        text = apply.lower(variables(np.float32), jnp.asarray(X, jnp.float32)).as_text()
+        return sum(text.count(f"stablehlo.{name} ") for name in ("add", "subtract", "multiply", "case"))
+
+    assert operations(BatchNorm(True)) <= operations(nn.BatchNorm(True)) > 0
+
+
 @pytest.mark.parametrize("name", ["foreign", "sk", "nl"])
 def test_frozen_statistics_are_those_of_inference_and_stay(name):
     x = jnp.asarray(X, jnp.float32)
