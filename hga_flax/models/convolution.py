@@ -9,10 +9,10 @@ convolution or, for wide maps, of one matmul per tap. GPUs keep the grouped form
 Also on CPUs, XLA computes the gradient of a kernel as a convolution whose window is the whole map, at a
 fifth to a half of the speed of a matmul. Here a block of the map at a time is copied into a matrix with a
 row per output position and a column per kernel element (im2col), which stays in the core's cache while
-it is multiplied. One of the product's two matrices must be transposed first; it is the smaller one. The
-gradient of the input of a strided convolution is the reverse: a matmul whose columns are added where their
-elements came from. A 1x1 convolution is a matmul of `[B * H * W, C]`. A block uses one core, because
-training uses a device per core (`training.cpu_devices`). benchmarks/NOTES.md has the measurements.
+it is multiplied. The gradient of the input of a strided convolution is the reverse: a matmul whose columns
+are added where their elements came from. A 1x1 convolution is a matmul of `[B * H * W, C]`. A block uses one
+core, because training uses a device per core (`training.cpu_devices`). benchmarks/NOTES.md has the
+measurements.
 """
 
 import math
@@ -152,8 +152,8 @@ def _multiply_backward(precision: Any, saved: tuple, gradient: jax.Array) -> tup
         return lax.dynamic_slice_in_dim(x, start, rows), lax.dynamic_slice_in_dim(gradient, start, rows)
 
     # Also in blocks: for one large product XLA would write the map's gradient a second time, transposed.
-    of_kernel = _sum_of_products(block, len(x) // rows, x, gradient, precision)
-    return jnp.matmul(gradient, kernel.T, precision=precision), of_kernel
+    to_kernel = _sum_of_products(block, len(x) // rows, x, kernel, gradient, precision)
+    return jnp.matmul(gradient, kernel.T, precision=precision), to_kernel
 
 
 _multiply.defvjp(_multiply_forward, _multiply_backward)
@@ -201,31 +201,32 @@ def _kernel_gradient(
         of_outputs = lax.dynamic_slice(gradient, (image, row, 0, 0), (images, rows, width, outputs))
         return columns.reshape(-1, columns.shape[-1]), of_outputs.reshape(-1, outputs)
 
-    return _sum_of_products(block, batch // images * bands, x, gradient, precision).reshape(kernel.shape)
+    return _sum_of_products(block, batch // images * bands, x, kernel, gradient, precision)
 
 
 def _sum_of_products(
     block: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
     count: int,
     x: jax.Array,
+    kernel: jax.Array,
     gradient: jax.Array,
     precision: Any,
 ) -> jax.Array:
-    """Returns the sum of columns.T @ of_outputs, `[K, D]`, over all blocks.
+    """Returns a kernel's gradient, the sum of columns.T @ of_outputs over all blocks.
 
     Args:
         block: returns the columns `[N, K]` and the outputs' gradient `[N, D]` of a block.
         count: number of blocks.
         x: map of which `block` takes parts, `[..., C]`.
+        kernel: the kernel, `[..., D]` of K * D elements.
         gradient: gradient of which `block` takes parts, `[..., D]`.
         precision: precision of the products.
     """
-    columns, of_outputs = jax.eval_shape(block, 0)
-    shape = columns.shape[1], of_outputs.shape[1]
+    shape = math.prod(kernel.shape[:-1]), kernel.shape[-1]
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    # The product's left matrix is transposed in memory; it is the one with fewer columns. Where the map has few
-    # channels its windows are small pieces, which are copied in any order.
-    swapped = of_outputs.shape[1] <= x.shape[-1]
+    # The product's left matrix is transposed in memory. With no more outputs than inputs, the outputs' gradient is
+    # the smaller one; otherwise the other order was slower, also for the windows of a few channels.
+    swapped = shape[1] <= x.shape[-1]
 
     def add_block(index: jax.Array, total: jax.Array) -> jax.Array:
         left, right = block(index)[:: -1 if swapped else 1]
@@ -234,7 +235,7 @@ def _sum_of_products(
 
     zeros = jnp.zeros(shape[::-1] if swapped else shape, wide)
     total = lax.fori_loop(0, count, add_block, varying_alike((zeros, x, gradient))[0])
-    return (total.T if swapped else total).astype(x.dtype)
+    return (total.T if swapped else total).reshape(kernel.shape).astype(kernel.dtype)
 
 
 def block_shape(batch: int, height: int, width: int, columns: int) -> tuple[int, int]:

@@ -59,4 +59,4 @@ def _own_command() -> bool:
     else:
         return False
     pairs = itertools.pairwise(["", *options])
-    return bool(sys.executable) and all(option[0] == "-" or before in ("-X", "-W") for before, option in pairs)
+    return bool(sys.executable) and all(option.startswith("-") or before in ("-X", "-W") for before, option in pairs)

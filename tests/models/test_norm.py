@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from hga_flax.attention import create_attention
+from hga_flax.models import norm
 from hga_flax.models.norm import BatchNorm, frozen_statistics
 
 X = np.random.RandomState(0).standard_normal((4, 3, 5, 6)) * 2 + 1
@@ -82,15 +83,30 @@ def test_its_rounding_is_that_of_flaxs_batch_norm(mean):
             return (module.apply(given, x, mutable=["batch_stats"])[0] ** 2 * weight.astype(dtype)).sum()
 
         given = variables(dtype)["params"], x.astype(np.float32).astype(dtype)
-        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(*given)
+        return [np.asarray(leaf) for leaf in jax.tree.leaves(jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(*given))]
 
     with jax.enable_x64(True):
         exact = results(nn.BatchNorm(False, dtype=jnp.float64), np.float64)
     errors = [
-        max(np.abs(a - b).max() / np.abs(b).max() for a, b in zip(*map(jax.tree.leaves, (result, exact)), strict=True))
+        max(np.abs(a - b).max() / np.abs(b).max() for a, b in zip(result, exact, strict=True))
         for result in (results(BatchNorm(False), np.float32), results(nn.BatchNorm(False), np.float32))
     ]
     assert errors[0] < 2 * errors[1] < 1e-3
+
+
+@pytest.mark.parametrize("center", [jax.lax.stop_gradient, lambda mean: mean, jnp.zeros_like])
+def test_the_gradients_of_each_devices_form_are_flaxs(center, monkeypatch):
+    monkeypatch.setattr(norm, "_center", center)
+    weight = np.sin(np.arange(X.size)).reshape(X.shape)
+    with jax.enable_x64(True):
+        loss = lambda module: lambda v, x: (module.apply(v, x, mutable=["batch_stats"])[0] ** 2 * weight).sum()
+        arguments = jax.tree.map(jnp.asarray, (variables(np.float64), X))
+        results = [
+            jax.tree.leaves(jax.value_and_grad(loss(kind(False, dtype=jnp.float64)), argnums=(0, 1))(*arguments))
+            for kind in (BatchNorm, nn.BatchNorm)
+        ]
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
 
 
 def test_on_cpus_no_centred_map_is_kept_for_the_backward_pass():
