@@ -1,5 +1,6 @@
 """Eight CPU devices for every test, and a compilation cache that the whole suite shares."""
 
+import gc
 import os
 import pathlib
 
@@ -8,6 +9,7 @@ import pytest
 from tests import shards
 from tests.shards import pytest_addoption  # noqa: F401 - pytest finds it here
 
+gc.set_threshold(20_000, 50, 100)  # as commands do, see errors.run_main
 CACHE = pathlib.Path(__file__).parent.parent / ".cache"
 # The fast tests of what runs on a device pass on others too: benchmarks/gpu/run.py names it.
 os.environ["JAX_PLATFORMS"] = os.environ.get("HGA_TEST_PLATFORM") or "cpu"

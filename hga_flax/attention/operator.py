@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from hga_flax.attention.platforms import by_platform, on_gpus
+from hga_flax.attention.platforms import by_platform, on_gpus, platform_dependent
 from hga_flax.attention.shift_pool import cell_edges, shifted_cells
 
 
@@ -125,7 +125,7 @@ def with_gradient_apart(x: jax.Array) -> jax.Array:
 
 with_gradient_apart.defvjp(
     lambda x: (x, None),
-    lambda _, gradient: (lax.platform_dependent(gradient, default=lambda g: g, **on_gpus(lax.optimization_barrier)),),
+    lambda _, gradient: (platform_dependent(gradient, default=lambda g: g, **on_gpus(lax.optimization_barrier)),),
 )
 
 

@@ -54,12 +54,7 @@ def training_step(config: Any, mesh: Any) -> tuple[Any, Any, Any]:
     Raises:
         UserError: the configuration cannot be run.
     """
-    import jax
-    import numpy as np
-    from jax.sharding import NamedSharding, PartitionSpec
-
     from hga_flax.data.sources import dataset_info
-    from hga_flax.processes.mesh import DATA_AXIS
     from hga_flax.processes.settings import configure_process
     from hga_flax.training.experiment import create_experiment, make_plan
     from hga_flax.training.state import abstract_state
@@ -67,14 +62,10 @@ def training_step(config: Any, mesh: Any) -> tuple[Any, Any, Any]:
 
     configure_process(config)
     experiment = create_experiment(config, lambda: dataset_info(config.data.name, config.data.dir), mesh=mesh)
-    size = config.training.batch_size
-    optimizer = experiment.optimizer(experiment.schedule(make_plan(config, max(IMAGENET, size))))
+    plan = make_plan(config, max(IMAGENET, config.training.batch_size))
+    optimizer = experiment.optimizer(experiment.schedule(plan))
     state = abstract_state(experiment.init(optimizer), mesh)
-    split = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
-    shapes = {"image": ((size, *experiment.image_shape), np.uint8)}
-    shapes |= {name: ((size,), np.int32) for name in ("label", "index", "epoch")}
-    batch = {name: jax.ShapeDtypeStruct(*shape, sharding=split) for name, shape in shapes.items()}
-    return make_train_step(experiment.model, optimizer, config, mesh), state, batch
+    return make_train_step(experiment.model, optimizer, config, mesh), state, experiment.abstract_batch
 
 
 def roofline(measured: Any, device: Any, batch: int, chips: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from hga_flax.lab.runs import Run, all_runs
 from hga_flax.lab.study import Row, Study
 from hga_flax.processes.settings import configure_process
 from hga_flax.runs.console import Console, duration
-from hga_flax.training.dry_run import abstract_batch, step_seconds
+from hga_flax.training.dry_run import step_seconds
 from hga_flax.training.experiment import Experiment, create_experiment, prepare
 from hga_flax.training.step import make_train_step
 
@@ -113,7 +113,7 @@ def counted_seconds(row: Row) -> float:
     prepared = prepare(experiment)
     optimizer = experiment.optimizer(prepared.schedule)
     step = make_train_step(experiment.model, optimizer, row.config, experiment.mesh)
-    flops = float(step.lower(prepared.state, abstract_batch(experiment)).cost_analysis()["flops"])
+    flops = float(step.lower(prepared.state, experiment.abstract_batch).cost_analysis()["flops"])
     seconds, plan = step_seconds(experiment, flops), prepared.plan
     evaluated = len(experiment.dataset.open(row.config.data.eval_split))
     # A forward pass is a third of a training step.

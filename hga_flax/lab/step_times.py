@@ -51,7 +51,6 @@ def _turn(folder: pathlib.Path) -> Callable[[int], None]:
 
     from hga_flax.data.sources import dataset_info
     from hga_flax.processes.settings import configure_process
-    from hga_flax.training.dry_run import abstract_batch
     from hga_flax.training.experiment import create_experiment, prepare
     from hga_flax.training.state import create_state
     from hga_flax.training.step import make_train_step
@@ -62,7 +61,7 @@ def _turn(folder: pathlib.Path) -> Callable[[int], None]:
     prepared = prepare(experiment)
     optimizer = experiment.optimizer(prepared.schedule)
     zeros = lambda leaf: jax.device_put(jax.numpy.zeros(leaf.shape, leaf.dtype), leaf.sharding)
-    batch = jax.tree.map(zeros, abstract_batch(experiment))
+    batch = jax.tree.map(zeros, experiment.abstract_batch)
     step = make_train_step(experiment.model, optimizer, config, experiment.mesh)
     held = [create_state(prepared.init, config.seed, experiment.mesh)]
     compiled = step.lower(held[0], batch).compile()

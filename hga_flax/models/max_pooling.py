@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hga_flax.attention.platforms import on_gpus
+from hga_flax.attention.platforms import on_gpus, platform_dependent
 
 Window = tuple[int, int]
 Padding = tuple[Window, Window]
@@ -62,7 +62,7 @@ def _forward(
         y = nn.max_pool(x, window, strides, padding)
         return y, jnp.zeros_like(y, _position_dtype(window))  # unused on this platform, so XLA removes them
 
-    y, position = lax.platform_dependent(x, default=plain, cpu=keeping, **on_gpus(keeping))
+    y, position = platform_dependent(x, default=plain, cpu=keeping, **on_gpus(keeping))
     return y, (x, position)  # on GPUs and CPUs x is unused and removed
 
 
@@ -75,7 +75,7 @@ def _backward(
     def selecting(x: jax.Array, position: jax.Array, gradient: jax.Array) -> jax.Array:
         return _spread(position, gradient, x.shape, window, strides, padding)
 
-    return (lax.platform_dependent(*saved, gradient, default=plain, cpu=selecting, **on_gpus(selecting)),)
+    return (platform_dependent(*saved, gradient, default=plain, cpu=selecting, **on_gpus(selecting)),)
 
 
 _pool.defvjp(_forward, _backward)

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from hga_flax.attention.platforms import platform_dependent
+
 
 class Affine(NamedTuple):
     """The per-channel map (x - center) * scale + offset; all fields are float32 `[C]`.
@@ -85,7 +87,7 @@ def _center(mean: jax.Array) -> jax.Array:
     a constant, the gradient of the mean is a sum that the bias needs too, instead of one more over the map. Programs
     for TPUs do not gain by it.
     """
-    return lax.platform_dependent(mean, default=lax.stop_gradient, tpu=lambda mean: mean, cpu=jnp.zeros_like)
+    return platform_dependent(mean, default=lax.stop_gradient, tpu=lambda mean: mean, cpu=jnp.zeros_like)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hga_flax.attention.platforms import on_gpus
+from hga_flax.attention.platforms import on_gpus, platform_dependent
 
 
 @jax.custom_vjp
@@ -22,7 +22,7 @@ def _forward(x: jax.Array, y: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ..
     def keeping(x: jax.Array, y: jax.Array) -> jax.Array:
         return lax.optimization_barrier(nn.relu(x + y))
 
-    out = lax.platform_dependent(x, y, default=lambda x, y: nn.relu(x + y), **on_gpus(keeping))
+    out = platform_dependent(x, y, default=lambda x, y: nn.relu(x + y), **on_gpus(keeping))
     return out, (x, y, out)  # XLA keeps only what the platform's gradient reads
 
 
@@ -34,7 +34,7 @@ def _backward(saved: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Ar
         masked = jnp.where(out > 0, gradient, jnp.zeros((), gradient.dtype))
         return masked.astype(x.dtype), masked.astype(y.dtype)
 
-    return lax.platform_dependent(*saved, gradient, default=plain, **on_gpus(by_result))
+    return platform_dependent(*saved, gradient, default=plain, **on_gpus(by_result))
 
 
 relu_of_sum.defvjp(_forward, _backward)

@@ -14,13 +14,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from hga_flax.counting.parts import model_parts, parts_table
 from hga_flax.data.sources import DatasetInfo, dataset_info
 from hga_flax.errors import check_writable
-from hga_flax.processes.mesh import DATA_AXIS
 from hga_flax.processes.settings import configure_process
 from hga_flax.runs import workdir as files
 from hga_flax.runs.checkpoints import Checkpoints, UnreadableCheckpoint
@@ -171,14 +169,6 @@ def tree_bytes(tree: Any) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def abstract_batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes, dtypes and shardings of a global training batch."""
-    size, sharding = experiment.config.training.batch_size, NamedSharding(experiment.mesh, PartitionSpec(DATA_AXIS))
-    make = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-    numbers = {name: make((size,), jnp.int32) for name in ("label", "index", "epoch")}
-    return {"image": make((size, *experiment.image_shape), jnp.uint8)} | numbers
-
-
 def saved_bytes(experiment: Experiment, state: TrainState) -> int:
     """Returns the bytes that one device keeps from the forward pass for the backward pass, without the parameters.
 
@@ -205,7 +195,7 @@ def saved_bytes(experiment: Experiment, state: TrainState) -> int:
 
 def step_cost(experiment: Experiment, prepared: Prepared, compile_step: bool) -> Cost:
     """Lowers the training step, compiles it if that is quick or requested, and returns its cost."""
-    state, batch = prepared.state, abstract_batch(experiment)
+    state, batch = prepared.state, experiment.abstract_batch
     optimizer = experiment.optimizer(prepared.schedule)
     lowered = make_train_step(experiment.model, optimizer, experiment.config, experiment.mesh).lower(state, batch)
     compiled = measured = None

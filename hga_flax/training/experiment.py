@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from hga_flax.config.loading import build_model
@@ -110,6 +111,14 @@ class Experiment:
     def eval_batch_size(self) -> int:
         """Global batch size of evaluation."""
         return self.config.evaluation.batch_size or self.config.training.batch_size
+
+    @property
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes, dtypes and shardings of a global training batch."""
+        size, sharding = self.config.training.batch_size, NamedSharding(self.mesh, PartitionSpec(DATA_AXIS))
+        make = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        numbers = {name: make((size,), jnp.int32) for name in ("label", "index", "epoch")}
+        return {"image": make((size, *self.image_shape), jnp.uint8)} | numbers
 
     def optimizer(self, schedule: optax.Schedule) -> optax.GradientTransformation:
         """Returns the configured optimizer."""

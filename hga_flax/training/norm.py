@@ -5,9 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
-from hga_flax.attention.platforms import on_gpus
+from hga_flax.attention.platforms import on_gpus, platform_dependent
 
 SMALL_LEAF = 32_768  # largest size of an array that is summed together with others
 TOGETHER = 64  # arrays per sum: XLA's GPU kernels have at most 96 operands and results
@@ -21,7 +20,7 @@ def global_norm(tree: Any) -> jax.Array:
 
     Example: `global_norm({"kernel": jnp.ones((3, 3)), "bias": jnp.zeros(3)})` is 3.
     """
-    return lax.platform_dependent(tree, default=optax.tree.norm, **on_gpus(norm_of_concatenated))
+    return platform_dependent(tree, default=optax.tree.norm, **on_gpus(norm_of_concatenated))
 
 
 def norm_of_concatenated(tree: Any) -> jax.Array:

@@ -7,6 +7,7 @@ loss, the batch statistics, the metrics) are reduced over the named axis.
 
 import dataclasses
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -260,14 +261,24 @@ class Seeded:
         return getattr(self._program, name)
 
 
-def compile_step(step: Callable, state: TrainState, batch: Batch) -> Callable:
-    """Compiles a training step ahead of its first call, which all processes must make at the same time.
+def compile_step(step: Callable, state: TrainState, batch: Batch) -> Callable[[], Callable]:
+    """Lowers a training step for a state and a batch, or their shapes; returns a function that returns it compiled.
 
-    When debugging JAX (JAX_DEBUG_NANS, JAX_DEBUG_INFS, JAX_DISABLE_JIT) the step is returned unchanged, because JAX
-    does not debug a program compiled ahead of time.
+    CPUs compile it in another thread, beside what the caller does next; XLA starts on one core only. Other devices
+    compile it when the function is called, because XLA for GPUs measures kernels. All processes must call it together.
+
+    When debugging JAX (JAX_DEBUG_NANS, JAX_DEBUG_INFS, JAX_DISABLE_JIT) the step itself is returned, because JAX does
+    not debug a program compiled ahead of time.
     """
-    debugs = jax.config.jax_debug_nans or jax.config.jax_debug_infs or jax.config.jax_disable_jit
-    return step if debugs else step.lower(state, batch).compile()
+    if jax.config.jax_debug_nans or jax.config.jax_debug_infs or jax.config.jax_disable_jit:
+        return lambda: step
+    lowered = step.lower(state, batch)
+    if state.step.sharding.mesh.devices.flat[0].platform != "cpu":
+        return lowered.compile
+    thread = ThreadPoolExecutor(1, "compile")
+    compiling = thread.submit(lowered.compile)
+    thread.shutdown(wait=False)
+    return compiling.result
 
 
 def _seek_nans(step: Callable[[TrainState, Batch], tuple[TrainState, StepReport]]) -> Callable:

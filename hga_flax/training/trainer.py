@@ -15,6 +15,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 import hga_flax
+from hga_flax.attention.platforms import programs_for
 from hga_flax.config.command_line import import_flags
 from hga_flax.config.loading import validate
 from hga_flax.data.sources import Source, dataset_info
@@ -36,7 +37,7 @@ from hga_flax.storage.buckets import Remote, is_remote
 from hga_flax.training.divergence import Diverged, StepReports, explain
 from hga_flax.training.evaluation import evaluate, no_images
 from hga_flax.training.experiment import Experiment, Plan, create_experiment, describe, prepare
-from hga_flax.training.initial_weights import check_source, fit_weights, start_from
+from hga_flax.training.initial_weights import Fitted, check_source, fit_weights, start_from
 from hga_flax.training.metrics import TrainMetrics, all_finite, best_of, read, top5_text
 from hga_flax.training.state import TrainState, create_state
 from hga_flax.training.step import compile_step, make_eval_step, make_train_step
@@ -81,6 +82,7 @@ def _train(
 ) -> None:
     configure_process(config)
     experiment = create_experiment(config, lambda: dataset_info(config.data.name, config.data.dir))
+    opened.enter_context(programs_for(experiment.mesh.devices.flat[0]))
     console = Console(active=experiment.shard.process == 0, goes_on=True)
     bad_images = experiment.dataset.bad_images
     warn = lambda text: console.line(text, "yellow")
@@ -104,9 +106,8 @@ def _train(
         start_up.mark("data and network")
         restored = checkpoints.restore_latest(abstract)
         if restored is None:
-            state = _new_state(experiment, init, abstract, workdir, console)
-            progress = Progress(num_examples=len(source))
-            step = 0
+            step, progress = 0, Progress(num_examples=len(source))
+            fitted = fit_weights(config, abstract) if config.init.weights else None  # may fail, so before anything slow
         else:
             step, state, run = restored
             progress = Progress.restored(run)
@@ -117,6 +118,14 @@ def _train(
                     f"resuming {shown(workdir)} at step {step}"
                     + ("; changed: " + ", ".join(changes) if changes else "")
                 )
+        compiled = None
+        if step < plan.total_steps:
+            console.line("compiling the training step ...")
+            train_step = make_train_step(experiment.model, experiment.optimizer(schedule), config, experiment.mesh)
+            compiled = compile_step(train_step, abstract, experiment.abstract_batch)
+            start_up.mark("tracing")
+        if restored is None:
+            state = _new_state(experiment, init, fitted, workdir, console)
 
         start_up.mark("state")
         first = step + 2 if profile_steps else 0  # step + 1 compiles
@@ -134,7 +143,7 @@ def _train(
                     )
                     files.write_text(workdir / "parameters.txt", overview + "\n")
                 console.line(f"every parameter: {shown(workdir) / 'parameters.txt'}")
-            loop.run(state, step, source, eval_source, schedule)
+            loop.run(state, step, source, eval_source, compiled)
     finally:
         checkpoints.close()  # an interrupted run also finishes the checkpoint that it is writing
     opened.close()  # a run in a bucket is finished only when all of it is uploaded
@@ -142,11 +151,10 @@ def _train(
 
 
 def _new_state(
-    experiment: Experiment, init: Any, abstract: TrainState, workdir: pathlib.Path, console: Console
+    experiment: Experiment, init: Any, fitted: Fitted | None, workdir: pathlib.Path, console: Console
 ) -> TrainState:
     """Returns the state before the first step of a new run, with `init.weights` loaded."""
     config = experiment.config
-    fitted = fit_weights(config, abstract) if config.init.weights else None  # may fail, so before anything slow
     console.line("compiling the initial state ...")
     state = create_state(init, config.seed, experiment.mesh)
     if fitted is None:
@@ -187,12 +195,10 @@ class Loop:
         self._preemption, self._profiler, self._start_up = preemption, profiler, start_up
         self._batch_size, self._stopped_by = experiment.config.training.batch_size, 0
 
-    def run(self, state: TrainState, step: int, source: Source, eval_source: Source, schedule: Any) -> TrainState:
-        """Trains from `step` to the end of the plan and returns the last state."""
+    def run(self, state: TrainState, step: int, source: Source, eval_source: Source, compiled: Any) -> None:
+        """Trains from `step` to the end of the plan; `compiled` is what `compile_step` returned."""
         experiment, plan, config = self._experiment, self._plan, self._experiment.config
-        first, self._eval_source, self._schedule = step + 1, eval_source, schedule
-        optimizer = experiment.optimizer(schedule)
-        train_step = make_train_step(experiment.model, optimizer, config, experiment.mesh)
+        first, self._eval_source, self._schedule = step + 1, eval_source, experiment.schedule(plan)
         self._eval_step = make_eval_step(experiment.model, config, experiment.mesh)
         self._agreement = Agreement(self._preemption, experiment.mesh, experiment.shard.processes)
         self._reports = StepReports(
@@ -216,8 +222,7 @@ class Loop:
                     with self._clock.waiting():
                         batch = next(batches)
                     if step + 1 == first:
-                        self._console.line("compiling the training step ...")
-                        train_step = compile_step(train_step, state, batch)
+                        train_step = compiled()
                         barrier("the training step is compiled")
                     with self._profiler.step(step + 1):
                         state, report = train_step(state, batch)
@@ -242,7 +247,6 @@ class Loop:
             host.close()  # ends worker processes
             self._profiler.close()
             self._writer.close()
-        return state
 
     def _read_reports(self, **options: int) -> None:
         """Shows the newest loss read from the reports; see `StepReports.read`."""

@@ -1,3 +1,5 @@
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +7,7 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from hga_flax.attention.platforms import by_platform, on_gpus, varying_alike
+from hga_flax.attention.platforms import by_platform, on_gpus, platform_dependent, programs_for, varying_alike
 from tests.training import tiny
 
 
@@ -22,6 +24,36 @@ def test_a_platform_compiles_its_own_form_and_no_other(platform, own):
     # The gradient is the form's own.
     text = jax.jit(jax.grad(function)).trace(jnp.zeros(3)).lower(lowering_platforms=(platform,)).as_text()
     assert ("stablehlo.negate" in text) == bool(own)
+
+
+@pytest.mark.parametrize(
+    ("platform", "expected"),
+    [("cpu", {"cpu"}), ("tpu", {"default"}), ("gpu", set())],  # for CUDA or ROCm: the program above
+)
+def test_programs_for_a_device_trace_its_form_alone(platform, expected):
+    def form(name):
+        return lambda x: traced.append(name) or x * x
+
+    def of_all(x):
+        x = by_platform(form("default"), x, cpu=form("cpu"), cuda=form("cuda"))
+        return platform_dependent(x, default=form("default"), cpu=form("cpu"), cuda=form("cuda"))
+
+    function, traced = jax.jit(jax.value_and_grad(of_all)), []
+    assert function(2.0) == (16, 32)  # is not taken from JAX's cache below
+    assert set(traced) == {"default", "cpu", "cuda"}
+    traced.clear()
+    with programs_for(types.SimpleNamespace(platform=platform)):
+        assert function(2.0) == (16, 32)
+        assert set(traced) == expected
+    traced.clear()
+    assert function(2.0) == (16, 32) and not traced
+
+
+def test_a_gradient_that_gpus_share_is_traced_once():
+    traced = []
+    form = lambda x: traced.append(x) or x * x
+    jax.make_jaxpr(jax.grad(lambda x: by_platform(jnp.square, x, **on_gpus(form))))(2.0)
+    assert len(traced) == 2  # forward and backward; "cuda" and "rocm" name one function
 
 
 def test_over_devices_the_gradient_of_what_they_share_is_summed_once():
