@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import pathlib
+import re
 import select
 import sys
 import traceback
@@ -196,8 +197,8 @@ def _run(main: Callable[[], int | None]) -> int | str | None:
         if error.errno not in FULL or error.filename is not None:
             raise
         return _unwritable(error)
-    except (RuntimeError, AssertionError) as error:
-        if line := _platform_error(error):
+    except (RuntimeError, AssertionError, MemoryError) as error:
+        if line := _memory_error(error) or _platform_error(error):
             return _said(f"error: {line}", 1)
         raise
 
@@ -232,6 +233,21 @@ def drop_unread_output() -> bool:
         except (OSError, ValueError, AttributeError):  # not a file, closed, or no poll on this system
             continue
     return gone
+
+
+def _memory_error(error: Exception) -> str | None:
+    """Returns a one-line message if the machine's or a device's memory is too small, otherwise None."""
+    before, _, reason = one_line(error).partition("RESOURCE_EXHAUSTED: ")  # XLA's, also where files or threads run out
+    if isinstance(error, MemoryError):  # Python's and NumPy's
+        reason = before
+    elif "memory" not in reason.lower():
+        return None
+    reason = re.sub(r"\d{8,} bytes", lambda size: f"{float(size[0].split()[0]) / 1e9:.4g} GB", reason)
+    return (
+        f"too little memory: {reason[:300].rstrip('. ') or 'Python does not say for what'}; use a smaller batch "
+        "(training.batch_size, evaluation.batch_size, --batch-size) or smaller images (data.image_size); training "
+        "can split a batch (training.accumulation_steps), and train.py --dry-run=compile tells what a step needs"
+    )
 
 
 def _platform_error(error: Exception) -> str | None:

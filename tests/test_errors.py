@@ -4,6 +4,8 @@ import subprocess
 import sys
 import types
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from hga_flax import errors
@@ -168,6 +170,19 @@ def test_a_flag_without_a_value_is_refused():
     with pytest.raises(UserError, match=r"^--name= has no value; see command --help$"):
         parser.parse_args(["--name="])
     assert parser.parse_args(["--name", "y", "--", "--name="]).rest == ["--name="]
+
+
+def test_too_little_memory_is_one_line_that_says_what_to_make_smaller(capsys):
+    for command, reason in (
+        (lambda: jnp.zeros(1 << 42, jnp.uint8), "Out of memory allocating 4398 GB"),  # by XLA
+        (lambda: np.ones(1 << 42), "Unable to allocate 32.0 TiB for an array"),
+    ):
+        assert exit_code(command) == 1
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: too little memory: {reason}") and said.count("\n") == 1
+        assert "training.batch_size" in said and "training.accumulation_steps" in said
+    with pytest.raises(RuntimeError, match="threads"):  # is not the user's
+        run_main(lambda: (_ for _ in ()).throw(RuntimeError("RESOURCE_EXHAUSTED: no more threads")))
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full is Linux's")
