@@ -11,12 +11,14 @@ import pathlib
 import re
 import select
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # errors of a full or failing disk
 BROKEN_PIPE = 141  # exit code after a broken pipe: 128 + SIGPIPE
+NOT_AWAITED = "not_awaited"  # with this a thread's name begins if a command that ends must not wait for it
 _aliases: dict[str, str] = {}
 
 
@@ -155,7 +157,7 @@ def run_main(main: Callable[[], int | None]) -> None:
     except OSError as error:
         code = code or _unwritable(error)
     drop_unread_output()  # Python flushes at exit and would report a broken pipe there
-    if _is_one_of_several():
+    if _is_one_of_several() or any(thread.name.startswith(NOT_AWAITED) for thread in threading.enumerate()):
         os._exit(code if isinstance(code, int) else 1)
     sys.exit(code)
 

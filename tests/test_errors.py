@@ -172,6 +172,25 @@ def test_a_flag_without_a_value_is_refused():
     assert parser.parse_args(["--name", "y", "--", "--name="]).rest == ["--name="]
 
 
+@pytest.mark.parametrize("ending", ["pass", "raise UserError('no')"])
+def test_a_command_does_not_wait_for_a_compilation_that_nobody_needs_any_more(ending):
+    code = f"""
+import time
+from concurrent.futures import ThreadPoolExecutor
+from hga_flax.errors import NOT_AWAITED, UserError, run_main
+
+def main():
+    ThreadPoolExecutor(1, NOT_AWAITED).submit(time.sleep, 100)
+    print("last words")
+    {ending}
+
+run_main(main)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    failed = ending != "pass"
+    assert (done.returncode, done.stdout, done.stderr) == (failed, "last words\n", "error: no\n" if failed else "")
+
+
 def test_too_little_memory_is_one_line_that_says_what_to_make_smaller(capsys):
     for command, reason in (
         (lambda: jnp.zeros(1 << 42, jnp.uint8), "Out of memory allocating 4398 GB"),  # by XLA

@@ -22,6 +22,7 @@ from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
 from hga_flax.data.streams import AUGMENTATION, DROPOUT, ERASING, FLIP, MIXING, stream
+from hga_flax.errors import NOT_AWAITED
 from hga_flax.images.device_augmentation import (
     alternating_flip,
     augment,
@@ -275,7 +276,7 @@ def compile_step(step: Callable, state: TrainState, batch: Batch) -> Callable[[]
     lowered = step.lower(state, batch)
     if state.step.sharding.mesh.devices.flat[0].platform != "cpu":
         return lowered.compile
-    thread = ThreadPoolExecutor(1, "compile")
+    thread = ThreadPoolExecutor(1, NOT_AWAITED)  # a signal ends the command at once, but a compilation cannot be ended
     compiling = thread.submit(lowered.compile)
     thread.shutdown(wait=False)
     return compiling.result

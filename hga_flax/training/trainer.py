@@ -126,7 +126,6 @@ def _train(
             start_up.mark("tracing")
         if restored is None:
             state = _new_state(experiment, init, fitted, workdir, console)
-
         start_up.mark("state")
         first = step + 2 if profile_steps else 0  # step + 1 compiles
         profiler = Profiler(workdir / "tensorboard", first, profile_steps, console.line)
