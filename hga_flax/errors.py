@@ -17,8 +17,11 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # errors of a full or failing disk
+# What XLA says under RESOURCE_EXHAUSTED. It says other things there when files, threads or the small memories inside a
+# GPU or TPU run out, which is not the user's doing.
+TOO_LITTLE_MEMORY = re.compile(r"out of memory(?! in memory space vmem)|failed to allocate", re.IGNORECASE)
 BROKEN_PIPE = 141  # exit code after a broken pipe: 128 + SIGPIPE
-NOT_AWAITED = "not_awaited"  # with this a thread's name begins if a command that ends must not wait for it
+NOT_AWAITED = "not_awaited"  # begins the names of threads that a command does not wait for when it ends
 _aliases: dict[str, str] = {}
 
 
@@ -134,18 +137,18 @@ def run_main(main: Callable[[], int | None]) -> None:
     """Runs a command's `main` and exits with its code.
 
     The code is 1 for a `UserError` (one line), 130 for Ctrl-C, 143 for SIGTERM and 129 for SIGHUP. If the reader of
-    standard output closes the pipe, as `head` does, the command ends silently with 141, like other programs. Any other
-    exception is our bug and keeps its traceback.
+    standard output closes the pipe, as `head` does, the command ends silently with 141, like other programs. Too
+    little memory is one line too. Any other exception is our bug and keeps its traceback.
     """
-    # Importing and tracing make millions of objects that stay. Looking through them after every 700 new ones, Python's
-    # default, took a fifth of the time to import JAX and to trace a step.
-    gc.set_threshold(20_000, 50, 100)
+    # Importing and tracing make millions of objects that stay. Looking through the new ones after every 700 or 2000,
+    # Python's default, took a fifth of the time to import JAX and to trace a step.
+    gc.set_threshold(20_000, 10, 10)
     for name in ("asyncio", "gcsfs", "s3fs"):  # these print tracebacks of exceptions, even of failed attempts
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         code = _run(main)
     except BaseException:
-        if not _is_one_of_several():
+        if not _must_not_wait():
             raise
         traceback.print_exc()
         code = 1
@@ -157,19 +160,21 @@ def run_main(main: Callable[[], int | None]) -> None:
     except OSError as error:
         code = code or _unwritable(error)
     drop_unread_output()  # Python flushes at exit and would report a broken pipe there
-    if _is_one_of_several() or any(thread.name.startswith(NOT_AWAITED) for thread in threading.enumerate()):
-        os._exit(code if isinstance(code, int) else 1)
+    if isinstance(code, int) and _must_not_wait():
+        os._exit(code)
     sys.exit(code)
 
 
-def _is_one_of_several() -> bool:
-    """Returns whether JAX would wait for the other processes of a run when the interpreter exits.
+def _must_not_wait() -> bool:
+    """Returns whether the interpreter, when it exits, would wait for something that nobody needs.
 
-    After a successful run the processes have already disconnected (processes/distributed.py). If this one ends early,
-    the others are still working and would never join the shutdown.
+    One is a thread called NOT_AWAITED. The other is JAX's wait for the other processes of a run: after a successful
+    run they have already disconnected (processes/distributed.py), but if this one ends early, they are still working
+    and would never join the shutdown.
     """
     distributed = sys.modules.get("jax.distributed")
-    return distributed is not None and distributed.is_initialized()
+    several = distributed is not None and distributed.is_initialized()
+    return several or any(thread.name.startswith(NOT_AWAITED) for thread in threading.enumerate())
 
 
 def leave(code: int, text: str) -> None:
@@ -239,16 +244,17 @@ def drop_unread_output() -> bool:
 
 def _memory_error(error: Exception) -> str | None:
     """Returns a one-line message if the machine's or a device's memory is too small, otherwise None."""
-    before, _, reason = one_line(error).partition("RESOURCE_EXHAUSTED: ")  # XLA's, also where files or threads run out
+    before, _, reason = one_line(error).partition("RESOURCE_EXHAUSTED: ")
     if isinstance(error, MemoryError):  # Python's and NumPy's
         reason = before
-    elif "memory" not in reason.lower():
+    elif not TOO_LITTLE_MEMORY.search(reason):
         return None
-    reason = re.sub(r"\d{8,} bytes", lambda size: f"{float(size[0].split()[0]) / 1e9:.4g} GB", reason)
+    reason = re.sub(r"\d{8,} bytes", lambda size: f"{float(size[0].split()[0]) / 1e9:,.1f} GB", reason)
     return (
         f"too little memory: {reason[:300].rstrip('. ') or 'Python does not say for what'}; use a smaller batch "
-        "(training.batch_size, evaluation.batch_size, --batch-size) or smaller images (data.image_size); training "
-        "can split a batch (training.accumulation_steps), and train.py --dry-run=compile tells what a step needs"
+        "(training.batch_size, evaluation.batch_size, --batch-size) or smaller images (data.image_size), and on a "
+        "CPU a smaller data.cache_mb; training can split a batch (training.accumulation_steps), and train.py "
+        "--dry-run=compile tells what a step needs"
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests import shards
 from tests.shards import pytest_addoption  # noqa: F401 - pytest finds it here
 
-gc.set_threshold(20_000, 50, 100)  # as commands do, see errors.run_main
+gc.set_threshold(20_000, 10, 10)  # as commands do, see errors.run_main
 CACHE = pathlib.Path(__file__).parent.parent / ".cache"
 # The fast tests of what runs on a device pass on others too: benchmarks/gpu/run.py names it.
 os.environ["JAX_PLATFORMS"] = os.environ.get("HGA_TEST_PLATFORM") or "cpu"

@@ -49,6 +49,7 @@ def _turn(folder: pathlib.Path) -> Callable[[int], None]:
     """Compiles a row's training step and returns a function that runs a given number of steps."""
     import jax
 
+    from hga_flax.attention.platforms import programs_for
     from hga_flax.data.sources import dataset_info
     from hga_flax.processes.settings import configure_process
     from hga_flax.training.experiment import create_experiment, prepare
@@ -64,7 +65,8 @@ def _turn(folder: pathlib.Path) -> Callable[[int], None]:
     batch = jax.tree.map(zeros, experiment.abstract_batch)
     step = make_train_step(experiment.model, optimizer, config, experiment.mesh)
     held = [create_state(prepared.init, config.seed, experiment.mesh)]
-    compiled = step.lower(held[0], batch).compile()
+    with programs_for(experiment.mesh.devices.flat[0]):  # like training, in whose compilation cache the step is
+        compiled = step.lower(held[0], batch).compile()
 
     def run(steps: int) -> None:
         for _ in range(steps):

@@ -6,6 +6,7 @@ compilations happen only once.
 
 import contextlib
 import dataclasses
+import gc
 import json
 import os
 import platform
@@ -166,7 +167,8 @@ def _train(run: Run) -> int:
             return train(run.config, str(run.workdir))
     finally:
         sys.argv = arguments
-        jax.clear_caches()  # otherwise a long study would keep the programs of all its networks
+        jax.clear_caches()  # otherwise a long study would keep the programs and images of all its runs
+        gc.collect()
 
 
 def _facts(hardware: Hardware, claim: Claim, seconds: float) -> dict[str, Any]:

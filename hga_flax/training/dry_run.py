@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from hga_flax.attention.platforms import programs_for
 from hga_flax.counting.parts import model_parts, parts_table
 from hga_flax.data.sources import DatasetInfo, dataset_info
 from hga_flax.errors import check_writable
@@ -197,7 +198,9 @@ def step_cost(experiment: Experiment, prepared: Prepared, compile_step: bool) ->
     """Lowers the training step, compiles it if that is quick or requested, and returns its cost."""
     state, batch = prepared.state, experiment.abstract_batch
     optimizer = experiment.optimizer(prepared.schedule)
-    lowered = make_train_step(experiment.model, optimizer, experiment.config, experiment.mesh).lower(state, batch)
+    step = make_train_step(experiment.model, optimizer, experiment.config, experiment.mesh)
+    with programs_for(experiment.mesh.devices.flat[0]):  # like training, whose compilation cache then holds the step
+        lowered = step.lower(state, batch)
     compiled = measured = None
     flops = float(lowered.cost_analysis()["flops"])
     if experiment.mesh.devices.flat[0].platform != "cpu":

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from hga_flax.attention.platforms import programs_for
 from hga_flax.images.device_augmentation import normalize
 from hga_flax.processes.mesh import replicate, to_devices
 from hga_flax.training.metrics import ClassificationMetrics, read
@@ -71,7 +72,8 @@ def evaluate(
     sums = replicate(ClassificationMetrics.empty(), mesh)
     for batch in to_devices(batches, mesh):
         behind = sums
-        sums = eval_step(params, batch_stats, sums, batch)
+        with programs_for(mesh.devices.flat[0]):
+            sums = eval_step(params, batch_stats, sums, batch)
         jax.block_until_ready(behind)  # one batch running, one queued: bounds memory and the delay of a stop
         if stop():
             return None

@@ -265,11 +265,10 @@ class Seeded:
 def compile_step(step: Callable, state: TrainState, batch: Batch) -> Callable[[], Callable]:
     """Lowers a training step for a state and a batch, or their shapes; returns a function that returns it compiled.
 
-    CPUs compile it in another thread, beside what the caller does next; XLA starts on one core only. Other devices
-    compile it when the function is called, because XLA for GPUs measures kernels. All processes must call it together.
-
-    When debugging JAX (JAX_DEBUG_NANS, JAX_DEBUG_INFS, JAX_DISABLE_JIT) the step itself is returned, because JAX does
-    not debug a program compiled ahead of time.
+    CPUs compile in another thread while the caller goes on, because XLA at first compiles on one core. Other devices
+    compile when the function is called, because XLA for GPUs times kernels. All processes must call it together.
+    When debugging JAX (JAX_DEBUG_NANS, JAX_DEBUG_INFS, JAX_DISABLE_JIT) the function returns the step itself, because
+    JAX does not debug a program compiled ahead of time.
     """
     if jax.config.jax_debug_nans or jax.config.jax_debug_infs or jax.config.jax_disable_jit:
         return lambda: step

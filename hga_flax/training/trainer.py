@@ -6,6 +6,7 @@ import math
 import pathlib
 import shlex
 import signal
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -114,13 +115,11 @@ def _train(
             bad_images.remember(config.data.train_split, progress.bad_images)
             check_same_size(progress.num_examples, len(source))
             if step < plan.total_steps or progress.evaluation_due:
-                console.line(
-                    f"resuming {shown(workdir)} at step {step}"
-                    + ("; changed: " + ", ".join(changes) if changes else "")
-                )
+                changed = f"; changed: {', '.join(changes)}" if changes else ""
+                console.line(f"resuming {shown(workdir)} at step {step}{changed}")
         compiled = None
         if step < plan.total_steps:
-            console.line("compiling the training step ...")
+            console.line("tracing the training step ...")
             train_step = make_train_step(experiment.model, experiment.optimizer(schedule), config, experiment.mesh)
             compiled = compile_step(train_step, abstract, experiment.abstract_batch)
             start_up.mark("tracing")
@@ -137,9 +136,7 @@ def _train(
                 files.write_config(workdir, config)
                 files.write_dataset(workdir, info)
                 if step == 0 or not (workdir / "parameters.txt").exists():  # it shows the values at the start
-                    overview = parameter_overview.get_parameter_overview(
-                        {"params": state.params, "batch_stats": state.batch_stats}
-                    )
+                    overview = parameter_overview.get_parameter_overview(state.variables("raw"))
                     files.write_text(workdir / "parameters.txt", overview + "\n")
                 console.line(f"every parameter: {shown(workdir) / 'parameters.txt'}")
             loop.run(state, step, source, eval_source, compiled)
@@ -194,7 +191,7 @@ class Loop:
         self._preemption, self._profiler, self._start_up = preemption, profiler, start_up
         self._batch_size, self._stopped_by = experiment.config.training.batch_size, 0
 
-    def run(self, state: TrainState, step: int, source: Source, eval_source: Source, compiled: Any) -> None:
+    def run(self, state: TrainState, step: int, source: Source, eval_source: Source, compiled: Callable | None) -> None:
         """Trains from `step` to the end of the plan; `compiled` is what `compile_step` returned."""
         experiment, plan, config = self._experiment, self._plan, self._experiment.config
         first, self._eval_source, self._schedule = step + 1, eval_source, experiment.schedule(plan)
@@ -204,12 +201,9 @@ class Loop:
             config.training.skip_nonfinite, int(state.skipped), lambda text: self._console.line(text, "yellow")
         )
         self._clock = Clock(plan.total_steps, self._batch_size, self._progress.elapsed_seconds)
-        due = self._progress.evaluation_due
-        active = experiment.shard.process == 0
-        self._writer = MetricWriter(self._workdir, step, active=active, again="eval" if due else None)
-
-        seen = self._progress.examples_seen
-        host = experiment.dataset.train_batches(source, self._batch_size, experiment.shard, seen)
+        due, shard = self._progress.evaluation_due, experiment.shard
+        self._writer = MetricWriter(self._workdir, step, active=shard.process == 0, again="eval" if due else None)
+        host = experiment.dataset.train_batches(source, self._batch_size, shard, self._progress.examples_seen)
         batches = to_devices(host, experiment.mesh)
         try:
             if step == 0:
@@ -221,6 +215,7 @@ class Loop:
                     with self._clock.waiting():
                         batch = next(batches)
                     if step + 1 == first:
+                        self._console.line("compiling the training step ...")
                         train_step = compiled()
                         barrier("the training step is compiled")
                     with self._profiler.step(step + 1):

@@ -48,7 +48,7 @@ def test_the_chips_of_the_topology_are_checked_and_not_those_that_are_here():
 
 
 def test_the_program_is_that_of_train_py(tmp_path, monkeypatch):
-    """The step that a whole run compiles, and the one that `compile` compiles, are the same text."""
+    """The step that a whole run compiles, and the one that `compile` compiles, are one text for a kind of device."""
     c, programs = tiny.config(training__steps=1, model__attention="se"), []
 
     class Enough(Exception):
