@@ -200,7 +200,8 @@ def prepare(experiment: Experiment) -> Prepared:
     state = abstract_state(init, experiment.mesh)
     check_patterns(config, state.params)
     check_training(experiment.model, state, experiment.image_shape)
-    check_evaluation(experiment.model, state, experiment.eval_image_shape)
+    if experiment.eval_image_shape != experiment.image_shape:  # at one size abstract_state has traced it
+        check_evaluation(experiment.model, state, experiment.eval_image_shape)
     return Prepared(plan, schedule, init, state)
 
 
