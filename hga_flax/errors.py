@@ -160,7 +160,7 @@ def run_main(main: Callable[[], int | None]) -> None:
     except OSError as error:
         code = code or _unwritable(error)
     drop_unread_output()  # Python flushes at exit and would report a broken pipe there
-    if isinstance(code, int) and _must_not_wait():
+    if _must_not_wait():
         os._exit(code)
     sys.exit(code)
 
@@ -185,7 +185,7 @@ def leave(code: int, text: str) -> None:
     os._exit(code)
 
 
-def _run(main: Callable[[], int | None]) -> int | str | None:
+def _run(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except UserError as error:
@@ -195,7 +195,8 @@ def _run(main: Callable[[], int | None]) -> int | str | None:
     except KeyboardInterrupt:
         return _said("interrupted; the same command resumes from the last checkpoint", 130)
     except SystemExit as stopped:  # argparse, after --help
-        return stopped.code
+        code = stopped.code or 0
+        return code if isinstance(code, int) else _said(code, 1)
     except BrokenPipeError:
         if not drop_unread_output():  # another pipe or connection
             raise

@@ -29,6 +29,9 @@ def test_a_user_error_is_one_line_and_exit_code_1(capsys):
 def test_success_interruption_and_our_own_bugs(capsys):
     assert exit_code(lambda: None) == 0
     assert exit_code(lambda: 1) == 1
+    assert exit_code(sys.exit) == 0
+    assert exit_code(lambda: sys.exit("a line")) == 1
+    assert capsys.readouterr().err == "a line\n"
 
     def interrupted():
         raise KeyboardInterrupt
