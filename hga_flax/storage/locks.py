@@ -10,6 +10,7 @@ An owner is gone if its claim says that it was released; if it ran on this machi
 if another process has watched the file for `stale_seconds` by its own clock and nobody has touched it.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import fcntl
@@ -285,11 +286,16 @@ def claimed(
             said = True
         time.sleep(min(POLL_SECONDS, stale_seconds / BEATS))
         claim = claims.take(name)
-    try:
-        with claims.beating(claim, lambda: lost() if _is_lost(claim) else None):
+    with contextlib.ExitStack() as held:
+        held.callback(claims.release, claim)
+        held.enter_context(claims.beating(claim, lambda: lost() if _is_lost(claim) else None))
+        # A script need not leave this context before it ends. Python would leave it for it, but too late: the thread
+        # is frozen by then, and waiting for it never ends.
+        atexit.register(held.close)
+        try:
             yield
-    finally:
-        claims.release(claim)
+        finally:
+            atexit.unregister(held.close)
 
 
 def _is_lost(claim: Claim) -> bool:

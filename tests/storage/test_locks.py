@@ -21,6 +21,14 @@ print(held is not None, flush=True)
 sys.stdin.read()
 """
 
+CLAIM_FOR_GOOD = """
+import pathlib, sys
+from hga_flax.storage.locks import claimed
+never_left = claimed(pathlib.Path(sys.argv[1]), "x", RuntimeError, print, lambda: None)
+never_left.__enter__()
+print("held")
+"""
+
 
 def test_one_process_has_it_until_it_ends_however_that_is(tmp_path):
     file = tmp_path / "new" / "x.lock"
@@ -223,3 +231,11 @@ def test_an_owner_that_was_taken_over_is_told(tmp_path):
         elsewhere(tmp_path / "x.1")
         assert told.wait(20)
     assert json.loads((tmp_path / "x.1").read_text())["machine"] == "another"  # not given up by this one
+
+
+def test_a_script_that_never_releases_its_claim_ends(tmp_path):
+    command = [sys.executable, "-c", CLAIM_FOR_GOOD, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "held\n", "")
+    claim, = tmp_path.glob("x.*")  # fmt: skip
+    assert json.loads(claim.read_text())["released"] is True
