@@ -13,6 +13,7 @@ import pytest
 
 from hga_flax.runs.manifest import find_damage
 from hga_flax.storage import buckets as storage
+from tests import gcs_emulator
 
 BUCKET = "bucket"
 NEEDED = {"s3": ("s3fs", "moto", "flask"), "gs": ("gcsfs", "gcp_storage_emulator")}
@@ -22,9 +23,8 @@ ENVIRONMENTS = {
 }
 ENDPOINTS = {"s3": "AWS_ENDPOINT_URL", "gs": "STORAGE_EMULATOR_HOST"}
 COMMANDS = {
-    "s3": "from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])",
-    "gs": "import sys; sys.argv = ['', 'start', '--host=127.0.0.1', '--port={port}', '--in-memory', "
-    "'--default-bucket=" + BUCKET + "']; from gcp_storage_emulator.__main__ import main; main()",
+    "s3": ("-c", "import sys; from moto.server import main; main(['-H', '127.0.0.1', '-p', sys.argv[1]])"),
+    "gs": (gcs_emulator.__file__,),
 }
 
 
@@ -44,7 +44,7 @@ def serve(scheme):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = subprocess.Popen(
-        [sys.executable, "-c", COMMANDS[scheme].format(port=port)],
+        [sys.executable, *COMMANDS[scheme], str(port)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:

@@ -27,7 +27,7 @@ def run(*arguments, devices=1, timeout=500):
 
 
 def start(*arguments):
-    """Returns the started process."""
+    """Returns the started process; its output stays in the pipes, which hold 64 KiB, until somebody reads it."""
     return subprocess.Popen(
-        command(*arguments), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        command(*arguments), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -100,14 +100,14 @@ def test_a_killed_run_goes_on_on_a_fresh_machine_by_the_real_protocol(scheme, tm
             process = commands.start(*LONG, f"--workdir={run}")
             wait_for_step(remote, after, process)
             process.send_signal(stop)
-            error = process.communicate(timeout=100)[1].decode()
-            assert process.returncode == (-stop if stop == signal.SIGKILL else 143), error
+            output, error = process.communicate(timeout=100)
+            assert process.returncode == (-stop if stop == signal.SIGKILL else 143), output + error
         assert "after step" in error and str(max(int(name.split("/")[1]) for name in steps(remote))) in error
         newest = max(steps(remote), key=lambda name: int(name.split("/")[1]))
         remote.delete([f"{newest}/seal.json"])
         fresh_machine(monkeypatch, tmp_path / f"machine_{next(machines)}")
         result = commands.run(*LONG, f"--workdir={run}")
-        assert result.returncode == 0, result.stderr
+        assert result.returncode == 0, result.stdout + result.stderr
         before = int(re.search(rf"resuming {run} at step (\d+)", result.stdout)[1])
         assert 7 <= before < int(newest.split("/")[1])
         fresh_machine(monkeypatch, tmp_path / f"machine_{next(machines)}")

@@ -77,7 +77,7 @@ def stop(workdir, ready, signum=signal.SIGTERM):
     process.send_signal(signum)
     start = time.monotonic()
     _, error = process.communicate(timeout=60)
-    return process.returncode, error.decode(), time.monotonic() - start
+    return process.returncode, error, time.monotonic() - start
 
 
 def logged(group, step):

@@ -24,6 +24,8 @@ SCHEMES = {
     "gs": ("gcsfs", "gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS"),
     "s3": ("s3fs", "aws configure, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
 }
+# The storage's checksum of what it received is compared with ours, for gcsfs only if asked to; s3fs always does it.
+CHECKED = {"gs": {"consistency": "md5"}}
 AT_ONCE = 8  # files transferred in parallel
 FIRST_ANSWER_SECONDS = 60.0  # s3fs itself gives up after 7 s, gcsfs after 35 to 50 s
 SMALL = 1 << 25  # bytes; up to this size a file is read before it is sent, because it may grow meanwhile
@@ -74,6 +76,7 @@ class Remote:
         self.address, self.key = f"{scheme}://{'/'.join(parts)}", key
         self._package, self._login = SCHEMES[scheme]
         self._scheme, self._root = scheme, "/".join(parts)
+        self._checked = CHECKED.get(scheme, {})
         if importlib.util.find_spec(self._package) is None:
             raise UserError(f"{key}={address}: needs the package {self._package}: pip install {self._package}")
         self._system: Any = None
@@ -165,7 +168,7 @@ class Remote:
     def write(self, name: str, content: bytes) -> None:
         """Writes a file."""
         with self._reaching("cannot be written to"):
-            self._in_time(lambda: self._fs().pipe_file(f"{self._root}/{name}", content))
+            self._in_time(lambda: self._fs().pipe_file(f"{self._root}/{name}", content, **self._checked))
 
     def get(self, names: Iterable[str], folder: pathlib.Path, done: Callable[[str], None] = lambda name: None) -> None:
         """Copies files to the same names in `folder`, each atomically, and calls `done(name)` after each.
@@ -198,9 +201,9 @@ class Remote:
                 content = file.read_bytes() if file.stat().st_size <= SMALL else None
             with self._reaching("cannot be written to"):
                 if content is None:
-                    self._fs().put_file(str(file), there)
+                    self._fs().put_file(str(file), there, **self._checked)
                 else:
-                    self._fs().pipe_file(there, content)
+                    self._fs().pipe_file(there, content, **self._checked)
 
         _all(copy, names)
 
@@ -241,6 +244,8 @@ class Remote:
             return f"there is no bucket {self._root.partition('/')[0]}; create it, or correct the name"
         if "Credential" in kind or kind == "RefreshError" or str(code) == "401" or "Anonymous caller" in text:
             return f"no credentials, or invalid ones ({text}); {self._login}"
+        if kind == "ChecksumError":
+            return f"a file did not arrive there as it was sent ({text}); try again"
         if isinstance(error, OSError) and error.strerror and error.filename:  # an error of the local disk
             return f"{error.filename}: {error.strerror} (on this machine)"
         if isinstance(error, PermissionError) or str(code) == "403" or "Forbidden" in text:

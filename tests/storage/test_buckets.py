@@ -8,7 +8,7 @@ import pytest
 from hga_flax.errors import Interrupted, UserError, called
 from hga_flax.storage import buckets as storage
 from hga_flax.storage.buckets import Remote, Unreachable, fetch_file, is_remote
-from tests import buckets
+from tests import buckets, gcs_emulator
 
 
 def test_addresses_are_told_from_paths():
@@ -83,6 +83,24 @@ def test_files_are_copied_both_ways_by_the_real_protocols(scheme, tmp_path, monk
         for act in (lambda r: r.files(), lambda r: r.write("x", b""), lambda r: r.put(tmp_path, ["log"])):
             with pytest.raises(Unreachable, match=r"there is no bucket nobucket; create it, or correct the name"):
                 act(Remote(f"{scheme}://nobucket/run", "key"))
+
+
+@pytest.mark.slow
+@buckets.needs("gs")
+@pytest.mark.parametrize("small", [storage.SMALL, 3])
+def test_a_file_that_changes_on_its_way_is_one_line(tmp_path, monkeypatch, small):
+    """S3's clients send a checksum, and S3 compares it; GCS answers with its own, which gcsfs compares if told to."""
+    monkeypatch.setattr(storage, "SMALL", small)
+    (tmp_path / gcs_emulator.DAMAGED_ON_THE_WAY).write_bytes(b"weights\r")
+    (tmp_path / "whole").write_bytes(b"weights\r")
+    with buckets.serve("gs"):
+        remote = Remote("gs://bucket/run", "key")
+        remote.put(tmp_path, ["whole"])
+        assert remote.read("whole") == b"weights\r"
+        with pytest.raises(Unreachable, match=r"^key=gs://bucket/run cannot be written to: a file did not arrive"):
+            remote.put(tmp_path, [gcs_emulator.DAMAGED_ON_THE_WAY])
+        with pytest.raises(Unreachable, match="did not arrive there as it was sent"):
+            remote.write(gcs_emulator.DAMAGED_ON_THE_WAY, b"{}")
 
 
 @pytest.mark.slow
