@@ -56,7 +56,7 @@ def test_the_package_never_imports_what_the_wheel_lacks():
 
 
 @pytest.mark.slow
-def test_the_readmes_example_runs_where_only_the_wheel_is_installed(wheel, tmp_path):
+def test_the_readmes_example_and_a_run_work_where_only_the_wheel_is_installed(wheel, workdir, tmp_path):
     """The wheel in an environment of its own; what it depends on is lent by this one, to spare the downloads."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
     python = tmp_path / "venv" / "bin" / "python"
@@ -76,3 +76,10 @@ def test_the_readmes_example_runs_where_only_the_wheel_is_installed(wheel, tmp_p
     (program,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     result = run(program)
     assert result.stdout == "(2, 56, 56, 64)\n", result.stderr
+    evaluate = "from hga_flax.training.restore import evaluate_workdir; print(evaluate_workdir({!r})['num_examples'])"
+    result = run(evaluate.format(str(workdir)))
+    assert result.stdout.splitlines()[-1:] == ["297"], result.stderr
+    summary = (
+        f"import sys; sys.argv[1:] = ['summary', '--workdir={workdir}']; from hga_flax.__main__ import main; main()"
+    )
+    assert "cifar_resnet8, attention hga" in (result := run(summary)).stdout, result.stderr

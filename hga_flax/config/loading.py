@@ -309,7 +309,7 @@ def from_json(text: str) -> ConfigDict:
 
     try:
         values = tuples(json.loads(text))
-        for key in config_keys(base_config()):
+        for key in KEYS:  # not those of configs/base.py, which an installed package lacks
             *groups, name = key.split(".")
             inner = values
             for group in groups:
