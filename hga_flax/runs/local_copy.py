@@ -31,7 +31,7 @@ from hga_flax.storage.buckets import (
     is_remote,
     make_folder,
 )
-from hga_flax.storage.locks import claimed
+from hga_flax.storage.locks import Claim, claimed
 
 SESSION = "session.json"
 RECORD = ".mirror.json"  # in a local copy: records which of its files are equal to the bucket's
@@ -78,14 +78,19 @@ class LocalCopy:
     """
 
     def __init__(self, address: str, key: str, *, trains: bool = False):
-        self.remote, self._trains = Remote(address, key), trains
-        self.folder, self._claim = _take(self.remote, trains)
+        self.remote, self._trains, self._held = Remote(address, key), trains, contextlib.ExitStack()
+        self.folder, self._claim = _take(self.remote, trains, self._held)
         self.there: dict[str, Fact] = {}
         self._sessions, self.pairs = self._recorded()
 
     def close(self) -> None:
         """Releases the local copy for the next process."""
-        self._claim.close()
+        self._held.close()
+
+    @property
+    def is_lost(self) -> bool:
+        """True if the folder was removed, or another process took it over because this one was suspended."""
+        return self._claim.is_lost or not self.folder.is_dir()
 
     def pull(self, *, light: bool = False) -> None:
         """Syncs the local copy from the bucket.
@@ -233,18 +238,22 @@ class _Taken(UserError):
     """The local copy is in use by another process."""
 
 
-def _take(remote: Remote, trains: bool) -> tuple[pathlib.Path, contextlib.ExitStack]:
-    """Returns the first unused local copy of an address, with its claim; only one copy may be trained in."""
+def _take(remote: Remote, trains: bool, held: contextlib.ExitStack) -> tuple[pathlib.Path, Claim]:
+    """Returns the first unused local copy of an address, and its claim, which `held` holds; only one may be trained in.
+
+    A training session that loses its claim ends the process. One that reads does not: it may be a notebook, and the
+    next `find` takes another copy.
+    """
     address, kind = remote.address, "train" if trains else "read"
     line = f"another command trains in {address}: {{}}; wait for its end, or choose another {remote.key}"
     taken = lambda who: _Taken(line.format(who))
-    lost = lambda: leave(1, f"error: another command has taken over the copy of {address} on this machine")
+    text = f"error: the copy of {address} on this machine was removed or taken over by another command; this one stops"
+    lost = (lambda: leave(1, text)) if trains else lambda: None
     for number in itertools.count():
         folder = cache_folder() / "runs" / f"{folder_name(address)}-{kind}{number}"
         make_folder(folder, address)
-        claim = contextlib.ExitStack()
         try:
-            claim.enter_context(claimed(folder.parent, f".{folder.name}", taken, print, lost, waits=trains))
+            claim = held.enter_context(claimed(folder.parent, f".{folder.name}", taken, print, lost, waits=trains))
         except _Taken:
             if trains:
                 raise
@@ -283,6 +292,8 @@ def find(path: str, key: str = "--workdir", *, light: bool = False) -> pathlib.P
     if not is_remote(path):
         return expand(path, key).absolute()
     place = cache_folder(), path
+    if place in _read and _read[place].is_lost:
+        _read.pop(place).close()
     if place not in _read:
         _read[place] = LocalCopy(path, key)
     _read[place].pull(light=light)

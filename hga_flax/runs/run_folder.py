@@ -10,10 +10,10 @@ from hga_flax.runs.local_copy import LocalCopy, find
 from hga_flax.runs.uploader import BucketUploader, Uploader
 from hga_flax.runs.workdir import CLAIM, open_workdir
 from hga_flax.storage.buckets import is_remote
-from hga_flax.storage.locks import claimed
+from hga_flax.storage.locks import Claim, claimed
 
 
-def _claimed(path: str) -> contextlib.AbstractContextManager[None]:
+def _claimed(path: str) -> contextlib.AbstractContextManager[Claim]:
     """Prevents other commands from training in a folder, also on other machines that share it."""
     line = f"--workdir={path}: another command trains there: {{}}; wait for its end, or choose another --workdir"
     return claimed(

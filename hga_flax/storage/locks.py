@@ -256,7 +256,7 @@ def claimed(
     *,
     waits: bool = True,
     stale_seconds: float = STALE_SECONDS,
-) -> Iterator[None]:
+) -> Iterator[Claim]:
     """Owns a name while the context lasts. If an owner on another machine may be gone, waits until that is known.
 
     Args:
@@ -267,6 +267,9 @@ def claimed(
         lost: called in a background thread once another process has taken over.
         waits: False to assume that an owner on another machine is alive.
         stale_seconds: see `Claims`.
+
+    Yields:
+        The claim.
 
     Raises:
         UserError: another process owns the name, or the folder cannot be written to.
@@ -293,7 +296,7 @@ def claimed(
         # is frozen by then, and waiting for it never ends.
         atexit.register(held.close)
         try:
-            yield
+            yield claim
         finally:
             atexit.unregister(held.close)
 

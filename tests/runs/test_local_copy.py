@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import shutil
@@ -9,9 +10,11 @@ import zlib
 import pytest
 
 from hga_flax.errors import UserError
+from hga_flax.runs import local_copy
 from hga_flax.runs.local_copy import RECORD, SESSION, LocalCopy, Overtaken, find, is_local_copy
 from hga_flax.runs.manifest import find_damage, write_manifest
 from hga_flax.storage.buckets import Remote, Unreachable
+from hga_flax.storage.locks import claimed
 
 
 def fill(remote, files):
@@ -242,6 +245,22 @@ def test_found_by_its_path_an_address_is_brought_up_to_date_each_time(remote, tm
     assert (folder / "checkpoints/2/state/d/x").exists() and not (folder / "checkpoints/1").exists()
     with pytest.raises(UserError, match=r"^init\.weights=s3://: write s3://BUCKET/FOLDER$"):
         find("s3://", "init.weights")
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_reader_whose_copy_is_removed_goes_on_with_another(remote, monkeypatch, trains):
+    """It may be a notebook. Who trains in a copy that was removed ends at once."""
+    left = []
+    monkeypatch.setattr(local_copy, "claimed", functools.partial(claimed, stale_seconds=0.6))
+    monkeypatch.setattr(local_copy, "leave", lambda code, text: left.append((code, text)))
+    copy = opened(remote) if trains else None  # which holds its claim as long as it is there
+    folder = copy.folder if trains else find(remote.address)
+    shutil.rmtree(folder.parent)
+    time.sleep(0.3)
+    end = f"error: the copy of {remote.address} on this machine was removed or taken over by another command"
+    assert [text.partition(";")[0] for _, text in left[:1]] == [end] * trains
+    if not trains:
+        assert (find(remote.address) / "checkpoints/2/state/d/x").exists()
 
 
 def test_a_run_that_goes_on_while_it_is_read_is_read_again(remote, monkeypatch):
