@@ -77,6 +77,18 @@ class Narrowed(NamedTuple):
         return z if self.offset is None else z + self.offset.astype(dtype)
 
 
+def check_result(module: nn.Module, y: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Returns what an attention gave, `[B, H, W, C]`.
+
+    Raises:
+        ValueError: it has another shape; the network would broadcast it, or adapt its shortcut to it.
+    """
+    if y.shape != shape:
+        name = type(module).__name__
+        raise ValueError(f"attention {name} must return a map {list(shape)}, but returned {list(y.shape)}")
+    return y
+
+
 class Reduction(nn.Module):
     """FC without bias that reduces the channels at every position: `[B, H, W, C]` -> `[B, H, W, features]`."""
 
@@ -84,7 +96,7 @@ class Reduction(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, source: Source | None = None) -> Narrowed:
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features), jnp.float32)
         if source is not None and source.inner.shape[-1] < x.shape[-1]:
             return Narrowed(source.inner, *source.project(kernel))
         return Narrowed(x, kernel)

@@ -56,7 +56,7 @@ class EfficientChannelAttention(nn.Module):
         size = adaptive_kernel_size(self.channels) if self.kernel_size is None else self.kernel_size
         if size < 1 or size % 2 == 0:
             raise ValueError(f"kernel_size={size} must be odd and positive")
-        kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=0, out_axis=1), (size, 1))
+        kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=0, out_axis=1), (size, 1), jnp.float32)
         margin = size // 2
         mode = "wrap" if self.circular else "constant"
         means = jnp.pad(global_mean(x).astype(self.dtype), ((0, 0), (margin, margin)), mode=mode)

@@ -65,9 +65,9 @@ class MultiScaleFeatureExploitation(nn.Module):
             raise ValueError(f"groups={groups} does not divide the {self.channels} channels")
         if self.act is not None and self.act not in ACTIVATIONS:
             raise ValueError(f"mfe_act={self.act!r}; choose from: {', '.join(ACTIVATIONS)}")
+        initial, width = nn.initializers.lecun_normal(), self.channels // groups
         self.weights = [
-            self.param(f"kernel_{k}", nn.initializers.lecun_normal(), (k, k, self.channels // groups, self.channels))
-            for k in self.kernels
+            self.param(f"kernel_{k}", initial, (k, k, width, self.channels), jnp.float32) for k in self.kernels
         ]
         if self.norm:
             self.norms = [
@@ -192,10 +192,9 @@ class ExcitationExploration(nn.Module):
         hidden = max(1, self.channels // self.reduction)
         _, scales, count, channels = cells.shape
         shape = (count, channels, hidden) if self.excitation == "shared" else (scales, count, channels, hidden)
-        suppress = self.param(
-            "suppress", nn.initializers.he_normal(in_axis=tuple(range(len(shape) - 1)), out_axis=-1), shape
-        )
-        excite = self.param("excite", nn.initializers.lecun_normal(), (hidden, self.channels))
+        initial = nn.initializers.he_normal(in_axis=tuple(range(len(shape) - 1)), out_axis=-1)
+        suppress = self.param("suppress", initial, shape, jnp.float32)
+        excite = self.param("excite", nn.initializers.lecun_normal(), (hidden, self.channels), jnp.float32)
         e = nn.relu(_first_fc(cells, suppress, self.dtype) if first is None else first(suppress))
         return e.astype(self.dtype) @ excite.astype(self.dtype) if second is None else second(e, excite)
 

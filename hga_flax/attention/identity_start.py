@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hga_flax.attention.common import Source, at_least_float32
+from hga_flax.attention.common import Source, at_least_float32, check_result
 
 SHARE = "identity_start_share"  # name of the added parameter
 
@@ -42,7 +42,7 @@ class IdentityStart(nn.Module):
         self.inner = self.attention(self.channels, dtype=self.dtype, axis_name=self.axis_name)
         nn.share_scope(self, self.inner)
         if not getattr(self.inner, "starts_as_identity", False):
-            self.share = self.param(SHARE, nn.initializers.zeros, (self.channels,))
+            self.share = self.param(SHARE, nn.initializers.zeros, (self.channels,), jnp.float32)
 
     def __call__(self, x: jax.Array, train: bool = False, source: Source | None = None) -> jax.Array:
         """`[B, H, W, channels]` -> the same shape and dtype."""
@@ -54,4 +54,5 @@ class IdentityStart(nn.Module):
         return (wide + self.share * (at_least_float32(self._attended(x, train, source)) - wide)).astype(x.dtype)
 
     def _attended(self, x: jax.Array, train: bool, source: Source | None) -> jax.Array:
-        return self.inner(x, train) if source is None else self.inner(x, train, source)
+        y = self.inner(x, train) if source is None else self.inner(x, train, source)
+        return check_result(self.inner, y, x.shape)

@@ -143,7 +143,7 @@ class Restoration(nn.Module):
     @nn.compact
     def __call__(self, hidden: jax.Array, excite: jax.Array) -> jax.Array:
         """`[B, hidden]`, `[hidden, C]` -> `[B, features]`."""
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (excite.shape[-1], self.features))
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (excite.shape[-1], self.features), jnp.float32)
 
         def in_turn(hidden: jax.Array, excite: jax.Array, kernel: jax.Array) -> jax.Array:
             return (hidden.astype(self.dtype) @ excite.astype(self.dtype)) @ kernel.astype(self.dtype)

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 
 from hga_flax.attention.cbam import ConvolutionalBlockAttention
+from hga_flax.attention.common import Source, check_result
 from hga_flax.attention.eca import EfficientChannelAttention
 from hga_flax.attention.gc import GlobalContext
 from hga_flax.attention.ge import GatherExcite
@@ -50,11 +51,13 @@ def register_attention(name: str, module: type[nn.Module], **preset: Any) -> Non
     The fields of the module must be `channels`, then its options, then `dtype` and `axis_name`; it is
     called with (x `[B, H, W, C]`, train). The class attribute `replaces_convolution = True` makes it
     replace a block's 3x3 (see `replaces_convolution`); `given_by_block` lists the fields that the block
-    sets, which are not options.
+    sets, which are not options. A class may be registered again under its name once it is defined anew, as when a
+    notebook's cell is run again.
 
     Raises:
-        ValueError: the name is empty or already registered.
-        TypeError: `module` is not a Linen module class with these fields.
+        ValueError: the name is empty or taken.
+        TypeError: `module` is not a Linen module class with these fields, an option has no default, or `preset` names
+            no field.
 
     Examples:
         >>> register_attention("se4", SqueezeExcitation, ratio=4)  # doctest: +SKIP
@@ -63,15 +66,35 @@ def register_attention(name: str, module: type[nn.Module], **preset: Any) -> Non
     """
     if not name:
         raise ValueError("an attention needs a name")
-    if name in _REGISTRY:
-        raise ValueError(f"attention '{name}' is already registered")
-    fields = {field.name for field in dataclasses.fields(module)} if dataclasses.is_dataclass(module) else set()
-    if not fields >= _COMMON | {"channels"}:
+    if name in _REGISTRY and not _is_same(_REGISTRY[name], (module, preset)):
+        raise ValueError(f"attention '{name}' is already registered; choose another name")
+    fields = {field.name: field for field in dataclasses.fields(module)} if dataclasses.is_dataclass(module) else {}
+    if not fields.keys() >= _COMMON | {"channels"}:
         raise TypeError(
             f"attention '{name}' must be a Linen module class with the fields channels, dtype and axis_name; "
             "pass a function as attention= instead"
         )
+    for option in preset:
+        if option not in fields:
+            raise TypeError(f"attention '{name}': {module.__name__} has no field '{option}'{_nearest(option, fields)}")
+    for option in fields.keys() - _set_by_network(module) - preset.keys():
+        if _default(fields[option]) is dataclasses.MISSING:
+            raise TypeError(f"attention '{name}': option '{option}' needs a default")
     _REGISTRY[name] = (module, preset)
+
+
+def _is_same(old: tuple[type[nn.Module], dict[str, Any]], new: tuple[type[nn.Module], dict[str, Any]]) -> bool:
+    """Returns whether `new` is `old`, or its class defined anew."""
+    place = lambda module: (module.__module__, getattr(module, "__qualname__", ""))
+    return old == new or (old[0] is not new[0] and place(old[0]) == place(new[0]))
+
+
+def _set_by_network(module: type[nn.Module]) -> set[str]:
+    return _COMMON | {"channels", "parent"} | set(getattr(module, "given_by_block", ()))
+
+
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def attention_names() -> list[str]:
@@ -110,8 +133,8 @@ def attention_options(name: str) -> dict[str, Any]:
     """
     check_attention(name)
     module, preset = _REGISTRY[name]
-    hidden = _COMMON | {"channels", "parent"} | set(getattr(module, "given_by_block", ()))
-    options = {f.name: f.default for f in dataclasses.fields(module) if f.name not in hidden}
+    hidden = _set_by_network(module)
+    options = {f.name: _default(f) for f in dataclasses.fields(module) if f.name not in hidden}
     follows_norm = module is not NoAttention and not getattr(module, "replaces_convolution", False)
     return options | ({IDENTITY_START: False} if follows_norm else {}) | preset
 
@@ -177,6 +200,35 @@ def uses_source(factory: AttentionFactory) -> bool:
     return getattr(factory, "uses_source", False)
 
 
+def attend(factory: AttentionFactory, x: jax.Array, train: bool, *source: Source) -> jax.Array:
+    """Applies an attention to the map at the end of a block, `[B, H, W, C]`, as the block's submodule "attention".
+
+    Args:
+        factory: the block's attention.
+        x: the map.
+        train: True in training.
+        *source: the factors of the map, for an attention that uses them, see `Source`.
+
+    Raises:
+        ValueError: the attention returns a map of another shape.
+    """
+    module = factory(x.shape[-1], name="attention")
+    return check_result(module, module(x, train, *source), x.shape)
+
+
+def attend_in_place(
+    factory: AttentionFactory, x: jax.Array, train: bool, channels: int, stride: int = 1, groups: int = 1
+) -> jax.Array:
+    """Applies an attention in place of a block's 3x3: `[B, H, W, D]` -> `[B, H / stride, W / stride, channels]`.
+
+    Raises:
+        ValueError: the attention returns a map of another shape.
+    """
+    module = factory(channels, stride=stride, replaced_groups=groups, name="attention")
+    batch, height, width, _ = x.shape
+    return check_result(module, module(x, train), (batch, -(-height // stride), -(-width // stride), channels))
+
+
 register_attention("none", NoAttention)
 register_attention("hga", HGA)
 # The simplest configuration we found that has Table 2's parameter counts (see docs/paper.md).
@@ -195,8 +247,14 @@ def fits(value: Any, declared: Any) -> bool:
     origin, inner = typing.get_origin(declared), typing.get_args(declared)
     if origin in (types.UnionType, typing.Union):
         return any(fits(value, one) for one in inner)
+    if origin in (collections.abc.Sequence, tuple, list) and not inner:
+        return isinstance(value, tuple | list)
     if origin in (collections.abc.Sequence, tuple, list):
-        return isinstance(value, tuple | list) and all(fits(entry, inner[0]) for entry in value)
+        if not isinstance(value, tuple | list):
+            return False
+        if origin is not tuple or inner[1:] == (...,):
+            return all(fits(entry, inner[0]) for entry in value)
+        return len(value) == len(inner) and all(fits(entry, kind) for entry, kind in zip(value, inner, strict=True))
     if declared is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if declared is int:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from hga_flax.attention import AttentionFactory, replaces_convolution
 from hga_flax.attention.common import global_mean
+from hga_flax.attention.registry import attend, attend_in_place
 from hga_flax.models.residual import relu_of_sum
 from hga_flax.models.resnet import (
     PAD1,
@@ -83,14 +84,14 @@ class SmallBlock(nn.Module):
             if i == 2 and self.dropout > 0:
                 y = nn.Dropout(self.dropout, deterministic=not train)(y)
             if i == replaced:
-                y = self.attention(features, stride=layer_strides[0], replaced_groups=1, name="attention")(y, train)
+                y = attend_in_place(self.attention, y, train, features, layer_strides[0])
                 continue
             y = self.conv(features, kernel, layer_strides, padding=padding, name=f"conv{i}")(y)
             if not self.preact:
                 y = self.norm(name=f"norm{i}")(y)
                 y = nn.relu(y) if i < len(layers) else y
         if replaced is None:
-            y = self.attention(out, name="attention")(y, train)
+            y = attend(self.attention, y, train)
         if changes:
             x = self._shortcut(x, out, strides)
         y = survival_drop(y, self.stochastic_depth, train)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from hga_flax.attention import AttentionFactory
 from hga_flax.attention.common import global_mean
+from hga_flax.attention.registry import attend
 from hga_flax.models.max_pooling import max_pool
 from hga_flax.models.resnet import PAD1, ModuleDef, check_images, check_rate, layer_types, no_attention
 
@@ -44,7 +45,7 @@ class DenseLayer(nn.Module):
         y = self.conv(self.bottleneck * self.growth, (1, 1), name="conv1")(y)
         y = nn.relu(self.norm(name="norm2")(y))
         y = self.conv(self.growth, (3, 3), padding=PAD1, name="conv2")(y)
-        y = self.attention(self.growth, name="attention")(y, train)
+        y = attend(self.attention, y, train)
         if self.dropout > 0:
             y = nn.Dropout(self.dropout, deterministic=not train)(y)
         return jnp.concatenate([x, y], axis=-1)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from hga_flax.attention import AttentionFactory, HierarchicalGlobalAveragePooling
 from hga_flax.attention.common import at_least_float32, global_mean
+from hga_flax.attention.registry import attend
 from hga_flax.models.max_pooling import max_pool
 from hga_flax.models.resnet import PAD1, ModuleDef, check_images, check_rate, layer_types, no_attention
 
@@ -88,7 +89,7 @@ class Inception(nn.Module):
             self.unit(project, 1, name="branch4")(pooled),
         ]
         y = jnp.concatenate(branches, axis=-1)
-        return self.attention(y.shape[-1], name="attention")(y, train)
+        return attend(self.attention, y, train)
 
 
 class AuxiliaryHead(nn.Module):

@@ -58,8 +58,8 @@ class BatchNorm(nn.Module):
             if not self.is_initializing():
                 running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
                 running_var.value = self.momentum * running_var.value + (1 - self.momentum) * var
-        scale = lax.rsqrt(var + self.epsilon) * self.param("scale", self.scale_init, channels)
-        bias = self.param("bias", nn.initializers.zeros, channels)
+        scale = lax.rsqrt(var + self.epsilon) * self.param("scale", self.scale_init, channels, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
         center = mean if self.use_running_average else _center(mean)
         offset = bias if self.use_running_average else bias - (mean - center) * scale
         y = ((x - center) * scale + offset).astype(self.dtype)

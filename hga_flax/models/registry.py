@@ -152,6 +152,8 @@ def create_model(
         attention = attention_factory(attention, **(attention_options or {}))
     elif attention_options:
         raise ValueError("attention_options need a named attention; bind the options of your own factory yourself")
+    elif not callable(attention):
+        raise ValueError(f"attention={attention!r} must be a name ('none' for no attention) or a factory of modules")
     if replaces_convolution(attention) and not getattr(_model_class(builder), "hosts_convolution", False):
         raise ValueError(
             f"model '{name}' has no place for an attention that replaces a 3x3 convolution, as 'sk' does; "

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from hga_flax.attention import AttentionFactory, Source, create_attention, replaces_convolution, uses_source
 from hga_flax.attention.common import global_mean
 from hga_flax.attention.operator import with_gradient_apart
+from hga_flax.attention.registry import attend, attend_in_place
 from hga_flax.models.convolution import convolution
 from hga_flax.models.max_pooling import max_pool
 from hga_flax.models.norm import BatchNorm
@@ -117,9 +118,9 @@ def finish_bottleneck(block: nn.Module, x: jax.Array, y: jax.Array, train: bool)
         y = norm3(conv3(y))
     elif train and uses_source(block.attention):
         y, source = with_source(conv3, norm3, y)
-        y = block.attention(out, name="attention")(y, train, source)
+        y = attend(block.attention, y, train, source)
     else:
-        y = block.attention(out, name="attention")(norm3(conv3(y)), train)
+        y = attend(block.attention, norm3(conv3(y)), train)
     return join(block, x, y, train)
 
 
@@ -170,9 +171,7 @@ class Bottleneck(nn.Module):
         y = self.conv(self.width, (1, 1), name="conv1")(x)
         y = nn.relu(self.norm(name="norm1")(y))
         if replaces_convolution(self.attention):
-            y = self.attention(self.width, stride=self.stride, replaced_groups=self.cardinality, name="attention")(
-                y, train
-            )
+            y = attend_in_place(self.attention, y, train, self.width, self.stride, self.cardinality)
         else:
             y = self.conv(
                 self.width,
@@ -210,7 +209,7 @@ class BasicBlock(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         in_place = replaces_convolution(self.attention)
         if in_place:
-            y = self.attention(self.features, stride=self.stride, replaced_groups=1, name="attention")(x, train)
+            y = attend_in_place(self.attention, x, train, self.features, self.stride)
         else:
             y = self.conv(self.features, (3, 3), (self.stride, self.stride), padding=PAD1, name="conv1")(x)
             y = nn.relu(self.norm(name="norm1")(y))
@@ -218,7 +217,7 @@ class BasicBlock(nn.Module):
         y = self.conv(self.features, (3, 3), padding=PAD1, name="conv2")(y)
         y = self.norm(scale_init=scale_init, name="norm2")(y)
         if not in_place:
-            y = self.attention(self.features, name="attention")(y, train)
+            y = attend(self.attention, y, train)
         return join(self, x, y, train)
 
 

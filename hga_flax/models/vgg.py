@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from hga_flax.attention import AttentionFactory
+from hga_flax.attention.registry import attend
 from hga_flax.models.max_pooling import max_pool
 from hga_flax.models.norm import BatchNorm
 from hga_flax.models.pooling import adaptive_average_pool
@@ -45,7 +46,7 @@ class Stage(nn.Module):
         for i in range(1, self.convolutions + 1):
             x = self.conv(self.features, (3, 3), padding=PAD1, name=f"conv{i}")(x)
             x = nn.relu(self.norm(name=f"norm{i}")(x) if self.norm else x)
-        x = self.attention(self.features, name="attention")(x, train)
+        x = attend(self.attention, x, train)
         return (max_pool if train else nn.max_pool)(x, (2, 2), strides=(2, 2))
 
 

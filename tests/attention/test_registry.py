@@ -1,4 +1,5 @@
 import functools
+import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hga_flax.attention import attention_names, attention_options, create_attention, register_attention
+from hga_flax.attention import attention_names, attention_options, create_attention, register_attention, registry
 from hga_flax.attention.hga import HGA
 from hga_flax.attention.registry import attention_factory, check_types, fits
 from hga_flax.attention.se import SqueezeExcitation
@@ -98,8 +99,66 @@ def test_unknown_names_and_options_are_refused():
         create_attention("x", 8)
     with pytest.raises(ValueError, match="has no option 'stride'"):  # the block's to give, not the user's
         create_attention("sk", 8, stride=2)
-    with pytest.raises(ValueError, match="already registered"):
-        register_attention("se", SqueezeExcitation)
+
+
+@pytest.mark.parametrize("name", attention_names())
+def test_parameters_are_float32_where_jax_is_told_to_use_64_bits(name):
+    with jax.enable_x64(True):
+        x = jnp.ones((2, 8, 8, 32), jnp.float32)
+        module = create_attention(name, 32, **{"identity_start": True} if name not in ("none", "sk") else {})
+        y, variables = jax.eval_shape(module.init_with_output, jax.random.key(0), x)
+    assert {leaf.dtype for leaf in jax.tree.leaves((y, variables))} == {jnp.dtype("float32")}
+
+
+CELL = """
+import dataclasses, flax.linen as nn, jax
+
+class Mine(nn.Module):
+    channels: int
+    ratio: int = {ratio}
+    weights: dict = dataclasses.field(default_factory=dict)
+    dtype: object = None
+    axis_name: str | None = None
+
+    def __call__(self, x, train=False):
+        return x * (1 + bool(self.weights))
+"""
+
+
+@pytest.fixture
+def cell(monkeypatch):
+    """Returns a function that runs a notebook's cell with a class of one's own, and returns the class."""
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+
+    def run(ratio):
+        scope = {"__name__": "__main__"}
+        exec(CELL.format(ratio=ratio), scope)
+        return scope["Mine"]
+
+    return run
+
+
+def test_a_notebooks_cell_may_be_run_again_but_no_name_be_taken_twice(cell):
+    register_attention("mine", cell(4))
+    register_attention("mine", cell(8))
+    assert attention_options("mine") == {"ratio": 8, "weights": {}, "identity_start": False}
+    np.testing.assert_array_equal(create_attention("mine", 3).apply({}, jnp.ones((1, 2, 2, 3))), 1)
+    register_attention("se", SqueezeExcitation)  # which it is
+    for other, preset in ((cell(4), {}), (SqueezeExcitation, {"ratio": 4}), (HGA, {})):
+        with pytest.raises(ValueError, match=r"^attention 'se' is already registered; choose another name$"):
+            register_attention("se", other, **preset)
+    assert attention_options("se")["ratio"] == 16
+
+
+def test_what_could_not_be_created_is_not_registered(cell):
+    with pytest.raises(TypeError, match=r"^attention 'mine': Mine has no field 'ratoi'; did you mean 'ratio'"):
+        register_attention("mine", cell(4), ratoi=3)
+    module = cell("dataclasses.field()")
+    with pytest.raises(TypeError, match=r"^attention 'mine': option 'ratio' needs a default$"):
+        register_attention("mine", module)
+    assert "mine" not in attention_names()
+    register_attention("mine", module, ratio=2)
+    assert create_attention("mine", 3).ratio == 2
 
 
 def test_a_function_is_not_registered_but_given():
@@ -119,6 +178,9 @@ def test_a_function_is_not_registered_but_given():
         (Sequence[int], [(), (1, 2), [3]], [1, (1.5,), ("a",), "12"]),
         (Any, [1, "a", None], []),
         (Callable[..., Any], [print], []),
+        (tuple[int, float], [(3, 0.5), [3, 1]], [(0.5, 3), (3,), (3, 0.5, 1), 3]),
+        (tuple[int, ...], [(), (3, 4, 5)], [(3, 0.5)]),
+        (typing.Sequence, [(), ["a"]], [3]),
     ],
 )
 def test_values_fit_their_declared_type(declared, right, wrong):

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from hga_flax.attention import attention_names
+from hga_flax.attention import IdentityStart, attention_names
 from hga_flax.models import create_model, model_names, model_options
 from tests.reference import parameter_count, sample
 
@@ -341,6 +341,50 @@ def test_sk_is_refused_where_no_blocks_3x3_feeds_a_relu(name):
         create_model(name, attention="sk")
 
 
+FAMILIES = ["cifar_resnet8", "cifar_preact_resnet8", "resnet18", "resnet50", "res2net50_26w_4s", "resnest50d"]
+FAMILIES += ["googlenet", "vgg11_bn", "densenet121"]
+
+
+class Gate(nn.Module):
+    """An attention whose author forgot to multiply the map by the gate."""
+
+    channels: int
+    dtype: object = None
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.sigmoid(nn.Dense(self.channels)(x.mean((1, 2))))[:, None, None]
+
+
+class InPlace(Gate):
+    """An attention in place of a convolution that does not stride."""
+
+    replaces_convolution = True
+    stride: int = 1
+    replaced_groups: int = 1
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.Dense(self.channels)(x)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_attention_that_changes_the_shape_is_refused(name):
+    message = r"attention Gate must return a map \[2, \d+, \d+, (\d+)\], but returned \[2, 1, 1, \1\]"
+    for attention in (Gate, functools.partial(IdentityStart, attention=Gate)):
+        model = create_model(name, attention=attention, num_classes=10)
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(model.init, jax.random.key(0), jnp.ones((2, 64, 64, 3)))
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet8", "resnet18", "resnet50"])
+def test_an_attention_in_place_of_a_convolution_must_stride_as_it_did(name):
+    model, size = create_model(name, attention=InPlace, num_classes=10), 16 if name == "cifar_resnet8" else 64
+    with pytest.raises(ValueError, match=r"attention InPlace must return a map \[2, 8, 8, \d+\], but returned \[2, 16"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.ones((2, size, size, 3)))
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -362,6 +406,8 @@ def test_unknown_options_are_refused():
         create_model("cifar_wide_resnet28_10", depth=8)
     with pytest.raises(ValueError, match="attention_options need a named attention"):
         create_model("resnet50", attention=nn.Dense, attention_options={"ratio": 4})
+    with pytest.raises(ValueError, match=r"^attention=None must be a name \('none' for no attention\) or a factory"):
+        create_model("resnet50", attention=None)
 
 
 @pytest.mark.parametrize(
