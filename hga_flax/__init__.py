@@ -11,6 +11,7 @@ Examples:
 """
 
 import importlib
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -78,12 +79,15 @@ def __getattr__(name: str) -> Any:
     """Imports JAX and Flax when a name is first used, so that `python -m hga_flax --help` is fast."""
     if name not in __all__:
         raise AttributeError(f"module 'hga_flax' has no attribute '{name}'")
+    handlers = logging.root.handlers[:]
     try:
         return getattr(importlib.import_module(_HOMES.get(name, "hga_flax.attention")), name)
     except ModuleNotFoundError as error:
         raise ImportError(
             f"hga_flax.{name}: {error.name} is not installed; pip install '.[train]' in the clone"
         ) from error
+    finally:  # Orbax adds one as it is imported, after which the program's own logging.basicConfig would do nothing
+        logging.root.handlers[:] = handlers
 
 
 def __dir__() -> list[str]:

@@ -57,6 +57,11 @@ def test_importing_the_package_alone_loads_neither_jax_nor_anything_else_that_is
     assert result.stdout == "set()\n", result.stderr
 
 
+def test_a_program_may_set_up_its_logging_after_the_import():
+    program = "import logging; from hga_flax import Predictor, restore_workdir; print(logging.root.handlers)"
+    assert (result := run("-c", program)).stdout == "[]\n", result.stderr
+
+
 def test_the_library_needs_no_data_package_for_attentions_and_networks():
     code = (
         "import sys, hga_flax; hga_flax.create_model('cifar_resnet8', attention='hga'); "

@@ -8,6 +8,7 @@ import contextvars
 import dataclasses
 import functools
 import math
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -138,7 +139,8 @@ def _measure(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[Com
     """Counts `model(*args, **kwargs)` and returns the counts and the shapes of its results.
 
     A deep network repeats a few blocks many times, and tracing them is nearly all of the work. So the blocks of
-    our networks, and the norms and attentions in them, are traced separately, once per process for all equal ones,
+    our networks, and the norms and attentions in them, are traced separately, once per process for all equal ones
+    (each time if a function of somebody else's is among their fields),
     and replaced by zeros of the right shape in the surrounding trace. This requires children that own their
     parameters and affect the parent only by their output, which holds for everything in hga_flax/models.
     """
@@ -220,6 +222,8 @@ def _hashable(value: Any) -> Any:
         return tuple((name, _hashable(value[name])) for name in sorted(value))
     if isinstance(value, list | tuple):
         return tuple(_hashable(entry) for entry in value)
+    if isinstance(value, types.FunctionType) and value.__module__.split(".")[0] not in ("hga_flax", "jax", "flax"):
+        raise TypeError(f"what {value.__qualname__} returns may depend on more than its arguments")
     return type(value), value  # the type, since 1 == True
 
 

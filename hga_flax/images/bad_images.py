@@ -65,11 +65,10 @@ class BadImages:
         for batch in batches:
             bad = batch.pop("bad")
             for index in np.unique(bad[bad >= 0]).tolist():
-                if index in found:
-                    continue
-                found.add(index)
-                self.log(f"skipped {explain(index)}")
-                if len(found) > self._limit:
+                if index not in found:
+                    found.add(index)
+                    self.log(f"skipped {explain(index)}")
+                if len(found) > self._limit:  # also of images that an earlier pass has found
                     raise self._too_many(split)
             if (bad <= TOO_MANY).any():
                 for index in np.unique(batch["index"][bad <= TOO_MANY]).tolist():

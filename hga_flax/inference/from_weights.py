@@ -8,6 +8,7 @@ on either side is an error, and is never replaced by an initial value.
 import argparse
 import contextlib
 import dataclasses
+import os
 from collections.abc import Collection
 from typing import Any
 
@@ -55,10 +56,10 @@ def restore_given(
 
 
 def restore_weights(
-    weights: str,
+    weights: str | os.PathLike[str],
     model: str = "",
     attention: str = "",
-    config: str | ConfigDict | None = None,
+    config: str | os.PathLike[str] | ConfigDict | None = None,
     overrides: Collection[str] = (),
     *,
     data: bool = False,
@@ -81,14 +82,16 @@ def restore_weights(
         UserError: the weights cannot be read or belong to another network, the data set has other classes, or a
             network is named for a run.
     """
+    weights = os.fspath(weights)
+    overrides = [overrides] if isinstance(overrides, str) else list(overrides)
     path, _ = locate(weights, KEY)
     is_run = path.is_dir()
     if not is_run and not model and config is None:
         raise UserError(f"{KEY}={weights}: --model=NAME is missing; name the weights' network, such as resnet50")
     if config is None:
         config = files.read_config(path) if is_run else base_config()
-    config = (load_config(config) if isinstance(config, str) else config.copy_and_resolve_references()).unlock()
-    config = override(config.lock(), list(overrides)).unlock()
+    config = config.copy_and_resolve_references() if isinstance(config, ConfigDict) else load_config(os.fspath(config))
+    config = override(config.lock(), overrides).unlock()
     given = {argument.removeprefix("--config.").split("=")[0] for argument in overrides}
     config.init.weights = ""
     if is_run:

@@ -68,7 +68,7 @@ class Predictor:
     def from_workdir(
         cls,
         path: str | os.PathLike[str],
-        checkpoint: str = "best",
+        checkpoint: str | int = "best",
         data_dir: str | os.PathLike[str] | None = None,
         batch_size: int | None = None,
         weights: str | None = None,
@@ -90,10 +90,10 @@ class Predictor:
     @classmethod
     def from_weights(
         cls,
-        weights: str,
+        weights: str | os.PathLike[str],
         model: str = "",
         attention: str = "",
-        config: str | ConfigDict | None = None,
+        config: str | os.PathLike[str] | ConfigDict | None = None,
         overrides: Collection[str] = (),
         batch_size: int | None = None,
     ) -> "Predictor":
@@ -161,7 +161,8 @@ class Predictor:
 
         variables = replicate(self.variables, mesh)
         for batch in to_devices(batches(), mesh):
-            rows = np.asarray(self._step(variables, batch["image"]))
+            with jax.set_mesh(mesh):  # whatever mesh the caller has set
+                rows = np.asarray(self._step(variables, batch["image"]))
             names, pixels = loaded.popleft()
             for name, image, row in zip(names, pixels, rows, strict=False):  # drops the padding rows
                 yield name, image if isinstance(image, BadImage) else row
@@ -214,11 +215,17 @@ def _is_one(images: Image | Iterable[Image]) -> bool:
 def _read(file: str | os.PathLike) -> bytes:
     try:
         return read_image(file)
-    except IsADirectoryError:
-        raise BadImage(f"a folder without images ({', '.join(SUFFIXES)})") from None
+    except IsADirectoryError:  # commands name the images in a folder themselves
+        some = next(images_below(file), None)
+        without = f"a folder without images ({', '.join(SUFFIXES)})"
+        raise BadImage(without if some is None else f"a folder; name the images in it, such as {some}") from None
     except FileNotFoundError as error:
-        pattern = glob.has_magic(os.fsdecode(file))
-        raise BadImage("no file matches this pattern" if pattern else error.strerror) from None
+        pattern = os.fsdecode(file)
+        if glob.has_magic(pattern):
+            some = next(glob.iglob(pattern, recursive=True), None)
+            without = "no file matches this pattern"
+            raise BadImage(without if some is None else f"a pattern; name the files, such as {some}") from None
+        raise BadImage(error.strerror) from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise BadImage(getattr(error, "strerror", None) or str(error)) from None
 

@@ -55,14 +55,14 @@ def configure_for(path: str) -> None:
 
 def restore_workdir(
     path: str | os.PathLike[str],
-    checkpoint: str = "best",
+    checkpoint: str | int = "best",
     data_dir: str | os.PathLike[str] | None = None,
     batch_size: int | None = None,
     weights: str | None = None,
 ) -> Restored:
     """Rebuilds the network of a workdir and loads one of its checkpoints; writes nothing there.
 
-    Flags, caches and loggers of the process are not changed: put `hga_flax.processes.settings.DETERMINISTIC_FLAGS`
+    Flags, caches and loggers of JAX are not changed: put `hga_flax.processes.settings.DETERMINISTIC_FLAGS`
     into XLA_FLAGS and call `jax.config.update("jax_compilation_cache_dir", ...)` yourself, before JAX initialises a
     device.
 
@@ -107,11 +107,8 @@ def restore_workdir(
     like.variables(weights)  # raises if the run has no such weights
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{path}: no checkpoint here yet")
-    checkpoints = Checkpoints(workdir, read_only=True, warn=warn)
-    try:
-        step, state, _ = _restore(checkpoints, checkpoint, path, like)
-    finally:
-        checkpoints.close()
+    with contextlib.closing(Checkpoints(workdir, read_only=True, warn=warn)) as checkpoints:
+        step, state, _ = _restore(checkpoints, str(checkpoint), path, like)
     return Restored(experiment, state, step, weights or ("raw" if state.ema is None else "ema"))
 
 
@@ -162,7 +159,7 @@ def choose_step(checkpoints: Checkpoints, checkpoint: str, path: str, given: str
 
 def evaluate_workdir(
     path: str | os.PathLike[str],
-    checkpoint: str = "best",
+    checkpoint: str | int = "best",
     split: str | None = None,
     data_dir: str | os.PathLike[str] | None = None,
     batch_size: int | None = None,
@@ -191,7 +188,8 @@ def evaluate_restored(restored: Restored, split: str | None = None) -> dict[str,
     )
     barrier("each has the data set")  # a process may first have to copy it from a bucket
     step = make_eval_step(experiment.model, experiment.config, experiment.mesh)
-    metrics = evaluate(step, params, batch_stats, batches, experiment.mesh)
+    with jax.set_mesh(experiment.mesh):  # whatever mesh the caller has set
+        metrics = evaluate(step, params, batch_stats, batches, experiment.mesh)
     if not metrics["num_examples"]:
         raise UserError(no_images(split))
     return metrics | {"step": restored.step, "split": split, "weights": restored.weights}

@@ -60,8 +60,10 @@ class TrainState:
         """Returns {"params", "batch_stats"}, "ema" or "raw"; None means the moving average if the run keeps one.
 
         Raises:
-            UserError: "ema" for a run without a moving average.
+            UserError: "ema" for a run without a moving average, or neither.
         """
+        if weights not in (None, "ema", "raw"):
+            raise UserError(f"weights={weights}: must be ema, raw or None")
         if weights == "ema" and self.ema is None:
             raise UserError("weights=ema: this run keeps no average (training.ema_decay=0); use raw")
         raw = weights == "raw" or self.ema is None

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
+from hga_flax.attention import SqueezeExcitation
 from hga_flax.counting import complexity as measuring
 from hga_flax.counting.complexity import Complexity, complexity, count_operations
 from hga_flax.models import create_model
@@ -164,6 +165,18 @@ def test_equal_blocks_are_traced_once_and_counted_each_time(name, attention):
     assert {name: getattr(counted, name) for name in vars(whole)} == vars(whole)
     assert counted.params == sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     assert counted.batch_stats == sum(leaf.size for leaf in jax.tree.leaves(variables["batch_stats"]))
+
+
+def test_a_function_of_ones_own_is_asked_each_time():
+    def attention(channels, **given):
+        return SqueezeExcitation(channels, ratio=ratio, **given)
+
+    counted = []
+    for ratio in (4, 16):
+        counted.append(complexity(create_model("cifar_resnet8", attention=attention), (32, 32, 3)).params)
+        named = create_model("cifar_resnet8", attention="se", attention_options={"ratio": ratio})
+        assert counted[-1] == complexity(named, (32, 32, 3)).params
+    assert counted[0] > counted[1]
 
 
 def test_the_54_blocks_of_a_deep_network_are_five_traces(monkeypatch):

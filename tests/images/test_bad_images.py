@@ -118,6 +118,13 @@ def test_bad_images_are_booked_under_the_split_that_they_are_in():
     assert (dataset.bad_images.found("train"), dataset.bad_images.found("validation")) == ([2, 9], [])
 
 
+def test_the_limit_holds_each_time_that_a_split_is_read():
+    dataset = make_dataset(limit=2)
+    for _ in range(5):
+        with pytest.raises(UserError, match=r"more than data\.max_bad_images=2"):
+            list(dataset.eval_batches(Bytes({1, 4, 7}), 4, Shard()))
+
+
 def test_as_many_as_the_limit_do_not():
     assert len(rows(make_dataset(limit=2), {1, 4})) == 36
 

@@ -1,3 +1,5 @@
+import pathlib
+
 import cv2
 import numpy as np
 import pytest
@@ -75,6 +77,13 @@ def test_a_run_keeps_its_network_and_takes_the_size_that_is_given(workdir):
     for flags in ({"model": "cifar_resnet20"}, {"attention": "se"}, {"overrides": ["--config.model.attention=se"]}):
         with pytest.raises(UserError, match=r"only for --weights=FILE; the run in .* has its own network"):
             restore_weights(str(workdir), **flags)
+
+
+def test_paths_and_a_single_override_are_taken_as_they_are_written(cifar):
+    given = restore_weights(
+        pathlib.Path(cifar), "cifar_resnet8", config=pathlib.Path("configs/cifar10.py"), overrides="--config.seed=3"
+    )
+    assert given.experiment.config.seed == 3 and given.experiment.config.model.name == "cifar_resnet8"
 
 
 def test_a_file_of_torchvisions(tmp_path):

@@ -172,6 +172,27 @@ def test_errors_speak_to_who_writes_python(tmp_path):
         assert "--" not in str(caught.value)
 
 
+def test_folders_and_patterns_are_for_the_command_which_names_their_files(predictor, split, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "five.png").write_bytes(split[0][5])
+    (tmp_path / "empty").mkdir()
+    photos, five = tmp_path / "photos", tmp_path / "photos/five.png"
+    for given, message in (
+        (photos, f"{photos}: a folder; name the images in it, such as {five}"),
+        (f"{photos}/*.png", f"{photos}/*.png: a pattern; name the files, such as {five}"),
+        (tmp_path / "empty", f"{tmp_path}/empty: a folder without images (.jpg, "),
+        (f"{photos}/*.jpg", f"{photos}/*.jpg: no file matches this pattern"),
+    ):
+        with pytest.raises(BadImage, match=f"^{re.escape(message)}"):
+            predictor.predict(given)
+
+
+def test_the_program_may_have_set_a_mesh_of_its_own(predictor, split):
+    expected = predictor.predict(split[0][:3])
+    with jax.set_mesh(jax.make_mesh((jax.device_count(),), ("model",))):
+        np.testing.assert_array_equal(predictor.predict(split[0][:3]), expected)
+
+
 def test_a_listing_need_not_be_utf_8(tmp_path):
     name = os.fsencode(tmp_path) + b"/caf\xe9.png"
     listing = io.TextIOWrapper(io.BytesIO(name + b"\n"), encoding="utf-8")

@@ -18,7 +18,7 @@ from hga_flax.inference.predictor import Predictor
 from hga_flax.pictures import views
 from hga_flax.processes.settings import DETERMINISTIC_FLAGS
 from hga_flax.training import restore as module
-from hga_flax.training.restore import evaluate_workdir, restore_workdir
+from hga_flax.training.restore import evaluate_restored, evaluate_workdir, restore_workdir
 from hga_flax.training.trainer import train
 from tests.training import tiny
 
@@ -86,6 +86,14 @@ def test_a_checkpoint_that_is_not_there(workdir, checkpoint, message):
         restore_workdir(str(workdir), checkpoint)
 
 
+def test_a_step_may_be_a_number_and_the_program_may_have_set_a_mesh_of_its_own(workdir):
+    restored = restore_workdir(workdir, 3)
+    assert restored.step == 3
+    expected = evaluate_restored(restored)
+    with jax.set_mesh(jax.make_mesh((jax.device_count(),), ("model",))):
+        assert evaluate_restored(restore_workdir(workdir, 3)) == expected
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -123,6 +131,8 @@ def test_the_weights_of_a_run_without_an_average(workdir):
     assert restored.weights == "raw" and restored.variables["params"] is restored.state.params
     with pytest.raises(UserError, match=r"^weights=ema: this run keeps no average \(training\.ema_decay=0\)"):
         restore_workdir(str(workdir), "latest", weights="ema")
+    with pytest.raises(UserError, match=r"^weights=Raw: must be ema, raw or None$"):
+        restore_workdir(str(workdir), "latest", weights="Raw")
 
 
 def test_a_workdir_of_before_a_key_still_evaluates(workdir, tmp_path):
