@@ -114,7 +114,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             create=False,  # Orbax cannot create folders for a subset of the processes
             multiprocessing_options=self._processes(),
-            preservation_policy=LatestAndBest(self._keep, self.metrics),
+            preservation_policy=LatestAndBest(self._keep, self.metrics, self._uploader.dropped),
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
@@ -300,6 +300,7 @@ class Checkpoints:
             names = (aside / f"{damaged.name}{suffix}" for suffix in ("", *(f".{n}" for n in range(1, 1000))))
             target = next(name for name in names if not name.exists())
             damaged.rename(target)
+            self._uploader.dropped(int(damaged.name))
             self._warn(f"{damaged} is now {target}")
         if path.parent != self._directory:
             path.rename(self._directory / str(step))

@@ -33,7 +33,7 @@ from hga_flax.storage.buckets import (
 )
 from hga_flax.storage.locks import Claim, claimed
 
-SESSION = "session.json"
+SESSION, CONFIG = "session.json", "config.json"
 RECORD = ".mirror.json"  # in a local copy: records which of its files are equal to the bucket's
 CHECKPOINT = re.compile(r"((?:checkpoints|superseded)/\d+)/(.+)")  # folder, file name in it
 LOGS = ("metrics.jsonl", "tensorboard/")  # append-only; lines that a sync brings back, the trainer drops again
@@ -110,6 +110,8 @@ class LocalCopy:
         there = self.there = self.remote.files()
         own = self._trains and self._session_there() in self._sessions
         here = self.here()
+        if not self._trains and CONFIG not in there:
+            there = {}  # not a run, perhaps a folder of many: copy nothing
         wanted = {name: fact for name, fact in there.items() if _is_wanted(name, there)}
         damaged = self._damaged() if self._trains else set()
         fetched = [
@@ -119,15 +121,22 @@ class LocalCopy:
         ]
         if light:
             fetched = [name for name in fetched if manifest_of(name) in (None, name)]
-        for name in [name for name in here if name not in wanted and not (own and self._is_ahead(name, here))]:
-            (self.folder / name).unlink()
+        lacking = self._lacking(there, here) - damaged if own else set()
+        for name in [name for name in here if name not in wanted and manifest_of(name) not in lacking]:
+            if not (own and self._is_ahead(name, here)):
+                (self.folder / name).unlink()
         size = sum(wanted[name].size for name in fetched)
         check_space(self.folder, size, f"{self.remote.key}={self.remote.address}")
-        self.remote.get(fetched, self.folder)
+
+        def done(name: str) -> None:
+            self.pairs[name] = Pair(self.stat(name), wanted[name])
+
+        try:
+            self.remote.get(fetched, self.folder, done)
+        finally:  # after an interruption only the rest is copied
+            self.save()
         _drop_empty(self.folder)
-        here, old = self.here(), self.pairs
-        kept = {name: old[name] for name in wanted if name in old and name not in fetched}
-        self.pairs = kept | {name: Pair(here[name], wanted[name]) for name in fetched}
+        self.pairs = {name: pair for name, pair in self.pairs.items() if name in wanted.keys() - lacking}
         self.save()
 
     def _session_there(self) -> str | None:
@@ -162,6 +171,14 @@ class LocalCopy:
         """Returns the manifests of the bucket's checkpoints that are damaged or missing here."""
         complete = {name: (self.folder / name).parent for name in self.there if manifest_of(name) == name}
         return {name for name, folder in complete.items() if manifest.find_damage(folder, int(folder.name))}
+
+    def _lacking(self, there: dict[str, Fact], here: dict[str, Here]) -> set[str]:
+        """Returns the manifests of checkpoints that were uploaded from here, and of which the bucket has lost a file.
+
+        They count as not uploaded, and are uploaded again.
+        """
+        sealed = {manifest_of(name) for name in here if name not in there} & there.keys()
+        return {name for name in sealed if name in here and self.pairs.get(name) == Pair(here[name], there[name])}
 
     def _is_ahead(self, name: str, here: dict[str, Here]) -> bool:
         """Returns whether a file missing from the bucket is still to be uploaded; a checkpoint's manifest decides."""
@@ -217,7 +234,7 @@ class LocalCopy:
 
     def save(self) -> None:
         """Writes the record of sessions and of files equal to the bucket's."""
-        record = {"sessions": self._sessions, "files": self.pairs}
+        record = {"sessions": self._sessions, "files": dict(self.pairs)}
         scratch = self.folder / f"{RECORD}.new"
         try:
             scratch.write_text(json.dumps(record))
@@ -265,7 +282,7 @@ def _take(remote: Remote, trains: bool, held: contextlib.ExitStack) -> tuple[pat
 def _is_wanted(name: str, there: dict[str, Fact]) -> bool:
     if name.startswith(("superseded/", "checkpoints/")):
         return manifest_of(name) in there
-    return name != SESSION
+    return name not in (SESSION, RECORD)
 
 
 def _drop_empty(folder: pathlib.Path) -> None:

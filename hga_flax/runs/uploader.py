@@ -1,9 +1,10 @@
 """Uploads a session's local copy to the bucket from a thread (see local_copy.py).
 
-Each complete checkpoint is uploaded, its manifest last; then checkpoints that the session removed are deleted, the
-manifest first. Other files are uploaded whole before each checkpoint, so that a run resumed from it has every line up
-to it, and every 30 s. A step that is saved again stays in the bucket as `superseded/STEP` until the new checkpoint
-is complete there, as it does here.
+Each complete checkpoint is uploaded, its manifest last; then checkpoints that the session dropped are deleted, the
+manifest first. One that is missing here for another reason, such as a cleared cache, stays in the bucket. Other files
+are uploaded whole before each checkpoint, so that a run resumed from it has every line up to it, and every 30 s. A
+step that is saved again stays in the bucket as `superseded/STEP` until the new checkpoint is complete there, as it
+does here.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import pathlib
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from hga_flax.errors import UserError, one_line
 from hga_flax.runs import manifest
@@ -21,6 +22,7 @@ from hga_flax.storage.buckets import Unreachable
 
 POLL_SECONDS = 1.0
 LOG_SECONDS = 30.0
+WAIT_SECONDS = 20.0  # training that waits for an upload for longer says so
 PAUSES = (5.0, 15.0)  # seconds before retrying a checkpoint; the libraries themselves retry for 7 to 50 s
 NEWEST = "newest_checkpoint.json"
 
@@ -30,6 +32,9 @@ class Uploader:
 
     def begin(self, warn: Callable[[str], None]) -> None:
         """Starts uploading, once the run is known to be the right one; `warn` takes one line for each failure."""
+
+    def dropped(self, step: int) -> None:
+        """Allows the bucket's checkpoint of a step to be deleted, as soon as it is gone here."""
 
     def finish(self) -> None:
         """Blocks until every complete checkpoint is uploaded."""
@@ -51,7 +56,13 @@ class BucketUploader(Uploader):
         self._busy, self._over = threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
         self._warned = self._given_up = False
+        self._dropped: set[int] = set()
+        self._undeletable = False  # the last attempt to delete a checkpoint failed
         self._listed = True  # whether the local copy knows the bucket's files; it does not after a failed attempt
+
+    def dropped(self, step: int) -> None:
+        """Allows the bucket's checkpoint of a step to be deleted, as soon as it is gone here."""
+        self._dropped.add(step)
 
     def catch_up(self) -> pathlib.Path:
         """Syncs with the bucket, uploads what an earlier session could not, and returns the local copy's folder.
@@ -106,7 +117,8 @@ class BucketUploader(Uploader):
         Raises:
             UserError: a checkpoint cannot be uploaded.
         """
-        with self._busy:
+        line = f"waiting for {self._remote.address}: a checkpoint is being uploaded"
+        with _said_after(WAIT_SECONDS, lambda: self._warn(line)), self._busy:
             for pause in (*PAUSES, None):
                 try:
                     self._push_checkpoints()
@@ -155,7 +167,8 @@ class BucketUploader(Uploader):
         if not self._listed:
             self._copy.uploaded([])
         self._listed = False
-        uploaded, removed = self._upload_new(), self._remove_old()
+        uploaded = self._upload_new()
+        removed = (uploaded or not self._undeletable) and self._remove_old()
         self._listed = True
         return uploaded or removed
 
@@ -183,12 +196,19 @@ class BucketUploader(Uploader):
             return False
         folders = {match[1] for name in self._copy.there if (match := CHECKPOINT.fullmatch(name))}
         gone = []
-        for folder in sorted(folders):
-            kind, step = folder.split("/")
-            again = kind == "superseded" and _manifest(int(step)) in self._copy.there
-            if int(step) not in kept or again:
-                gone.append(folder)
-                self._remove(folder)
+        try:
+            for folder in sorted(folders):
+                kind, step = folder.split("/")
+                again = kind == "superseded" and _manifest(int(step)) in self._copy.there
+                complete = f"{folder}/{manifest.NAME}" in self._copy.there
+                if again or (int(step) not in kept and (int(step) in self._dropped or not complete)):
+                    gone.append(folder)
+                    self._remove(folder)
+            self._undeletable = False
+        except Unreachable as error:  # costs only space; tried again after the next checkpoint
+            if not self._undeletable:
+                self._warn(f"warning: {one_line(error)}; checkpoints that are no longer kept stay there")
+            self._undeletable = True
         if gone:
             self._copy.uploaded([])
         return bool(gone)
@@ -247,6 +267,17 @@ class BucketUploader(Uploader):
             step = json.loads((self._folder / NEWEST).read_text())["step"]
             return _manifest(step) in self._copy.there
         return False
+
+
+@contextlib.contextmanager
+def _said_after(seconds: float, say: Callable[[], None]) -> Iterator[None]:
+    timer = threading.Timer(seconds, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _manifest(step: int) -> str:

@@ -235,6 +235,44 @@ def test_one_command_trains_in_an_address_at_a_time(remote):
     assert opened(remote).folder == first.folder
 
 
+def test_a_checkpoint_of_which_the_bucket_has_lost_a_file_is_kept_and_counts_as_not_uploaded(remote):
+    copy = ahead(remote)
+    copy.uploaded([(name, copy.stat(name)) for name in copy.here() if name in copy.remote.files()])
+    copy.close()
+    remote.delete(["checkpoints/2/state/d/x"])
+    again = opened(remote)
+    assert find_damage(again.folder / "checkpoints/2", 2) is None
+    assert not again.is_up("checkpoints/2/seal.json") and again.is_up("checkpoints/1/seal.json")
+
+
+def test_after_an_interruption_only_the_rest_is_copied(remote, monkeypatch):
+    get, asked = Remote.get, []
+
+    def interrupted(self, names, folder, done):
+        names = sorted(names)
+        asked.append(names)
+        get(self, names[: len(names) // 2] if len(asked) == 1 else names, folder, done)
+        if len(asked) == 1:
+            raise Unreachable("gone")
+
+    monkeypatch.setattr(Remote, "get", interrupted)
+    copy = LocalCopy(remote.address, "--workdir")
+    with pytest.raises(Unreachable):
+        copy.pull()
+    copy.pull()
+    assert len(asked[0]) == 7 and asked[1] == asked[0][3:]
+    assert names(copy) == {"config.json", *checkpoint(1), *checkpoint(2)}
+
+
+def test_a_folder_of_many_runs_is_not_copied_and_odd_names_are_left_there(remote):
+    fill(remote, {"tensorboard//x": b"1", "plots/./x": b"1", RECORD: b"{}"})
+    copy = opened(remote, trains=False)
+    assert names(copy) == {"config.json", *checkpoint(1), *checkpoint(2)}
+    above = LocalCopy(remote.address.rpartition("/")[0], "--workdir")
+    above.pull()
+    assert names(above) == set()
+
+
 def test_found_by_its_path_an_address_is_brought_up_to_date_each_time(remote, tmp_path):
     assert find(str(tmp_path)) == tmp_path and not is_local_copy(tmp_path)
     folder = find(remote.address, light=True)

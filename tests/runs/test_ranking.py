@@ -17,7 +17,9 @@ def test_the_latest_and_the_best_of_the_evaluated_are_preserved():
     metrics = lambda step: errors[step] and {"top1_error": errors[step], "loss": 1.0}
     checkpoints = [types.SimpleNamespace(step=step) for step in errors]
     assert LatestAndBest(2, metrics).should_preserve(checkpoints, context=None) == [False, True, False, True, True]
-    assert LatestAndBest(1, lambda step: None).should_preserve(checkpoints, context=None) == [False] * 4 + [True]
+    dropped = []
+    policy = LatestAndBest(1, lambda step: None, dropped.append)
+    assert policy.should_preserve(checkpoints, context=None) == [False] * 4 + [True] and dropped == [1, 2, 3, 4]
 
 
 def test_the_latest_and_the_best_are_kept(tmp_path):

@@ -70,6 +70,12 @@ def make(uploader, step, content=b"weights", folder="checkpoints"):
     scratch.rename(scratch.with_name(str(step)))
 
 
+def drop(uploader, step):
+    """Removes a checkpoint as Orbax does where the policy no longer keeps it."""
+    uploader.dropped(step)
+    shutil.rmtree(uploader._folder / f"checkpoints/{step}", ignore_errors=True)
+
+
 def push(uploader):
     uploader._push_checkpoints()
     uploader._push_others()
@@ -82,7 +88,7 @@ def test_a_checkpoint_is_uploaded_its_seal_last_and_removed_its_seal_first(uploa
     assert operations[-1] == ("pipe_file", "checkpoints/1/seal.json") and len(operations) == 4
     assert steps(remote) == ["checkpoints/1"]
     make(uploader, 2)
-    shutil.rmtree(uploader._folder / "checkpoints/1")
+    drop(uploader, 1)
     operations.clear()
     assert uploader._push_checkpoints()
     removed = [name for kind, name in operations if kind == "rm_file"]
@@ -123,7 +129,7 @@ def test_a_kill_between_any_two_operations_leaves_a_step_that_a_fresh_machine_re
     operations.after = look
     for step in (1, 2, 2):
         shutil.rmtree(uploader._folder / f"checkpoints/{step}", ignore_errors=True)
-        shutil.rmtree(uploader._folder / f"checkpoints/{step - 1}", ignore_errors=True)
+        drop(uploader, step - 1)
         make(uploader, step, b"%d %d" % (step, len(moments)))
         (uploader._folder / m.NEWEST).write_text(json.dumps({"step": step}))
         push(uploader)
@@ -237,7 +243,7 @@ def test_a_session_that_another_has_overtaken_changes_nothing_in_the_bucket(uplo
     other.catch_up()
     other.begin(print)
     before = remote.files()
-    shutil.rmtree(uploader._folder / "checkpoints/1")
+    drop(uploader, 1)
     make(uploader, 2)
     (uploader._folder / "metrics.jsonl").write_text("1")
     for end in (uploader.finish, uploader.close, uploader._push_others):
@@ -247,10 +253,62 @@ def test_a_session_that_another_has_overtaken_changes_nothing_in_the_bucket(uplo
     other.close()
 
 
+@pytest.mark.parametrize("cleared", [".", "checkpoints", "checkpoints/1"])
+def test_what_is_missing_here_and_was_not_dropped_stays_in_the_bucket(uploader, remote, cleared):
+    for step in (1, 2):
+        make(uploader, step)
+    push(uploader)
+    shutil.rmtree(uploader._folder / cleared)
+    assert not uploader._remove_old()
+    uploader.finish()
+    assert steps(remote) == ["checkpoints/1", "checkpoints/2"]
+
+
+def test_a_bucket_that_lets_nothing_be_deleted_is_a_warning_and_costs_no_checkpoint(remote, uploader, monkeypatch):
+    said, delete, tries = [], Remote.delete, []
+
+    def deny(self, names):
+        if not list(names):
+            return
+        tries.append(1)
+        raise Unreachable("--workdir=s3://bucket/run cannot be written to: no permission")
+
+    monkeypatch.setattr(Remote, "delete", deny)
+    uploader._warn = said.append
+    make(uploader, 1)
+    uploader.finish()
+    for step in (2, 3):
+        make(uploader, step)
+        drop(uploader, step - 1)
+        uploader.finish()
+        before = len(tries)
+        assert not uploader._push_checkpoints() and len(tries) == before  # not again before the next checkpoint
+    assert steps(remote) == ["checkpoints/1", "checkpoints/2", "checkpoints/3"]
+    assert said == [
+        "warning: --workdir=s3://bucket/run cannot be written to: no permission; checkpoints that are no longer kept "
+        "stay there"
+    ]
+    monkeypatch.setattr(Remote, "delete", delete)
+    make(uploader, 4)
+    uploader.finish()
+    assert steps(remote) == ["checkpoints/3", "checkpoints/4"]
+
+
+def test_training_that_waits_for_an_upload_says_so(remote, uploader, monkeypatch):
+    said, put = [], Remote.put
+    monkeypatch.setattr(m, "WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(Remote, "put", lambda *arguments: (time.sleep(0.1), put(*arguments)))
+    uploader._warn = said.append
+    uploader.finish()  # nothing to do
+    make(uploader, 1)
+    uploader.finish()
+    assert said == ["waiting for s3://bucket/run: a checkpoint is being uploaded"]
+
+
 def test_nothing_is_removed_while_a_complete_step_is_not_up(uploader, remote):
     make(uploader, 1)
     push(uploader)
-    shutil.rmtree(uploader._folder / "checkpoints/1")
+    drop(uploader, 1)
     make(uploader, 2)  # after `_upload_new` has looked
     assert not uploader._remove_old() and steps(remote) == ["checkpoints/1"]
     push(uploader)
