@@ -81,7 +81,7 @@ def _complete_sets(remote: Remote) -> dict[str, dict[str, Fact]]:
 def _drop_gone(folder: pathlib.Path, complete: Iterable[str]) -> None:
     """Removes local copies of versions that the bucket no longer has, because TFDS uses the newest one it finds."""
     for record in [*folder.glob(f"*/{RECORD}"), *folder.glob(f"*/*/{RECORD}")]:
-        if record.parent.relative_to(folder).as_posix() not in complete:
+        if record.parent.relative_to(folder).as_posix() not in complete and not record.parent.name.startswith("."):
             with _locked(record.parent.parent):
                 shutil.rmtree(record.parent, ignore_errors=True)
 
@@ -108,22 +108,33 @@ def _parts(folder: str) -> tuple[str, str]:
 def _copy(remote: Remote, found: PreparedSet, target: pathlib.Path) -> None:
     """Makes `target` an up-to-date copy of a set; if two processes begin at once, one waits."""
     with _locked(target.parent):
-        if _recorded(target) == found.files:
+        if _copied(target) == found.files:
             return
         scratch = target.with_name(f".copying-{target.name}")
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
-        size = sum(fact.size for fact in found.files.values())
-        check_space(scratch, size, remote.address)
-        print(f"copying {remote.address}, {size / 1e9:,.2f} GB, to {target}", file=sys.stderr, flush=True)
+        done = _copied(scratch)  # by an attempt that was interrupted
+        if not done or not done.items() <= found.files.items():
+            done = {}
+            shutil.rmtree(scratch, ignore_errors=True)
+        missing = {name: fact for name, fact in found.files.items() if name not in done}
+        size = sum(fact.size for fact in missing.values())
         try:
-            remote.get(found.files, scratch, _progress(remote.address, found.files, size))
-            _record(scratch, found.files)
+            scratch.mkdir(exist_ok=True)
+            check_space(scratch, size, remote.address)
+            print(f"copying {remote.address}, {size / 1e9:,.2f} GB, to {target}", file=sys.stderr, flush=True)
+            tell = _progress(remote.address, missing, size)
+            try:
+                remote.get(missing, scratch, lambda name: (done.update({name: missing[name]}), tell(name)))
+            finally:
+                _record(scratch, dict(done))
+            for part in scratch.rglob(".*.part"):
+                part.unlink()
+            if target.exists():  # an outdated or damaged copy
+                shutil.rmtree(target)
+            scratch.rename(target)
         except FileNotFoundError:
             raise UserError(f"{remote.address} changed while it was being copied; try again") from None
-        if target.exists():  # an outdated copy
-            shutil.rmtree(target)
-        scratch.rename(target)
+        except OSError as error:
+            raise UserError(f"{remote.address} cannot be copied to {target}: {error.strerror or error}") from None
 
 
 def _progress(address: str, files: dict[str, Fact], size: int) -> Callable[[str], None]:
@@ -159,10 +170,19 @@ def _record(folder: pathlib.Path, files: dict[str, Fact]) -> None:
     (folder / RECORD).write_text(json.dumps(files))
 
 
-def _recorded(folder: pathlib.Path) -> dict[str, Fact] | None:
+def _copied(folder: pathlib.Path) -> dict[str, Fact]:
+    """Returns the recorded facts of the files that were copied to a folder and still have their sizes."""
     try:
-        return {name: Fact(*fact) for name, fact in json.loads((folder / RECORD).read_text()).items()}
+        facts = {name: Fact(*fact) for name, fact in json.loads((folder / RECORD).read_text()).items()}
+        return {name: fact for name, fact in facts.items() if _size(folder / name) == fact.size}
     except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _size(file: pathlib.Path) -> int | None:
+    try:
+        return file.stat().st_size
+    except OSError:
         return None
 
 

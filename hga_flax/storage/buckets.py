@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from hga_flax.errors import UserError, alias, expand, one_line
+from hga_flax.errors import FULL, NOT_AWAITED, UserError, alias, expand, one_line
 
 CACHE_VARIABLE = "HGA_FLAX_CACHE"
 # Scheme: (the package that implements it, how to authenticate).
@@ -26,6 +26,11 @@ SCHEMES = {
 }
 # The storage's checksum of what it received is compared with ours, for gcsfs only if asked to; s3fs always does it.
 CHECKED = {"gs": {"consistency": "md5"}}
+# Without limits gcsfs would wait for an answer for ever. It tries six times; a file that it reads in parts, which it
+# does unless told not to, six times six times. s3fs has limits of its own.
+PATIENCE = {"gs": {"sock_connect": 30.0, "sock_read": 30.0}}  # seconds, see aiohttp.ClientTimeout
+IN_ONE = {"gs": {"concurrency": 1}}
+BROKEN_OFF = ("ClientPayloadError", "ContentLengthError", "IncompleteReadError", "ResponseStreamingError")
 AT_ONCE = 8  # files transferred in parallel
 FIRST_ANSWER_SECONDS = 60.0  # s3fs itself gives up after 7 s, gcsfs after 35 to 50 s
 SMALL = 1 << 25  # bytes; up to this size a file is read before it is sent, because it may grow meanwhile
@@ -89,7 +94,12 @@ class Remote:
         if self._system is None:
             import fsspec
 
-            self._system = fsspec.filesystem(self._scheme, use_listings_cache=False)
+            limits: dict[str, Any] = {}
+            if self._scheme in PATIENCE:
+                import aiohttp
+
+                limits["requests_timeout"] = aiohttp.ClientTimeout(total=None, **PATIENCE[self._scheme])
+            self._system = fsspec.filesystem(self._scheme, use_listings_cache=False, **limits)
         return self._system
 
     def files(self) -> dict[str, Fact]:
@@ -101,7 +111,10 @@ class Remote:
         with self._reaching("cannot be read"):
             found = self._in_time(lambda: self._find() or self._nothing())
         prefix = f"{self._root}/"
-        named = {path.lstrip("/").removeprefix(prefix): info for path, info in found.items()}
+        paths = {path.lstrip("/"): info for path, info in found.items()}
+        if [(path, info["type"]) for path, info in paths.items()] == [(self._root, "file")]:
+            raise UserError(f"{self.key}={self.address}: this is a file, not a folder")
+        named = {path.removeprefix(prefix): info for path, info in paths.items() if path.startswith(prefix)}
         return {
             name: Fact(int(info["size"]), _mark(info))
             for name, info in named.items()
@@ -132,8 +145,11 @@ class Remote:
 
     def _nothing(self) -> dict[str, Any]:
         """Returns {} for an empty result, after checking that the bucket exists."""
-        with contextlib.suppress(PermissionError):  # access may be limited to a folder
+        try:
             self._fs().ls(self._root.partition("/")[0])
+        except OSError as error:  # access may be limited to a folder
+            if not (isinstance(error, PermissionError) or "Forbidden" in str(error)):
+                raise
         return {}
 
     def _in_time(self, ask: Callable[[], Any]) -> Any:
@@ -179,14 +195,23 @@ class Remote:
 
         def copy(name: str) -> None:
             file = folder / name
-            file.parent.mkdir(parents=True, exist_ok=True)
             part = file.with_name(f".{file.name}.{os.getpid()}.part")
             with self._reaching("cannot be read", missing=True):
-                self._fs().get_file(f"{self._root}/{name}", str(part))
-            part.replace(file)
-            done(name)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                self._get_whole(f"{self._root}/{name}", str(part))
+                part.replace(file)
+                done(name)
 
         _all(copy, names)
+
+    def _get_whole(self, there: str, here: str) -> None:
+        """Copies a file, again if the connection breaks off in the middle, which s3fs does not try itself."""
+        for last in (False, False, True):
+            try:
+                return self._fs().get_file(there, here, **IN_ONE.get(self._scheme, {}))
+            except Exception as error:
+                if last or type(error).__name__ not in BROKEN_OFF:
+                    raise
 
     def put(self, folder: pathlib.Path, names: Iterable[str]) -> None:
         """Uploads files of `folder` under the same names.
@@ -246,8 +271,8 @@ class Remote:
             return f"no credentials, or invalid ones ({text}); {self._login}"
         if kind == "ChecksumError":
             return f"a file did not arrive there as it was sent ({text}); try again"
-        if isinstance(error, OSError) and error.strerror and error.filename:  # an error of the local disk
-            return f"{error.filename}: {error.strerror} (on this machine)"
+        if isinstance(error, OSError) and error.strerror and (error.filename or error.errno in FULL):
+            return f"{error.filename or cache_folder()}: {error.strerror} (on this machine)"
         if isinstance(error, PermissionError) or str(code) == "403" or "Forbidden" in text:
             return f"no permission ({text}); ask for it, or: {self._login}"
         if isinstance(error, TimeoutError | ConnectionError) or "Connect" in kind or "Timeout" in kind:
@@ -262,18 +287,24 @@ def _mark(info: dict[str, Any]) -> str:
 
 def _safe(name: str) -> bool:
     """Returns whether a file of this name stays inside the folder that it is copied to."""
-    return bool(name) and not name.startswith("/") and ".." not in name.split("/") and not name.endswith("/")
+    return not {"", ".", ".."} & set(name.split("/"))
 
 
 def _all(work: Callable[[str], None], names: Iterable[str]) -> None:
-    """Runs `work` for all names, several at once; after a failure it starts no more and raises the error."""
-    pool = concurrent.futures.ThreadPoolExecutor(AT_ONCE)
+    """Runs `work` for all names, several at once; after a failure it starts no more and raises the error.
+
+    It waits for those in progress, unless a signal ends the command.
+    """
+    pool = concurrent.futures.ThreadPoolExecutor(AT_ONCE, NOT_AWAITED)
+    waits = False
     try:
         futures = [pool.submit(work, name) for name in names]
-        for future in concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION).done:
+        done = concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION).done
+        waits = True
+        for future in done:
             future.result()
     finally:
-        pool.shutdown(cancel_futures=True)  # waits for those in progress
+        pool.shutdown(waits, cancel_futures=True)
 
 
 def check_space(folder: pathlib.Path, size: int, what: str) -> None:

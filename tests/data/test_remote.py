@@ -12,7 +12,7 @@ from hga_flax.data import remote as r
 from hga_flax.data.remote import find_set, local_directory
 from hga_flax.data.sources import dataset_info, open_source
 from hga_flax.errors import UserError
-from hga_flax.storage.buckets import Remote
+from hga_flax.storage.buckets import Remote, Unreachable
 from tests import buckets, commands
 from tests.test_train import TINY
 
@@ -118,6 +118,43 @@ def test_a_copy_that_was_cut_short_is_made_anew_and_of_two_at_once_one_waits(buc
     for thread in threads:
         thread.join()
     assert len(got) == 2 and (root / "a/1.0.0/x.array_record").read_bytes() == b"a/1.0.0"
+
+
+def test_of_a_copy_that_was_interrupted_the_rest_is_copied_and_of_a_damaged_one_what_is_damaged(bucket, monkeypatch):
+    put_sets(f"{bucket}/data", "a/1.0.0")
+    remote, get, asked = Remote(f"{bucket}/data/a/1.0.0", "key"), Remote.get, []
+    for name in ("x1", "x2"):
+        remote.write(name, b"1")
+
+    def interrupted(self, names, folder, done):
+        asked.append(names := sorted(names))
+        get(self, names[:2] if len(asked) == 1 else names, folder, done)
+        if len(asked) == 1:
+            raise Unreachable("gone")
+
+    monkeypatch.setattr(Remote, "get", interrupted)
+    with pytest.raises(Unreachable):
+        local_directory(f"{bucket}/data", "a")
+    folder = pathlib.Path(local_directory(f"{bucket}/data", "a")) / "a/1.0.0"
+    assert asked[1] == asked[0][2:] and {p.name for p in folder.iterdir()} == {*asked[0], r.RECORD}
+    (folder / "x1").write_bytes(b"")
+    local_directory(f"{bucket}/data", "a")
+    assert (folder / "x1").read_bytes() == b"1" and len(asked) == 3
+    remote.write("x2", b"another")  # and an attempt at a set that is no longer there is not gone on with
+    folder.rename(folder.with_name(".copying-1.0.0"))
+    local_directory(f"{bucket}/data", "a")
+    assert len(asked[3]) == 4 and (folder / "x2").read_bytes() == b"another"
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line(bucket, monkeypatch):
+    put_sets(f"{bucket}/data", "a/1.0.0")
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(r, "_record", full)
+    with pytest.raises(UserError, match=rf"^{bucket}/data/a/1\.0\.0 cannot be copied to .*: No space left on device$"):
+        local_directory(f"{bucket}/data", "a")
 
 
 def test_a_set_for_which_there_is_no_room_is_one_line(bucket, monkeypatch):

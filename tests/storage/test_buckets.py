@@ -1,6 +1,9 @@
 import importlib.util
 import os
 import shutil
+import signal
+import socket
+import threading
 import time
 
 import pytest
@@ -160,12 +163,14 @@ class HttpError(Exception):
         (HttpError("Forbidden"), "no permission (Forbidden); ask for it, or: log in"),
         (EndpointConnectionError("no\nroute"), "the storage does not answer (no route); is the network up, and"),
         (OSError(28, "No space left on device", "/x"), "/x: No space left on device"),
+        (OSError(28, "No space left on device"), "/c/a/che: No space left on device (on this machine)"),
         (PermissionError(13, "Permission denied", "/x"), "/x: Permission denied"),
         (ValueError("odd"), "ValueError: odd"),
     ],
 )
 def test_what_the_libraries_raise_is_one_line(bucket, monkeypatch, error, line):
     remote = Remote("s3://b/run", "--workdir")
+    monkeypatch.setenv(storage.CACHE_VARIABLE, "/c/a/che")
 
     def fail(*arguments):
         raise error
@@ -189,7 +194,101 @@ def test_a_bucket_that_does_not_exist_and_one_that_does_not_answer(bucket, monke
 
 
 def test_a_name_that_leads_out_of_the_folder_is_not_copied(bucket):
-    assert [name for name in ("a/b", "../x", "a/../../x", "/etc/x", "a/", "") if storage._safe(name)] == ["a/b"]
+    assert [
+        name for name in ("a/b", "../x", "a/../../x", "/etc/x", "a/", "", "a//b", "a/./b") if storage._safe(name)
+    ] == ["a/b"]
+
+
+class ClientPayloadError(Exception):
+    """What aiohttp raises where a connection breaks off in the middle of a body."""
+
+
+def test_a_file_whose_connection_breaks_off_is_read_again(bucket, tmp_path, monkeypatch):
+    remote, tries = Remote(f"{bucket}/run", "key"), []
+    remote.write("x", b"content")
+    get = remote._fs().get_file
+
+    def break_off(*arguments):
+        tries.append(1)
+        if len(tries) in breaks:
+            raise ClientPayloadError("Not enough data")
+        return get(*arguments)
+
+    monkeypatch.setattr(type(remote._fs()), "get_file", lambda self, *arguments: break_off(*arguments))
+    breaks = {1, 2}
+    remote.get(["x"], tmp_path)
+    assert (tmp_path / "x").read_bytes() == b"content" and len(tries) == 3
+    breaks = {4, 5, 6}
+    with pytest.raises(Unreachable, match="ClientPayloadError: Not enough data"):
+        remote.get(["x"], tmp_path)
+    assert len(tries) == 6
+
+
+def test_a_file_is_no_folder_and_what_cannot_be_written_here_is_one_line(bucket, tmp_path):
+    remote = Remote(f"{bucket}/run", "key")
+    remote.write("a", b"1")
+    with pytest.raises(UserError, match=rf"^key={bucket}/run/a: this is a file, not a folder$"):
+        remote.below("a").files()
+    (tmp_path / "b").write_text("")
+    remote.write("b/c", b"1")
+    with pytest.raises(
+        Unreachable, match=r"^key=.* cannot be read: .*/b: (File exists|Not a directory) \(on this mach"
+    ):
+        remote.get(["b/c"], tmp_path)
+
+
+@pytest.mark.parametrize("error", [PermissionError("no"), OSError("Forbidden: https://storage/b"), OSError("other")])
+def test_rights_may_be_limited_to_a_folder(bucket, monkeypatch, error):
+    remote = Remote(f"{bucket}/mine", "key")
+
+    def deny(*arguments):
+        raise error
+
+    monkeypatch.setattr(type(remote._fs()), "ls", deny)
+    monkeypatch.setattr(remote, "_find", dict)
+    if str(error) == "other":
+        with pytest.raises(Unreachable):
+            remote.files()
+    else:
+        assert remote.files() == {}
+
+
+def test_a_signal_does_not_wait_for_the_files_in_progress():
+    started, over = threading.Event(), threading.Event()
+
+    def slow(name):
+        started.set()
+        over.wait(20)
+
+    def stop(*arguments):
+        raise Interrupted("stopped by SIGTERM", 143)
+
+    before = signal.signal(signal.SIGUSR1, stop)
+    main = threading.get_ident()
+    threading.Thread(target=lambda: (started.wait(), signal.pthread_kill(main, signal.SIGUSR1))).start()
+    start = time.monotonic()
+    try:
+        with pytest.raises(Interrupted):
+            storage._all(slow, ["a"])
+    finally:
+        over.set()
+        signal.signal(signal.SIGUSR1, before)
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.slow
+@buckets.needs("gs")
+def test_a_storage_that_takes_a_request_and_never_answers_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(storage.PATIENCE, "gs", {"sock_connect": 0.5, "sock_read": 0.5})
+    (tmp_path / "x").write_bytes(b"1")
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:
+        monkeypatch.setenv(buckets.ENDPOINTS["gs"], f"http://127.0.0.1:{silent.getsockname()[1]}")
+        import fsspec
+
+        fsspec.get_filesystem_class("gs").clear_instance_cache()
+        with pytest.raises(Unreachable, match=r"the storage does not answer .*; is the network up, and the endpoint"):
+            Remote("gs://bucket/run", "key").put(tmp_path, ["x"])
+        fsspec.get_filesystem_class("gs").clear_instance_cache()
 
 
 def test_no_room_and_no_right_are_one_line(tmp_path, monkeypatch):
