@@ -8,9 +8,12 @@ on either side is an error, and is never replaced by an initial value.
 import argparse
 import contextlib
 import dataclasses
+import json
 import os
+import pathlib
+import re
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +25,10 @@ from hga_flax.config.loading import base_config, build_model, load_config, overr
 from hga_flax.data.classes import difference
 from hga_flax.data.imagenet import imagenet_classes
 from hga_flax.data.sources import FOLDER, DatasetInfo, dataset_info
-from hga_flax.errors import ConfigError, UserError
+from hga_flax.errors import ConfigError, UserError, one_line
 from hga_flax.pretrained.cifar_weights import is_cifar
 from hga_flax.pretrained.preprocessing import Preprocessing, preprocessing_of
+from hga_flax.pretrained.torch_files import read_metadata
 from hga_flax.pretrained.torch_names import ATTENTION_OPTIONS, PEERS
 from hga_flax.processes.mesh import create_mesh
 from hga_flax.processes.settings import configure_process
@@ -32,11 +36,12 @@ from hga_flax.runs import workdir as files
 from hga_flax.training.experiment import create_experiment
 from hga_flax.training.initial_weights import HEAD, Path, Source, fit, locate, read_weights
 from hga_flax.training.metrics import TrainMetrics
-from hga_flax.training.restore import Restored
+from hga_flax.training.restore import Restored, warn
 from hga_flax.training.state import TrainState
 
 KEY = "--weights"
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+WORDNET = re.compile(r"n\d{8}")  # names of ImageNet's folders
 PREPARED = ("mean", "std", "image_size", "eval_crop_fraction", "augmentation")  # keys of `data` set by the weights
 
 
@@ -102,15 +107,21 @@ def restore_weights(
         _take_runs(config, files.read_config(path), given)
     else:
         _name_network(config, model, attention, given)
+    exported = None if is_run else _exported(path)
+    if exported:
+        _take_options(config, exported, given)
     check_keys(config)
     places = _places(config, 1, 3)
     source = read_weights(weights, config.model.name, places, KEY)
     _set_options(config, source, places, given)
     known = None if source.peer is None else preprocessing_of(source.peer, source.path)
+    if exported:
+        known = exported.preprocessing
     if known:
         _prepare_images(config, known, given)
     classes, channels = _shapes(source, config)
-    info = _dataset(config, source, classes, channels, files.read_dataset(path) if is_run else None, data)
+    own_names = exported.class_names if exported else ()
+    info = _dataset(config, source, classes, channels, files.read_dataset(path) if is_run else None, data, own_names)
     devices = create_mesh().devices.size
     if batch_size is not None and batch_size < 1:
         raise ConfigError(f"--batch-size={batch_size}: must be at least 1")
@@ -118,6 +129,54 @@ def restore_weights(
     config.evaluation.batch_size = -(-size // devices) * devices
     experiment = create_experiment(config.lock(), info, train=False)
     return Restored(experiment, _state(source, config, classes, channels), 0, origin=source.origin, known=known)
+
+
+class _Exported(NamedTuple):
+    """What `export --format=safetensors` writes into a file."""
+
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    network: tuple[str, str]  # our names of the network and its attention
+    options: dict[str, dict[str, Any]]  # by key of config.model
+
+
+def _exported(path: pathlib.Path) -> _Exported | None:
+    """Returns what this project's export wrote into a file of weights; None for files of others.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    metadata = read_metadata(path)
+    if not {"class_names", "preprocessing", "normalisation"} <= metadata.keys():
+        return None
+    try:
+        facts = {key: json.loads(value) for key, value in metadata.items() if key != "format"}
+        images, values, source = facts["preprocessing"], facts["normalisation"], facts["source"]
+        return _Exported(
+            tuple(map(str, facts["class_names"])),
+            Preprocessing(
+                "the file's metadata, written by export",
+                int(images["height"]),
+                float(images["crop_fraction"] or 0),
+                "by area",
+                tuple(map(float, values["mean"])),
+                tuple(map(float, values["std"])),
+            ),
+            (str(source["model"]), str(source["attention"])),
+            {key: dict(facts[key]) for key in ("model_options", "attention_options")},
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{KEY}={path}: its metadata is damaged ({one_line(error)}); export it again") from None
+
+
+def _take_options(config: ConfigDict, exported: _Exported, given: Collection[str]) -> None:
+    """Sets the options of the network in the file: some change what it computes, but no array's shape."""
+    if (config.model.name, config.model.attention) != exported.network:
+        return
+    for key, name in (("model.options", "model_options"), ("model.attention_options", "attention_options")):
+        if key not in given:
+            values = exported.options[name]
+            config.model[key.split(".")[1]] = ", ".join(f"{option}={value!r}" for option, value in values.items())
 
 
 def _name_network(config: ConfigDict, model: str, attention: str, given: Collection[str]) -> None:
@@ -200,7 +259,13 @@ def _shapes(source: Source, config: ConfigDict) -> tuple[int, int]:
 
 
 def _dataset(
-    config: ConfigDict, source: Source, classes: int, channels: int, of_run: DatasetInfo | None, data: bool
+    config: ConfigDict,
+    source: Source,
+    classes: int,
+    channels: int,
+    of_run: DatasetInfo | None,
+    data: bool,
+    exported: tuple[str, ...] = (),
 ) -> DatasetInfo:
     """Returns the data set's description, with its own classes, the run's, or those known for the weights.
 
@@ -210,6 +275,8 @@ def _dataset(
     names: tuple[str, ...] = ()
     if of_run:
         names = of_run.class_names
+    elif exported:
+        names = exported
     elif source.peer in PEERS and classes == 1000:
         names = imagenet_classes()
     elif is_cifar(source.peer) and classes == 10:
@@ -217,7 +284,9 @@ def _dataset(
     if not data:
         return DatasetInfo(config.data.name, classes, channels, names)
     if of_run and config.data.name == FOLDER:
-        return dataclasses.replace(of_run, name=FOLDER, num_examples={})  # opening it will compare the classes
+        return dataclasses.replace(
+            of_run, name=FOLDER, num_examples={}, digests={}
+        )  # opening it will compare the classes
     info = dataset_info(config.data.name, config.data.dir)
     if info.num_classes != classes:
         raise UserError(
@@ -225,9 +294,17 @@ def _dataset(
             f"{info.num_classes:,}; give data with the classes of the weights, or fine-tune: train.py "
             "--config.init.weights=FILE"
         )
-    other_order = names and set(names) == set(info.class_names)  # ImageNet's folders, for example, have other names
-    if (of_run or other_order) and (differs := difference(names, info.class_names, config.data.name)):
+    differs = difference(names, info.class_names, config.data.name)
+    # The data may have other names for the same classes, as ImageNet's folders have. Some names in common are no
+    # such case: in the order of the alphabet one other name moves the labels of those between.
+    if differs and (of_run or (names and set(names) & set(info.class_names))):
         raise UserError(f"{KEY}={source.origin}: {differs if of_run else differs.replace('the run', 'the weights')}")
+    if names and info.class_names and differs and not all(WORDNET.fullmatch(name) for name in info.class_names):
+        pairs = ", ".join(f"'{a}' is '{b}'" for a, b in list(zip(info.class_names, names, strict=True))[:3])
+        warn(
+            f"warning: {config.data.name} has other class names than the weights, taken in this order: {pairs}"
+            + (", ..." if classes > 3 else "")
+        )
     if info.channels != channels:
         raise UserError(
             f"{KEY}={source.origin}: the weights take images with {channels} channels, but those of "

@@ -104,6 +104,20 @@ def _read_safetensors(file: BinaryIO) -> dict[str, Tensor]:
     return tensors
 
 
+def read_metadata(path: pathlib.Path) -> dict[str, str]:
+    """Returns the metadata of a file of weights; {} if it has none, as files have that are not in safetensors format.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    with _named(path), path.open("rb") as file:
+        if weights_layout(path) != "safetensors":
+            return {}
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        metadata = header.get("__metadata__") if isinstance(header, dict) else None
+        return {str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {}
+
+
 _READERS = {"zip": _read_zip, "pickle": read_legacy, "safetensors": _read_safetensors}
 
 

@@ -10,6 +10,8 @@ from flax.traverse_util import flatten_dict
 
 from hga_flax.errors import UserError
 from hga_flax.inference import export_weights as weights
+from hga_flax.inference.export import metadata
+from hga_flax.inference.from_weights import restore_weights
 from hga_flax.inference.predictor import Predictor
 from hga_flax.inference.to_safetensors import to_safetensors
 from hga_flax.models import create_model
@@ -17,6 +19,7 @@ from hga_flax.pretrained.torch_names import export_peer
 from hga_flax.pretrained.torch_weights import torch_tensors
 from hga_flax.training.initial_weights import fit, read_weights
 from tests.inference.exported import export
+from tests.training import tiny
 
 SMALL = {
     "resnet18": {"stage_sizes": (1, 1), "features": 8},
@@ -81,6 +84,39 @@ def test_a_run_becomes_a_file_from_which_a_run_can_start(workdir, tmp_path, caps
     arrays = read_weights(str(file), "cifar_resnet8", ours).arrays
     assert arrays.keys() == ours.keys()
     assert all(np.array_equal(arrays[path], ours[path]) for path in ours)
+    run, again = Predictor.from_workdir(workdir), Predictor.from_weights(file, "cifar_resnet8", "hga")
+    images = tiny.held_out_digits()[0][:8]  # encoded: decoded, sized and normalised as the file says
+    assert again.class_names == run.class_names and again.restored.known.mean == (0.5,)
+    np.testing.assert_allclose(again.predict(images), run.predict(images), rtol=1e-5)
+
+
+def test_metadata_of_an_export_that_is_damaged_is_one_line(tmp_path):
+    facts = {"class_names": "[]", "preprocessing": "{", "normalisation": "{}"}
+    (tmp_path / "x.safetensors").write_bytes(to_safetensors({"conv1.weight": np.zeros(3, np.float32)}, facts))
+    with pytest.raises(UserError, match=r"^--weights=.*x\.safetensors: its metadata is damaged .*; export it again$"):
+        Predictor.from_weights(tmp_path / "x.safetensors", "resnet18")
+
+
+def test_options_that_change_no_array_are_those_of_the_file(tmp_path):
+    """ResNet-D's average pooling has no parameters: without it the file would be read, and mean another network."""
+    options = ["--config.model.options=average_down=True", "--config.data.image_size=32"]
+    source = restore_weights(resnet18_file(tmp_path), "resnet18", overrides=options)
+    file = tmp_path / "d.safetensors"
+    weights.write_weights(Predictor(source), file, metadata(Predictor(source)))
+    again = restore_weights(file, "resnet18")
+    assert again.experiment.config.model.options == "average_down=True"
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    np.testing.assert_array_equal(Predictor(again).predict(images), Predictor(source).predict(images))
+    plain = restore_weights(file, "resnet18", overrides=["--config.model.options="])
+    assert np.abs(Predictor(plain).predict(images) - Predictor(source).predict(images)).max() > 1e-6
+
+
+def resnet18_file(folder):
+    model = create_model("resnet18", num_classes=10)
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    tensors = torch_tensors("resnet18", jax.tree.map(np.asarray, dict(variables)))
+    (folder / "plain.safetensors").write_bytes(to_safetensors(tensors, {"format": "pt"}))
+    return folder / "plain.safetensors"
 
 
 def test_bad_input(workdir, tmp_path, monkeypatch):

@@ -166,6 +166,10 @@ def test_options_stay_with_the_network_and_attention_that_they_belong_to():
             DatasetInfo("x", 10, 3, CIFAR10[::-1]),
             "label 0 is 'truck' there and 'airplane' in the weights",
         ),
+        (
+            DatasetInfo("x", 10, 3, tuple(sorted({*CIFAR10, "plane", "car"} - {"airplane", "automobile"}))),
+            "x has 10 classes, the weights 10: it adds 'car', 'plane' and it lacks 'airplane', 'automobile'",
+        ),
         (DatasetInfo("x", 10, 1, tuple("0123456789")), "take images with 3 channels, but those of digits have 1"),
     ],
 )
@@ -174,5 +178,23 @@ def test_other_classes_and_channels_than_those_of_the_weights_are_refused(info, 
     config.data.name = "digits"
     monkeypatch.setattr(from_weights, "dataset_info", lambda name, directory: info)
     source = Source("x", {}, peer="pytorch_resnet_cifar10/resnet20")
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message.replace("x has", "digits has")):
         from_weights._dataset(config, source, 10, 3, None, data=True)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (tuple("abcdefghij"), "warning: digits has other class names than the weights, taken in this order: 'a' is "),
+        (tuple(f"n0000000{i}" for i in range(10)), ""),
+        ((), ""),
+    ],
+)
+def test_other_names_for_the_same_classes_are_taken_in_order_aloud(names, said, monkeypatch, capsys):
+    config = base_config()
+    config.data.name = "digits"
+    monkeypatch.setattr(from_weights, "dataset_info", lambda name, directory: DatasetInfo("x", 10, 3, names))
+    source = Source("x", {}, peer="pytorch_resnet_cifar10/resnet20")
+    assert from_weights._dataset(config, source, 10, 3, None, data=True).class_names == names
+    error = capsys.readouterr().err
+    assert error.startswith(said) and bool(error) == bool(said)
