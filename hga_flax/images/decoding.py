@@ -1,6 +1,7 @@
 """Decodes images with OpenCV. An image that is truncated, damaged or too large raises BadImage."""
 
 import math
+import re
 
 import cv2
 import numpy as np
@@ -8,11 +9,13 @@ import numpy as np
 from hga_flax.errors import one_line
 from hga_flax.images import MAX_PIXELS
 from hga_flax.images.bad_images import BadImage
-from hga_flax.images.image_heads import claimed_size, netpbm_white
+from hga_flax.images.image_heads import avif_turns, claimed_size, netpbm_white, tiff_has_alpha
 
 cv2.setNumThreads(0)  # the loader's threads are enough; OpenCV's own would compete for the cores
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # bad_images.py reports bad images, once
 
+# What begins a segment of a JPEG: in compressed data, 0 and the restart markers D0 to D7 follow an FF.
+MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
 DECODE_FLAGS = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_RGB}
 REDUCTION_FLAGS = {1: 0, 2: 16, 4: 32, 8: 64}  # IMREAD_REDUCED_*
 
@@ -42,7 +45,12 @@ def decode(image: bytes | np.ndarray, channels: int, reduction: int = 1) -> np.n
         raise BadImage("images of floats (PFM) are not read; convert it to PNG or JPEG")
     if (white := netpbm_white(image)) not in (None, 255, 65535):  # OpenCV does not scale other ranges
         raise BadImage(f"its white is {white}; PGM, PPM and PAM are read only with 255 or 65535: convert it to PNG")
+    turns = avif_turns(image)
+    if turns is None or len(turns) > 1:
+        raise BadImage("a mirrored AVIF is not read; convert it to PNG or JPEG")
     check_whole(image)
+    if tiff_has_alpha(image) and _shows_through(image):  # OpenCV would make it darker
+        raise BadImage("a TIFF with transparency is not read; convert it to PNG")
     try:
         pixels = cv2.imdecode(np.frombuffer(image, np.uint8), DECODE_FLAGS[channels] | REDUCTION_FLAGS[reduction])
     except cv2.error as error:
@@ -51,7 +59,17 @@ def decode(image: bytes | np.ndarray, channels: int, reduction: int = 1) -> np.n
         raise BadImage(f"the image of {len(image)} bytes cannot be decoded ({one_line(error.err)})") from None
     if pixels is None:
         raise BadImage(f"the image of {len(image)} bytes cannot be decoded")
+    pixels = np.ascontiguousarray(np.rot90(pixels, turns.pop()))  # OpenCV does not turn AVIFs
     return pixels[:, :, None] if channels == 1 else pixels
+
+
+def _shows_through(image: bytes) -> bool:
+    try:
+        pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        return False
+    alpha = None if pixels is None or pixels.ndim < 3 or pixels.shape[2] not in (2, 4) else pixels[..., -1]
+    return alpha is not None and alpha.dtype.kind == "u" and alpha.min() < np.iinfo(alpha.dtype).max
 
 
 def too_large(size: tuple[int, int] | None = None) -> str:
@@ -62,6 +80,16 @@ def too_large(size: tuple[int, int] | None = None) -> str:
 
 def check_whole(image: bytes) -> None:
     """Raises BadImage for a truncated JPEG, because decoders fill the missing part with grey."""
-    # A complete JPEG ends with a marker that cannot occur in its data.
-    if image[:2] == b"\xff\xd8" and image[-2:] != b"\xff\xd9" and image.rfind(b"\xff\xd9") < image.rfind(b"\xff\xda"):
+    # A complete JPEG ends with a marker that cannot occur in its data. Something may follow: phones append a film.
+    if image[:2] == b"\xff\xd8" and image[-2:] != b"\xff\xd9" and not _ends(image):
         raise BadImage(f"the JPEG of {len(image)} bytes is cut off")
+
+
+def _ends(jpeg: bytes) -> bool:
+    """Returns whether a JPEG has its end marker, which segments and compressed data are searched for in order."""
+    at = 2
+    while marker := MARKER.search(jpeg, at):
+        if marker[1] == b"\xd9":
+            return True
+        at = marker.end() + int.from_bytes(jpeg[marker.end() : marker.end() + 2], "big")
+    return False

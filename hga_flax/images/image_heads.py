@@ -8,7 +8,7 @@ import struct
 
 from hga_flax.images.jpeg import read_head
 
-TIFF_SIDES = {256: 1, 257: 0}  # tag: index in (height, width)
+TIFF_WIDTH, TIFF_HEIGHT, TIFF_EXTRA_SAMPLES = 256, 257, 338  # tags
 TIFF_NUMBERS = {3: "H", 4: "I", 16: "Q"}  # type of a value: its struct format
 
 
@@ -25,7 +25,9 @@ def claimed_size(data: bytes) -> tuple[int, int] | None:
         elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             return _webp(data)
         elif data[:2] in (b"II", b"MM"):
-            return _tiff(data, "<" if data[:2] == b"II" else ">")
+            tags = _tiff(data)
+            width, height = tags.get(TIFF_WIDTH, 0), tags.get(TIFF_HEIGHT, 0)
+            return (height, width) if height and width else None
         else:
             head = read_head(data)
             return None if head is None else head.size
@@ -39,6 +41,30 @@ def netpbm_white(data: bytes) -> int | None:
     head = re.sub(rb"#[^\r\n]*", b"", data[:4096]) if data[:1] == b"P" else b""
     found = re.match(rb"P[2356]\s+\d+\s+\d+\s+(\d+)\s", head) or re.match(rb"P7\s(?s:.*?)\bMAXVAL\s+(\d+)\s", head)
     return int(found[1]) if found else None
+
+
+def tiff_has_alpha(data: bytes) -> bool:
+    """Returns whether a file is a TIFF with a channel of transparency."""
+    try:
+        return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") and TIFF_EXTRA_SAMPLES in _tiff(data)
+    except (struct.error, OverflowError):
+        return False
+
+
+def avif_turns(data: bytes) -> set[int] | None:
+    """Returns by how many quarters of a turn, counterclockwise, an AVIF file's images are to be turned.
+
+    None if one is to be mirrored too, which no camera writes. The boxes are those of HEIF (ISO/IEC 23008-12).
+    """
+    if data[4:12] not in (b"ftypavif", b"ftypavis", b"ftypmif1", b"ftypmsf1"):
+        return {0}
+    start = int.from_bytes(data[:4], "big")
+    while data[start + 4 : start + 8] not in (b"meta", b""):
+        start += max(8, int.from_bytes(data[start : start + 4], "big"))
+    meta = data[start : start + int.from_bytes(data[start : start + 4], "big")]
+    if b"imir" in meta:
+        return None
+    return {turn[0] & 3 for turn in re.findall(rb"\0\0\0\x09irot(.)", meta, re.DOTALL)} or {0}
 
 
 def _webp(data: bytes) -> tuple[int, int] | None:
@@ -55,14 +81,16 @@ def _webp(data: bytes) -> tuple[int, int] | None:
     return height, width
 
 
-def _tiff(data: bytes, order: str) -> tuple[int, int] | None:
+def _tiff(data: bytes) -> dict[int, int]:
+    """Returns the first value of each numeric tag of a TIFF's first image."""
+    order = "<" if data[:2] == b"II" else ">"
     large = struct.unpack_from(order + "H", data, 2)[0] == 43  # BigTIFF
     first = struct.unpack_from(order + ("Q" if large else "I"), data, 8 if large else 4)[0]
     count = struct.unpack_from(order + ("Q" if large else "H"), data, first)[0]
     start, length, value = (first + 8, 20, 12) if large else (first + 2, 12, 8)
-    sides = [0, 0]
+    tags = {}
     for entry in range(start, start + length * min(count, 1000), length):
         tag, kind = struct.unpack_from(order + "HH", data, entry)
-        if tag in TIFF_SIDES and kind in TIFF_NUMBERS:
-            sides[TIFF_SIDES[tag]] = struct.unpack_from(order + TIFF_NUMBERS[kind], data, entry + value)[0]
-    return (sides[0], sides[1]) if all(sides) else None
+        if kind in TIFF_NUMBERS:
+            tags[tag] = struct.unpack_from(order + TIFF_NUMBERS[kind], data, entry + value)[0]
+    return tags

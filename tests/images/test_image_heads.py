@@ -13,7 +13,7 @@ from hga_flax.images import MAX_PIXELS
 from hga_flax.images.bad_images import BadImage
 from hga_flax.images.decoding import decode
 from hga_flax.images.host_augmentation import decode_for_crop
-from hga_flax.images.image_heads import claimed_size, netpbm_white
+from hga_flax.images.image_heads import avif_turns, claimed_size, netpbm_white, tiff_has_alpha
 from tests.commands import ROOT
 
 IMAGE = np.random.RandomState(0).randint(0, 256, (33, 70, 3), np.uint8)
@@ -53,6 +53,15 @@ def test_heads_that_opencv_does_not_write():
     assert claimed_size(big) == (40_000, 50_000)
     assert claimed_size(b"BM" + bytes(12) + struct.pack("<IHH", 12, 7, 5)) == (5, 7)
     assert claimed_size(b"BM" + bytes(12) + struct.pack("<Iii", 40, 7, -5)) == (5, 7)
+
+
+def test_heads_of_nonsense_have_neither_turns_nor_transparency():
+    for end in (0, 4, 8, 12, 20):
+        for head in (b"\0\0\0\x0cftypavif" + b"\0" * 20, b"II*\0" + b"\xff" * 20, b"MM\0*" + b"\0" * 20):
+            assert avif_turns(head[:end]) == {0} and not tiff_has_alpha(head[:end])
+    box = lambda kind, content: (8 + len(content)).to_bytes(4, "big") + kind + content
+    turned = box(b"ftyp", b"avif") + box(b"free", b"irot") + box(b"meta", box(b"irot", b"\x01") + box(b"irot", b"\x02"))
+    assert avif_turns(turned) == {1, 2}
 
 
 def test_offsets_beyond_all_bounds_are_no_size():
