@@ -76,6 +76,8 @@ def main() -> int:
         predictor = Predictor.from_workdir(
             arguments.workdir, arguments.checkpoint, batch_size=arguments.batch_size, weights=arguments.weights
         )
+    if sys.stdout is None:  # closed by the caller: >&-
+        raise UserError("standard output is closed: the labels have nowhere to go")
     ignored = Endings()
     total = None if "-" in arguments.images else sum(1 for _ in find_images(arguments.images, sys.stdin))
     files = find_images(arguments.images, sys.stdin, ignored)

@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import subprocess
 from types import SimpleNamespace
 
@@ -79,6 +80,17 @@ def test_a_bad_file_is_named_and_the_rest_go_on(workdir, pictures, tmp_path):
 def test_bad_input_is_one_line_and_exit_code_1(arguments, message):
     result = predict("/nowhere", *arguments)
     assert result.returncode == 1 and result.stderr.count("\n") == 1 and message in result.stderr
+
+
+def test_a_closed_standard_output_is_one_line(workdir, pictures):
+    command = commands.command("predict.py", f"--workdir={workdir}", pictures)
+    line = f"{' '.join(map(shlex.quote, command))} >&-"
+    done = subprocess.run(
+        line, shell=True, cwd=commands.ROOT, env=commands.environment(), stderr=subprocess.PIPE, text=True
+    )
+    assert (done.returncode, done.stderr) == (
+        1, "error: standard output is closed: the labels have nowhere to go\n",
+    )  # fmt: skip
 
 
 def test_outputs_that_are_not_finite_are_no_prediction(capsys):

@@ -1,9 +1,11 @@
 """A folder of images, `{train,val}/<class>/`, as a source; the class folders may have subfolders."""
 
+import hashlib
 import os
 import pathlib
 import shlex
 import sys
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -143,6 +145,14 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self._files)
 
+    @property
+    def digest(self) -> str:
+        """A digest of the files' names and labels: equal counts of other files mean another order of training."""
+        whole = hashlib.sha256()
+        for file, label in zip(self._files, self._labels, strict=True):
+            whole.update(b"%d %b\0" % (label, os.fsencode(file.partition(os.sep)[2])))  # whatever the split is called
+        return whole.hexdigest()[:16]
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Reads a file; returns an empty image if it cannot be read, so that it counts as undecodable."""
         try:
@@ -165,9 +175,13 @@ def _checked_names(root: pathlib.Path, folder: pathlib.Path, classes: Sequence[s
     own, here = TRAIN in splits(root), _folders(folder)
     if classes is None or (own and tuple(classes) == class_names(root)):
         names = class_names(root)
-        unknown = [name for name in here if name not in set(names)]
-        if unknown:
-            raise UserError(f"{folder} has the class '{unknown[0]}', which {root / TRAIN} does not have")
+        known = set(names)
+        if unknown := next((name for name in here if name not in known), None):
+            others = [split for split in splits(root) if split != folder.name]
+            where = root / (TRAIN if own else others[0] if others else folder.name)
+            alike = next((name for name in names if _normal(name) == _normal(unknown)), None)
+            hint = "; its name is spelled with other Unicode characters there: rename one of the two" if alike else ""
+            raise UserError(f"{folder} has the class '{unknown}', which {where} does not have{hint}")
         return names
     # A run's names take precedence: they must include those of this split, and each needs a folder here or in train.
     known = [name for name in classes if (folder / name).is_dir() or (root / TRAIN / name).is_dir()]
@@ -179,6 +193,11 @@ def _checked_names(root: pathlib.Path, folder: pathlib.Path, classes: Sequence[s
     if more:
         print(f"warning: {root / TRAIN} has classes that the run does not know: {named(more)}", file=sys.stderr)
     return tuple(classes)
+
+
+def _normal(name: str) -> str:
+    """Returns a name in Unicode's form NFC: Macs write accents as characters of their own (NFD)."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _say_ignored(folder: pathlib.Path, ignored: Endings) -> None:

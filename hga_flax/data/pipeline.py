@@ -25,6 +25,7 @@ from absl import flags
 from grain.experimental import index_shuffle
 
 from hga_flax.data.classes import labelled
+from hga_flax.data.folder import FolderSource
 from hga_flax.data.memory import GatheredBatches, MemorySource, in_memory
 from hga_flax.data.sources import DatasetInfo, Source, SyntheticSource, dataset_info, open_source
 from hga_flax.data.streams import ORDER, host_seed
@@ -300,19 +301,19 @@ class Dataset:
                 self._opened[split] = SyntheticSource(data.fake_examples, data.image_size, self.info)
             else:
                 self._opened[split] = open_source(self.info.name, split, data.dir, key, self.info)
-                before, now = self.info.num_examples.get(split), len(self._opened[split])
-                if before not in (None, now):
-                    print(
-                        f"warning: the split '{split}' has {now:,} examples, and had {before:,} when the run began: "
-                        "its errors cannot be compared with the run's own",
-                        file=sys.stderr,
-                    )
+                if changed := self.info.changed(self._described([split])):
+                    print(f"warning: {changed[0]}: its errors cannot be compared with the run's own", file=sys.stderr)
         return self._opened[split]
 
     def described(self) -> DatasetInfo:
-        """Returns `info` with the number of examples in the training and the evaluation split."""
-        splits = (self.data.train_split, self.data.eval_split)
-        return dataclasses.replace(self.info, num_examples={split: len(self.open(split)) for split in splits})
+        """Returns `info` with the sizes and digests of the training and the evaluation split."""
+        return self._described([self.data.train_split, self.data.eval_split])
+
+    def _described(self, splits: Sequence[str]) -> DatasetInfo:
+        sizes = {split: len(self.open(split)) for split in splits}
+        opened = {split: self._opened[split] for split in splits}
+        digests = {split: source.digest for split, source in opened.items() if isinstance(source, FolderSource)}
+        return dataclasses.replace(self.info, num_examples=sizes, digests=digests)
 
     def source(self, split: str, *, train: bool = True) -> Source:
         """Opens a split for training or evaluation; a small one is read into memory at the image size of that use."""

@@ -54,6 +54,7 @@ class DatasetInfo:
         channels: number of channels of the images, 1 or 3.
         class_names: class names by label; empty if there are none.
         num_examples: number of examples in each split of a run, as recorded in its folder; empty if there is no run.
+        digests: digest of the names and labels of the files in each split of a run on a folder of images.
     """
 
     name: str
@@ -61,6 +62,18 @@ class DatasetInfo:
     channels: int
     class_names: tuple[str, ...]
     num_examples: dict[str, int] = dataclasses.field(default_factory=dict, compare=False)
+    digests: dict[str, str] = dataclasses.field(default_factory=dict, compare=False)
+
+    def changed(self, now: "DatasetInfo") -> list[str]:
+        """Returns one sentence for each split of the run that is another one `now`."""
+        sentences = []
+        for split, size in now.num_examples.items():
+            before, digest = self.num_examples.get(split, size), now.digests.get(split)
+            if before != size:
+                sentences.append(f"the split '{split}' has {size:,} examples, and had {before:,} when the run began")
+            elif self.digests.get(split, digest) != digest:
+                sentences.append(f"the split '{split}' has files of other names or classes than when the run began")
+        return sentences
 
 
 class SyntheticSource:

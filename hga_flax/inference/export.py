@@ -60,7 +60,9 @@ def run(arguments: argparse.Namespace) -> None:
             differ from the checkpoint's; in each case an existing file stays unchanged.
     """
     check_weights_flags(arguments)
-    out = expand(arguments.out, "--out").absolute()
+    out = pathlib.Path(os.path.realpath(expand(arguments.out, "--out")))  # a link is followed, not replaced
+    if out.exists() and not (out.is_file() or out.is_dir()):
+        raise UserError(f"--out={arguments.out}: is a device or a pipe, not a file")
     if out.is_dir() or not out.parent.is_dir():
         raise UserError(f"--out={arguments.out}: {'is a folder' if out.is_dir() else 'the folder does not exist'}")
     if arguments.format == "onnx":
@@ -104,7 +106,7 @@ def run(arguments: argparse.Namespace) -> None:
         *[("metadata", str(place)) for _, place in beside],
         ("input", f"images uint8 [batch, {height}, {width}, {channels}], 0 to 255"),
         ("output", f"logits, probabilities float32 [batch, {len(predictor.class_names)}]"),
-        ("checked", f"logits on {CHECKED} {kind} differ by {difference:.1e} of the largest"),
+        ("checked", f"logits on {kind} differ by {difference:.1e} of the largest"),
     ]
     Console().table("export", rows)
 
@@ -211,10 +213,11 @@ def check_images(predictor: Predictor) -> tuple[np.ndarray, str]:
                 images.append(predictor.load(source[index]["image"]))
     if images:
         real = "synthetic images (data.fake)" if config.data.fake else f"images of '{config.data.eval_split}'"
-        return np.stack([images[i % len(images)] for i in range(CHECKED)]), real
+        some = min(len(images), CHECKED)
+        return np.stack([images[i % len(images)] for i in range(CHECKED)]), f"{some} {real}"
     shape = CHECKED, *predictor.image_shape
     noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    return noise, "synthetic images (the data set is not available)"
+    return noise, f"{CHECKED} synthetic images (the data set is not available)"
 
 
 def _session(file: pathlib.Path) -> Network:

@@ -63,7 +63,7 @@ def check_same_run(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
 
     Raises:
         UserError: the workdir belongs to a run of another model or data set, or with other initial weights, or its
-            checkpoints were trained with another batch size.
+            checkpoints were trained with another batch size, or on images normalised otherwise.
     """
     if not (workdir / "config.json").exists():
         return []
@@ -75,6 +75,11 @@ def check_same_run(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
             raise UserError(
                 f"--workdir={workdir} belongs to another run: there {key} is '{old}', here '{new}'; "
                 "choose another --workdir"
+            )
+        if key in ("data.mean", "data.std") and has_checkpoints(workdir):
+            raise UserError(
+                f"{change}: the checkpoints in {workdir} are of images with the old values. Keep these, or choose "
+                f"another --workdir, with --config.init.weights={workdir} to start from its weights"
             )
         if key == "training.batch_size" and has_checkpoints(workdir):
             raise UserError(
@@ -140,22 +145,23 @@ def check_same_data(workdir: pathlib.Path, info: DatasetInfo) -> list[str]:
         info: the data set as it is now, with the sizes of the splits in `num_examples`.
 
     Returns:
-        One sentence per split whose size has changed. (The trainer also checks the training split's size against
-        the checkpoint.)
+        One sentence per split that has changed. (The trainer also checks the training split's size against the
+        checkpoint.)
 
     Raises:
-        UserError: the classes or their order differ.
+        UserError: the classes or their order differ, or there are checkpoints and other files to train on.
     """
     if not (workdir / "dataset.json").exists():
         return []
     run = read_dataset(workdir)
     if other := other_data(run, info, "the data set" if info.name != FOLDER else "the folder"):
         raise UserError(f"--workdir={workdir}: {other}; restore the classes, or choose another --workdir")
-    return [
-        f"the split '{split}' has {now:,} examples, and had {run.num_examples[split]:,} when the run began"
-        for split, now in info.num_examples.items()
-        if run.num_examples.get(split, now) != now
-    ]
+    changed = run.changed(info)
+    split = read_config(workdir).data.train_split if changed else ""
+    same_size = run.num_examples.get(split) == info.num_examples.get(split)
+    if same_size and run.digests.get(split) != info.digests.get(split) and has_checkpoints(workdir):
+        raise UserError(f"--workdir={workdir}: {changed[0]}; restore the files, or choose another --workdir")
+    return changed
 
 
 def read_dataset(workdir: pathlib.Path) -> DatasetInfo:

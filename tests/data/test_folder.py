@@ -37,6 +37,21 @@ def test_a_folder_is_a_source_with_its_class_names(root):
     assert source[2]["image"] == (root / "train/cat/0.JPG").read_bytes()
 
 
+def test_the_digest_is_of_names_and_labels(root):
+    first = FolderSource(root, "train").digest
+    shutil.copytree(root, root.parent / "moved")
+    assert FolderSource(root.parent / "moved", "train").digest == first
+    (root / "train/ant/0.JPG").rename(root / "train/cat/2.JPG")
+    assert FolderSource(root, "train").digest != first
+
+
+def test_a_name_that_only_looks_the_same_is_said_to_be_another(root):
+    (root / "train" / "caf\u00e9").mkdir()
+    (root / "val" / "cafe\u0301").mkdir()
+    with pytest.raises(UserError, match="/train does not have; its name is spelled with other Unicode characters"):
+        FolderSource(root, "val")
+
+
 @pytest.mark.parametrize("split", ["val", "validation"])
 def test_validation_has_two_names(split, root):
     source = FolderSource(root, split)

@@ -43,8 +43,12 @@ def test_it_labels_images_as_the_predictor_does(tmp_path, without):
         files.append(tmp_path / f"{i}.png")
         files[-1].write_bytes(image)
     (tmp_path / "bad.png").write_bytes(b"no image")
-    done = serve(tmp_path / "network.onnx", *files[:2], tmp_path / "bad.png", *files[2:], "--top=1", without=without)
-    assert done.returncode == 1 and done.stderr == f"{tmp_path}/bad.png: not an image that OpenCV reads\n"
+    (tmp_path / "empty.png").write_bytes(b"")
+    bad = tmp_path / "bad.png", tmp_path / "empty.png"
+    done = serve(tmp_path / "network.onnx", *files[:2], *bad, *files[2:], "--top=1", without=without)
+    reasons = "not an image that OpenCV reads", "the file is empty"
+    assert done.returncode == 1
+    assert done.stderr == "".join(f"{file}: {why}\n" for file, why in zip(bad, reasons, strict=True))
     rows = Predictor.from_workdir(str(workdir)).predict(files)
     expected = [f"{file}  {row.argmax()} {row.max():.2%}" for file, row in zip(files, rows, strict=True)]
     assert done.stdout.splitlines() == expected

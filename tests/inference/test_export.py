@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import math
+import os
 import shutil
 import sys
 from collections import Counter
@@ -111,6 +112,17 @@ def test_without_the_data_set_synthetic_images_are_compared_and_named(workdir, t
     (copy / "dataset.json").write_text(json.dumps(info | {"name": "cifar10"}))
     export(copy, "stablehlo", tmp_path / "network", f"--data-dir={tmp_path / 'nothing'}", "--checkpoint=latest")
     assert "on 16 synthetic images (the data set is not available)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_link_is_followed_and_a_device_is_not_replaced(workdir, tmp_path):
+    (tmp_path / "current").symlink_to(tmp_path / "first")
+    export(workdir, "stablehlo", tmp_path / "current")
+    assert (tmp_path / "current").is_symlink() and (tmp_path / "first").is_file()
+    os.mkfifo(tmp_path / "pipe")
+    for out in (tmp_path / "pipe", "/dev/null"):
+        with pytest.raises(UserError, match=rf"^--out={out}: is a device or a pipe, not a file$"):
+            export(workdir, "stablehlo", out)
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_bad_input(workdir, tmp_path, monkeypatch):

@@ -101,6 +101,16 @@ def test_a_run_with_checkpoints_keeps_its_batch_size(tmp_path):
         w.check_same_run(tmp_path, other)
 
 
+def test_a_run_with_checkpoints_keeps_its_normalisation(tmp_path):
+    """config.json is that of the last session, and every checkpoint is evaluated with it."""
+    w.write_config(tmp_path, tiny.config())
+    other = tiny.config(data__mean=(0.9,))
+    assert w.check_same_run(tmp_path, other) == ["data.mean: (0.5,) -> (0.9,)"]
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"^data\.mean: \(0\.5,\) -> \(0\.9,\): the checkpoints in .*init\.weights="):
+        w.check_same_run(tmp_path, other)
+
+
 DAMAGED = (
     '{"name": 3, "num_classes": 2, "channels": 1, "class_names": []}',
     '{"name": "x", "num_classes": "2", "channels": 1, "class_names": []}',

@@ -116,6 +116,28 @@ def test_splits_of_another_size_are_said_or_refused(copy, capfd):
         train(config(data, training__steps=7), str(run))
 
 
+def test_other_files_of_equal_number_are_said_or_refused(copy, capfd):
+    data, run, error = copy
+    said = "the split 'val' has files of other names or classes than when the run began"
+    (data / "val" / "bee" / "0.png").rename(data / "val" / "bee" / "x.png")
+    assert evaluate(data, run) == error
+    assert capfd.readouterr().err.count(said) == 1
+    goes_on(data, run)
+    assert capfd.readouterr().out.count(said) == 1
+    (data / "train" / "bee" / "0.png").rename(data / "train" / "ant" / "x.png")
+    message = "the split 'train' has files of other names or classes than when the run began; restore the files"
+    for command in (lambda: train(config(data, training__steps=7), str(run)), lambda: told(data, run)):
+        with pytest.raises(UserError, match=message):
+            command()
+    known = json.loads((run / "dataset.json").read_text())
+    (run / "dataset.json").write_text(json.dumps({k: v for k, v in known.items() if k != "digests"}))
+    train(config(data, training__steps=7), str(run))  # a run of an older version knows of no files
+
+
+def told(data, run):
+    dry_run(config(data, training__steps=7), str(run))
+
+
 def pack(folder, names, labels=(0, 1), count=12, name="mine"):
     shutil.rmtree(folder / name, ignore_errors=True)
     random = np.random.default_rng(0)
