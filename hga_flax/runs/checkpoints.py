@@ -11,7 +11,6 @@ newest_checkpoint.json the last complete step, so that a run that lost all its c
 
 import contextlib
 import errno
-import json
 import os
 import pathlib
 import shutil
@@ -27,15 +26,13 @@ from hga_flax.processes.distributed import raise_if_lost
 from hga_flax.runs import saved_state
 from hga_flax.runs.manifest import find_damage, write_manifest
 from hga_flax.runs.progress import Progress
-from hga_flax.runs.ranking import LatestAndBest, rank
+from hga_flax.runs.ranking import LatestAndBest, comparable, rank
 from hga_flax.runs.sharing import sharing
 from hga_flax.runs.uploader import Uploader
-from hga_flax.runs.workdir import write_text
+from hga_flax.runs.workdir import free_name, newest_complete, write_newest_complete
 
 Warn = Callable[[str], None]
 TEMPORARY = ".orbax-checkpoint-tmp"  # part of the name of an incomplete checkpoint
-
-
 NO_UPLOADER = Uploader()
 
 
@@ -76,7 +73,8 @@ class Checkpoints:
         self._sharing, self._uploader = sharing(self._workdir), uploader
         self._reader = self._checkpointer(ocp.CompositeCheckpointHandler(handler_registry=_handlers()))
         self._evaluations: dict[int, dict[str, Any] | None] = {}
-        self._sharing.check_same(self.steps(), self._directory)
+        self._unknown: set[int] = set()  # steps whose evaluation could not be read
+        self._sharing.check_same(self.steps, self._workdir, writes=not read_only)
 
     def save(self, step: int, state: Any, run: dict[str, Any], metrics: dict[str, Any] | None) -> None:
         """Starts writing a checkpoint; returns once the state is copied off the devices.
@@ -84,9 +82,12 @@ class Checkpoints:
         An existing checkpoint of the same step stays readable until the new one is complete.
 
         Raises:
-            UserError: this checkpoint or the previous one cannot be written.
+            UserError: the checkpoint cannot be written.
         """
-        self.wait()
+        try:
+            self.wait()
+        except UserError as error:  # the disk may have space again
+            self._warn(f"warning: {error}; step {step} is written now")
         self._uploader.finish()  # saving may delete the checkpoint that is being uploaded
         if (state := self._sharing.to_save(state)) is None:
             return
@@ -114,7 +115,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             create=False,  # Orbax cannot create folders for a subset of the processes
             multiprocessing_options=self._processes(),
-            preservation_policy=LatestAndBest(self._keep, self.metrics, self._uploader.dropped),
+            preservation_policy=LatestAndBest(self._keep, self.metrics, self._uploader.dropped, self._unknown),
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
@@ -124,9 +125,8 @@ class Checkpoints:
     def _seal(self) -> None:
         """Writes the manifest; Orbax calls this on process 0 once all items are complete, before the final rename."""
         step = self._writing
-        final = self._directory / str(step)
         temporary = sorted(self._directory.glob(f"{step}{TEMPORARY}*"))
-        write_manifest(temporary[0] if temporary else final, step)
+        write_manifest(temporary[0] if temporary else self._directory / str(step), step)
 
     def _supersede(self, step: int) -> None:
         if jax.process_index() == 0:
@@ -160,19 +160,22 @@ class Checkpoints:
 
     def _ranked(self) -> list[int]:
         """Returns the evaluated steps, best first."""
-        evaluated = {step: metrics for step in self.steps() if (metrics := self.metrics(step))}
+        evaluated = comparable({step: metrics for step in self.steps() if (metrics := self.metrics(step))})
         return sorted(evaluated, key=lambda step: rank(evaluated[step]))
 
     def metrics(self, step: int) -> dict[str, Any] | None:
         """Returns the evaluation saved with a checkpoint; None if there is none or (with a warning) it is damaged."""
         if step not in self._evaluations:
-            self._evaluations[step] = None
             try:
                 evaluation = self._read_run(step, self._path(step))["evaluation"]
-                # Older versions recorded evaluations of zero images, with a null error.
-                self._evaluations[step] = evaluation if evaluation and evaluation["top1_error"] is not None else None
-            except UnreadableCheckpoint as error:
-                self._warn(f"warning: {error}; its evaluation is not known")
+            except UserError as error:
+                if step not in self._unknown:
+                    self._warn(f"warning: {error}; its evaluation is not known")
+                self._unknown.add(step)
+                return None
+            # Older versions recorded evaluations of zero images, with a null error.
+            self._evaluations[step] = evaluation if evaluation and evaluation["top1_error"] is not None else None
+            self._unknown.discard(step)
         return self._evaluations[step]
 
     def progress(self, step: int) -> Progress:
@@ -264,7 +267,7 @@ class Checkpoints:
         """
         self.wait()  # a checkpoint that is still being written counts too
         entries, bad = self._entries(), []
-        once = self._newest_complete()
+        once = newest_complete(self._workdir)
         while entries:
             step, path = entries.pop()
             try:
@@ -295,10 +298,7 @@ class Checkpoints:
     def _tidy(self, step: int, path: pathlib.Path, bad: Sequence[pathlib.Path]) -> None:
         """Moves damaged checkpoints out of the way of future steps, and cleans up after a kill during `save`."""
         for damaged in bad:
-            aside = self._workdir / "damaged"
-            aside.mkdir(exist_ok=True)
-            names = (aside / f"{damaged.name}{suffix}" for suffix in ("", *(f".{n}" for n in range(1, 1000))))
-            target = next(name for name in names if not name.exists())
+            target = free_name(self._workdir / "damaged", damaged.name)
             damaged.rename(target)
             self._uploader.dropped(int(damaged.name))
             self._warn(f"{damaged} is now {target}")
@@ -328,6 +328,8 @@ class Checkpoints:
             raise
         except Exception as error:  # on damaged files Orbax and TensorStore may raise anything
             raise_if_lost(error)
+            if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+                raise
             raise UnreadableCheckpoint(f"checkpoint {path} cannot be read: {one_line(error)[:300]}") from error
 
     @contextlib.contextmanager
@@ -366,9 +368,16 @@ class Checkpoints:
             return
         step = self._writing
         with self._written(step):
-            self._manager.wait_until_finished()
+            try:
+                self._manager.wait_until_finished()
+            except Exception as error:  # also of deleting older ones
+                raise_if_lost(error)
+                if find_damage(self._directory / str(step), step) is not None:
+                    raise
+                self._warn(f"warning: an old checkpoint cannot be deleted: {one_line(error)[:300]}")
+                self._close_manager()
             if jax.process_index() == 0:
-                write_text(self._workdir / "newest_checkpoint.json", json.dumps({"step": step}) + "\n")
+                write_newest_complete(self._workdir, step)
                 self._drop_superseded()
         self._writing = None
 
@@ -384,14 +393,8 @@ class Checkpoints:
             self._close_manager()  # suppresses errors: `wait` has raised the relevant one
             self._reader.close()
 
-    def _newest_complete(self) -> int | None:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            return int(json.loads((self._workdir / "newest_checkpoint.json").read_text())["step"])
-        return None
-
 
 def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
     """Returns the handlers that write and read the items of a checkpoint."""
-    return ocp.handlers.create_default_handler_registry(
-        state=ocp.StandardCheckpointHandler(), run=ocp.JsonCheckpointHandler()
-    )
+    state, run = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
+    return ocp.handlers.create_default_handler_registry(state=state, run=run)

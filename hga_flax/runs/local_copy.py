@@ -31,7 +31,7 @@ from hga_flax.storage.buckets import (
     is_remote,
     make_folder,
 )
-from hga_flax.storage.locks import Claim, claimed
+from hga_flax.storage.locks import Claim, claimed, surely_lost
 
 SESSION, CONFIG = "session.json", "config.json"
 RECORD = ".mirror.json"  # in a local copy: records which of its files are equal to the bucket's
@@ -90,7 +90,7 @@ class LocalCopy:
     @property
     def is_lost(self) -> bool:
         """True if the folder was removed, or another process took it over because this one was suspended."""
-        return self._claim.is_lost or not self.folder.is_dir()
+        return surely_lost(self._claim) or not self.folder.is_dir()
 
     def pull(self, *, light: bool = False) -> None:
         """Syncs the local copy from the bucket.

@@ -5,12 +5,19 @@ a folder that was copied partially or renamed to another step. Orbax alone detec
 changed byte of its JSON nor a renamed folder.
 """
 
+import errno
 import json
 import pathlib
+import time
 import zlib
+
+from hga_flax.errors import UserError
 
 NAME = "seal.json"
 CHUNK = 1 << 22  # bytes per read
+PASSING = {"ESTALE", "ETIMEDOUT", "EAGAIN", "EBUSY", "EINTR", "EMFILE", "ENFILE", "ENOMEM", "ENOBUFS", "EHOSTDOWN"}
+PASSING |= {"EHOSTUNREACH", "ECONNRESET", "ECONNREFUSED", "ENETDOWN", "ENETUNREACH", "EREMOTEIO"}  # no file's own
+PAUSE_SECONDS = 2.0  # before a file is tried again
 
 
 def write_manifest(folder: pathlib.Path, step: int) -> None:
@@ -18,22 +25,27 @@ def write_manifest(folder: pathlib.Path, step: int) -> None:
     (folder / NAME).write_text(json.dumps({"step": step, "files": _files(folder)}))
 
 
-def find_damage(folder: pathlib.Path, step: int, item: str | None = None) -> str | None:
+def find_damage(folder: pathlib.Path, step: int, item: str | None = None, *, tries: int = 3) -> str | None:
     """Compares a checkpoint with its manifest.
 
     Args:
         folder: folder of the checkpoint.
         step: expected step, from the folder's name.
         item: check only the files of this item.
+        tries: how often to try where a file cannot be read for a reason that may pass.
 
     Returns:
         A description of the damage, or None.
+
+    Raises:
+        UserError: the file server does not answer, which says nothing about the content.
     """
     if not folder.is_dir():
         return "it is not a folder"
     try:
         saved = json.loads((folder / NAME).read_text())
-        own_step, wanted = saved["step"], {name: tuple(facts) for name, facts in saved["files"].items()}
+        own_step = saved["step"]
+        wanted = {name: (size, checksum) for name, (size, checksum) in saved["files"].items()}
         if item is not None:
             wanted = {name: facts for name, facts in wanted.items() if name.startswith(f"{item}/")}
         if own_step != step:
@@ -42,6 +54,14 @@ def find_damage(folder: pathlib.Path, step: int, item: str | None = None) -> str
     except FileNotFoundError:
         return f"it has no {NAME}: it is incomplete, or an older version wrote it (docs/scaling.md)"
     except OSError as error:
+        passing = errno.errorcode.get(error.errno or 0) in PASSING  # a file server that is away for a moment
+        if passing and tries > 1:
+            time.sleep(PAUSE_SECONDS)
+            return find_damage(folder, step, item, tries=tries - 1)
+        if passing:
+            raise UserError(
+                f"checkpoint {folder} cannot be read now: {error.strerror or error}; the same command tries again"
+            ) from None
         return f"{error.filename} cannot be read: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"its {NAME} is damaged"

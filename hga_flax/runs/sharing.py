@@ -1,6 +1,8 @@
 """How the processes of a run share its checkpoints: one folder that all of them see, or a local copy for each."""
 
 import pathlib
+import random
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +14,9 @@ from hga_flax.errors import UserError
 from hga_flax.processes.distributed import barrier
 from hga_flax.processes.mesh import agree, all_true, wait_for_all
 from hga_flax.runs.local_copy import is_local_copy
+from hga_flax.runs.workdir import write_text
+
+SEEN_AFTER = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)  # seconds between looks; NFS keeps attributes for up to a minute
 
 
 class SharedFolder:
@@ -21,8 +26,35 @@ class SharedFolder:
         """Returns the processes that save and restore together; None means all."""
         return None
 
-    def check_same(self, steps: Sequence[int], folder: pathlib.Path) -> None:
-        """Raises a UserError if the processes see different checkpoints."""
+    def check_same(self, steps: Callable[[], Sequence[int]], folder: pathlib.Path, *, writes: bool) -> None:
+        """Checks that all processes see one folder with the same checkpoints, as each soon does on a network disk.
+
+        Args:
+            steps: lists the steps that have a checkpoint.
+            folder: the workdir.
+            writes: whether the workdir may be written to.
+
+        Raises:
+            UserError: they do not.
+        """
+        if jax.process_count() == 1:
+            return
+        token, file = agree(random.getrandbits(31)), folder / ".shared"
+        if writes and jax.process_index() == 0:
+            write_text(file, str(token))
+        for wait in (*SEEN_AFTER, None):
+            own = zlib.crc32(str(steps()).encode()) >> 1
+            if same := all_true(own == agree(own) and (not writes or _read(file) == str(token))):
+                break
+            if wait is not None:
+                time.sleep(wait)
+        if writes and jax.process_index() == 0:  # all have read it, or will not
+            file.unlink(missing_ok=True)
+        if not same:
+            raise UserError(
+                f"the processes of this run do not see the same folder {folder}: give all of them one on a disk that "
+                "they share, or in a bucket"
+            )
 
     def to_save(self, state: Any) -> Any | None:
         """Returns the state that this process writes, or None if it writes nothing."""
@@ -48,9 +80,9 @@ class LocalCopies(SharedFolder):
     def group(self) -> set[int]:
         return {jax.process_index()}
 
-    def check_same(self, steps: Sequence[int], folder: pathlib.Path) -> None:
+    def check_same(self, steps: Callable[[], Sequence[int]], folder: pathlib.Path, *, writes: bool) -> None:
         barrier("all have the checkpoints")
-        if (own := zlib.crc32(str(steps).encode()) >> 1) != agree(own):
+        if (own := zlib.crc32(str(steps()).encode()) >> 1) != agree(own):
             raise UserError(f"the processes find different checkpoints in {folder}; does another run write?")
 
     def to_save(self, state: Any) -> Any | None:
@@ -67,6 +99,13 @@ class LocalCopies(SharedFolder):
     def damage(self, find: Callable[[], str | None]) -> str | None:
         damage = find()
         return None if all_true(damage is None) else damage or "another process says so"
+
+
+def _read(file: pathlib.Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:
+        return ""
 
 
 def sharing(folder: pathlib.Path) -> SharedFolder:

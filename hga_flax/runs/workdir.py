@@ -23,6 +23,7 @@ from hga_flax.errors import UserError, expand, one_line
 
 # Fixed for a run: its checkpoints belong to one network, one data set and one set of initial weights.
 MODEL_KEYS = ("model.name", "model.options", "model.attention", "model.attention_options", "data.name", "init.weights")
+NEWEST = "newest_checkpoint.json"
 CLAIM = ".trained_by"  # names the process that trains in a local folder; see locks.py
 
 
@@ -205,3 +206,22 @@ def write_text(file: pathlib.Path, text: str) -> None:
     with writing(file):
         scratch.write_text(text)
         scratch.replace(file)
+
+
+def newest_complete(workdir: pathlib.Path) -> int | None:
+    """Returns the last step of which a checkpoint was complete in a workdir, though it may be gone since."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return int(json.loads((workdir / NEWEST).read_text())["step"])
+    return None
+
+
+def write_newest_complete(workdir: pathlib.Path, step: int) -> None:
+    """Records that the checkpoint of a step is complete."""
+    write_text(workdir / NEWEST, json.dumps({"step": step}) + "\n")
+
+
+def free_name(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """Returns the path of a name in a folder, which is created, that nothing has yet: NAME, NAME.1, ..."""
+    folder.mkdir(exist_ok=True)
+    names = (folder / f"{name}{suffix}" for suffix in ("", *(f".{n}" for n in range(1, 1000))))
+    return next(path for path in names if not path.exists())

@@ -103,9 +103,22 @@ class Claim:
 
     @property
     def is_lost(self) -> bool:
-        """True if another process took over, because this one was suspended too long, or if the file was removed."""
+        """True if another process took over, because this one was suspended too long, or if the file was removed.
+
+        Raises:
+            OSError: the file server does not say.
+        """
         name = NUMBERED.fullmatch(self.file.name)[1]
-        return self.file.with_name(f"{name}.{self.number + 1}").exists() or not self.file.exists()
+        return _exists(self.file.with_name(f"{name}.{self.number + 1}")) or not _exists(self.file)
+
+
+def _exists(file: pathlib.Path) -> bool:
+    """Returns whether a file exists; `Path.exists` takes any error for no, in some versions of Python."""
+    try:
+        file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 class Claims:
@@ -132,6 +145,7 @@ class Claims:
             "machine": machine(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            "folder": str(folder.absolute()),
             "start": process_start(os.getpid()),
         }
         try:
@@ -187,7 +201,8 @@ class Claims:
                 with contextlib.suppress(OSError):  # the file server may be away for a while
                     if not claim.is_lost:
                         os.utime(claim.file)
-                tick()
+                with contextlib.suppress(OSError):
+                    tick()
 
         thread = threading.Thread(target=beat, daemon=True, name="claim")
         thread.start()
@@ -227,6 +242,12 @@ class Claims:
         found = (NUMBERED.fullmatch(file.name) for file in self._folder.glob(f"{glob.escape(name)}.*"))
         return {int(m[2]) for m in found if m and f"{name}.{int(m[2])}" == m[0]}
 
+    def _is_copied(self, owner: dict[str, Any]) -> bool:
+        """Returns whether an owner's claim came here in a copy of its folder, while the owner works in the original."""
+        with contextlib.suppress(OSError, KeyError, TypeError):
+            return not os.path.samefile(owner["folder"], self._folder)
+        return False
+
     def _is_gone(self, file: pathlib.Path) -> bool:
         mark, owner = (0, 0), {}
         with contextlib.suppress(OSError, ValueError):  # it is still being written, or its owner died while writing it
@@ -238,6 +259,8 @@ class Claims:
         if owner.get("released"):
             return True
         if owner.get("machine") == self._owner["machine"]:
+            if self._is_copied(owner):
+                return True
             return process_start(owner["pid"]) != owner["start"]
         seen, since = self._seen.get(file.name, (None, 0.0))
         if seen != mark:
@@ -291,7 +314,7 @@ def claimed(
         claim = claims.take(name)
     with contextlib.ExitStack() as held:
         held.callback(claims.release, claim)
-        held.enter_context(claims.beating(claim, lambda: lost() if _is_lost(claim) else None))
+        held.enter_context(claims.beating(claim, lambda: lost() if surely_lost(claim) else None))
         # A script need not leave this context before it ends. Python would leave it for it, but too late: the thread
         # is frozen by then, and waiting for it never ends.
         atexit.register(held.close)
@@ -301,7 +324,8 @@ def claimed(
             atexit.unregister(held.close)
 
 
-def _is_lost(claim: Claim) -> bool:
+def surely_lost(claim: Claim) -> bool:
+    """Returns whether a claim is lost; False if the file server does not say."""
     with contextlib.suppress(OSError):  # the file server may be away for a while
         return claim.is_lost
     return False

@@ -31,7 +31,7 @@ from hga_flax.runs.clock import Clock, StartUp
 from hga_flax.runs.console import Console, duration
 from hga_flax.runs.profiler import Profiler
 from hga_flax.runs.progress import Progress, check_same_size, complete
-from hga_flax.runs.ranking import rank
+from hga_flax.runs.ranking import is_comparable, rank
 from hga_flax.runs.run_folder import run_folder
 from hga_flax.runs.writers import MetricWriter, finite_or_none
 from hga_flax.storage.buckets import Remote, is_remote
@@ -330,10 +330,10 @@ class Loop:
             self._console.line(f"warning: the evaluation's loss after step {step} is {metrics['loss']}", "yellow")
         average = {"ema_decay": decay} if decay else {}  # marks that the evaluated weights are the moving average
         self._writer.scalars(step, "eval", metrics | bad | average)
-        best = self._progress.best
-        improved = best is None or rank(metrics) < rank(best)
+        best, on = self._progress.best, {"split": split, "image_size": experiment.eval_image_shape[0]}
+        improved = best is None or not is_comparable(best, on) or rank(metrics) < rank(best)
         if improved:
-            self._progress.best = {"step": step} | finite_or_none(metrics)
+            self._progress.best = {"step": step} | finite_or_none(metrics) | on
         self._console.line(
             f"step {step:>6}/{self._plan.total_steps}  evaluation{' (ema)' if decay else ''} on "
             f"{metrics['num_examples']:,}  "
@@ -342,7 +342,7 @@ class Loop:
             + ("  (best so far)" if improved else ""),
             style="bold",
         )
-        return finite_or_none(metrics)
+        return finite_or_none(metrics) | on
 
     def _bad_images(self, split: str) -> list[int]:
         """Returns the indices of bad images found by any process; all processes must call this at the same steps."""

@@ -397,3 +397,59 @@ def test_neither_a_signal_nor_a_step_that_training_removes_is_damage(tmp_path, m
     with contextlib.closing(Checkpoints(tmp_path, read_only=True, warn=(said := []).append)) as checkpoints:
         shutil.rmtree(tmp_path / "checkpoints" / "2")
         assert checkpoints.metrics(2) is None and "2 cannot be read: it is gone" in said[0]
+
+
+def test_a_step_whose_evaluation_cannot_be_read_once_is_not_deleted(tmp_path, monkeypatch):
+    with contextlib.closing(Checkpoints(tmp_path, keep=1)) as first:
+        for step, error in ((1, 5.0), (2, 9.0)):
+            first.save(step, state(step), {}, metrics(error))
+    said, read = [], Checkpoints._read_run
+
+    def fail(self, step, path):
+        if step == 1 and len(said) == 0:
+            raise module.UnreadableCheckpoint("checkpoint 1 cannot be read: Stale file handle")
+        return read(self, step, path)
+
+    monkeypatch.setattr(Checkpoints, "_read_run", fail)
+    with contextlib.closing(Checkpoints(tmp_path, keep=1, warn=said.append)) as again:
+        for step in (3, 4):
+            again.save(step, state(step), {}, metrics(9.0))
+        again.wait()
+        assert again.steps() == [1, 4] and again.best_step() == 1
+    assert said == ["warning: checkpoint 1 cannot be read: Stale file handle; its evaluation is not known"]
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_is_a_warning(tmp_path, monkeypatch):
+    said = []
+    with contextlib.closing(Checkpoints(tmp_path, keep=1, warn=said.append)) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, state(step), {}, None)
+            finish = checkpoints._manager.wait_until_finished
+
+            def refuse(finish=finish):
+                finish()
+                raise OSError(errno.ENOTEMPTY, "Directory not empty", "checkpoints/1")
+
+            monkeypatch.setattr(checkpoints._manager, "wait_until_finished", refuse)
+            checkpoints.wait()
+        assert checkpoints.restore_latest(state())[0] == 3
+    assert len(said) == 3 and said[0].startswith("warning: an old checkpoint cannot be deleted: [Errno")
+
+
+def test_after_a_checkpoint_that_could_not_be_written_the_next_one_is_tried(tmp_path, monkeypatch):
+    said, full, write = [], [1], module.write_manifest
+
+    def fail_once(folder, step):
+        if full:
+            full.pop()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(folder, step)
+
+    monkeypatch.setattr(module, "write_manifest", fail_once)
+    with contextlib.closing(Checkpoints(tmp_path, warn=said.append)) as checkpoints:
+        checkpoints.save(1, state(1), {}, None)
+        checkpoints.save(2, state(2), {}, None)
+        checkpoints.wait()
+        assert checkpoints.steps() == [2] and checkpoints.restore_latest(state())[0] == 2
+    assert len(said) == 1 and said[0].startswith("warning: the checkpoint of step 1 cannot be written in ")
+    assert said[0].endswith("; step 2 is written now")

@@ -1,5 +1,10 @@
+import errno
+import pathlib
+
 import pytest
 
+from hga_flax.errors import UserError
+from hga_flax.runs import manifest
 from hga_flax.runs.manifest import find_damage, write_manifest
 
 
@@ -35,3 +40,29 @@ def test_every_byte_of_every_file_counts(folder, name):
 def test_the_step_is_sealed_too(folder):
     assert "the checkpoint of step 7 under another name" in find_damage(folder, 8)
     assert find_damage(folder / "nowhere", 7) == "it is not a folder"
+
+
+def test_a_file_server_that_is_away_says_nothing_about_a_checkpoint(tmp_path, monkeypatch):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "x").write_bytes(b"1")
+    write_manifest(tmp_path, 3)
+    monkeypatch.setattr(manifest, "PAUSE_SECONDS", 0.0)
+    read, away = pathlib.Path.read_text, []
+
+    def stale(self, *arguments, **more):
+        if away:
+            away.pop()
+            raise OSError(errno.ESTALE, "Stale file handle", str(self))
+        return read(self, *arguments, **more)
+
+    monkeypatch.setattr(pathlib.Path, "read_text", stale)
+    away[:] = [1, 1]
+    assert find_damage(tmp_path, 3) is None and not away
+    away[:] = [1] * 9
+    with pytest.raises(UserError, match=r"cannot be read now: Stale file handle; the same command tries again$"):
+        find_damage(tmp_path, 3)
+
+
+def test_a_manifest_with_other_facts_is_damaged(tmp_path):
+    (tmp_path / manifest.NAME).write_text('{"step": 3, "files": {"state/x": [1, 2, 3]}}')
+    assert find_damage(tmp_path, 3) == "its seal.json is damaged"

@@ -1,7 +1,7 @@
 import types
 
 from hga_flax.runs.checkpoints import Checkpoints
-from hga_flax.runs.ranking import LatestAndBest, rank
+from hga_flax.runs.ranking import LatestAndBest, comparable, rank
 from tests.runs.test_checkpoints import metrics, state
 
 
@@ -18,6 +18,9 @@ def test_the_latest_and_the_best_of_the_evaluated_are_preserved():
     checkpoints = [types.SimpleNamespace(step=step) for step in errors]
     assert LatestAndBest(2, metrics).should_preserve(checkpoints, context=None) == [False, True, False, True, True]
     dropped = []
+    assert LatestAndBest(1, metrics, unknown={3}).should_preserve(checkpoints, context=None) == [
+        False, True, True, False, True,
+    ]  # fmt: skip
     policy = LatestAndBest(1, lambda step: None, dropped.append)
     assert policy.should_preserve(checkpoints, context=None) == [False] * 4 + [True] and dropped == [1, 2, 3, 4]
 
@@ -41,4 +44,22 @@ def test_unevaluated_checkpoints_are_not_kept_for_ever(tmp_path):
         checkpoints.save(step, state(step), {}, metrics(5.0) if step == 1 else None)
     checkpoints.wait()
     assert checkpoints.steps() == [1, 4, 5]
+    checkpoints.close()
+
+
+def test_evaluations_on_another_split_or_size_are_not_compared(tmp_path):
+    on = lambda split, size=8: {"split": split, "image_size": size}
+    evaluations = {
+        1: metrics(1.0) | on("test"),
+        2: metrics(5.0) | on("val"),
+        3: metrics(9.0),
+        4: metrics(6.0) | on("val"),
+    }
+    assert sorted(comparable(evaluations)) == [2, 3, 4]  # those of older versions do not say
+    assert sorted(comparable(evaluations | {5: metrics(7.0) | on("val", 16)})) == [3, 5]
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step, evaluation in evaluations.items():
+        checkpoints.save(step, state(step), {}, evaluation)
+    checkpoints.wait()
+    assert checkpoints.best_step() == 2 and checkpoints.steps() == [2, 4]
     checkpoints.close()

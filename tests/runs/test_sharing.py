@@ -28,7 +28,8 @@ def test_a_single_process_decides_for_itself(tmp_path):
     assert type(alone) is SharedFolder and alone.group() is None
     assert alone.decide(True) and not alone.decide(False)
     assert alone.damage(lambda: None) is None and alone.damage(lambda: "it is cut") == "it is cut"
-    alone.check_same([1], tmp_path)
+    alone.check_same(lambda: [1], tmp_path, writes=True)
+    assert list(tmp_path.iterdir()) == []
     alone.wait("here")
 
 
@@ -63,4 +64,21 @@ def test_with_local_copies_each_process_looks_for_itself_and_process_0_writes(am
     assert isinstance(copies.to_save({"x": module.jax.numpy.ones(2)})["x"], np.ndarray)
     among_two(1, 7)
     with pytest.raises(UserError, match=f"find different checkpoints in {tmp_path}"):
-        copies.check_same([1, 2], tmp_path)
+        copies.check_same(lambda: [1, 2], tmp_path, writes=True)
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_processes_that_see_different_folders_or_checkpoints_are_refused(among_two, tmp_path, monkeypatch, writes):
+    monkeypatch.setattr(module, "SEEN_AFTER", (0.0, 0.0))
+    line = rf"^the processes of this run do not see the same folder {tmp_path}: give all of them one"
+    among_two(0, True)
+    SharedFolder().check_same(lambda: [1], tmp_path, writes=writes)
+    assert list(tmp_path.iterdir()) == []
+    for index, other in ((0, False), (1, 5)):  # the other does not see this one's file; this one sees other steps
+        among_two(index, other)
+        with pytest.raises(UserError, match=line):
+            SharedFolder().check_same(lambda: [1], tmp_path, writes=writes)
+    looks = iter([[1], [1, 2]])  # a network disk shows a change later
+    among_two(0, True)
+    monkeypatch.setattr(module, "all_true", lambda own: next(looks) == [1, 2])
+    SharedFolder().check_same(lambda: [1], tmp_path, writes=writes)

@@ -264,8 +264,13 @@ def test_a_signal_does_not_wait_for_the_files_in_progress():
         raise Interrupted("stopped by SIGTERM", 143)
 
     before = signal.signal(signal.SIGUSR1, stop)
-    main = threading.get_ident()
-    threading.Thread(target=lambda: (started.wait(), signal.pthread_kill(main, signal.SIGUSR1))).start()
+
+    def kill():
+        started.wait()
+        time.sleep(0.3)  # a signal between Python's last look and the system's call to wait would interrupt nothing
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    threading.Thread(target=kill).start()
     start = time.monotonic()
     try:
         with pytest.raises(Interrupted):

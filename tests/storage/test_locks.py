@@ -2,6 +2,8 @@
 
 import json
 import os
+import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import time
 import pytest
 
 from hga_flax.errors import UserError
-from hga_flax.storage.locks import Claims, claimed, lock, machine, process_start
+from hga_flax.storage.locks import Claims, claimed, lock, machine, process_start, surely_lost
 
 HOLD = """
 import pathlib, sys
@@ -239,3 +241,23 @@ def test_a_script_that_never_releases_its_claim_ends(tmp_path):
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "held\n", "")
     claim, = tmp_path.glob("x.*")  # fmt: skip
     assert json.loads(claim.read_text())["released"] is True
+
+
+def test_a_file_server_that_does_not_say_takes_no_claim_away(tmp_path, monkeypatch):
+    claim = Claims(tmp_path).take("a")
+
+    def stale(self, **more):
+        raise OSError(116, "Stale file handle", str(self))
+
+    monkeypatch.setattr(pathlib.Path, "stat", stale)
+    assert not surely_lost(claim)
+    with pytest.raises(OSError, match="Stale"):
+        _ = claim.is_lost
+
+
+def test_a_claim_that_was_copied_with_its_folder_owns_nothing(tmp_path):
+    assert Claims(tmp_path / "run").take("a")
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    assert Claims(tmp_path / "run").take("a") is None and Claims(tmp_path / "link").take("a") is None
+    assert Claims(tmp_path / "copy").take("a")
