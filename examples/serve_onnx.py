@@ -12,17 +12,10 @@ import cv2
 import numpy as np
 import onnxruntime
 
-MOST_PIXELS = 50_000_000  # after resizing the short side
-
 
 def read_image(file: str, how: dict) -> np.ndarray:
-    """Reads, resizes and crops an image according to the network's metadata: uint8 `[height, width, channels]`.
-
-    Raises:
-        ValueError: the file cannot be decoded.
-    """
-    with open(file, "rb") as opened:
-        data = np.frombuffer(opened.read(), np.uint8)
+    """Returns uint8 `[height, width, channels]`, as the network's metadata say; raises a ValueError if it cannot."""
+    data = np.fromfile(file, np.uint8)
     if not data.size:
         raise ValueError("the file is empty")
     image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB if how["channels"] == "RGB" else cv2.IMREAD_GRAYSCALE)
@@ -34,8 +27,8 @@ def read_image(file: str, how: dict) -> np.ndarray:
     else:
         scale = how["short_side"] / min(image.shape[:2])
         sides = [max(n, round(m * scale)) for n, m in zip((height, width), image.shape, strict=False)]
-        if np.prod(sides) > MOST_PIXELS:  # a strip of 6000 x 1 pixels would take a gigabyte
-            raise ValueError(f"too long and narrow: {image.shape[1]} x {image.shape[0]} pixels")
+        if np.prod(sides) > 50_000_000:  # a strip of 6000 x 1 pixels would take a gigabyte
+            raise ValueError("it is too long and narrow")
         image = resize(image, *sides)
         if scale < 1:  # area averaging is one half of an antialiased bilinear filter, these taps are the other
             taps = np.array([1 / 24, 22 / 24, 1 / 24])

@@ -15,7 +15,8 @@ from hga_flax.lab.study import check_same_rows, load_study
 from hga_flax.runs.workdir import read_dataset
 
 METRICS = {"top1_error": "top-1 error, %", "top5_error": "top-5 error, %", "loss": "loss, nats"}
-RUN_KEYS = ("seed", "top1_error", "top5_error", "loss", "step", "seconds", "device", "devices", "threads", "jax")
+RUN_KEYS = ("seed", "top1_error", "top5_error", "loss", "step", "seconds", "device", "devices", "threads")
+RUN_KEYS += ("jax", "hga_flax")
 STEP_TIMES = "{study}.step_times.json"  # one file per study: only rows that took turns are comparable
 
 

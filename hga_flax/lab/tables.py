@@ -98,9 +98,32 @@ def notes(results: dict[str, Any]) -> list[str]:
     )
     if len(devices) > 1:
         lines.append("MIXED: the runs were not all made on the same hardware, which alone changes the results.")
+    versions = Counter(
+        ", ".join(f"{name} {run[name]}" for name in ("jax", "hga_flax") if run.get(name))
+        for row in rows
+        for run in row["runs"]
+    )
+    if len(versions) > 1:
+        made = ", ".join(f"{version or 'not recorded'} ({count} runs)" for version, count in versions.items())
+        lines.append(f"MIXED: the runs were made with several versions, which may change the results: {made}.")
+    lines += [
+        f"{row['row']}: its difference is over the {row['pairs']} seeds that it has in common with its baseline, and "
+        "so not the difference of the means shown."
+        for row in rows
+        if row.get("pairs") and row["pairs"] < max(_finished(row, results), _finished(_baseline(row, rows), results))
+    ]
     if devices:
         lines.append("Made on: " + ", ".join(f"{device} ({count} runs)" for device, count in devices.items()) + ".")
     return lines
+
+
+def _finished(row: dict[str, Any] | None, results: dict[str, Any]) -> int:
+    """Returns the number of runs of a row that its mean is over."""
+    return sum(run.get(results["metric"]) is not None for run in row["runs"]) if row else 0
+
+
+def _baseline(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    return next((other for other in rows if other["row"] == row.get("baseline")), None)
 
 
 def _made_on(run: dict[str, Any]) -> str:

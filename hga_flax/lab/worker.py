@@ -27,7 +27,7 @@ from hga_flax.lab.study import Study
 from hga_flax.processes.preemption import handled_signals, survive_hangup
 from hga_flax.processes.settings import configure_process
 from hga_flax.runs.console import duration
-from hga_flax.storage.locks import Claim, Claims
+from hga_flax.storage.locks import Claim, Claims, surely_lost
 from hga_flax.version import __version__
 
 POLL_SECONDS = 2.0
@@ -56,7 +56,7 @@ def work(study: Study, say: Callable[[str], None], budget_minutes: float = 0.0, 
     study = dataclasses.replace(study, threads=hardware.threads or 0, devices=hardware.devices)
     runs = all_runs(study)
     with _Stop() as stop:
-        while pending := [run for run in runs if not run.is_over]:
+        while pending := _pending(runs):
             stop.check()
             if parent is not None and os.getppid() != parent:
                 raise Interrupted("the command that started this worker is gone; the same command resumes", 143)
@@ -73,11 +73,20 @@ def work(study: Study, say: Callable[[str], None], budget_minutes: float = 0.0, 
                 continue
             run, claim = taken
             try:
-                if not run.is_over:  # another worker may have just finished it
+                if _pending([run]):  # another worker may have just finished it
                     stop.signal = _make(run, claim, claims, runs, say, parent, hardware) or stop.signal
             finally:
                 claims.release(claim)
     return sum(run.failure() is not None for run in runs)
+
+
+def _pending(runs: list[Run]) -> list[Run]:
+    """Returns the runs that are not over; waits while the file server does not say."""
+    while True:
+        try:
+            return [run for run in runs if not run.is_over]
+        except OSError:
+            time.sleep(POLL_SECONDS)
 
 
 class _Stop:
@@ -138,7 +147,7 @@ def _make(
         with claims.beating(claim, lambda: _check(claim, parent)):
             signum = _train(run)
             end = last_evaluation(run.workdir) | _facts(hardware, claim, time.monotonic() - start)
-            if claim.is_lost:
+            if surely_lost(claim):
                 _leave()
             write_text(run.workdir / "result.json", json.dumps(end, indent=2) + "\n")
     except Exception as error:  # any error, such as running out of memory: the other rows continue
@@ -190,7 +199,7 @@ def _facts(hardware: Hardware, claim: Claim, seconds: float) -> dict[str, Any]:
 
 def _check(claim: Claim, parent: int | None) -> None:
     """Runs in the heartbeat thread: exits if another worker took the run over, because two must not write."""
-    if claim.is_lost:
+    if surely_lost(claim):
         _leave()
     if parent is not None and os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGTERM)

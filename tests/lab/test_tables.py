@@ -91,3 +91,16 @@ def test_runs_of_other_hardware_are_said_to_be_so():
     assert "MIXED" not in tables.render(told, "terminal")
     told["rows"][0]["runs"][1]["devices"] = 4
     assert "MIXED" in tables.render(told, "terminal") and "4 x 1 CPU core (1 runs)" in tables.render(told, "terminal")
+
+
+def test_runs_of_other_versions_and_differences_over_fewer_seeds_are_said():
+    told = analyse(gathered(se=(19.0, 20.5)))
+    text = " ".join(tables.render(told, "terminal").split())
+    assert "se: its difference is over the 2 seeds that it has in common with its baseline" in text
+    assert "versions" not in text
+    told["rows"][0]["runs"][0] |= {"jax": "0.10.2", "hga_flax": "0.1"}
+    text = " ".join(tables.render(told, "terminal").split())
+    assert (
+        "MIXED: the runs were made with several versions, which may change the results: jax 0.10.2, hga_flax 0.1"
+        in text
+    )

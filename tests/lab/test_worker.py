@@ -266,3 +266,17 @@ def test_a_run_is_an_ordinary_workdir(tmp_path, monkeypatch):
 
     again = evaluate_workdir(str(run.workdir), "latest", None, None, None)
     assert again["top1_error"] == pytest.approx(result["top1_error"], abs=1e-4)
+
+
+def test_a_worker_waits_for_a_file_server(monkeypatch):
+    monkeypatch.setattr(worker, "POLL_SECONDS", 0.0)
+    answers = iter([OSError(116, "Stale file handle"), True])
+
+    class Away:
+        @property
+        def is_over(self):
+            if isinstance(answer := next(answers), OSError):
+                raise answer
+            return answer
+
+    assert worker._pending([Away()]) == []
