@@ -41,6 +41,7 @@ from hga_flax.training.state import TrainState
 
 KEY = "--weights"
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+KEPT = ("class_names", "preprocessing", "normalisation", "source", "model_options", "attention_options")
 WORDNET = re.compile(r"n\d{8}")  # names of ImageNet's folders
 PREPARED = ("mean", "std", "image_size", "eval_crop_fraction", "augmentation")  # keys of `data` set by the weights
 
@@ -120,7 +121,7 @@ def restore_weights(
     if known:
         _prepare_images(config, known, given)
     classes, channels = _shapes(source, config)
-    own_names = exported.class_names if exported else ()
+    own_names = exported.class_names if exported else None
     info = _dataset(config, source, classes, channels, files.read_dataset(path) if is_run else None, data, own_names)
     devices = create_mesh().devices.size
     if batch_size is not None and batch_size < 1:
@@ -150,7 +151,7 @@ def _exported(path: pathlib.Path) -> _Exported | None:
     if not {"class_names", "preprocessing", "normalisation"} <= metadata.keys():
         return None
     try:
-        facts = {key: json.loads(value) for key, value in metadata.items() if key != "format"}
+        facts = {key: json.loads(metadata[key]) for key in KEPT if key in metadata}
         images, values, source = facts["preprocessing"], facts["normalisation"], facts["source"]
         return _Exported(
             tuple(map(str, facts["class_names"])),
@@ -163,7 +164,7 @@ def _exported(path: pathlib.Path) -> _Exported | None:
                 tuple(map(float, values["std"])),
             ),
             (str(source["model"]), str(source["attention"])),
-            {key: dict(facts[key]) for key in ("model_options", "attention_options")},
+            {key: dict(facts[key]) for key in KEPT[-2:] if key in facts},  # older versions wrote none
         )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{KEY}={path}: its metadata is damaged ({one_line(error)}); export it again") from None
@@ -174,7 +175,7 @@ def _take_options(config: ConfigDict, exported: _Exported, given: Collection[str
     if (config.model.name, config.model.attention) != exported.network:
         return
     for key, name in (("model.options", "model_options"), ("model.attention_options", "attention_options")):
-        if key not in given:
+        if key not in given and name in exported.options:
             values = exported.options[name]
             config.model[key.split(".")[1]] = ", ".join(f"{option}={value!r}" for option, value in values.items())
 
@@ -265,7 +266,7 @@ def _dataset(
     channels: int,
     of_run: DatasetInfo | None,
     data: bool,
-    exported: tuple[str, ...] = (),
+    exported: tuple[str, ...] | None = None,
 ) -> DatasetInfo:
     """Returns the data set's description, with its own classes, the run's, or those known for the weights.
 
@@ -275,7 +276,7 @@ def _dataset(
     names: tuple[str, ...] = ()
     if of_run:
         names = of_run.class_names
-    elif exported:
+    elif exported is not None:
         names = exported
     elif source.peer in PEERS and classes == 1000:
         names = imagenet_classes()

@@ -22,6 +22,7 @@ from hga_flax.config.command_line import import_flags
 from hga_flax.config.loading import to_json
 from hga_flax.errors import UserError, one_line
 from hga_flax.lab.study import CLAIMS, Row, Study, check_same_rows, with_seed
+from hga_flax.storage.locks import exists
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,7 +65,7 @@ class Run:
     @property
     def is_over(self) -> bool:
         """Whether the run has a result or a failure."""
-        return any((self.workdir / name).exists() for name in ("result.json", "failure.json"))
+        return any(exists(self.workdir / name) for name in ("result.json", "failure.json"))
 
 
 def command(

@@ -29,7 +29,7 @@ from hga_flax.runs.progress import Progress
 from hga_flax.runs.ranking import LatestAndBest, comparable, rank
 from hga_flax.runs.sharing import sharing
 from hga_flax.runs.uploader import Uploader
-from hga_flax.runs.workdir import free_name, newest_complete, write_newest_complete
+from hga_flax.runs.workdir import entries, free_name, newest_complete, write_newest_complete
 
 Warn = Callable[[str], None]
 TEMPORARY = ".orbax-checkpoint-tmp"  # part of the name of an incomplete checkpoint
@@ -70,6 +70,7 @@ class Checkpoints:
         self._changes = list(changes)
         self._manager: ocp.CheckpointManager | None = None
         self._writing: int | None = None
+        self._failed = False  # the last checkpoint could not be written
         self._sharing, self._uploader = sharing(self._workdir), uploader
         self._reader = self._checkpointer(ocp.CompositeCheckpointHandler(handler_registry=_handlers()))
         self._evaluations: dict[int, dict[str, Any] | None] = {}
@@ -87,6 +88,9 @@ class Checkpoints:
         try:
             self.wait()
         except UserError as error:  # the disk may have space again
+            if self._failed:  # twice in a row
+                raise
+            self._failed = True
             self._warn(f"warning: {error}; step {step} is written now")
         self._uploader.finish()  # saving may delete the checkpoint that is being uploaded
         if (state := self._sharing.to_save(state)) is None:
@@ -139,18 +143,11 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps that have a checkpoint, intact or not, in ascending order."""
-        return sorted({step for step, _ in self._entries()})
-
-    def _entries(self) -> list[tuple[int, pathlib.Path]]:
-        """Returns every (step, path), newest last; a superseded checkpoint comes before its replacement."""
-        places = enumerate((self._workdir / "superseded", self._directory))
-        found = [(p, place) for place, folder in places if folder.is_dir() for p in folder.iterdir()]
-        named = [(int(p.name), place, p) for p, place in found if p.name.isdecimal() and str(int(p.name)) == p.name]
-        return [(step, path) for step, _, path in sorted(named)]
+        return sorted({step for step, _ in entries(self._workdir)})
 
     def _path(self, step: int) -> pathlib.Path:
         """Raises an `UnreadableCheckpoint` if a run in training has removed the step since it was listed."""
-        if path := dict(self._entries()).get(step):
+        if path := dict(entries(self._workdir)).get(step):
             return path
         raise UnreadableCheckpoint(f"checkpoint {self._directory / str(step)} cannot be read: it is gone")
 
@@ -171,8 +168,10 @@ class Checkpoints:
             except UserError as error:
                 if step not in self._unknown:
                     self._warn(f"warning: {error}; its evaluation is not known")
-                self._unknown.add(step)
-                return None
+                if not isinstance(error, UnreadableCheckpoint):  # it may be read the next time
+                    self._unknown.add(step)
+                    return None
+                evaluation = None
             # Older versions recorded evaluations of zero images, with a null error.
             self._evaluations[step] = evaluation if evaluation and evaluation["top1_error"] is not None else None
             self._unknown.discard(step)
@@ -266,15 +265,15 @@ class Checkpoints:
             UserError: there are or were checkpoints, but none can be read, or they belong to another network.
         """
         self.wait()  # a checkpoint that is still being written counts too
-        entries, bad = self._entries(), []
+        found, bad = entries(self._workdir), []
         once = newest_complete(self._workdir)
-        while entries:
-            step, path = entries.pop()
+        while found:
+            step, path = found.pop()
             try:
                 self._check_whole(step, path)
                 state, run = self._restore(path, like)
             except UnreadableCheckpoint as error:
-                self._warn(f"warning: {error}" + ("; trying the one before" if entries else ""))
+                self._warn(f"warning: {error}" + ("; trying the one before" if found else ""))
                 bad.append(path)
                 continue
             if once is not None and step < once and not any(int(path.name) >= once for path in bad):
@@ -372,14 +371,15 @@ class Checkpoints:
                 self._manager.wait_until_finished()
             except Exception as error:  # also of deleting older ones
                 raise_if_lost(error)
-                if find_damage(self._directory / str(step), step) is not None:
+                # With several processes, only process 0 deletes, and only it has the error.
+                if jax.process_count() > 1 or find_damage(self._directory / str(step), step) is not None:
                     raise
                 self._warn(f"warning: an old checkpoint cannot be deleted: {one_line(error)[:300]}")
                 self._close_manager()
             if jax.process_index() == 0:
                 write_newest_complete(self._workdir, step)
                 self._drop_superseded()
-        self._writing = None
+        self._writing, self._failed = None, False
 
     def close(self) -> None:
         """Waits for the last checkpoint and stops the writer's threads.

@@ -110,7 +110,7 @@ class LocalCopy:
         there = self.there = self.remote.files()
         own = self._trains and self._session_there() in self._sessions
         here = self.here()
-        if not self._trains and CONFIG not in there:
+        if not self._trains and CONFIG not in there and not any(map(CHECKPOINT.fullmatch, there)):
             there = {}  # not a run, perhaps a folder of many: copy nothing
         wanted = {name: fact for name, fact in there.items() if _is_wanted(name, there)}
         damaged = self._damaged() if self._trains else set()

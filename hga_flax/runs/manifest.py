@@ -5,9 +5,11 @@ a folder that was copied partially or renamed to another step. Orbax alone detec
 changed byte of its JSON nor a renamed folder.
 """
 
+import contextlib
 import errno
 import json
 import pathlib
+import stat
 import time
 import zlib
 
@@ -40,9 +42,9 @@ def find_damage(folder: pathlib.Path, step: int, item: str | None = None, *, tri
     Raises:
         UserError: the file server does not answer, which says nothing about the content.
     """
-    if not folder.is_dir():
-        return "it is not a folder"
     try:
+        if not _is_folder(folder):
+            return "it is not a folder"
         saved = json.loads((folder / NAME).read_text())
         own_step = saved["step"]
         wanted = {name: (size, checksum) for name, (size, checksum) in saved["files"].items()}
@@ -50,7 +52,7 @@ def find_damage(folder: pathlib.Path, step: int, item: str | None = None, *, tri
             wanted = {name: facts for name, facts in wanted.items() if name.startswith(f"{item}/")}
         if own_step != step:
             return f"it is the checkpoint of step {own_step} under another name"
-        found = {name: _facts(folder / name) for name in wanted if (folder / name).is_file()}
+        found = {name: facts for name in wanted if (facts := _facts_if_there(folder / name))}
     except FileNotFoundError:
         return f"it has no {NAME}: it is incomplete, or an older version wrote it (docs/scaling.md)"
     except OSError as error:
@@ -79,6 +81,19 @@ def _files(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
     """Returns size and checksum of the items' files; Orbax's other files may change later, and none is needed."""
     files = [file for item in sorted(folder.iterdir()) if item.is_dir() for file in sorted(item.rglob("*"))]
     return {file.relative_to(folder).as_posix(): _facts(file) for file in files if file.is_file()}
+
+
+def _is_folder(path: pathlib.Path) -> bool:
+    """Returns whether a path is a folder; `Path.is_dir` takes any error for no, in some versions of Python."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return stat.S_ISDIR(path.stat().st_mode)
+    return False
+
+
+def _facts_if_there(file: pathlib.Path) -> tuple[int, int] | None:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return _facts(file)
+    return None
 
 
 def _facts(file: pathlib.Path) -> tuple[int, int]:

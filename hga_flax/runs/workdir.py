@@ -159,9 +159,10 @@ def check_same_data(workdir: pathlib.Path, info: DatasetInfo) -> list[str]:
         raise UserError(f"--workdir={workdir}: {other}; restore the classes, or choose another --workdir")
     changed = run.changed(info)
     split = read_config(workdir).data.train_split if changed else ""
-    same_size = run.num_examples.get(split) == info.num_examples.get(split)
-    if same_size and run.digests.get(split) != info.digests.get(split) and has_checkpoints(workdir):
-        raise UserError(f"--workdir={workdir}: {changed[0]}; restore the files, or choose another --workdir")
+    if split in info.num_examples and has_checkpoints(workdir):
+        of_split = run.changed(dataclasses.replace(info, num_examples={split: info.num_examples[split]}))
+        if of_split and run.num_examples.get(split) == info.num_examples[split]:
+            raise UserError(f"--workdir={workdir}: {of_split[0]}; restore the files, or choose another --workdir")
     return changed
 
 
@@ -177,6 +178,8 @@ def read_dataset(workdir: pathlib.Path) -> DatasetInfo:
         numbers = (info.num_classes, info.channels, *info.num_examples.values())
         if not isinstance(info.name, str) or any(type(n) is not int or not 0 < n < 2**31 for n in numbers):
             raise ValueError("it is not the description of a data set")
+        if not all(isinstance(digest, str) for digest in info.digests.values()):
+            raise ValueError("its digests are not text")
         if info.class_names and len(set(info.class_names)) != info.num_classes:
             raise ValueError(f"it does not name {info.num_classes} different classes")
         return info
@@ -206,6 +209,14 @@ def write_text(file: pathlib.Path, text: str) -> None:
     with writing(file):
         scratch.write_text(text)
         scratch.replace(file)
+
+
+def entries(workdir: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
+    """Returns every checkpoint's (step, path), newest last; a superseded one comes before its replacement."""
+    places = enumerate((workdir / "superseded", workdir / "checkpoints"))
+    found = [(p, place) for place, folder in places if folder.is_dir() for p in folder.iterdir()]
+    named = [(int(p.name), place, p) for p, place in found if p.name.isdecimal() and str(int(p.name)) == p.name]
+    return [(step, path) for step, _, path in sorted(named)]
 
 
 def newest_complete(workdir: pathlib.Path) -> int | None:

@@ -13,6 +13,7 @@ import os
 import pathlib
 import shutil
 import threading
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -195,7 +196,7 @@ class Remote:
 
         def copy(name: str) -> None:
             file = folder / name
-            part = file.with_name(f".{file.name}.{os.getpid()}.part")
+            part = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.part")  # of this attempt alone
             with self._reaching("cannot be read", missing=True):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 self._get_whole(f"{self._root}/{name}", str(part))

@@ -109,10 +109,10 @@ class Claim:
             OSError: the file server does not say.
         """
         name = NUMBERED.fullmatch(self.file.name)[1]
-        return _exists(self.file.with_name(f"{name}.{self.number + 1}")) or not _exists(self.file)
+        return exists(self.file.with_name(f"{name}.{self.number + 1}")) or not exists(self.file)
 
 
-def _exists(file: pathlib.Path) -> bool:
+def exists(file: pathlib.Path) -> bool:
     """Returns whether a file exists; `Path.exists` takes any error for no, in some versions of Python."""
     try:
         file.stat()

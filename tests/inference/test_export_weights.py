@@ -97,6 +97,15 @@ def test_metadata_of_an_export_that_is_damaged_is_one_line(tmp_path):
         Predictor.from_weights(tmp_path / "x.safetensors", "resnet18")
 
 
+def test_exports_of_older_versions_and_with_notes_of_others_are_read(tmp_path):
+    source = restore_weights(resnet18_file(tmp_path), "resnet18", overrides=["--config.data.image_size=32"])
+    facts = {key: json.dumps(value) for key, value in metadata(Predictor(source)).items()} | {"note": "of mine {"}
+    tensors = torch_tensors("resnet18", jax.tree.map(np.asarray, dict(source.variables)))
+    (tmp_path / "old.safetensors").write_bytes(to_safetensors(tensors, facts))
+    again = restore_weights(tmp_path / "old.safetensors", "resnet18")
+    assert again.experiment.config.data.image_size == 32 and "metadata" in again.known.known
+
+
 def test_options_that_change_no_array_are_those_of_the_file(tmp_path):
     """ResNet-D's average pooling has no parameters: without it the file would be read, and mean another network."""
     options = ["--config.model.options=average_down=True", "--config.data.image_size=32"]

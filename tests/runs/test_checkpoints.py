@@ -407,7 +407,7 @@ def test_a_step_whose_evaluation_cannot_be_read_once_is_not_deleted(tmp_path, mo
 
     def fail(self, step, path):
         if step == 1 and len(said) == 0:
-            raise module.UnreadableCheckpoint("checkpoint 1 cannot be read: Stale file handle")
+            raise UserError("checkpoint 1 cannot be read now: Stale file handle")
         return read(self, step, path)
 
     monkeypatch.setattr(Checkpoints, "_read_run", fail)
@@ -416,7 +416,7 @@ def test_a_step_whose_evaluation_cannot_be_read_once_is_not_deleted(tmp_path, mo
             again.save(step, state(step), {}, metrics(9.0))
         again.wait()
         assert again.steps() == [1, 4] and again.best_step() == 1
-    assert said == ["warning: checkpoint 1 cannot be read: Stale file handle; its evaluation is not known"]
+    assert said == ["warning: checkpoint 1 cannot be read now: Stale file handle; its evaluation is not known"]
 
 
 def test_an_old_checkpoint_that_cannot_be_deleted_is_a_warning(tmp_path, monkeypatch):
@@ -453,3 +453,47 @@ def test_after_a_checkpoint_that_could_not_be_written_the_next_one_is_tried(tmp_
         assert checkpoints.steps() == [2] and checkpoints.restore_latest(state())[0] == 2
     assert len(said) == 1 and said[0].startswith("warning: the checkpoint of step 1 cannot be written in ")
     assert said[0].endswith("; step 2 is written now")
+
+
+def test_after_two_checkpoints_that_could_not_be_written_the_run_ends(tmp_path, monkeypatch):
+    def full(folder, step):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    said = []
+    monkeypatch.setattr(module, "write_manifest", full)
+    checkpoints = Checkpoints(tmp_path, warn=said.append)
+    checkpoints.save(1, state(1), {}, None)
+    checkpoints.save(2, state(2), {}, None)
+    with pytest.raises(UserError, match=r"^the checkpoint of step 2 cannot be written .*No space left on device"):
+        checkpoints.save(3, state(3), {}, None)
+    checkpoints.close()
+    assert len(said) == 1
+
+
+def test_a_step_whose_evaluation_is_damaged_is_kept_no_longer_than_others(tmp_path):
+    with contextlib.closing(Checkpoints(tmp_path, keep=1)) as first:
+        first.save(1, state(1), {}, metrics(5.0))
+    (tmp_path / "checkpoints" / "1" / "seal.json").unlink()
+    said = []
+    with contextlib.closing(Checkpoints(tmp_path, keep=1, warn=said.append)) as again:
+        for step in (2, 3):
+            again.save(step, state(step), {}, metrics(9.0 - step))
+        again.wait()
+        assert again.steps() == [3] and len(said) == 1
+
+
+def test_with_several_processes_a_checkpoint_that_cannot_be_deleted_is_an_error(tmp_path, monkeypatch):
+    """Only process 0 deletes: it could not go on alone."""
+    with contextlib.closing(Checkpoints(tmp_path, keep=1)) as checkpoints:
+        checkpoints.save(1, state(1), {}, None)
+        finish = checkpoints._manager.wait_until_finished
+
+        def refuse():
+            finish()
+            monkeypatch.setattr(module.jax, "process_count", lambda: 2)
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", "checkpoints/1")
+
+        monkeypatch.setattr(checkpoints._manager, "wait_until_finished", refuse)
+        with pytest.raises(UserError, match="Directory not empty"):
+            checkpoints.wait()
+        monkeypatch.undo()

@@ -268,6 +268,8 @@ def test_a_folder_of_many_runs_is_not_copied_and_odd_names_are_left_there(remote
     fill(remote, {"tensorboard//x": b"1", "plots/./x": b"1", RECORD: b"{}"})
     copy = opened(remote, trains=False)
     assert names(copy) == {"config.json", *checkpoint(1), *checkpoint(2)}
+    remote.delete(["config.json"])
+    assert names(opened(remote, trains=False)) == {*checkpoint(1), *checkpoint(2)}  # which init.weights can use
     above = LocalCopy(remote.address.rpartition("/")[0], "--workdir")
     above.pull()
     assert names(above) == set()

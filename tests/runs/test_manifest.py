@@ -66,3 +66,17 @@ def test_a_file_server_that_is_away_says_nothing_about_a_checkpoint(tmp_path, mo
 def test_a_manifest_with_other_facts_is_damaged(tmp_path):
     (tmp_path / manifest.NAME).write_text('{"step": 3, "files": {"state/x": [1, 2, 3]}}')
     assert find_damage(tmp_path, 3) == "its seal.json is damaged"
+
+
+def test_a_folder_that_does_not_answer_is_no_damage_and_one_that_is_not_there_is(tmp_path, monkeypatch):
+    assert find_damage(tmp_path / "none", 3) == "it is not a folder"
+    (tmp_path / "file").write_text("")
+    assert find_damage(tmp_path / "file", 3) == find_damage(tmp_path / "file" / "below", 3) == "it is not a folder"
+
+    def stale(self, **more):
+        raise OSError(errno.ESTALE, "Stale file handle", str(self))
+
+    monkeypatch.setattr(manifest, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(pathlib.Path, "stat", stale)
+    with pytest.raises(UserError, match="cannot be read now: Stale file handle"):
+        find_damage(tmp_path, 3)

@@ -131,6 +131,7 @@ def test_other_files_of_equal_number_are_said_or_refused(copy, capfd):
             command()
     known = json.loads((run / "dataset.json").read_text())
     (run / "dataset.json").write_text(json.dumps({k: v for k, v in known.items() if k != "digests"}))
+    write(data / "val" / "bee", 1, count=8)
     train(config(data, training__steps=7), str(run))  # a run of an older version knows of no files
 
 
