@@ -24,7 +24,8 @@ def difference(run: Sequence[str], there: Sequence[str], where: str) -> str | No
     """
     if tuple(run) == tuple(there):
         return None
-    added, lacking = [c for c in there if c not in set(run)], [c for c in run if c not in set(there)]
+    ours, theirs = set(run), set(there)
+    added, lacking = [c for c in there if c not in ours], [c for c in run if c not in theirs]
     parts = ([f"it adds {named(added)}"] if added else []) + ([f"it lacks {named(lacking)}"] if lacking else [])
     if not parts:
         label = next(i for i, pair in enumerate(zip(run, there, strict=False)) if pair[0] != pair[1])

@@ -1,5 +1,6 @@
 """A folder of images, `{train,val}/<class>/`, as a source; the class folders may have subfolders."""
 
+import functools
 import hashlib
 import os
 import pathlib
@@ -145,7 +146,7 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self._files)
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """A digest of the files' names and labels: equal counts of other files mean another order of training."""
         whole = hashlib.sha256()
@@ -189,7 +190,8 @@ def _checked_names(root: pathlib.Path, folder: pathlib.Path, classes: Sequence[s
     if other := difference(sorted(classes), there, str(folder)):
         hint = "; make an empty folder for a class without images" if set(there) < set(classes) else ""
         raise UserError(f"{other}{hint}")
-    more = [name for name in _folders(root / TRAIN) if name not in set(classes)] if own else []
+    of_run = set(classes)
+    more = [name for name in _folders(root / TRAIN) if name not in of_run] if own else []
     if more:
         print(f"warning: {root / TRAIN} has classes that the run does not know: {named(more)}", file=sys.stderr)
     return tuple(classes)
