@@ -285,9 +285,8 @@ def _dataset(
     if not data:
         return DatasetInfo(config.data.name, classes, channels, names)
     if of_run and config.data.name == FOLDER:
-        return dataclasses.replace(
-            of_run, name=FOLDER, num_examples={}, digests={}
-        )  # opening it will compare the classes
+        # Opening it will compare the classes.
+        return dataclasses.replace(of_run, name=FOLDER, num_examples={}, digests={})
     info = dataset_info(config.data.name, config.data.dir)
     if info.num_classes != classes:
         raise UserError(

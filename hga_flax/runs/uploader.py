@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterator
 from hga_flax.errors import UserError, one_line
 from hga_flax.runs import manifest
 from hga_flax.runs.local_copy import CHECKPOINT, Here, LocalCopy, Overtaken
+from hga_flax.runs.workdir import NEWEST
 from hga_flax.storage.buckets import Unreachable
 
 POLL_SECONDS = 1.0
 LOG_SECONDS = 30.0
 WAIT_SECONDS = 20.0  # training that waits for an upload for longer says so
 PAUSES = (5.0, 15.0)  # seconds before retrying a checkpoint; the libraries themselves retry for 7 to 50 s
-NEWEST = "newest_checkpoint.json"
 
 
 class Uploader:
