@@ -51,7 +51,7 @@ def main() -> None:
         for flag in ("profile", "coordinator", "num_processes", "process_id"):
             if (value := getattr(arguments, flag)) or (value == 0 and flag == "process_id"):
                 raise UserError(f"--{flag.replace('_', '-')}={value}: has no effect with --dry-run; leave it out")
-        from hga_flax.training.dry_run import dry_run  # imported late, so that --help and errors are quick
+        from hga_flax.bench.dry_run import dry_run  # imported late, so that --help and errors are quick
 
         dry_run(config, arguments.workdir, compile_step=arguments.dry_run == "compile")
         return

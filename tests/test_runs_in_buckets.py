@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from hga_flax.__main__ import main
+from hga_flax.bench.dry_run import workdir_state
 from hga_flax.errors import UserError
 from hga_flax.inference.predictor import Predictor
 from hga_flax.pictures.curves import read_run
 from hga_flax.storage.buckets import Remote
-from hga_flax.training.dry_run import workdir_state
 from hga_flax.training.initial_weights import read_source
 from hga_flax.training.restore import restore_workdir
 from hga_flax.training.trainer import train

@@ -1,4 +1,4 @@
-"""Benchmarks of the loader, attentions and training steps, the soak test, and compilation for absent accelerators.
+"""Dry runs; benchmarks of the loader, attentions and steps; the soak test; compilation for absent accelerators.
 
 Imports training/. Other projects' networks and loaders are in benchmarks/. Start at step.py, or compile.py.
 """

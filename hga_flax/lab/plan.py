@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Sequence
 
+from hga_flax.bench.dry_run import step_seconds
 from hga_flax.data.sources import dataset_info
 from hga_flax.errors import UserError
 from hga_flax.lab.hardware import count
@@ -10,7 +11,6 @@ from hga_flax.lab.runs import Run, all_runs
 from hga_flax.lab.study import Row, Study
 from hga_flax.processes.settings import configure_process
 from hga_flax.runs.console import Console, duration
-from hga_flax.training.dry_run import step_seconds
 from hga_flax.training.experiment import Experiment, create_experiment, prepare
 from hga_flax.training.step import make_train_step
 

@@ -24,9 +24,9 @@ import orbax.checkpoint as ocp
 from hga_flax.errors import UserError, one_line
 from hga_flax.processes.distributed import raise_if_lost
 from hga_flax.runs import saved_state
-from hga_flax.runs.manifest import find_damage, write_manifest
+from hga_flax.runs.manifest import UnreadableCheckpoint, find_damage, write_manifest
 from hga_flax.runs.progress import Progress
-from hga_flax.runs.ranking import LatestAndBest, comparable, rank
+from hga_flax.runs.ranking import Evaluations, LatestAndBest
 from hga_flax.runs.sharing import sharing
 from hga_flax.runs.uploader import Uploader
 from hga_flax.runs.workdir import entries, free_name, newest_complete, write_newest_complete
@@ -34,10 +34,6 @@ from hga_flax.runs.workdir import entries, free_name, newest_complete, write_new
 Warn = Callable[[str], None]
 TEMPORARY = ".orbax-checkpoint-tmp"  # part of the name of an incomplete checkpoint
 NO_UPLOADER = Uploader()
-
-
-class UnreadableCheckpoint(UserError):
-    """A checkpoint whose files are damaged."""
 
 
 class Checkpoints:
@@ -73,8 +69,7 @@ class Checkpoints:
         self._failed = False  # the last checkpoint could not be written
         self._sharing, self._uploader = sharing(self._workdir), uploader
         self._reader = self._checkpointer(ocp.CompositeCheckpointHandler(handler_registry=_handlers()))
-        self._evaluations: dict[int, dict[str, Any] | None] = {}
-        self._unknown: set[int] = set()  # steps whose evaluation could not be read
+        self._evaluations = Evaluations(lambda step: self._read_run(step, self._path(step))["evaluation"], warn)
         self._sharing.check_same(self.steps, self._workdir, writes=not read_only)
 
     def save(self, step: int, state: Any, run: dict[str, Any], metrics: dict[str, Any] | None) -> None:
@@ -119,7 +114,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             create=False,  # Orbax cannot create folders for a subset of the processes
             multiprocessing_options=self._processes(),
-            preservation_policy=LatestAndBest(self._keep, self.metrics, self._uploader.dropped, self._unknown),
+            preservation_policy=LatestAndBest(self._keep, self._evaluations, self._uploader.dropped),
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
@@ -153,28 +148,10 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """Returns the step with the best evaluation, or None if no kept step was evaluated."""
-        return next(iter(self._ranked()), None)
-
-    def _ranked(self) -> list[int]:
-        """Returns the evaluated steps, best first."""
-        evaluated = comparable({step: metrics for step in self.steps() if (metrics := self.metrics(step))})
-        return sorted(evaluated, key=lambda step: rank(evaluated[step]))
+        return next(iter(self._evaluations.best_first(self.steps())), None)
 
     def metrics(self, step: int) -> dict[str, Any] | None:
         """Returns the evaluation saved with a checkpoint; None if there is none or (with a warning) it is damaged."""
-        if step not in self._evaluations:
-            try:
-                evaluation = self._read_run(step, self._path(step))["evaluation"]
-            except UserError as error:
-                if step not in self._unknown:
-                    self._warn(f"warning: {error}; its evaluation is not known")
-                if not isinstance(error, UnreadableCheckpoint):  # it may be read the next time
-                    self._unknown.add(step)
-                    return None
-                evaluation = None
-            # Older versions recorded evaluations of zero images, with a null error.
-            self._evaluations[step] = evaluation if evaluation and evaluation["top1_error"] is not None else None
-            self._unknown.discard(step)
         return self._evaluations[step]
 
     def progress(self, step: int) -> Progress:
@@ -246,7 +223,7 @@ class Checkpoints:
         Raises:
             UserError: none of the evaluated checkpoints can be read, or they belong to another network.
         """
-        ranked = self._ranked()
+        ranked = self._evaluations.best_first(self.steps())
         for place, step in enumerate(ranked, 1):
             try:
                 return step, *self.restore(step, like)
@@ -348,7 +325,7 @@ class Checkpoints:
 
     def _forget(self, step: int) -> None:
         """Drops Orbax's manager: it counts a step as existing, and keeps it, as soon as it has begun to write it."""
-        self._evaluations.pop(step, None)
+        self._evaluations.forget(step)
         self._close_manager()
 
     def _close_manager(self) -> None:

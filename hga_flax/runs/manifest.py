@@ -9,7 +9,6 @@ import contextlib
 import errno
 import json
 import pathlib
-import stat
 import time
 import zlib
 
@@ -20,6 +19,10 @@ CHUNK = 1 << 22  # bytes per read
 PASSING = {"ESTALE", "ETIMEDOUT", "EAGAIN", "EBUSY", "EINTR", "EMFILE", "ENFILE", "ENOMEM", "ENOBUFS", "EHOSTDOWN"}
 PASSING |= {"EHOSTUNREACH", "ECONNRESET", "ECONNREFUSED", "ENETDOWN", "ENETUNREACH", "EREMOTEIO"}  # no file's own
 PAUSE_SECONDS = 2.0  # before a file is tried again
+
+
+class UnreadableCheckpoint(UserError):
+    """A checkpoint whose files are damaged."""
 
 
 def write_manifest(folder: pathlib.Path, step: int) -> None:
@@ -43,8 +46,6 @@ def find_damage(folder: pathlib.Path, step: int, item: str | None = None, *, tri
         UserError: the file server does not answer, which says nothing about the content.
     """
     try:
-        if not _is_folder(folder):
-            return "it is not a folder"
         saved = json.loads((folder / NAME).read_text())
         own_step = saved["step"]
         wanted = {name: (size, checksum) for name, (size, checksum) in saved["files"].items()}
@@ -54,7 +55,11 @@ def find_damage(folder: pathlib.Path, step: int, item: str | None = None, *, tri
             return f"it is the checkpoint of step {own_step} under another name"
         found = {name: facts for name in wanted if (facts := _facts_if_there(folder / name))}
     except FileNotFoundError:
+        if not folder.exists():
+            return "it is gone"
         return f"it has no {NAME}: it is incomplete, or an older version wrote it (docs/scaling.md)"
+    except NotADirectoryError:
+        return "it is not a folder"
     except OSError as error:
         passing = errno.errorcode.get(error.errno or 0) in PASSING  # a file server that is away for a moment
         if passing and tries > 1:
@@ -81,13 +86,6 @@ def _files(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
     """Returns size and checksum of the items' files; Orbax's other files may change later, and none is needed."""
     files = [file for item in sorted(folder.iterdir()) if item.is_dir() for file in sorted(item.rglob("*"))]
     return {file.relative_to(folder).as_posix(): _facts(file) for file in files if file.is_file()}
-
-
-def _is_folder(path: pathlib.Path) -> bool:
-    """Returns whether a path is a folder; `Path.is_dir` takes any error for no, in some versions of Python."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        return stat.S_ISDIR(path.stat().st_mode)
-    return False
 
 
 def _facts_if_there(file: pathlib.Path) -> tuple[int, int] | None:

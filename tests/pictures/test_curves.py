@@ -6,8 +6,8 @@ import pytest
 from hga_flax.errors import UserError
 from hga_flax.pictures.curves import PaperValue, paper_values, read_curves, read_run
 from hga_flax.runs.workdir import write_config, write_dataset
+from tests.bench.test_dry_run import INFO
 from tests.training import tiny
-from tests.training.test_dry_run import INFO
 
 
 def write(folder, *lines):

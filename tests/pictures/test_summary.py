@@ -7,8 +7,8 @@ from hga_flax.config.loading import build_model
 from hga_flax.counting.complexity import complexity
 from hga_flax.errors import UserError
 from hga_flax.runs.workdir import write_config, write_dataset
+from tests.bench.test_dry_run import INFO
 from tests.training import tiny
-from tests.training.test_dry_run import INFO
 
 
 @pytest.fixture

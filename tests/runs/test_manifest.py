@@ -39,7 +39,8 @@ def test_every_byte_of_every_file_counts(folder, name):
 
 def test_the_step_is_sealed_too(folder):
     assert "the checkpoint of step 7 under another name" in find_damage(folder, 8)
-    assert find_damage(folder / "nowhere", 7) == "it is not a folder"
+    assert find_damage(folder / "nowhere", 7) == "it is gone"
+    assert find_damage(folder / "seal.json", 7) == "it is not a folder"
 
 
 def test_a_file_server_that_is_away_says_nothing_about_a_checkpoint(tmp_path, monkeypatch):
@@ -69,7 +70,7 @@ def test_a_manifest_with_other_facts_is_damaged(tmp_path):
 
 
 def test_a_folder_that_does_not_answer_is_no_damage_and_one_that_is_not_there_is(tmp_path, monkeypatch):
-    assert find_damage(tmp_path / "none", 3) == "it is not a folder"
+    assert find_damage(tmp_path / "none", 3) == "it is gone"
     (tmp_path / "file").write_text("")
     assert find_damage(tmp_path / "file", 3) == find_damage(tmp_path / "file" / "below", 3) == "it is not a folder"
 
@@ -77,6 +78,6 @@ def test_a_folder_that_does_not_answer_is_no_damage_and_one_that_is_not_there_is
         raise OSError(errno.ESTALE, "Stale file handle", str(self))
 
     monkeypatch.setattr(manifest, "PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr(pathlib.Path, "stat", stale)
+    monkeypatch.setattr(pathlib.Path, "read_text", stale)
     with pytest.raises(UserError, match="cannot be read now: Stale file handle"):
         find_damage(tmp_path, 3)

@@ -1,7 +1,9 @@
 import types
 
+from hga_flax.errors import UserError
 from hga_flax.runs.checkpoints import Checkpoints
-from hga_flax.runs.ranking import LatestAndBest, comparable, rank
+from hga_flax.runs.manifest import UnreadableCheckpoint
+from hga_flax.runs.ranking import Evaluations, LatestAndBest, comparable, rank
 from tests.runs.test_checkpoints import metrics, state
 
 
@@ -14,15 +16,38 @@ def test_fewer_errors_rank_first_then_less_loss_and_what_is_no_number_last():
 
 def test_the_latest_and_the_best_of_the_evaluated_are_preserved():
     errors = {1: 30.0, 2: 10.0, 3: 20.0, 4: None, 5: None}
-    metrics = lambda step: errors[step] and {"top1_error": errors[step], "loss": 1.0}
+    evaluations = Evaluations(lambda step: errors[step] and metrics(errors[step]), print)
     checkpoints = [types.SimpleNamespace(step=step) for step in errors]
-    assert LatestAndBest(2, metrics).should_preserve(checkpoints, context=None) == [False, True, False, True, True]
+    preserved = lambda policy: [c.step for c, kept in zip(checkpoints, ask(policy), strict=True) if kept]
+    ask = lambda policy: policy.should_preserve(checkpoints, context=None)
+    assert preserved(LatestAndBest(2, evaluations)) == [2, 4, 5]
     dropped = []
-    assert LatestAndBest(1, metrics, unknown={3}).should_preserve(checkpoints, context=None) == [
-        False, True, True, False, True,
-    ]  # fmt: skip
-    policy = LatestAndBest(1, lambda step: None, dropped.append)
-    assert policy.should_preserve(checkpoints, context=None) == [False] * 4 + [True] and dropped == [1, 2, 3, 4]
+    assert preserved(LatestAndBest(1, Evaluations(lambda step: None, print), dropped.append)) == [5]
+    assert dropped == [1, 2, 3, 4]
+
+
+def test_what_cannot_be_read_is_said_once_and_kept_while_it_may_be_read_later():
+    errors = {1: UnreadableCheckpoint("1 is damaged"), 2: UserError("2 is away"), 3: None}
+
+    def read(step):
+        reads.append(step)
+        if error := errors[step]:
+            raise error
+        return metrics(5.0)
+
+    reads, said = [], []
+    evaluations = Evaluations(read, said.append)
+    assert [evaluations[step] for step in (1, 2, 3)] == [None, None, metrics(5.0)] and evaluations.unknown == {2}
+    checkpoints = [types.SimpleNamespace(step=step) for step in (1, 2, 3, 4)]
+    evaluations[4] = metrics(9.0)
+    assert LatestAndBest(1, evaluations).should_preserve(checkpoints, context=None) == [False, True, True, True]
+    assert evaluations.best_first([1, 2, 3, 4]) == [3, 4]
+    assert said == [f"warning: {errors[step]}; its evaluation is not known" for step in (1, 2)]
+    errors[2] = None
+    assert evaluations[2] == metrics(5.0) and not evaluations.unknown
+    assert reads == [1, 2, 3, 2, 2, 2]  # each once, but for the one that may be read later
+    evaluations.forget(3)
+    assert evaluations[3] == metrics(5.0) and reads[-1] == 3
 
 
 def test_the_latest_and_the_best_are_kept(tmp_path):

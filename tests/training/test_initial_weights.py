@@ -222,7 +222,8 @@ def test_a_run_that_goes_on_and_one_in_a_bucket_are_not_asked_for_their_source(t
 
 @pytest.mark.parametrize("command", ["train", "dry_run"])
 def test_what_is_no_file_of_weights_is_said_before_anything_is_built(command, tmp_path, monkeypatch):
-    from hga_flax.training import dry_run, trainer
+    from hga_flax.bench import dry_run
+    from hga_flax.training import trainer
 
     (tmp_path / "page.pth").write_text("<html>")
     module = trainer if command == "train" else dry_run

@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
+from hga_flax.bench.dry_run import dry_run
 from hga_flax.data import packing
 from hga_flax.errors import UserError
-from hga_flax.training.dry_run import dry_run
 from hga_flax.training.restore import evaluate_workdir
 from hga_flax.training.trainer import train
 from tests.training import tiny

@@ -22,9 +22,10 @@ from hga_flax.data.sources import DatasetInfo, dataset_info
 from hga_flax.errors import check_writable
 from hga_flax.processes.settings import configure_process
 from hga_flax.runs import workdir as files
-from hga_flax.runs.checkpoints import Checkpoints, UnreadableCheckpoint
+from hga_flax.runs.checkpoints import Checkpoints
 from hga_flax.runs.console import Console, duration
 from hga_flax.runs.local_copy import find
+from hga_flax.runs.manifest import UnreadableCheckpoint
 from hga_flax.runs.progress import check_same_size, complete
 from hga_flax.storage.buckets import is_remote
 from hga_flax.training.experiment import Experiment, Plan, Prepared, create_experiment, describe, prepare

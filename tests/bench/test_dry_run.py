@@ -7,12 +7,12 @@ import jax
 import pytest
 
 import train
+from hga_flax.bench import dry_run as d
 from hga_flax.counting.complexity import complexity
 from hga_flax.data.sources import DatasetInfo, SyntheticSource
 from hga_flax.errors import UserError
 from hga_flax.runs.checkpoints import Checkpoints
 from hga_flax.runs.workdir import write_config
-from hga_flax.training import dry_run as d
 from hga_flax.training.experiment import create_experiment, prepare
 from tests import commands
 from tests.training import tiny
