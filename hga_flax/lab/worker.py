@@ -151,6 +151,8 @@ def _make(
                 _leave()
             write_text(run.workdir / "result.json", json.dumps(end, indent=2) + "\n")
     except Exception as error:  # any error, such as running out of memory: the other rows continue
+        if surely_lost(claim):
+            _leave()
         if not isinstance(error, UserError):
             with (run.workdir / "log.txt").open("a") as log:
                 traceback.print_exc(file=log)

@@ -219,7 +219,8 @@ def test_the_last_session_of_a_resumed_run_is_not_its_time(study):
     assert worker.expected_seconds(runs)(runs[6]) == 900.0
 
 
-def test_who_lost_its_run_leaves_without_a_result(study, monkeypatch):
+@pytest.mark.parametrize("fails", [False, True])
+def test_who_lost_its_run_leaves_without_a_result_or_a_failure(study, monkeypatch, fails):
     left = []
 
     def leave():
@@ -230,10 +231,18 @@ def test_who_lost_its_run_leaves_without_a_result(study, monkeypatch):
     stub(monkeypatch)
     taken_over = study.directory / "claims" / "none.seed_0.1"
     train = worker._train
-    monkeypatch.setattr(worker, "_train", lambda run: train(run) or taken_over.write_text("{}"))
+
+    def late(run):
+        taken_over.write_text("{}")
+        if fails:
+            raise OSError("the other worker's checkpoint is in the way")
+        return train(run)
+
+    monkeypatch.setattr(worker, "_train", late)
     with pytest.raises(KeyboardInterrupt):
         worker.work(study, lambda line: None)
-    assert left and all_runs(study)[0].result() is None
+    run = all_runs(study)[0]
+    assert left and run.result() is None and run.failure() is None
 
 
 def test_a_worker_does_not_outlive_who_started_it(monkeypatch):
