@@ -10,72 +10,9 @@ import pytest
 
 from hga_flax.attention import IdentityStart, attention_names
 from hga_flax.models import create_model, model_names, model_options
+from tests.models.parameter_counts import CIFAR, ON_RESNET50, PLAIN, SE
 from tests.reference import parameter_count, sample
 
-SE = {"resnet18": 11_778_592, "resnet50": 28_088_024, "resnet101": 49_326_872, "resnet152": 66_821_848}
-SE |= {"resnext50_32x4d": 27_559_896, "resnext101_32x4d": 48_955_416, "googlenet": 7_105_007}
-PLAIN = {
-    "resnet18": 11_689_512,
-    "resnet34": 21_797_672,
-    "resnet50": 25_557_032,
-    "resnet101": 44_549_160,
-    "resnet152": 60_192_808,
-    "resnext50_32x4d": 25_028_904,
-    "resnext101_32x4d": 44_177_704,
-    "resnext101_32x8d": 88_791_336,
-    "resnext101_64x4d": 83_455_272,
-    "wide_resnet50_2": 68_883_240,
-    "wide_resnet101_2": 126_886_696,
-    "googlenet": 6_624_904,
-    "densenet121": 7_978_856,
-    "densenet161": 28_681_000,
-    "densenet169": 14_149_480,
-    "densenet201": 20_013_928,
-    "vgg11": 132_863_336,
-    "vgg13": 133_047_848,
-    "vgg16": 138_357_544,
-    "vgg19": 143_667_240,
-    "vgg11_bn": 132_868_840,
-    "vgg13_bn": 133_053_736,
-    "vgg16_bn": 138_365_992,
-    "vgg19_bn": 143_678_248,
-    "res2net50_26w_4s": 25_699_120,
-    "res2net50_26w_6s": 37_051_448,
-    "res2net50_26w_8s": 48_403_776,
-    "res2net50_48w_2s": 25_287_304,
-    "res2net50_14w_8s": 25_059_816,
-    "res2net101_26w_4s": 45_206_688,
-    "res2net50d": 25_718_352,
-    "res2net101d": 45_225_920,
-    "res2next50": 24_671_464,
-    "resnest14d": 10_611_688,
-    "resnest26d": 17_069_448,
-    "resnest50d": 27_483_240,
-    "resnest101e": 48_275_016,
-    "resnest200e": 70_201_544,
-    "resnest269e": 110_929_480,
-    "resnest50d_1s4x24d": 25_677_000,
-    "resnest50d_4s2x40d": 30_417_592,
-}
-CIFAR = {  # at 10 classes
-    ("cifar_resnet110", "none"): 1_730_714,
-    ("cifar_preact_resnet110", "none"): 1_730_522,
-    ("cifar_resnet164_bottleneck", "none"): 1_704_154,
-    ("cifar_preact_resnet164_bottleneck", "none"): 1_703_258,
-    ("cifar_resnet110", "se"): 1_744_952,
-    ("cifar_preact_resnet110", "se"): 1_744_760,
-    ("cifar_resnet164_bottleneck", "se"): 1_906_258,
-    ("cifar_preact_resnet164_bottleneck", "se"): 1_905_362,
-    ("cifar_wide_resnet28_10", "none"): 36_479_194,
-}
-ON_RESNET50 = {  # what timm's modules add
-    "se": 2_530_992,
-    "eca": 86,
-    "ge": 2_530_992,
-    "gc": 5_065_776,
-    "cbam": 2_516_544,
-    "nl": 10_110_752,
-}
 SLOW = {"resnet152", "resnext101_64x4d", "densenet161", "densenet169", "densenet201", "wide_resnet101_2"}
 SLOW |= {"res2net50_26w_6s", "res2net50_26w_8s", "res2net50_14w_8s", "res2net101_26w_4s", "res2net50d", "res2net101d"}
 SLOW |= {"resnest101e", "resnest200e", "resnest269e", "resnest50d_4s2x40d"}
