@@ -7,6 +7,7 @@ Exit codes: 0 finished, 1 an error (one line), 143 stopped by SIGTERM, 130 by Ct
 run has saved its last step; repeat the command to resume it.
 """
 
+from hga_flax import STARTED
 from hga_flax.errors import ArgumentParser, UserError, run_main
 from hga_flax.processes.huge_pages import use_huge_pages
 
@@ -58,7 +59,7 @@ def main() -> None:
     distributed.start(arguments, config)
     from hga_flax.training.trainer import train
 
-    distributed.together(config, lambda: train(config, arguments.workdir, arguments.profile))
+    distributed.together(config, lambda: train(config, arguments.workdir, arguments.profile, STARTED))
 
 
 if __name__ == "__main__":

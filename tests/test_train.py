@@ -51,7 +51,7 @@ def test_a_run_killed_twice_ends_with_the_bits_of_an_undisturbed_one(tmp_path):
         assert process.wait() == -signal.SIGKILL, "the run was over before it could be killed"
     result = commands.run(*long, f"--workdir={killed}")
     assert result.returncode == 0, result.stderr
-    assert "resuming" in result.stdout
+    assert "resuming" in result.stdout and " s: imports " in result.stdout
     ours, expected = (restore_workdir(str(w), "latest") for w in (killed, whole))
     assert ours.step == expected.step == 60
     for a, b in zip(jax.tree.leaves(ours.state), jax.tree.leaves(expected.state), strict=True):

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 
 
 class StartUp:
-    """Times the phases from process start to the end of the first step.
+    """Times the phases from the start of a command, or of a call, to the end of the first step.
 
     Args:
-        began: start of the process, as a value of `time.monotonic()`.
+        began: the start, as a value of `time.monotonic()`.
     """
 
     def __init__(self, began: float):

@@ -6,6 +6,8 @@ loss, the batch statistics, the metrics) are reduced over the named axis.
 """
 
 import dataclasses
+import functools
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -262,8 +264,10 @@ class Seeded:
         return getattr(self._program, name)
 
 
-def compile_step(step: Callable, state: TrainState, batch: Batch) -> Callable[[], Callable]:
-    """Lowers a training step for a state and a batch, or their shapes; returns a function that returns it compiled.
+def compile_step(step: Callable, state: TrainState, batch: Batch) -> Callable[[], tuple[Callable, bool]]:
+    """Lowers a training step for a state and a batch, or their shapes.
+
+    Returns a function that returns the compiled step, and whether it was in the compilation cache.
 
     CPUs compile in another thread while the caller goes on, because XLA at first compiles on one core. Other devices
     compile when the function is called, because XLA for GPUs times kernels. All processes must call it together.
@@ -271,14 +275,28 @@ def compile_step(step: Callable, state: TrainState, batch: Batch) -> Callable[[]
     JAX does not debug a program compiled ahead of time.
     """
     if jax.config.jax_debug_nans or jax.config.jax_debug_infs or jax.config.jax_disable_jit:
-        return lambda: step
-    lowered = step.lower(state, batch)
+        return lambda: (step, False)
+    compile_lowered = functools.partial(_compile, step.lower(state, batch))
     if state.step.sharding.mesh.devices.flat[0].platform != "cpu":
-        return lowered.compile
+        return compile_lowered
     thread = ThreadPoolExecutor(1, NOT_AWAITED)  # a signal ends the command at once, but a compilation cannot be ended
-    compiling = thread.submit(lowered.compile)
+    compiling = thread.submit(compile_lowered)
     thread.shutdown(wait=False)
     return compiling.result
+
+
+def _compile(lowered: jax.stages.Lowered) -> tuple[Callable, bool]:
+    hits, own = [], threading.get_ident()
+
+    def listen(event: str, **more: object) -> None:
+        if event == "/jax/compilation_cache/cache_hits" and threading.get_ident() == own:
+            hits.append(event)
+
+    jax.monitoring.register_event_listener(listen)
+    try:
+        return lowered.compile(), bool(hits)
+    finally:
+        jax.monitoring.unregister_event_listener(listen)
 
 
 def _seek_nans(step: Callable[[TrainState, Batch], tuple[TrainState, StepReport]]) -> Callable:

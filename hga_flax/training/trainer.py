@@ -6,6 +6,7 @@ import math
 import pathlib
 import shlex
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,6 @@ from clu import parameter_overview
 from etils import epath
 from ml_collections import ConfigDict
 
-import hga_flax
 from hga_flax.attention.platforms import programs_for
 from hga_flax.config.command_line import import_flags
 from hga_flax.config.loading import validate
@@ -44,7 +44,7 @@ from hga_flax.training.state import TrainState, create_state
 from hga_flax.training.step import compile_step, make_eval_step, make_train_step
 
 
-def train(config: ConfigDict, workdir_path: str, profile_steps: int = 0) -> int:
+def train(config: ConfigDict, workdir_path: str, profile_steps: int = 0, began: float | None = None) -> int:
     """Trains as configured, starting from the workdir's newest checkpoint if there is one.
 
     SIGTERM and SIGINT end the run after the step in flight, which is saved (see preemption.py).
@@ -53,6 +53,7 @@ def train(config: ConfigDict, workdir_path: str, profile_steps: int = 0) -> int:
         config: complete configuration.
         workdir_path: folder of the run.
         profile_steps: number of steps to trace after the first step has compiled; 0 disables tracing.
+        began: start of the command by `time.monotonic()`, to report the time of its imports; default: this call.
 
     Returns:
         A signal that arrived when training was already over, so that the caller can still act on it; 0 if none did.
@@ -61,8 +62,9 @@ def train(config: ConfigDict, workdir_path: str, profile_steps: int = 0) -> int:
         UserError: the configuration, the data or the workdir cannot be used, or training diverged.
         Interrupted: a signal ended the run; the same call resumes it.
     """
-    start_up = StartUp(hga_flax.STARTED)
-    start_up.mark("imports")
+    start_up = StartUp(time.monotonic() if began is None else began)
+    if began is not None:
+        start_up.mark("imports")
     validate(config)
     check_source(config, workdir_path)
     config = files.absolute_paths(config)
@@ -216,7 +218,7 @@ class Loop:
                         batch = next(batches)
                     if step + 1 == first:
                         self._console.line("compiling the training step ...")
-                        train_step = compiled()
+                        train_step, cached = compiled()
                         barrier("the training step is compiled")
                     with self._profiler.step(step + 1):
                         state, report = train_step(state, batch)
@@ -229,7 +231,7 @@ class Loop:
                         jax.block_until_ready(report)
                         self._preemption.begin()
                         self._clock.start(step)
-                        self._start_up.mark("first step, compilation included,")
+                        self._start_up.mark(f"first step, {'compiled before' if cached else 'compilation included'},")
                         self._console.line(self._start_up.text())
                     if step % config.training.log_every_steps == 0 or step == plan.total_steps:
                         state = self._log(step, state)
