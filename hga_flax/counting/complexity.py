@@ -96,8 +96,16 @@ def complexity(model: nn.Module, image_shape: Sequence[int] = (224, 224, 3)) -> 
             cannot be counted.
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), "float32")
-    counted, _ = _measure(model, (images,), {"train": False})
+    whole = _package(model) != "models"
+    try:
+        counted, _ = _measure(model, (images,), {"train": False}, whole=whole)
+    except _NotOurs:
+        counted, _ = _measure(model, (images,), {"train": False}, whole=True)
     return counted
+
+
+class _NotOurs(Exception):
+    """A module from outside this project, which may do something else in each place of the network."""
 
 
 def count_operations(function: Callable[..., Any], *arguments: Any) -> Counts:
@@ -135,7 +143,7 @@ def _trace(function: Callable[..., Any], *arguments: Any) -> tuple[core.Jaxpr, A
     return program.jaxpr, shapes
 
 
-def _measure(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[Complexity, Any]:
+def _measure(model: nn.Module, args: tuple, kwargs: dict[str, Any], *, whole: bool = False) -> tuple[Complexity, Any]:
     """Counts `model(*args, **kwargs)` and returns the counts and the shapes of its results.
 
     A deep network repeats a few blocks many times, and tracing them is nearly all of the work. So the blocks of
@@ -143,6 +151,7 @@ def _measure(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[Com
     (each time if a function of somebody else's is among their fields),
     and replaced by zeros of the right shape in the surrounding trace. This requires children that own their
     parameters and affect the parent only by their output, which holds for everything in hga_flax/models.
+    With `whole` nothing is replaced; otherwise a module from outside this project raises `_NotOurs`.
     """
     arrays, rebuild = _split_arrays(args, kwargs)
     this = object()
@@ -151,6 +160,10 @@ def _measure(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[Com
 
     def skip_block(call: Callable[..., Any], args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         module = context.module
+        if whole:
+            return call(*args, **kwargs)
+        if type(module).__module__.split(".")[0] not in ("hga_flax", "flax"):
+            raise _NotOurs
         ours = _package(model) == "models" and _package(module) in ("models", "attention")
         child = context.method_name == "__call__" and len(module.path) == 1
         if not (ours and child and _measuring.get() is this):  # a block's own trace runs through this interceptor too
@@ -177,9 +190,11 @@ def _measure(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[Com
     finally:
         _measuring.reset(outer)
     own = _count(program)
+    # What a part's `setup` created is in both traces.
+    outside = lambda kind: {key: leaf for key, leaf in variables.get(kind, {}).items() if (key,) not in parts}
     total = Complexity(
-        params=_size(variables.get("params", {})) + sum(part.params for part in parts.values()),
-        batch_stats=_size(variables.get("batch_stats", {})) + sum(part.batch_stats for part in parts.values()),
+        params=_size(outside("params")) + sum(part.params for part in parts.values()),
+        batch_stats=_size(outside("batch_stats")) + sum(part.batch_stats for part in parts.values()),
         **dataclasses.asdict(own),
     )
     return sum((dataclasses.replace(call, params=0, batch_stats=0) for call in calls), total), shapes
@@ -266,7 +281,8 @@ def _count_equation(equation: core.JaxprEqn) -> Counts:
     if name == "conv_general_dilated":
         kernel = equation.invars[1].aval.shape
         outputs = kernel[params["dimension_numbers"].rhs_spec[0]]
-        return Counts(conv_fc_macs=_outputs(equation) * math.prod(kernel) // outputs)
+        taps = math.prod(kernel) // outputs * _outputs(equation)
+        return Counts(conv_fc_macs=taps // math.prod(params["lhs_dilation"]))  # the others are inserted zeros
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
         left = equation.invars[0].aval.shape

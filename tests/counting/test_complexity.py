@@ -1,12 +1,14 @@
 """Counts against published ones (torchvision and timm, measured with thop) and against XLA's own."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from hga_flax.attention import SqueezeExcitation
+from hga_flax.attention import IdentityStart, SqueezeExcitation, attention_names
 from hga_flax.counting import complexity as measuring
 from hga_flax.counting.complexity import Complexity, complexity, count_operations
 from hga_flax.models import create_model
@@ -78,6 +80,7 @@ OPERATIONS = {
     "depthwise": (lambda x, k: convolve(x, k, feature_group_count=8), array(1, 7, 7, 8), array(5, 5, 1, 8)),
     "dilated": (lambda x, k: convolve(x, k, rhs_dilation=(2, 2)), array(1, 9, 9, 4), array(3, 3, 4, 4)),
     "channels first": (lambda x, k: lax.conv(x, k, (1, 1), "VALID"), array(1, 3, 9, 9), array(5, 3, 3, 3)),
+    "transposed": (lambda x, k: lax.conv_transpose(x, k, (2, 2), "VALID"), array(1, 5, 7, 4), array(2, 2, 4, 6)),
     "matrix product": (jnp.matmul, array(3, 5), array(5, 7)),
     "batched product": (lambda a, b: jnp.einsum("bij,bjk->bik", a, b), array(2, 3, 5), array(2, 5, 7)),
     "two contracted axes": (lambda a, b: jnp.einsum("bij,ijk->bk", a, b), array(2, 3, 5), array(3, 5, 7)),
@@ -152,12 +155,8 @@ def test_a_loop_of_unknown_length_is_refused():
         count_operations(loop, array(4, 4))
 
 
-@pytest.mark.parametrize(
-    ("name", "attention"),
-    [("cifar_preact_resnet20", "hga_table2"), ("cifar_resnet20", "sk"), ("resnet50", "hga"), ("googlenet", "se")],
-)
-def test_equal_blocks_are_traced_once_and_counted_each_time(name, attention):
-    network, image_shape = create_model(name, attention=attention), (64, 64, 3)
+def check_like_a_whole_trace(network, image_shape):
+    """Counts as one trace of the whole network does."""
     images = jax.ShapeDtypeStruct((1, *image_shape), "float32")
     variables = jax.eval_shape(network.init, jax.random.key(0), images)
     whole = count_operations(lambda variables, images: network.apply(variables, images), variables, images)
@@ -165,6 +164,41 @@ def test_equal_blocks_are_traced_once_and_counted_each_time(name, attention):
     assert {name: getattr(counted, name) for name in vars(whole)} == vars(whole)
     assert counted.params == sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     assert counted.batch_stats == sum(leaf.size for leaf in jax.tree.leaves(variables["batch_stats"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [("cifar_preact_resnet20", "hga_table2"), ("cifar_resnet20", "sk"), ("resnet50", "hga"), ("googlenet", "se")],
+)
+def test_equal_blocks_are_traced_once_and_counted_each_time(name, attention):
+    check_like_a_whole_trace(create_model(name, attention=attention), (64, 64, 3))
+
+
+@pytest.mark.parametrize("attention", [name for name in attention_names() if name not in ("none", "sk")])
+def test_with_an_identity_start_no_share_is_counted_twice(attention):
+    options = {"identity_start": True}
+    check_like_a_whole_trace(create_model("cifar_resnet8", attention=attention, attention_options=options), (32, 32, 3))
+
+
+class InTheLastStage(nn.Module):
+    """An attention that depends on its place in the network."""
+
+    channels: int
+    dtype: object = None
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return x * nn.Dense(self.channels)(x) if "stage3" in "/".join(self.path) else x
+
+
+@pytest.mark.parametrize("start", [False, True])
+def test_an_attention_of_ones_own_may_depend_on_its_place(start):
+    attention = functools.partial(IdentityStart, attention=InTheLastStage) if start else InTheLastStage
+    network = create_model("cifar_resnet8", attention=attention)
+    check_like_a_whole_trace(network, (32, 32, 3))
+    plain = complexity(create_model("cifar_resnet8"), (32, 32, 3)).params
+    assert complexity(network, (32, 32, 3)).params == plain + 64 * 65 + start * (16 + 32 + 64)
 
 
 def test_a_function_of_ones_own_is_asked_each_time():
