@@ -28,7 +28,7 @@ COMMANDS = {
     "plot": ("hga_flax.pictures.plot", "plot the loss and error curves of runs, with the paper's values as lines"),
     "explain": ("hga_flax.pictures.explain", "show what a trained network looks at: Grad-CAM, gates and their cells"),
     "summary": ("hga_flax.pictures.summary", "summarise a network: shapes, parameters, operations, attention"),
-    "networks": ("hga_flax.counting.networks", "list the size and cost of every network, with and without attention"),
+    "networks": ("hga_flax.pictures.networks", "list the size and cost of every network, with and without attention"),
     "export": (
         "hga_flax.inference.export",
         "export a network as StableHLO, as ONNX or as weights for PyTorch",

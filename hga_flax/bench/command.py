@@ -21,7 +21,7 @@ import math
 import sys
 from typing import Any
 
-from hga_flax.config.command_line import add_config_flags
+from hga_flax.config.command_line import add_config_flags, add_import_flag
 from hga_flax.errors import UserError
 
 DTYPES = ("float32", "bfloat16")
@@ -68,6 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         kind.add_argument(
             "--dtype", choices=DTYPES, default="float32", help="data type of the computation (default: float32)"
         )
+    for kind in (attention, step):
+        add_import_flag(kind)
     for kind in (loader, attention, step):
         kind.add_argument("--json", action="store_true", help="print a list of rows as JSON")
 

@@ -20,7 +20,7 @@ from typing import Any
 from hga_flax.bench.compiled_step import compile_step
 from hga_flax.bench.sweep import SWEEP_UNIT, sweep, sweep_table
 from hga_flax.bench.topologies import EXAMPLES, topology_mesh
-from hga_flax.config.command_line import add_config_flags
+from hga_flax.config.command_line import add_config_flags, add_import_flag
 from hga_flax.config.loading import configure, validate
 from hga_flax.errors import ConfigError, UserError
 
@@ -30,6 +30,7 @@ COMPILE_LIMIT = 600  # time limit in seconds for each compilation of a sweep
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     add_config_flags(parser)
+    add_import_flag(parser)
     parser.add_argument(
         "--topology", default="v5e:2x4", help=f"accelerators to compile for, for example {EXAMPLES} (default: v5e:2x4)"
     )

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from hga_flax.config.command_line import add_config_flags
+from hga_flax.config.command_line import add_config_flags, add_import_flag, imported_modules
 from hga_flax.config.loading import configure, to_json, validate
 from hga_flax.errors import UserError, expand, one_line
 from hga_flax.runs.clock import TIMINGS
@@ -32,8 +32,11 @@ SESSION = """
 import sys
 from hga_flax.errors import run_main
 def main():
+    from hga_flax.config.command_line import import_module
     from hga_flax.config.loading import from_json
     from hga_flax.training.trainer import train
+    for name in sys.argv[3:]:
+        import_module(name)
     train(from_json(sys.argv[1]), sys.argv[2])
 run_main(main)
 """
@@ -62,6 +65,7 @@ class Kill:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     add_config_flags(parser)
+    add_import_flag(parser)
     parser.add_argument("--kills", type=int, default=10, metavar="N", help="number of kills (default: 10)")
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="seed of the random times of the kills (default: 0)"
@@ -159,7 +163,7 @@ def plan_kills(number: int, total: int, chance: random.Random) -> list[Kill]:
 
 
 def _start(config: Any, workdir: pathlib.Path) -> subprocess.Popen:
-    command = [sys.executable, "-c", SESSION, to_json(config), str(workdir)]
+    command = [sys.executable, "-c", SESSION, to_json(config), str(workdir), *imported_modules()]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 

@@ -6,6 +6,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from hga_flax.bench.topologies import topology_mesh
+from hga_flax.config.command_line import import_module, imported_modules
 from hga_flax.config.loading import from_json, to_json
 from hga_flax.errors import UserError
 
@@ -66,7 +67,7 @@ def sweep(
 
     def fits(batch: int) -> int | None:
         log(f"compiling for {topology}, {batch} images per chip ...")
-        done, row = within(compile_limit, _compile_afresh, to_json(config), topology, batch)
+        done, row = within(compile_limit, _compile_afresh, imported_modules(), to_json(config), topology, batch)
         rows[batch] = row or {"topology": topology, "batch_per_chip": batch}
         # The GPU compiler does not reject a step that exceeds the memory.
         fitting = row is not None and row["peak_memory_bytes"] <= row["memory_capacity_bytes"]
@@ -79,10 +80,12 @@ def sweep(
     return [row | {"largest": batch == largest} for batch, row in sorted(rows.items())]
 
 
-def _compile_afresh(config: str, topology: str, batch: int) -> dict[str, Any] | None:
+def _compile_afresh(modules: list[str], config: str, topology: str, batch: int) -> dict[str, Any] | None:
     """Calls `compile_step` in the new process."""
     from hga_flax.bench.compiled_step import compile_step
 
+    for name in modules:
+        import_module(name)
     mesh, platform = topology_mesh(topology)
     return compile_step(from_json(config), topology, mesh, platform, batch)
 

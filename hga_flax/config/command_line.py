@@ -16,14 +16,28 @@ class Import(argparse.Action):
     """`--import=MODULE`: imports the module while the arguments are parsed; the current folder is searched too."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value, option=None) -> None:
-        sys.path.insert(0, os.getcwd())
-        try:
-            importlib.import_module(value)
-            _imported.append(value)
-        except Exception as error:
-            raise UserError(f"--import={value}: {type(error).__name__}: {one_line(error)}") from None
-        finally:
-            sys.path.remove(os.getcwd())
+        import_module(value)
+
+
+def import_module(name: str) -> None:
+    """Imports a module as `--import` does.
+
+    Raises:
+        UserError: the module cannot be imported.
+    """
+    sys.path.insert(0, os.getcwd())
+    try:
+        importlib.import_module(name)
+        _imported.append(name)
+    except Exception as error:
+        raise UserError(f"--import={name}: {type(error).__name__}: {one_line(error)}") from None
+    finally:
+        sys.path.remove(os.getcwd())
+
+
+def imported_modules() -> list[str]:
+    """Returns the modules that this command's `--import` flags named."""
+    return list(_imported)
 
 
 def import_flags() -> list[str]:

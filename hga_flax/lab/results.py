@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hga_flax.config.checks import complete
+from hga_flax.config.command_line import imported_modules
 from hga_flax.config.loading import build_model, from_json
 from hga_flax.data.sources import DatasetInfo, dataset_info
 from hga_flax.errors import UserError, expand, nearest, one_line
@@ -52,7 +53,8 @@ def load(
     check_same_rows(loaded)
     if not loaded.directory.is_dir():
         raise UserError(f"{loaded.directory}: no runs yet; start python -m hga_flax study {shlex.quote(study)}")
-    return _gather(loaded.name, record(loaded), loaded.directory)
+    recorded = read_json(loaded.directory / f"{loaded.name}.json") or {}
+    return _gather(loaded.name, record(loaded) | {"imports": recorded.get("imports", [])}, loaded.directory)
 
 
 def is_record(file: pathlib.Path) -> bool:
@@ -75,18 +77,32 @@ def _saved(file: pathlib.Path) -> dict[str, Any]:
     if values is None:
         raise UserError(f"{file}: no such file")
     try:
+        names = [row["row"] for row in values["rows"]]
         for row in values["rows"]:
-            row["runs"], row["missing"], row["failed"], row["baseline"]
+            row["missing"], row["failed"]
             {run["seed"]: float(run["top1_error"]) for run in row["runs"]}
+            if row["baseline"] is not None and row["baseline"] not in names:
+                raise ValueError(f"there is no row {row['baseline']}, the baseline of {row['row']}")
         values["seeds"], values["study"]
+        # What a report can do without.
+        values = {"about": ""} | values
+        values["rows"] = [
+            {"params": None, "gflops": None, "step_ms": None, "overrides": []} | row for row in values["rows"]
+        ]
+        for row in values["rows"]:
+            row["runs"] = [{"device": None, "workdir": "", "command": ""} | run for run in row["runs"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file} is not a saved report: {type(error).__name__} {one_line(error)}") from None
+        what = f"{error} is missing" if isinstance(error, KeyError) else one_line(error)
+        raise UserError(f"{file} is not a saved report: {what}") from None
     return values
 
 
-def _command(config: str, overrides: list[str], seed: int, workdir: pathlib.Path, result: dict[str, Any]) -> str:
-    gpu = "NVIDIA" in str(result.get("device"))
-    return command(config, overrides, seed, workdir, result.get("threads"), result.get("devices"), gpu=gpu)
+def _command(
+    described: dict[str, Any], overrides: list[str], seed: int, workdir: pathlib.Path, result: dict[str, Any]
+) -> str:
+    gpu, imports = "NVIDIA" in str(result.get("device")), described.get("imports", [])
+    threads, devices = result.get("threads"), result.get("devices")
+    return command(described["config"], overrides, seed, workdir, threads, devices, gpu=gpu, imports=imports)
 
 
 def _gather(name: str, described: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:
@@ -99,7 +115,7 @@ def _gather(name: str, described: dict[str, Any], folder: pathlib.Path) -> dict[
         runs = [
             {key: result.get(key) for key in RUN_KEYS}
             | {"seed": seed, "workdir": str(workdirs[seed])}
-            | {"command": _command(described["config"], facts["overrides"], seed, workdirs[seed], result)}
+            | {"command": _command(described, facts["overrides"], seed, workdirs[seed], result)}
             for seed, result in results.items()
             if result is not None
         ]
@@ -112,7 +128,7 @@ def _gather(name: str, described: dict[str, Any], folder: pathlib.Path) -> dict[
                 "runs": runs,
                 "failed": failed,
                 "missing": [seed for seed in workdirs if seed not in over],
-                **_size(folder / row, workdirs.values()),
+                **_size(folder / row, workdirs.values(), described.get("imports", [])),
                 "step_ms": times.get(row),
             }
         )
@@ -120,8 +136,8 @@ def _gather(name: str, described: dict[str, Any], folder: pathlib.Path) -> dict[
     return {"study": name, **kept, "directory": str(folder), "rows": rows}
 
 
-def _size(folder: pathlib.Path, workdirs: Any) -> dict[str, Any]:
-    """Returns parameters and GFLOPs of a row's network; None if its data set or attention is not known here."""
+def _size(folder: pathlib.Path, workdirs: Any, imports: Sequence[str]) -> dict[str, Any]:
+    """Returns parameters and GFLOPs of a row's network; None, and why, if its data or attention is not known here."""
     from hga_flax.counting.complexity import complexity
 
     try:
@@ -130,8 +146,10 @@ def _size(folder: pathlib.Path, workdirs: Any) -> dict[str, Any]:
         info: DatasetInfo = read_dataset(begun) if begun else dataset_info(config.data.name, config.data.dir)
         size = config.data.image_size
         counted = complexity(build_model(config, info.num_classes), (size, size, info.channels))
-    except (OSError, UserError):
-        return {"params": None, "gflops": None}
+    except (OSError, UserError) as error:
+        missing = [f"--import={module}" for module in imports if module not in imported_modules()]
+        why = f"{one_line(error)}" + (f"; try {' '.join(missing)}" if missing else "")
+        return {"params": None, "gflops": None, "uncounted": why}
     return {"params": counted.params, "gflops": counted.gflops}
 
 

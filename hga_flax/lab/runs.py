@@ -18,7 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from hga_flax.config.command_line import import_flags
+from hga_flax.config.command_line import imported_modules
 from hga_flax.config.loading import to_json
 from hga_flax.errors import UserError, one_line
 from hga_flax.lab.study import CLAIMS, Row, Study, check_same_rows, with_seed
@@ -77,6 +77,7 @@ def command(
     devices: int | None = None,
     *,
     gpu: bool = False,
+    imports: Sequence[str] = (),
 ) -> str:
     """Returns the command of one run, on the same hardware (see hardware.py).
 
@@ -88,8 +89,11 @@ def command(
         threads: XLA's number of threads on CPUs; None or 0 if unknown, or on other devices.
         devices: number of devices; None or 0 if unknown.
         gpu: whether the devices are NVIDIA GPUs.
+        imports: modules to import first, besides those that this command was given.
     """
-    parts = [f"--config={config}", *import_flags(), *overrides, f"--config.seed={seed}", f"--workdir={workdir}"]
+    modules = dict.fromkeys([*imports, *imported_modules()])
+    parts = [f"--config={config}", *(f"--import={module}" for module in modules), *overrides]
+    parts += [f"--config.seed={seed}", f"--workdir={workdir}"]
     variables = f"JAX_NUM_CPU_DEVICES={devices or 1} NPROC={threads} " if threads else ""
     if gpu and devices:
         variables = f"CUDA_VISIBLE_DEVICES={','.join(map(str, range(devices)))} "
@@ -155,6 +159,7 @@ def record(study: Study) -> dict[str, Any]:
         "config": study.config,
         "about": study.about,
         "seeds": list(study.seeds),
+        "imports": imported_modules(),
         "rows": {row.name: {"overrides": list(row.overrides), "baseline": row.baseline} for row in study.rows.values()},
     }
 

@@ -87,6 +87,7 @@ def notes(results: dict[str, Any]) -> list[str]:
         for run in row["runs"]
         if run.get(results["metric"]) is None
     ]
+    lines += [f"{row['row']}: parameters not known: {row['uncounted']}" for row in rows if row.get("uncounted")]
     lines += [f"Failed: {row['row']} seed {f['seed']}: {f['error']}" for row in rows for f in row["failed"]]
     # Older versions wrote "cores" for the number of threads; count both as the same device.
     names = {}

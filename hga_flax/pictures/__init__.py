@@ -1,4 +1,4 @@
-"""Pictures and tables of runs and of trained networks.
+"""Pictures and tables of runs and of networks.
 
 Only this room imports matplotlib, and only when a picture is drawn. Start at curves.py, or explain.py for Grad-CAM
 and gates.

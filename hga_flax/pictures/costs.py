@@ -1,5 +1,6 @@
 """Plots error against cost: parameters, FLOPs and, where measured, the time of a training step."""
 
+import math
 import pathlib
 from typing import Any
 
@@ -55,11 +56,11 @@ def look(index: int) -> dict[str, str]:
 
 def _panel(axis: Any, rows: list[tuple[dict[str, Any], dict[str, str]]], cost: str) -> None:
     title, scale = COSTS[cost]
-    known = [(row, style) for row, style in rows if row[cost] is not None]
-    known.sort(key=lambda pair: (pair[0][cost], pair[0]["mean"]))
-    ends = [row["mean"] + sign * (_own_interval(row) or 0) for row, _ in known for sign in (-1, 1)]
+    known = lambda row: math.inf if row[cost] is None else row[cost]  # those without a cost come last
+    rows = sorted(rows, key=lambda pair: (known(pair[0]), pair[0]["mean"]))
+    ends = [row["mean"] + sign * (_own_interval(row) or 0) for row, _ in rows for sign in (-1, 1)]
     middle, span = (min(ends) + max(ends)) / 2, max(ends) - min(ends) or 1.0
-    for place, (row, style) in enumerate(known):
+    for place, (row, style) in enumerate(rows):
         half = _own_interval(row)
         axis.errorbar(place, row["mean"], yerr=half, markersize=7, capsize=3, linewidth=1, linestyle="", **style)
         up = 1 if row["mean"] < middle else -1  # towards the middle, where there is room
@@ -75,9 +76,10 @@ def _panel(axis: Any, rows: list[tuple[dict[str, Any], dict[str, str]]], cost: s
             fontsize=9,
             color=style["color"],
         )
-    axis.set_xlim(-0.6, max(len(known), 4) - 0.4)
+    axis.set_xlim(-0.6, max(len(rows), 4) - 0.4)
     axis.set_ylim(min(ends) - 0.03 * span, max(ends) + 0.03 * span)
-    axis.set_xticks(range(len(known)), [f"{row[cost] * scale:,.6g}" for row, _ in known])
+    shown = ["unknown" if row[cost] is None else f"{row[cost] * scale:,.6g}" for row, _ in rows]
+    axis.set_xticks(range(len(rows)), shown)
     axis.tick_params(axis="x", rotation=60)
     axis.set_xlabel(f"{title} (in order, not to scale)")
     axis.grid(axis="y", alpha=0.25)

@@ -1,9 +1,12 @@
 """Reads the curves of runs from metrics.jsonl, and the paper's values for their networks."""
 
+import collections
 import dataclasses
 import json
 import math
+import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -119,6 +122,25 @@ def read_run(path: str, label: str | None, epochs: bool) -> Run:
             raise UserError(f"{path}: its epochs are not known, try --x=step: {error}") from None
         name, paper, per_epoch, loss = workdir.name, {}, None, EVALUATED
     return Run(label or name, curves, per_epoch, paper, damaged, "" if loss == EVALUATED else loss)
+
+
+def with_folders(runs: Sequence[Run], paths: Sequence[str], given: Sequence[str | None]) -> list[Run]:
+    """Returns the runs; where labels are equal, with as many folders before the run's own as make them distinct.
+
+    Args:
+        runs: the runs.
+        paths: the workdir of each.
+        given: the labels to keep as they are; None for those that `read_run` made.
+    """
+    folders = [(path if "://" in path else os.path.abspath(path)).rstrip("/").split("/") for path in paths]
+    labels = [run.label for run in runs]
+    for depth in range(1, max(map(len, folders))):
+        often = collections.Counter(labels)
+        labels = [
+            "/".join([*folder[-1 - depth : -1], run.label]) if often[label] > 1 and own is None else label
+            for label, run, folder, own in zip(labels, runs, folders, given, strict=True)
+        ]
+    return [dataclasses.replace(run, label=label) for run, label in zip(runs, labels, strict=True)]
 
 
 def steps_per_epoch(workdir: pathlib.Path, config: ConfigDict) -> float:

@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
     for i, path in enumerate(arguments.workdirs):
         if any(os.path.realpath(path) == os.path.realpath(other) for other in arguments.workdirs[:i]):
             raise UserError(f"{path}: given twice; a run is drawn once")
-    from hga_flax.pictures.curves import read_run
+    from hga_flax.pictures.curves import read_run, with_folders
     from hga_flax.pictures.style import output_files, save, styled
     from hga_flax.runs.console import Console
 
@@ -77,6 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
     runs = [
         read_run(path, label, arguments.x == "epoch") for path, label in zip(arguments.workdirs, labels, strict=True)
     ]
+    runs = with_folders(runs, arguments.workdirs, labels)
     metrics = [name.strip() for name in arguments.metric.split(",")]
     known = sorted({name.partition("/")[2] for run in runs for name in run.curves})
     for metric in metrics:
@@ -115,7 +116,8 @@ def draw(runs: Sequence["Run"], metrics: Sequence[str], x: str, log: bool) -> "F
     from hga_flax.pictures.style import COLOURS, GREY, LINES, MARKERS
 
     rows = -(-len(metrics) // 2)
-    figure = Figure(figsize=(9.2 if len(metrics) > 1 else 6.0, 0.6 + 3.0 * rows), layout="constrained")
+    width = 9.2 if len(metrics) > 1 else 6.0  # inches
+    figure = Figure(figsize=(width, 0.6 + 3.0 * rows), layout="constrained")
     panels = figure.subplots(rows, min(2, len(metrics)), squeeze=False).flat
     looks = [
         {"color": COLOURS[i % len(COLOURS)], "linestyle": LINES[i % len(LINES)], "marker": MARKERS[i % len(MARKERS)]}
@@ -137,8 +139,8 @@ def draw(runs: Sequence["Run"], metrics: Sequence[str], x: str, log: bool) -> "F
     thin = "thin: training" + (f" (loss: not {', '.join(others)})" if others else "")
     names = [*(run.label for run in runs), thin, "bold: evaluation"]
     longest = max(map(len, names))
-    figure.legend(handles, names, loc="outside upper left", ncols=max(1, min(len(names), 110 // (longest + 8))),
-                  handlelength=3.2)  # fmt: skip
+    columns = max(1, min(len(names), int(12 * width) // (longest + 8)))
+    figure.legend(handles, names, loc="outside upper left", ncols=columns, handlelength=3.2)
     return figure
 
 
@@ -165,7 +167,7 @@ def _axes(axes: "Axes", metric: str, x: str, log: bool) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     axes.grid(axis="y", color="#d9dee3", linewidth=0.7)
     axes.set_axisbelow(True)
-    if log:
+    if log and any(value > 0 for line in axes.get_lines() for value in line.get_ydata()):
         axes.set_yscale("log", nonpositive="mask")
         low, high = axes.get_ylim()
         # As many labels as fit: the fewer decades, the more labels in each.

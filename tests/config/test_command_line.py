@@ -3,8 +3,12 @@ import sys
 
 import pytest
 
+from hga_flax.__main__ import main
+from hga_flax.bench import soak, sweep
+from hga_flax.config import command_line
 from hga_flax.config.command_line import add_import_flag, import_flags, split_overrides
-from hga_flax.errors import ArgumentParser
+from hga_flax.config.loading import configure
+from hga_flax.errors import ArgumentParser, UserError
 from tests.commands import ROOT
 
 
@@ -26,6 +30,24 @@ def test_a_module_of_the_users_is_imported_first(script, tmp_path, monkeypatch):
     command = [sys.executable, str(ROOT / script), "--workdir=x", "--import=my_attention"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, "error: --import=my_attention: ValueError: as expected here\n")
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["bench attention", "bench step", "networks", "compile --config=f.py", "soak --config=f.py", "summary", "explain",
+     "export", "study f.py", "report f.py"],
+)  # fmt: skip
+def test_every_command_that_builds_a_network_takes_a_module_of_the_users(command):
+    with pytest.raises(UserError, match="--import=no_such_module: ModuleNotFoundError"):
+        main([*command.split(), "--import=no_such_module"])
+
+
+def test_processes_that_a_command_starts_import_it_too(monkeypatch, tmp_path):
+    monkeypatch.setattr(command_line, "_imported", ["no_such_module"])
+    process = soak._start(configure(str(ROOT / "configs/digits.py"), []), tmp_path / "run")
+    assert "--import=no_such_module: ModuleNotFoundError" in process.communicate()[1] and process.returncode == 1
+    with pytest.raises(UserError, match="--import=no_such_module"):
+        sweep._compile_afresh(command_line.imported_modules(), "{}", "v5e:1x1", 1)
 
 
 def test_other_commands_are_printed_with_what_was_imported(monkeypatch, tmp_path):

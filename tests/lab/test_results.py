@@ -6,11 +6,13 @@ import pathlib
 import pytest
 from scipy import stats
 
+from hga_flax.config import command_line
 from hga_flax.config.loading import to_json
 from hga_flax.errors import UserError
 from hga_flax.lab import results, tables
 from hga_flax.lab.runs import open_directory, write_text
 from hga_flax.lab.study import load_study
+from hga_flax.pictures.costs import draw_costs
 from tests.commands import ROOT
 from tests.lab.made_up import ROWS, write_result, write_study
 
@@ -132,4 +134,47 @@ def test_a_study_whose_attention_is_not_known_here_is_reported_without_its_size(
     file, _ = made
     refuse = lambda *a: (_ for _ in ()).throw(UserError("unknown attention 'mine'"))
     monkeypatch.setattr(results, "build_model", refuse)
-    assert {row["params"] for row in results.load(file)["rows"]} == {None}
+    told = results.analyse(results.load(file))
+    assert {row["params"] for row in told["rows"]} == {None}
+    assert "se: parameters not known: unknown attention 'mine'" in tables.notes(told)
+
+
+def test_the_modules_that_a_study_imported_are_in_its_commands_and_its_hints(made, monkeypatch):
+    file, study = made
+    monkeypatch.setattr(command_line, "_imported", ["my_attention"])
+    open_directory(study)
+    monkeypatch.setattr(command_line, "_imported", [])
+    for source in (file, str(study.directory)):
+        for row in results.load(source)["rows"]:
+            for run in row["runs"]:
+                assert run["command"].count("--import=my_attention") == 1 and "uncounted" not in row
+    monkeypatch.setattr(results, "build_model", lambda *a: (_ for _ in ()).throw(UserError("unknown")))
+    assert results.load(file)["rows"][0]["uncounted"] == "unknown; try --import=my_attention"
+
+
+@pytest.mark.parametrize("removes", ["top", "row", "run"])
+def test_a_saved_report_may_lack_what_is_not_compared(made, tmp_path, removes):
+    """Each key in turn is left out: the report is made without it, or refused in one line."""
+    told = json.loads(json.dumps(results.analyse(results.load(made[0]))))
+    place = lambda values: {"top": values, "row": values["rows"][0], "run": values["rows"][1]["runs"][0]}[removes]
+    refused = []
+    for key in place(told):
+        cut = json.loads(json.dumps(told))
+        del place(cut)[key]
+        write_text(tmp_path / "cut.json", json.dumps(cut))
+        try:
+            again = results.analyse(results.load(str(tmp_path / "cut.json")))
+            assert [tables.render(again, form) for form in tables.FORMATS] and tables.run_lines(again)
+            assert draw_costs(again, tmp_path, "top-1 error, %")
+        except UserError as error:
+            assert "is not a saved report" in str(error) and key in str(error)
+            refused.append(key)
+    needed = {"top": {"study", "seeds", "rows"}, "row": {"row", "runs", "missing", "failed", "baseline"}}
+    assert set(refused) == needed.get(removes, {"seed", "top1_error"})
+
+
+def test_a_saved_report_without_its_baseline_is_refused(made, tmp_path):
+    told = results.analyse(results.load(made[0]))
+    write_text(tmp_path / "cut.json", json.dumps(told | {"rows": told["rows"][1:]}))
+    with pytest.raises(UserError, match="there is no row none, the baseline of se"):
+        results.load(str(tmp_path / "cut.json"))

@@ -27,6 +27,11 @@ def test_a_picture_of_each_cost_that_is_known(tmp_path):
     assert "training step" not in draw_costs(analyse(gathered()), tmp_path, "")[1].read_text()
 
 
+def test_a_row_without_a_cost_is_drawn_too(tmp_path):
+    drawn = draw_costs(analyse(gathered(params=None, gflops=None)), tmp_path, "")[1].read_text()
+    assert drawn.count("<!-- se -->") == 2 and drawn.count("<!-- unknown -->") == 2
+
+
 def test_no_two_rows_look_the_same():
     looks = [tuple(look(i).values()) for i in range(84)]
     assert len(set(looks)) == 84

@@ -68,6 +68,31 @@ def test_the_legend_names_the_runs_and_log_is_logarithmic(runs):
     assert figure.axes[0].get_yscale() == "log" and drawn(runs, ["loss"]).axes[0].get_yscale() == "linear"
 
 
+@pytest.mark.parametrize("metrics", [["loss"], ["loss", "top1_error"]])
+def test_the_legend_lies_within_the_picture(runs, tmp_path, metrics):
+    for names in (runs[1:], runs, [*runs, *(workdir(tmp_path / f"{i}_rather_long") for i in range(3))]):
+        figure = drawn(names, metrics)
+        figure.draw_without_rendering()
+        assert figure.legends[0].get_window_extent().x1 <= figure.bbox.x1
+
+
+def test_runs_of_equal_names_are_told_apart_by_their_folders(tmp_path, capsys):
+    for row in ("hga", "hga_relu"):
+        (tmp_path / row).mkdir()
+    paths = [workdir(tmp_path / row / f"seed_{seed}") for row in ("hga", "hga_relu") for seed in (0, 1)]
+    main(["plot", *paths, workdir(tmp_path / "other"), f"--out={tmp_path / 'c.png'}"])
+    said = capsys.readouterr().out
+    for name in ("hga/seed_0 (", "hga/seed_1 (", "hga_relu/seed_0 (", "hga_relu/seed_1 (", "\nother ("):
+        assert said.count(name) == 2  # in the table, and beside the damaged line
+
+
+def test_zeros_alone_on_a_logarithmic_axis_are_drawn_on_a_plain_one(runs, tmp_path, recwarn):
+    (tmp_path / "b" / "metrics.jsonl").write_text(json.dumps({"step": 1, "train/bad_images": 0}))
+    figure = drawn(runs[1:], ["bad_images"], log=True)
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_yscale() == "linear" and not recwarn.list
+
+
 def test_a_training_loss_that_is_another_quantity_is_not_drawn(runs, tmp_path, capsys):
     runs.append(workdir(tmp_path / "c", training__loss="binary_cross_entropy"))
     figure = drawn(runs[1:], ["loss", "top1_error"])

@@ -3,9 +3,9 @@ import json
 import pytest
 
 from hga_flax.__main__ import main
-from hga_flax.counting.networks import chosen, lines, row
 from hga_flax.errors import UserError
 from hga_flax.models import model_names
+from hga_flax.pictures.networks import chosen, lines, row
 
 
 def test_a_row_has_the_exact_counts():

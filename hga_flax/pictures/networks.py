@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from hga_flax.attention import attention_factory, replaces_convolution
+from hga_flax.config.command_line import add_import_flag
 from hga_flax.counting.complexity import complexity
 from hga_flax.errors import UserError, nearest
 from hga_flax.models import create_model, model_names
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"height and width of the image in pixels (default: {SIZE})",
     )
+    add_import_flag(parser)
     parser.add_argument("--json", action="store_true", help="print a list of rows as JSON instead")
 
 
