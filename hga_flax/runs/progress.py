@@ -19,6 +19,7 @@ class Progress:
         best: the best evaluation so far and its `step`, or None.
         elapsed_seconds: training time over all sessions.
         bad_images: indices of the undecodable training images that any process has found so far.
+        shuffle_rounds: rounds of the cipher that orders the examples; older versions did not record theirs, 4.
         evaluation_due: a signal cancelled the evaluation planned for this step; the resumed run starts with it.
     """
 
@@ -27,6 +28,7 @@ class Progress:
     best: dict[str, float] | None = None
     elapsed_seconds: float = 0.0
     bad_images: list[int] = dataclasses.field(default_factory=list)
+    shuffle_rounds: int = 4
     evaluation_due: bool = False
 
     @classmethod

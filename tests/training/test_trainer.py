@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tensorboardX import record_writer
 
-from hga_flax.data.pipeline import Dataset
+from hga_flax.data.pipeline import ROUNDS, Dataset
 from hga_flax.errors import Interrupted, UserError
 from hga_flax.runs import checkpoints as checkpoints_module
 from hga_flax.runs.checkpoints import Checkpoints
@@ -45,6 +45,7 @@ def test_a_run_leaves_everything_that_the_readme_names(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "started in " in out and "data and network" in out and "first step, " in out
     assert "imports" not in out  # nor whatever else this process did before
+    assert Checkpoints(tmp_path, read_only=True).progress(6).shuffle_rounds == ROUNDS
     assert "finished" in out and f"tensorboard --logdir={tmp_path}" in out and "best so far" in out
     assert "stem_conv/kernel" in (tmp_path / "parameters.txt").read_text()
 
@@ -169,8 +170,9 @@ def poison(monkeypatch, step):
     """Makes the labels of one step, wherever a session begins, those of no class: the loss is NaN."""
     original = Dataset.train_batches
 
-    def poisoned(self, source, batch_size, shard, start=0):
-        for number, batch in enumerate(original(self, source, batch_size, shard, start), start // batch_size + 1):
+    def poisoned(self, source, batch_size, shard, start=0, *more):
+        batches = original(self, source, batch_size, shard, start, *more)
+        for number, batch in enumerate(batches, start // batch_size + 1):
             yield batch | ({"label": np.full_like(batch["label"], 99)} if number == step else {})
 
     monkeypatch.setattr(Dataset, "train_batches", poisoned)
