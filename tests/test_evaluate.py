@@ -49,6 +49,7 @@ def test_a_run_named_by_its_weights_evaluates_alike(workdir):
     assert result.returncode == 0, result.stderr
     row = json.loads(result.stdout.splitlines()[-1])
     assert row["loss"] == pytest.approx(there["loss"], rel=1e-6) and row["num_examples"] == there["num_examples"]
+    assert row["step"] == there["step"] == 2
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,11 @@ def check_given(config: ConfigDict, given: Iterable[str]) -> None:
         ConfigError: a key has no effect; the message names its value and how to give it one.
     """
     for key in given:
-        effect = KEYS[key].effect if key in KEYS else None
-        if effect and not effect[0](config):
-            raise ConfigError(f"{key}={get_key(config, key)} has no effect: {effect[1]}")
+        if why := without_effect(config, key):
+            raise ConfigError(f"{key}={get_key(config, key)} has no effect: {why}")
+
+
+def without_effect(config: ConfigDict, key: str) -> str | None:
+    """Returns why a key has no effect in a configuration, and how to give it one; None if it has one."""
+    effect = KEYS[key].effect if key in KEYS else None
+    return effect[1] if effect and not effect[0](config) else None

@@ -58,11 +58,12 @@ def configure(path: str, overrides: Sequence[str], recipe: str | None = None) ->
     config = override(config, overrides)
     check_keys(config)
     check_together(config)
-    check_given(config, [_key(argument) for argument in overrides])
+    check_given(config, [overridden(argument) for argument in overrides])
     return config
 
 
-def _key(argument: str) -> str:
+def overridden(argument: str) -> str:
+    """Returns the key of a `--config.key=value` argument, such as "data.name"."""
     name = argument.removeprefix("--config.").split("=")[0]
     return FORMER_NAMES.get(name, name)
 
@@ -151,7 +152,7 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     """
     keys = config_keys(config)
     for argument in overrides:
-        key = _key(argument)
+        key = overridden(argument)
         if key not in keys:
             inside = [k for k in keys if k.startswith(key + ".")]
             hint = f"; it is a group: {', '.join(inside)}" if inside else nearest(key, keys)
@@ -165,8 +166,8 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
             try:
                 _read(config, [argument])
             except OVERRIDE_ERRORS:
-                kind = type(get_key(config, _key(argument)))
-                known = KEYS.get(_key(argument))
+                kind = type(get_key(config, overridden(argument)))
+                known = KEYS.get(overridden(argument))
                 right = known.expects if known and known.rule.many else KINDS.get(kind)
                 raise ConfigError(f"{argument}: must be {right or f'of type {kind.__name__}'}") from None
         raise ConfigError(one_line(error)) from None
@@ -184,7 +185,7 @@ def _spelled(argument: str) -> str:
 
     Former key names are replaced, strings are quoted, 1e3 and 1_000 become integers, and an empty list becomes ().
     """
-    key, (_, equals, value) = _key(argument), argument.partition("=")
+    key, (_, equals, value) = overridden(argument), argument.partition("=")
     name, rule = f"--config.{key}", KEYS[key].rule if key in KEYS else None
     if equals and rule and rule.many and not value.strip(" ()[]"):
         return f"{name}=()"

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from hga_flax.config.checks import check_keys
-from hga_flax.config.loading import base_config, build_model, load_config, override, parse_options
+from hga_flax.config.checks import check_given, check_keys, get_key
+from hga_flax.config.loading import base_config, build_model, load_config, overridden, override, parse_options
 from hga_flax.data.classes import difference
 from hga_flax.data.imagenet import imagenet_classes
 from hga_flax.data.sources import FOLDER, DatasetInfo, dataset_info
@@ -43,6 +43,11 @@ KEY = "--weights"
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 KEPT = ("class_names", "preprocessing", "normalisation", "source", "model_options", "attention_options")
 WORDNET = re.compile(r"n\d{8}")  # names of ImageNet's folders
+# Keys that only training reads, by their beginnings, and those among them that evaluation reads too.
+TRAINS = ("training.", "optimizer.", "schedule.", "checkpoint.", "init.", "evaluation.every_epochs", "data.flip")
+TRAINS += tuple(f"data.{name}" for name in ("alternating_flip", "rotation_degrees", "crop_padding", "random_erasing"))
+TRAINS += tuple(f"data.{name}" for name in ("randaugment", "mixup", "cutmix"))
+EVALUATES = {f"training.{name}" for name in ("batch_size", "cpu_devices", "deterministic", "compilation_cache")}
 PREPARED = ("mean", "std", "image_size", "eval_crop_fraction", "augmentation")  # keys of `data` set by the weights
 
 
@@ -98,7 +103,7 @@ def restore_weights(
         config = files.read_config(path) if is_run else base_config()
     config = config.copy_and_resolve_references() if isinstance(config, ConfigDict) else load_config(os.fspath(config))
     config = override(config.lock(), overrides).unlock()
-    given = {argument.removeprefix("--config.").split("=")[0] for argument in overrides}
+    given = {overridden(argument) for argument in overrides}
     config.init.weights = ""
     if is_run:
         own = [f"--{name}" for name, value in (("model", model), ("attention", attention)) if value]
@@ -128,8 +133,20 @@ def restore_weights(
         raise ConfigError(f"--batch-size={batch_size}: must be at least 1")
     size = batch_size or config.evaluation.batch_size or min(config.training.batch_size, 256)
     config.evaluation.batch_size = -(-size // devices) * devices
+    _check_given(config, given)
     experiment = create_experiment(config.lock(), info, train=False)
-    return Restored(experiment, _state(source, config, classes, channels), 0, origin=source.origin, known=known)
+    step = exported.step if exported else source.step
+    state = _state(source, config, classes, channels, step or 0)
+    return Restored(experiment, state, step, origin=source.origin, known=known)
+
+
+def _check_given(config: ConfigDict, given: Collection[str]) -> None:
+    """Raises a ConfigError if a key given on the command line has no effect here."""
+    for key in sorted(given):
+        if key.startswith(TRAINS) and key not in EVALUATES:
+            value = get_key(config, key)
+            raise ConfigError(f"--config.{key}={value}: has no effect with {KEY}, which is evaluated and not trained")
+    check_given(config, sorted(given))
 
 
 class _Exported(NamedTuple):
@@ -139,6 +156,7 @@ class _Exported(NamedTuple):
     preprocessing: Preprocessing
     network: tuple[str, str]  # our names of the network and its attention
     options: dict[str, dict[str, Any]]  # by key of config.model
+    step: int | None
 
 
 def _exported(path: pathlib.Path) -> _Exported | None:
@@ -165,6 +183,7 @@ def _exported(path: pathlib.Path) -> _Exported | None:
             ),
             (str(source["model"]), str(source["attention"])),
             {key: dict(facts[key]) for key in KEPT[-2:] if key in facts},  # older versions wrote none
+            source.get("step"),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{KEY}={path}: its metadata is damaged ({one_line(error)}); export it again") from None
@@ -314,7 +333,7 @@ def _dataset(
     return info
 
 
-def _state(source: Source, config: ConfigDict, classes: int, channels: int) -> TrainState:
+def _state(source: Source, config: ConfigDict, classes: int, channels: int, step: int) -> TrainState:
     """Returns a state with the weights, and without an optimizer state.
 
     Raises:
@@ -333,7 +352,7 @@ def _state(source: Source, config: ConfigDict, classes: int, channels: int) -> T
             )
     variables = unflatten_dict(dict(fitted.loaded))
     return TrainState(
-        step=jnp.zeros((), jnp.int32),
+        step=jnp.asarray(step, jnp.int32),
         params=variables["params"],
         batch_stats=variables.get("batch_stats", {}),
         opt_state=(),

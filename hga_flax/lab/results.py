@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hga_flax.config.checks import complete
-from hga_flax.config.command_line import imported_modules
+from hga_flax.config.command_line import import_flags, imported_modules
 from hga_flax.config.loading import build_model, from_json
 from hga_flax.data.sources import DatasetInfo, dataset_info
 from hga_flax.errors import UserError, expand, nearest, one_line
@@ -52,7 +52,9 @@ def load(
     loaded = load_study(study, directory, check=False, scale=scale, overrides=overrides)
     check_same_rows(loaded)
     if not loaded.directory.is_dir():
-        raise UserError(f"{loaded.directory}: no runs yet; start python -m hga_flax study {shlex.quote(study)}")
+        named = [f"--scale={scale}"] * bool(scale) + [f"--dir={directory}"] * bool(directory)
+        flags = shlex.join([study, *named, *import_flags(), *overrides])
+        raise UserError(f"{loaded.directory}: no runs yet; start python -m hga_flax study {flags}")
     recorded = read_json(loaded.directory / f"{loaded.name}.json") or {}
     return _gather(loaded.name, record(loaded) | {"imports": recorded.get("imports", [])}, loaded.directory)
 

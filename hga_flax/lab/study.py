@@ -29,9 +29,19 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from hga_flax.config.checks import complete
+from hga_flax.config.checks import complete, without_effect
 from hga_flax.config.keys import WHOLE
-from hga_flax.config.loading import configure, differences, from_json, missing, to_json, validate
+from hga_flax.config.loading import (
+    configure,
+    differences,
+    from_json,
+    load_config,
+    missing,
+    overridden,
+    override,
+    to_json,
+    validate,
+)
 from hga_flax.errors import ConfigError, UserError, expand, nearest, one_line
 
 REQUIRED = ("config", "rows", "baseline", "seeds")
@@ -118,8 +128,8 @@ def load_study(
         raise UserError(f"{file}: name={name!r}: letters, digits and . _ + - only, and not 'hardware'")
     scale, of_scale = _scale(file, values.get("scales"), scale)
     common = (*_overrides(f"{file}: overrides", values.get("overrides", [])), *of_scale)
-    common += _overrides(file, overrides)
-    rows = _rows(file, values, common, check)
+    flags = _overrides(file, overrides)
+    rows = _rows(file, values, common, flags, check)
     ending = f"_{scale}" if scale else ""
     name += ending
     where = directory or (f"{values['directory']}{ending}" if values.get("directory") else f"runs/studies/{name}")
@@ -130,7 +140,7 @@ def load_study(
         rows=rows,
         seeds=_seeds(file, values["seeds"]),
         directory=expand(where, "directory"),
-        overrides=common,
+        overrides=(*common, *flags),
         about=" ".join(values.get("about", "").split()),
         budget_minutes=float(values.get("budget_minutes", 0.0)),
         threads=values.get("threads", 0),
@@ -206,7 +216,9 @@ def _scale(file: str, scales: Any, wanted: str | None) -> tuple[str, tuple[str, 
     return scale, _overrides(f"{file}: scale '{scale}'", scales[scale])
 
 
-def _rows(file: str, values: Mapping[str, Any], common: tuple[str, ...], check: bool) -> dict[str, Row]:
+def _rows(
+    file: str, values: Mapping[str, Any], common: tuple[str, ...], flags: tuple[str, ...], check: bool
+) -> dict[str, Row]:
     named = values["rows"]
     if not isinstance(named, dict) or not named:
         raise UserError(f"{file}: rows must be a dictionary of names and overrides, with at least one row")
@@ -215,8 +227,11 @@ def _rows(file: str, values: Mapping[str, Any], common: tuple[str, ...], check: 
     for name, own in named.items():
         if not isinstance(name, str) or not NAME.fullmatch(name) or name == CLAIMS:
             raise UserError(f"{file}: row {name!r}: letters, digits and . _ + - only, and not '{CLAIMS}'")
-        overrides = (*common, *_overrides(f"{file}: row '{name}'", own))
+        its_own = _overrides(f"{file}: row '{name}'", own)
+        if clash := {overridden(flag) for flag in flags} & {overridden(argument) for argument in its_own}:
+            raise UserError(f"--config.{min(clash)}: applies to all rows, but row '{name}' of {file} has its own")
         try:
+            overrides = _with_flags(values["config"], (*common, *its_own), flags)
             config = configure(values["config"], overrides)
             if check:
                 validate(config)
@@ -234,15 +249,24 @@ def _rows(file: str, values: Mapping[str, Any], common: tuple[str, ...], check: 
     return rows
 
 
+def _with_flags(path: str, of_file: tuple[str, ...], flags: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns a row's overrides and then the flags, without the overrides that the flags leave without effect."""
+    if not flags:
+        return of_file
+    configure(path, of_file)  # each must have an effect in the file itself
+    config = override(load_config(path), (*of_file, *flags))
+    return (*(argument for argument in of_file if not without_effect(config, overridden(argument))), *flags)
+
+
 def _overrides(where: str, given: Any) -> tuple[str, ...]:
     if not isinstance(given, list | tuple) or not all(isinstance(item, str) for item in given):
         raise UserError(f'{where}: give a list of strings like "model.attention=se"')
     overrides = tuple(f"--config.{item.removeprefix('--config.')}" for item in given)
-    for override in overrides:
-        if "=" not in override:
-            raise UserError(f"{where}: {override!r} is not KEY=VALUE")
-        if override.startswith("--config.seed="):
-            raise UserError(f"{where}: use the study's key 'seeds' instead of {override}")
+    for argument in overrides:
+        if "=" not in argument:
+            raise UserError(f"{where}: {argument!r} is not KEY=VALUE")
+        if argument.startswith("--config.seed="):
+            raise UserError(f"{where}: use the study's key 'seeds' instead of {argument}")
     return overrides
 
 

@@ -68,14 +68,26 @@ def run(arguments: argparse.Namespace) -> None:
 def chosen(patterns: Iterable[str]) -> list[str]:
     """Returns the networks that match any of the patterns, in the order of `model_names`; all if there are none.
 
+    Networks that `model_names` does not list, such as "cifar_resnet20", are found by their whole names.
+
     Raises:
         UserError: a pattern matches no network.
     """
     names, patterns = model_names(), list(patterns)
     for pattern in patterns:
+        if not fnmatch.filter(names, pattern) and _is_network(pattern):
+            names.append(pattern)
         if not fnmatch.filter(names, pattern):
             raise UserError(f"no network is called '{pattern}'{nearest(pattern, names)}; without names, all are listed")
     return [name for name in names if not patterns or any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+
+
+def _is_network(name: str) -> bool:
+    try:
+        create_model(name)
+    except ValueError:
+        return False
+    return True
 
 
 def row(name: str, attention: str, size: int = SIZE) -> dict[str, Any]:

@@ -56,6 +56,7 @@ class Source:
         key: flag or configuration key that named the file.
         peer: network whose names the file uses, see `Found`; None for our own.
         path: path of the file.
+        step: step of a run's checkpoint; None for a file.
     """
 
     origin: str
@@ -66,6 +67,7 @@ class Source:
     key: str = KEY
     peer: str | None = None
     path: str = ""
+    step: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,8 +299,8 @@ def _read_run(given: str, folder: pathlib.Path, checkpoint: str, key: str) -> So
         origin += f", {model.name} with attention {model.attention}"
         flags = {"name": model.name} | ({"options": model.options} if model.options else {})
         remedy = " ".join(shlex.quote(f"--config.model.{name}={value}") for name, value in flags.items())
-        return Source(origin, arrays, remedy=f"{remedy} builds the network that they belong to", key=key)
-    return Source(origin, arrays, key=key)
+        return Source(origin, arrays, remedy=f"{remedy} builds the network that they belong to", key=key, step=step)
+    return Source(origin, arrays, key=key, step=step)
 
 
 def fit(source: Source, places: Mapping[Path, Any], network: str) -> Fitted:

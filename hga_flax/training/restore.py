@@ -29,7 +29,7 @@ class Restored:
 
     experiment: Experiment
     state: TrainState
-    step: int
+    step: int | None  # None for a file of weights that does not say
     weights: str = "raw"
     origin: str = ""  # description of weights loaded without a run, see from_weights.py
     known: Any = None  # the known `Preprocessing` of such weights, if any
@@ -176,6 +176,8 @@ def evaluate_workdir(
 
 def evaluate_restored(restored: Restored, split: str | None = None) -> dict[str, Any]:
     """Evaluates weights on a split (default: `data.eval_split`); returns the same as `evaluate_workdir`.
+
+    The step of a file of weights is None, unless the file says it.
 
     Raises:
         UserError: no image of the split can be read.

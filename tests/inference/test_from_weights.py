@@ -66,9 +66,23 @@ def test_what_is_known_is_used_and_what_is_given_wins(cifar):
     assert rows["weights"].endswith("resnet8.th, its state_dict, read as pytorch_resnet_cifar10/resnet8")
     assert rows["images"] == "32 pixels, the whole image" and rows["mean, std"].startswith("0.485, 0.456")
     assert restored.experiment.config.model.options == "shortcut='A'"
-    assert restored.experiment.dataset.info.class_names == CIFAR10
+    assert restored.experiment.dataset.info.class_names == CIFAR10 and restored.step is None
     given = restore_weights(cifar, "cifar_resnet8", overrides=["--config.data.mean=0.5", "--config.data.image_size=40"])
     assert given.experiment.config.data.mean == (0.5,) and given.experiment.image_shape == (40, 40, 3)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.eval_crop_fraction=0.5", "only data.augmentation='imagenet' crops images for evaluation"),
+        ("data.rotation_degrees=5", "has no effect with --weights, which is evaluated and not trained"),
+        ("optimizer.learning_rate=5", "has no effect with --weights"),
+        ("training.epochs=5", "has no effect with --weights"),
+    ],
+)
+def test_what_evaluation_does_not_read_is_refused(cifar, override, message):
+    with pytest.raises(UserError, match=message):
+        restore_weights(cifar, "cifar_resnet8", overrides=[f"--config.{override}"])
 
 
 def test_a_run_keeps_its_network_and_takes_the_size_that_is_given(workdir):
@@ -145,6 +159,7 @@ def test_a_runs_folder(tmp_path):
         restored.variables["params"]["stem_conv"]["kernel"], run.variables["params"]["stem_conv"]["kernel"]
     )
     assert restored.experiment.dataset.info == run.experiment.dataset.info
+    assert restored.step == int(restored.state.step) == 2 and restore_weights(f"{tmp_path}@latest").step == 2
 
 
 def test_options_stay_with_the_network_and_attention_that_they_belong_to():

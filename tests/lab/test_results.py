@@ -108,8 +108,8 @@ def test_what_cannot_be_reported_is_one_line(made, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             results.load(source)
-    with pytest.raises(UserError, match="no runs yet"):
-        results.load(file, str(tmp_path / "other"))
+    with pytest.raises(UserError, match=f"no runs yet.* {file} --dir={tmp_path}/other --config.model.dtype=float32$"):
+        results.load(file, str(tmp_path / "other"), overrides=["--config.model.dtype=float32"])
     write_text(study.directory / "second.json", (study.directory / "made_up.json").read_text())
     with pytest.raises(UserError, match="holds several studies"):
         results.load(str(study.directory))

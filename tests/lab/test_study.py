@@ -35,6 +35,23 @@ def test_a_python_file(tmp_path):
     assert row.overrides == tuple(f"--config.{item}" for item in [*TINY, "model.attention=se"])
 
 
+def test_flags_win_over_the_file_and_what_they_leave_without_effect_is_dropped(tmp_path):
+    file = write_study(tmp_path, overrides=["model.name=cifar_resnet8", "training.epochs=6", "optimizer.nesterov=true"])
+    flags = ["--config.training.steps=3", "--config.optimizer.name=adamw"]
+    row = load_study(file, overrides=flags).rows["se"]
+    assert row.overrides == ("--config.model.name=cifar_resnet8", "--config.model.attention=se", *flags)
+    assert row.config.training.steps == 3 and row.config.optimizer.name == "adamw"
+    idle = write_study(tmp_path, "idle", overrides=["training.epochs=6", "training.steps=4"])
+    for given in ([], flags):  # the file's own mistakes are said
+        with pytest.raises(UserError, match=r"row 'none': training.epochs=6.0 has no effect: training.steps"):
+            load_study(idle, overrides=given)
+
+
+def test_a_flag_for_a_key_that_the_rows_set_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"--config.model.attention: applies to all rows, but row 'none' of .* has its"):
+        load_study(write_study(tmp_path), overrides=["--config.model.attention=cbam"])
+
+
 def test_a_toml_file_says_the_same(tmp_path):
     overrides, rows = (repr(TINY), "\n".join(f"{name} = {row!r}" for name, row in ROWS.items()))
     file = tmp_path / "made_up.toml"

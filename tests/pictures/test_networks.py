@@ -20,6 +20,7 @@ def test_names_are_chosen_by_patterns_in_their_order():
     assert chosen([]) == model_names()
     assert chosen(["resnet34", "resnet18"]) == ["resnet18", "resnet34"]
     assert chosen(["vgg1[19]_bn"]) == ["vgg11_bn", "vgg19_bn"]
+    assert chosen(["cifar_resnet20", "resnet18"]) == ["resnet18", "cifar_resnet20"]
     with pytest.raises(UserError, match=r"no network is called 'resnet19'; did you mean 'resnet1"):
         chosen(["resnet19"])
 
