@@ -6,6 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from hga_flax.data.streams import CIPHER
 from hga_flax.errors import UserError
 
 
@@ -19,7 +20,7 @@ class Progress:
         best: the best evaluation so far and its `step`, or None.
         elapsed_seconds: training time over all sessions.
         bad_images: indices of the undecodable training images that any process has found so far.
-        shuffle_rounds: rounds of the cipher that orders the examples; older versions did not record theirs, 4.
+        shuffled: how each epoch is shuffled (data/streams.py); older versions did not record it.
         evaluation_due: a signal cancelled the evaluation planned for this step; the resumed run starts with it.
     """
 
@@ -28,7 +29,7 @@ class Progress:
     best: dict[str, float] | None = None
     elapsed_seconds: float = 0.0
     bad_images: list[int] = dataclasses.field(default_factory=list)
-    shuffle_rounds: int = 4
+    shuffled: str = CIPHER
     evaluation_due: bool = False
 
     @classmethod

@@ -19,8 +19,8 @@ from ml_collections import ConfigDict
 from hga_flax.attention.platforms import programs_for
 from hga_flax.config.command_line import import_flags
 from hga_flax.config.loading import validate
-from hga_flax.data.pipeline import ROUNDS
 from hga_flax.data.sources import Source, dataset_info
+from hga_flax.data.streams import PERMUTATION
 from hga_flax.errors import Interrupted, called
 from hga_flax.processes.distributed import barrier, union
 from hga_flax.processes.mesh import replicate, to_devices
@@ -110,7 +110,7 @@ def _train(
         start_up.mark("data and network")
         restored = checkpoints.restore_latest(abstract)
         if restored is None:
-            step, progress = 0, Progress(num_examples=len(source), shuffle_rounds=ROUNDS)
+            step, progress = 0, Progress(num_examples=len(source), shuffled=PERMUTATION)
             fitted = fit_weights(config, abstract) if config.init.weights else None  # may fail, so before anything slow
         else:
             step, state, run = restored
@@ -206,8 +206,8 @@ class Loop:
         self._clock = Clock(plan.total_steps, self._batch_size, self._progress.elapsed_seconds)
         due, shard = self._progress.evaluation_due, experiment.shard
         self._writer = MetricWriter(self._workdir, step, active=shard.process == 0, again="eval" if due else None)
-        seen, rounds = self._progress.examples_seen, self._progress.shuffle_rounds
-        host = experiment.dataset.train_batches(source, self._batch_size, shard, seen, rounds)
+        seen, shuffled = self._progress.examples_seen, self._progress.shuffled
+        host = experiment.dataset.train_batches(source, self._batch_size, shard, seen, shuffled)
         batches = to_devices(host, experiment.mesh)
         try:
             if step == 0:

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from tensorboardX import record_writer
 
-from hga_flax.data.pipeline import ROUNDS, Dataset
+from hga_flax.data.pipeline import Dataset
+from hga_flax.data.streams import PERMUTATION
 from hga_flax.errors import Interrupted, UserError
 from hga_flax.runs import checkpoints as checkpoints_module
 from hga_flax.runs.checkpoints import Checkpoints
@@ -45,7 +46,7 @@ def test_a_run_leaves_everything_that_the_readme_names(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "started in " in out and "data and network" in out and "first step, " in out
     assert "imports" not in out  # nor whatever else this process did before
-    assert Checkpoints(tmp_path, read_only=True).progress(6).shuffle_rounds == ROUNDS
+    assert Checkpoints(tmp_path, read_only=True).progress(6).shuffled == PERMUTATION
     assert "finished" in out and f"tensorboard --logdir={tmp_path}" in out and "best so far" in out
     assert "stem_conv/kernel" in (tmp_path / "parameters.txt").read_text()
 
