@@ -50,7 +50,7 @@ def test_what_takes_too_long_is_given_up():
 def test_a_step_larger_than_the_memory_does_not_fit_also_where_it_compiles(peak, largest, monkeypatch):
     """The compiler for GPUs says nothing; here each image takes the 64th part of `peak` of 100 bytes."""
 
-    def compiled(seconds, function, config, topology, batch):
+    def compiled(seconds, function, modules, config, topology, batch):
         return True, {"batch_per_chip": batch, "peak_memory_bytes": peak * batch // 32, "memory_capacity_bytes": 100}
 
     monkeypatch.setattr(module, "within", compiled)
