@@ -18,6 +18,8 @@ def read_image(file: str, how: dict) -> np.ndarray:
     data = np.fromfile(file, np.uint8)
     if not data.size:
         raise ValueError("the file is empty")
+    if data[4:8].tobytes() == b"ftyp" or data[:2].tobytes() == b"P7":  # which OpenCV may show wrongly
+        raise ValueError("AVIF and PAM are not read here; convert it to PNG or JPEG")
     image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB if how["channels"] == "RGB" else cv2.IMREAD_GRAYSCALE)
     if image is None:
         raise ValueError("not an image that OpenCV reads")
@@ -52,7 +54,6 @@ def main() -> int:
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="number of classes to print (default: 5)")
     arguments = parser.parse_args()
-
     try:
         session = onnxruntime.InferenceSession(arguments.network, providers=onnxruntime.get_available_providers())
     except Exception as error:  # ONNX Runtime has no common exception class
@@ -69,8 +70,7 @@ def main() -> int:
             print(f"{file}: {error}", file=sys.stderr)
             failed = True
             continue
-        # The input is raw pixels; the batch may have any size.
-        (probabilities,) = session.run(["probabilities"], {"images": image[None]})[0]
+        (probabilities,) = session.run(["probabilities"], {"images": image[None]})[0]  # of any number of raw images
         best = (-probabilities).argsort(kind="stable")[: arguments.top]
         print(f"{file}  " + "  ".join(f"{facts['class_names'][i]} {probabilities[i]:.2%}" for i in best))
     return int(failed)

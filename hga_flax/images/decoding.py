@@ -9,7 +9,7 @@ import numpy as np
 from hga_flax.errors import one_line
 from hga_flax.images import MAX_PIXELS
 from hga_flax.images.bad_images import BadImage
-from hga_flax.images.image_heads import avif_turns, claimed_size, netpbm_white, tiff_has_alpha
+from hga_flax.images.image_heads import avif_turns, claimed_size, netpbm_white, pam_has_alpha, tiff_has_alpha
 
 cv2.setNumThreads(0)  # the loader's threads are enough; OpenCV's own would compete for the cores
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # bad_images.py reports bad images, once
@@ -48,17 +48,23 @@ def decode(image: bytes | np.ndarray, channels: int, reduction: int = 1) -> np.n
     turns = avif_turns(image)
     if turns is None or len(turns) > 1:
         raise BadImage("a mirrored AVIF is not read; convert it to PNG or JPEG")
+    if pam_has_alpha(image):  # OpenCV would return memory that it has not filled
+        raise BadImage("a PAM with transparency is not read; convert it to PNG")
     check_whole(image)
     if tiff_has_alpha(image) and _shows_through(image):  # OpenCV would make it darker
         raise BadImage("a TIFF with transparency is not read; convert it to PNG")
+    # OpenCV gives blue first for an AVIF with transparency, whatever is asked for.
+    avif = channels == 3 and image[4:8] == b"ftyp"
+    flag = cv2.IMREAD_COLOR if avif else DECODE_FLAGS[channels]
     try:
-        pixels = cv2.imdecode(np.frombuffer(image, np.uint8), DECODE_FLAGS[channels] | REDUCTION_FLAGS[reduction])
+        pixels = cv2.imdecode(np.frombuffer(image, np.uint8), flag | REDUCTION_FLAGS[reduction])
     except cv2.error as error:
         if "CV_IO_MAX_IMAGE" in error.err:
             raise BadImage(too_large()) from None
         raise BadImage(f"the image of {len(image)} bytes cannot be decoded ({one_line(error.err)})") from None
     if pixels is None:
         raise BadImage(f"the image of {len(image)} bytes cannot be decoded")
+    pixels = pixels[..., ::-1] if avif else pixels
     pixels = np.ascontiguousarray(np.rot90(pixels, turns.pop()))  # OpenCV does not turn AVIFs
     return pixels[:, :, None] if channels == 1 else pixels
 

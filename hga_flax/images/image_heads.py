@@ -38,9 +38,18 @@ def claimed_size(data: bytes) -> tuple[int, int] | None:
 
 def netpbm_white(data: bytes) -> int | None:
     """Returns the value of white in a PGM, PPM or PAM (255 for 8 bits, 65535 for 16); None for other files."""
-    head = re.sub(rb"#[^\r\n]*", b"", data[:4096]) if data[:1] == b"P" else b""
+    head = _netpbm_head(data)
     found = re.match(rb"P[2356]\s+\d+\s+\d+\s+(\d+)\s", head) or re.match(rb"P7\s(?s:.*?)\bMAXVAL\s+(\d+)\s", head)
     return int(found[1]) if found else None
+
+
+def pam_has_alpha(data: bytes) -> bool:
+    """Returns whether a file is a PAM with a channel of transparency."""
+    return re.match(rb"P7\s(?s:.*?)\bTUPLTYPE\s+\w+_ALPHA\s", _netpbm_head(data)) is not None
+
+
+def _netpbm_head(data: bytes) -> bytes:
+    return re.sub(rb"#[^\r\n]*", b"", data[:4096]) if data[:1] == b"P" else b""
 
 
 def tiff_has_alpha(data: bytes) -> bool:

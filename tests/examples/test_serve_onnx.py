@@ -11,6 +11,7 @@ import pytest
 from hga_flax.images.host_augmentation import central_crop, resize
 from hga_flax.inference.predictor import Predictor
 from tests.commands import ROOT
+from tests.images.test_decoding import TURNED
 from tests.inference.exported import export
 from tests.training import tiny
 
@@ -24,6 +25,13 @@ def serve(*arguments, without=()):
     environment = {**os.environ, "PYTHONPATH": path}
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+
+
+def load():
+    spec = importlib.util.spec_from_file_location("serve_onnx", SCRIPT)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    return example
 
 
 @pytest.fixture
@@ -82,9 +90,7 @@ def test_help(without):
 @pytest.mark.parametrize("size", [(40, 60), (300, 200), (20, 33)])
 @pytest.mark.parametrize("channels", ["RGB", "grey"])
 def test_its_pixels_are_those_of_evaluation(tmp_path, size, channels):
-    spec = importlib.util.spec_from_file_location("serve_onnx", SCRIPT)
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
+    example = load()
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     if channels == "grey":
         pixels = pixels[:, :, :1]
@@ -94,3 +100,13 @@ def test_its_pixels_are_those_of_evaluation(tmp_path, size, channels):
     np.testing.assert_array_equal(example.read_image(str(file), how), central_crop(pixels, 28, 0.875))
     how["short_side"] = None
     np.testing.assert_array_equal(example.read_image(str(file), how), resize(pixels, 28, 28))
+
+
+@pytest.mark.parametrize(
+    "data", [TURNED, b"P7\nWIDTH 1\nHEIGHT 1\nDEPTH 1\nMAXVAL 255\nTUPLTYPE GRAYSCALE\nENDHDR\n\0"]
+)
+def test_formats_that_opencv_shows_wrongly_are_refused(tmp_path, data):
+    file = tmp_path / "image"
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match="AVIF and PAM are not read here; convert it to PNG or JPEG"):
+        load().read_image(str(file), {"height": 8, "width": 8, "channels": "RGB", "short_side": None})

@@ -63,6 +63,36 @@ def test_an_avif_is_turned_upright():
         decode(TURNED.replace(b"irot\x03", b"imir\x00"), 3)
 
 
+@pytest.mark.parametrize("depth", [8, 10])
+@pytest.mark.parametrize("alpha", [128, 255])
+def test_an_avif_with_transparency_keeps_its_colours(alpha, depth):
+    """OpenCV ignores the request for RGB if the file has transparency."""
+    clear = np.full((48, 64, 4), (20, 100, 220, alpha), np.uint16)  # BGR
+    clear = clear.astype(np.uint8) if depth == 8 else clear << 2 | clear >> 6
+    try:
+        avif = cv2.imencode(".avif", clear, [cv2.IMWRITE_AVIF_DEPTH, depth])[1].tobytes()
+    except cv2.error:
+        pytest.skip("this OpenCV writes no AVIF")
+    assert np.abs(decode(avif, 3)[20, 20] - [220.0, 100, 20]).max() < 3
+    assert abs(decode(avif, 1)[20, 20, 0] - 126.0) < 3
+
+
+@pytest.mark.parametrize("white", [255, 65535])
+@pytest.mark.parametrize(("kind", "pixel"), [("RGB", (220, 100, 20)), ("GRAYSCALE", (200,))])
+def test_a_pam_with_transparency_is_not_read(kind, pixel, white):
+    """OpenCV fills only a part of the image."""
+    head = "P7\n# an _ALPHA\nWIDTH 6\nHEIGHT 4\nDEPTH {}\nMAXVAL {}\nTUPLTYPE {}\nENDHDR\n"
+
+    def pam(kind, pixel):
+        values = np.tile(pixel, (4, 6, 1)) * (white // 255)
+        return head.format(len(pixel), white, kind).encode() + values.astype("u1" if white == 255 else ">u2").tobytes()
+
+    for channels, grey in ((3, pixel), (1, 127 if len(pixel) == 3 else 200)):
+        assert (decode(pam(kind, pixel), channels) == grey).all()
+        with pytest.raises(BadImage, match="a PAM with transparency is not read; convert it to PNG"):
+            decode(pam(f"{kind}_ALPHA", (*pixel, 128)), channels)
+
+
 # Written by Pillow 13 from 2 x 2 pixels of grey 200 with an alpha of 128.
 CLEAR = base64.b64decode(
     "SUkqAAgAAAALAAABBAABAAAAAgAAAAEBBAABAAAAAgAAAAIBAwAEAAAAkgAAAAMBAwABAAAAAQAAAAYBAwABAAAAAgAAABEBBAABAAAAmgAAABUBAwAB"
