@@ -121,10 +121,10 @@ def _converted(path: tuple[str, ...], tensor: np.ndarray) -> np.ndarray:
         return tensor
     if tensor.ndim == 4:
         return tensor.transpose(2, 3, 1, 0)
-    if path[-2] in _FLATTENED:
-        outputs, size = tensor.shape[0], _FLATTENED[path[-2]]
-        return tensor.reshape(outputs, -1, size, size).transpose(2, 3, 1, 0).reshape(-1, outputs)
-    return tensor.T
+    (outputs, inputs), size = tensor.shape, _FLATTENED.get(path[-2], 1)
+    if inputs % size**2:
+        return tensor.T  # of another shape; the caller reports it
+    return tensor.reshape(outputs, inputs // size**2, size, size).transpose(2, 3, 1, 0).reshape(inputs, outputs)
 
 
 def torch_tensors(name: str | None, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -14,6 +14,7 @@ from hga_flax.pretrained.torch_names import PEERS, peer_name
 from hga_flax.pretrained.torch_weights import (
     _converted,
     _torch_shape,
+    renamed,
     torch_model,
     torch_tensors,
     variables_from_torch,
@@ -159,6 +160,19 @@ def test_timms_vgg_is_torchvisions_with_convolutions_for_a_head():
         *(jax.tree.leaves(variables_from_torch("vgg11_bn", t, model)) for t in (tensors, timms)), strict=True
     ):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("shape", [(6, 9 * 4), (6, 4, 3, 3), (6, 4)])
+def test_a_vgg_that_flattens_another_map_is_another_shape(shape):
+    path = ("params", "hidden1", "kernel")
+    arrays, others = renamed("vgg11_bn", {"classifier.0.weight": np.zeros(shape, np.float32)}, [path])
+    assert arrays[path].shape == (np.prod(shape[1:]), 6) and not others
+
+
+def test_an_auxiliary_head_that_flattens_another_map_is_another_shape():
+    path = ("params", "auxiliary1", "hidden", "kernel")
+    arrays, _ = renamed("googlenet", {"aux1.fc1.weight": np.zeros((10, 9 * 127), np.float32)}, [path])
+    assert arrays[path].shape == (9 * 127, 10)
 
 
 @pytest.mark.parametrize("name", ["resnet50", "seresnet50", "skresnext50_32x4d", "googlenet"])
