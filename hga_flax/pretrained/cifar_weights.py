@@ -53,25 +53,28 @@ def our_order(arrays: Mapping[Path, np.ndarray]) -> dict[Path, np.ndarray]:
     Args:
         arrays: arrays of a network without parameters in its shortcuts, under our names and with our axes.
     """
-    if ("params", "stem_conv", "kernel") not in arrays:
+    if ("params", "stem_norm", "scale") not in arrays:
         return dict(arrays)  # another network; the caller reports it
-    width = arrays["params", "stem_conv", "kernel"].shape[-1]
-    orders = [np.arange(width)]  # the stem's order, then each stage's; the first stage keeps the stem's
-    for stage in range(3):
-        before, half = orders[-1], width * 2**stage // 4
-        orders.append(
-            np.concatenate([before + half, np.arange(half), np.arange(3 * half, 4 * half)]) if stage else before
-        )
+    width = arrays["params", "stem_norm", "scale"].size
+    orders = [np.arange(width)] * 2  # the stem's order, then each stage's; the first stage keeps the stem's
+    for _ in range(2):
+        before, half = orders[-1], len(orders[-1]) // 2
+        after = np.arange(half + len(before), 2 * len(before))
+        orders.append(np.concatenate([before + half, np.arange(half), after]))
     return {path: _reordered(path, array, orders) for path, array in arrays.items()}
 
 
 def _reordered(path: Path, array: np.ndarray, orders: list[np.ndarray]) -> np.ndarray:
-    if path[1] == "classifier":
-        return array[orders[3]] if path[2] == "kernel" else array
-    match = re.fullmatch(r"stage(\d)_block(\d+)", path[1])
-    if not match:
+    block = re.fullmatch(r"stage(\d)_block(\d+)", path[1])
+    stage = int(block[1]) if block else 3
+    if path[1:] == ("classifier", "kernel"):
+        axis, order = -2, orders[stage]
+    elif block and path[2] == "conv1":
+        axis, order = -2, orders[stage if int(block[2]) > 1 else stage - 1]
+    elif block and path[2] in ("conv2", "norm2"):
+        axis, order = -1, orders[stage]
+    else:
         return array
-    stage = int(match[1])
-    if path[2] == "conv1":
-        return array[:, :, orders[stage if int(match[2]) > 1 else stage - 1]]
-    return array[..., orders[stage]] if path[2] in ("conv2", "norm2") else array
+    if array.ndim < -axis or array.shape[axis] != len(order):
+        return array  # of another shape; the caller reports it
+    return array.take(order, axis)

@@ -101,6 +101,35 @@ def test_a_network_with_other_shortcuts_is_told_the_option(tmp_path):
         w.fit(w.read_weights(str(file), "cifar_resnet14", there), there, "cifar_resnet14")
 
 
+def fitted(tensors, folder):
+    there = small("A")
+    file = torch_writer.save(tensors, folder / "w.th")
+    return w.fit(w.read_weights(str(file), "cifar_resnet14", there), there, "cifar_resnet14")
+
+
+@pytest.mark.parametrize("inputs", [4 * WIDTH - 1, 16 * WIDTH])
+def test_a_head_of_another_width_is_not_cut_to_size(inputs, tmp_path):
+    tensors = state_dict(f"{BOTH_SIDES}resnet{DEPTH}", "A")
+    found = fitted(tensors | {"linear.weight": np.ones((10, inputs), np.float32)}, tmp_path)
+    assert sorted(found.fresh) == sorted(found.unused) == ["classifier/bias", "classifier/kernel"]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "problem"),
+    [
+        ("layer3.1.conv2.weight", (24, 16, 3, 3), r"stage3_block2/conv2/kernel \[3, 3, 16, 24\] instead of"),
+        ("layer2.0.bn2.running_mean", (9,), r"stage2_block1/norm2/mean \[9\] instead of \[8\]"),
+        ("layer2.1.conv1.weight", (8, 6, 3, 3), r"stage2_block2/conv1/kernel \[3, 3, 6, 8\] instead of"),
+        ("layer1.0.conv1.weight", (4,), r"stage1_block1/conv1/kernel \[4\] instead of"),
+        ("conv1.weight", (), r"stem_conv/kernel \[\] instead of"),
+    ],
+)
+def test_other_widths_are_refused(name, shape, problem, tmp_path):
+    tensors = state_dict(f"{BOTH_SIDES}resnet{DEPTH}", "A")
+    with pytest.raises(UserError, match=problem):
+        fitted(tensors | {name: np.ones(shape, np.float32)}, tmp_path)
+
+
 def test_which_networks_have_public_weights():
     assert len(cifar_peers("cifar_resnet110")) == len(cifar_peers("cifar_resnet1202")) == 2
     assert not cifar_peers("cifar_preact_resnet110") and not cifar_peers("cifar_resnet164_bottleneck")
