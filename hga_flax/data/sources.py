@@ -273,13 +273,21 @@ def dataset_info(name: str, directory: str = "") -> DatasetInfo:
 
 def _info_of(builder: Any, name: str) -> DatasetInfo:
     """Returns the `DatasetInfo` of a TFDS builder's data set."""
-    features = builder.info.features
-    if not {"image", "label"} <= set(features) or not hasattr(features["label"], "num_classes"):
-        raise UserError(f"data.name: '{name}' is not an image classification data set (no 'image' and 'label')")
-    names, shape = tuple(features["label"].names or ()), features["image"].shape
-    if not shape or shape[-1] not in CHANNELS:
+    features, kinds = builder.info.features, _tfds().features
+    wrong = f"data.name: '{name}' is not an image classification data set"
+    if not {"image", "label"} <= set(features):
+        raise UserError(f"{wrong} (no 'image' and 'label')")
+    image, label = features["image"], features["label"]
+    if type(label) is not kinds.ClassLabel or not label.num_classes:
+        raise UserError(f"{wrong}: its 'label' is a {type(label).__name__}, not a ClassLabel with a number of classes")
+    # The classes themselves: classes derived from them, such as LabeledImage, hold something else.
+    if image.np_dtype not in {kinds.Image: (np.uint8, np.uint16), kinds.Tensor: (np.uint8,)}.get(type(image), ()):
+        kind = f"a feature {type(image).__name__} of {getattr(image.np_dtype, '__name__', image.np_dtype)}"
+        raise UserError(f"{wrong}: its 'image' is {kind}, not an Image of uint8 or uint16, or a Tensor of uint8")
+    names, shape = tuple(label.names or ()), image.shape
+    if len(shape) != 3 or shape[-1] not in CHANNELS:
         raise UserError(f"data.name: the images of '{name}' are {shape}; only 1 (grey) or 3 (RGB) channels are read")
-    return DatasetInfo(name, int(features["label"].num_classes), int(shape[-1]), names)
+    return DatasetInfo(name, int(label.num_classes), int(shape[-1]), names)
 
 
 def other_data(run: DatasetInfo, there: DatasetInfo, where: str) -> str | None:

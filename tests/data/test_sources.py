@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import sys
 import types
@@ -12,6 +13,7 @@ from hga_flax.data.digits import prepare_digits
 from hga_flax.data.sources import DatasetInfo, SyntheticSource, data_directory, dataset_info, open_source
 from hga_flax.errors import UserError
 
+features = packing.tfds.features
 INFO = DatasetInfo("x", 10, 3, ())
 
 
@@ -75,7 +77,6 @@ class Pixels(packing.tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = packing.tfds.core.Version("1.0.0")
 
     def _info(self):
-        features = packing.tfds.features
         pixels = features.Tensor(shape=(2, 2, 1), dtype=np.uint8)
         named = features.FeaturesDict({"image": pixels, "label": features.ClassLabel(names=["a", "b"])})
         return packing.tfds.core.DatasetInfo(builder=self, features=named)
@@ -196,12 +197,49 @@ def test_a_name_leads_nowhere_else(name, tmp_path):
         dataset_info(name, str(tmp_path))
 
 
-def test_images_of_other_channels_are_refused_by_name(monkeypatch):
-    features = {
-        "image": types.SimpleNamespace(shape=(8, 8, 4)),
-        "label": types.SimpleNamespace(num_classes=2, names=()),
-    }
-    builder = types.SimpleNamespace(info=types.SimpleNamespace(features=features))
+LABEL, IMAGE = features.ClassLabel(num_classes=2), features.Image()
+NO_LABEL = "'x' is not an image classification data set: its 'label' is a {}, not a ClassLabel with a number of classes"
+NO_IMAGE = "'x' is not an image classification data set: its 'image' is a feature {}, not an Image of uint8 or uint16"
+
+
+def info_of(monkeypatch, **named):
+    """The `DatasetInfo` of a TFDS data set with these features."""
+    builder = types.SimpleNamespace(info=types.SimpleNamespace(features=features.FeaturesDict(named)))
     monkeypatch.setattr(sources, "open_builder", lambda name, directory: builder)
-    with pytest.raises(UserError, match=r"'rgba' are \(8, 8, 4\); only 1 \(grey\) or 3 \(RGB\) channels"):
-        dataset_info("rgba")
+    return dataset_info("x")
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "message"),
+    [
+        (features.Image(shape=(8, 8, 4)), LABEL, "'x' are (8, 8, 4); only 1 (grey) or 3 (RGB) channels"),
+        (features.Tensor(shape=(8, 3), dtype=np.uint8), LABEL, "'x' are (8, 3); only 1 (grey) or 3 (RGB) channels"),
+        (features.Tensor(shape=(), dtype=np.uint8), LABEL, "'x' are (); only 1 (grey) or 3 (RGB) channels"),
+        (features.Image(shape=(8, 8, 1), dtype=np.float32), LABEL, NO_IMAGE.format("Image of float32")),
+        (features.Tensor(shape=(8, 8, 1), dtype=np.float32), LABEL, NO_IMAGE.format("Tensor of float32")),
+        (features.Tensor(shape=(8, 8, 1), dtype=np.uint16), LABEL, NO_IMAGE.format("Tensor of uint16")),
+        (features.LabeledImage(labels=3, shape=(8, 8, 1)), LABEL, NO_IMAGE.format("LabeledImage of uint8")),
+        (features.Sequence(IMAGE), LABEL, NO_IMAGE.format("Sequence of uint8")),
+        (IMAGE, features.Sequence(LABEL), NO_LABEL.format("Sequence")),
+        (IMAGE, features.FeaturesDict({"a": LABEL}), NO_LABEL.format("FeaturesDict")),
+        (IMAGE, features.Text(), NO_LABEL.format("Text")),
+        (IMAGE, features.Scalar(np.int64), NO_LABEL.format("Scalar")),
+        (IMAGE, features.ClassLabel(), NO_LABEL.format("ClassLabel")),
+    ],
+)
+def test_what_is_no_image_or_no_class_is_refused_by_name(image, label, message, monkeypatch):
+    with pytest.raises(UserError, match=re.escape(message)):
+        info_of(monkeypatch, image=image, label=label)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        features.Image(shape=(None, None, 1)),
+        features.Image(shape=(8, 8, 1), dtype=np.uint16, encoding_format="png"),
+        features.Tensor(shape=(None, None, 1), dtype=np.uint8),
+    ],
+)
+def test_images_of_8_and_16_bits_and_arrays_of_8_bits_are_images(image, monkeypatch):
+    info = info_of(monkeypatch, image=image, label=LABEL)
+    assert (info.num_classes, info.channels, info.class_names) == (2, 1, ("0", "1"))
