@@ -216,7 +216,8 @@ def make_train_step(
             metrics=state.metrics.merge(metrics),
         )
         if config.training.ema_decay:
-            ema = update_ema(state.ema, after.variables("raw"), config.training.ema_decay, state.step)
+            made = state.step - state.skipped  # the schedule and the optimizer count no skipped steps either
+            ema = update_ema(state.ema, after.variables("raw"), config.training.ema_decay, made)
             after = dataclasses.replace(after, ema=ema)
         if config.training.skip_nonfinite:
             finite = jnp.isfinite(mean_loss) & jnp.isfinite(norm)

@@ -64,12 +64,12 @@ def test_the_error_says_what_is_kept_and_how_to_look(monkeypatch):
 
 
 def naive_steps(c, batches, clip, skips):
-    """The same training written with a loop over plain arrays: (params, batch_stats, momentum, norms, skipped)."""
+    """The same training as a loop over plain arrays: (params, batch_stats, momentum, average, norms, skipped)."""
     model = build_model(c, 10)
     _, state, _ = tiny.build(c, tiny.mesh())
     params, stats = state.params, state.batch_stats
     velocity = jax.tree.map(jnp.zeros_like, params)
-    norms, skipped = [], 0
+    average, norms, skipped = (params, stats), [], 0
 
     @jax.jit
     def gradient(params, stats, images, labels):
@@ -89,12 +89,14 @@ def naive_steps(c, batches, clip, skips):
         if skips and not np.isfinite(norm):
             skipped += 1
             continue
+        keep = min(c.training.ema_decay, (1 + len(norms)) / (10 + len(norms)))
         norms.append(norm)
         scale = min(1.0, clip / norm) if clip else 1.0
         velocity = jax.tree.map(lambda v, g, w, s=scale: 0.9 * v + (s * g + 1e-4 * w), velocity, grads, params)
         params = jax.tree.map(lambda w, v: w - 0.05 * v, params, velocity)
         stats = new_stats
-    return params, stats, velocity, norms, skipped
+        average = jax.tree.map(lambda a, w, d=keep: d * a + (1 - d) * w, average, (params, stats))
+    return params, stats, velocity, average, norms, skipped
 
 
 def close(ours, expected):
@@ -106,13 +108,17 @@ def close(ours, expected):
 def test_skipped_steps_and_clipping_against_a_naive_loop(clip):
     """The second of four batches holds an image of NaNs; without it the same three steps are made."""
     c = tiny.config(
-        data__augmentation="none", data__crop_padding=0, training__skip_nonfinite=3, optimizer__clip_norm=clip
+        data__augmentation="none",
+        data__crop_padding=0,
+        training__skip_nonfinite=3,
+        training__ema_decay=0.9,
+        optimizer__clip_norm=clip,
     )
     batches = [
         tiny.batch(seed=seed) | {"image": tiny.batch(seed=seed)["image"].astype(np.float32)} for seed in range(4)
     ]
     batches[1]["image"][3] = np.nan
-    params, stats, velocity, norms, skipped = naive_steps(c, batches, clip, skips=True)
+    params, stats, velocity, average, norms, skipped = naive_steps(c, batches, clip, skips=True)
     _, state, step = tiny.build(c, tiny.mesh(2))
     reports = []
     for placed in to_devices(iter(batches), tiny.mesh(2)):
@@ -121,6 +127,7 @@ def test_skipped_steps_and_clipping_against_a_naive_loop(clip):
     close(state.params, params)
     close(state.batch_stats, stats)
     close(state.opt_state[2][0].trace, velocity)
+    close((state.ema["params"], state.ema["batch_stats"]), average)
     assert (int(state.skipped), int(state.step)) == (skipped, 4) == (1, 4)
     assert int(state.metrics.loss.count) == 3 * 16  # the window's mean is that of the steps that were made
     assert np.isfinite([float(state.metrics.compute()[n]) for n in ("loss", "gradient_norm")]).all()
