@@ -48,7 +48,8 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 def central_crop(image: np.ndarray, size: int, fraction: float) -> np.ndarray:
     """Resizes the short side to `size / fraction` and crops the centre: uint8 `[size, size, C]`.
 
-    Shrinking is antialiased bilinear, equal to Pillow's and torchvision's up to a fraction of a grey level.
+    Shrinking imitates the antialiased bilinear filter of Pillow and torchvision. On photographs, the difference is 0.4
+    to 1.3 grey levels in the mean, and up to 22 in single pixels.
     """
     scale = round(size / fraction) / min(image.shape[:2])
     height, width = (max(size, round(side * scale)) for side in image.shape[:2])
