@@ -32,8 +32,9 @@ def read_image(file: str, how: dict) -> np.ndarray:
         if np.prod(sides) > 50_000_000:  # a strip of 6000 x 1 pixels would take a gigabyte
             raise ValueError("it is too long and narrow")
         image = resize(image, *sides)
-        if scale < 1:  # area averaging is one half of an antialiased bilinear filter, these taps are the other
-            taps = np.array([1 / 24, 22 / 24, 1 / 24])
+        if scale < 1:  # area averaging followed by these taps is like an antialiased bilinear filter
+            share = (1 - scale**2) / 14
+            taps = np.array([share, 1 - 2 * share, share])
             image = cv2.sepFilter2D(image, -1, taps, taps, borderType=cv2.BORDER_REPLICATE)
         top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
         image = image[top : top + height, left : left + width]
