@@ -166,7 +166,16 @@ class Checkpoints:
         with self._reading(path):
             if damage := find_damage(path, step, "run"):
                 raise UnreadableCheckpoint(f"checkpoint {path} cannot be read: {damage}")
-            return self._reader.restore(path, args=ocp.args.Composite(run=ocp.args.JsonRestore())).run
+            return self._run_item(path)
+
+    def _run_item(self, path: pathlib.Path) -> dict[str, Any]:
+        item = self._reader.restore(path, args=ocp.args.Composite(run=ocp.args.JsonRestore())).run
+        if not isinstance(item, dict) or not {"run", "evaluation"} <= item.keys():
+            what = "it has no progress and evaluation where this version writes them"
+            raise UnreadableCheckpoint(
+                f"checkpoint {path} cannot be read: {what}; read it with the version that wrote it"
+            )
+        return item
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """Returns (state, run) of a step, with the state placed on devices like the tree `like`.
@@ -186,13 +195,13 @@ class Checkpoints:
     def _restore(self, path: pathlib.Path, like: Any) -> tuple[Any, dict[str, Any]]:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         with self._reading(path):
+            run = self._run_item(path)["run"]
             self._check_structure(path, abstract)
             item = saved_state.placed(self._saved(path), abstract)
             arguments = ocp.args.PyTreeRestore(item, ocp.checkpoint_utils.construct_restore_args(item))
             with self._checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
                 restored = reader.restore(path / "state", args=arguments)
-            run = self._reader.restore(path, args=ocp.args.Composite(run=ocp.args.JsonRestore())).run
-            return saved_state.filled(abstract, restored), run["run"]
+            return saved_state.filled(abstract, restored), run
 
     def _saved(self, path: pathlib.Path) -> Any:
         """Returns the tree of array metadata in a checkpoint."""

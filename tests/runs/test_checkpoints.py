@@ -1,6 +1,7 @@
 import contextlib
 import errno
 import functools
+import json
 import os
 import pathlib
 import shutil
@@ -18,7 +19,7 @@ from hga_flax.errors import Interrupted, UserError
 from hga_flax.runs import checkpoints as module
 from hga_flax.runs import sharing
 from hga_flax.runs.checkpoints import Checkpoints
-from hga_flax.runs.manifest import write_manifest
+from hga_flax.runs.manifest import UnreadableCheckpoint, write_manifest
 from hga_flax.training.optimizer import create_optimizer
 from hga_flax.training.state import abstract_state, make_init
 from tests.runs.damage import DAMAGE
@@ -141,6 +142,22 @@ def test_damage_that_only_orbax_notices_is_passed_over_too(tmp_path):
     assert checkpoints.restore_latest(small(0))[0] == 1
     assert "checkpoints/2 cannot be read: " in said[0] and "damaged/2" in said[1]
     checkpoints.close()
+
+
+@pytest.mark.parametrize("item", [{"examples_seen": 7, "best": None}, {"run": {}}, []])
+def test_the_layout_of_a_version_without_manifests_is_damage(tmp_path, item):
+    """It stored the evaluation in an item of its own."""
+    with contextlib.closing(Checkpoints(tmp_path)) as first:
+        first.save(1, small(1), {}, metrics(5.0))
+    folder, said = tmp_path / "checkpoints" / "1", []
+    (folder / "run" / "metadata").write_text(json.dumps(item))
+    write_manifest(folder, 1)
+    with contextlib.closing(Checkpoints(tmp_path, read_only=True, warn=said.append)) as again:
+        other_network = {"c": jnp.zeros(1)}
+        for read in (again.progress, lambda step: again.restore(step, other_network)):
+            with pytest.raises(UnreadableCheckpoint, match=r"no progress and evaluation.*the version that wrote it$"):
+                read(1)
+        assert again.best_step() is None and "; its evaluation is not known" in said[0]
 
 
 @pytest.mark.parametrize(
