@@ -80,26 +80,46 @@ def _member(archive: zipfile.ZipFile, name: str, length: int) -> Callable[[], by
     return read
 
 
-def _read_safetensors(file: BinaryIO) -> dict[str, Tensor]:
+def _read_header(file: BinaryIO) -> tuple[dict[str, Any], int, int]:
+    """Returns the header of a safetensors file, and the bytes at which the data begin and end."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
     if length > size - 8:
         raise ValueError("the file is cut short: its header does not end")
-    header = json.loads(file.read(length))
+    try:
+        return dict(json.loads(file.read(length))), 8 + length, size
+    except (ValueError, TypeError, RecursionError):
+        raise ValueError(f"{_CUT} (its header is not JSON)") from None
+
+
+def _place(name: str, entry: Any) -> tuple[str, list[int], int, int]:
+    """Returns a tensor's dtype, shape, first byte and the one after its last, from a safetensors header."""
+    try:
+        dtype, shape, (start, stop) = entry["dtype"], list(entry["shape"]), entry["data_offsets"]
+        if not isinstance(dtype, str) or any(type(number) is not int for number in (start, stop, *shape)):
+            raise TypeError
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{_CUT} (its header does not say where tensor {name!r} is)") from None
+    return dtype, shape, start, stop
+
+
+def _read_safetensors(file: BinaryIO) -> dict[str, Tensor]:
+    header, data, size = _read_header(file)
     tensors = {}
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        dtype, shape, (start, stop) = _SAFETENSORS.get(entry["dtype"]), entry["shape"], entry["data_offsets"]
+        kind, shape, start, stop = _place(name, entry)
+        dtype = _SAFETENSORS.get(kind)
         if dtype is None:
-            raise ValueError(f"tensor '{name}' has dtype {entry['dtype']}, which is not supported")
+            raise ValueError(f"tensor '{name}' has dtype {kind}, which is not supported")
         count = math.prod(shape)
         if min([start, *shape]) < 0 or stop - start != count * dtype.itemsize:
             raise ValueError(f"tensor '{name}' does not fit its place in the file")
-        if 8 + length + stop > size:
+        if data + stop > size:
             raise ValueError(f"the file is cut short: tensor '{name}' ends after it")
-        storage = Storage(dtype, count, part(file, 8 + length + start, stop - start))
+        storage = Storage(dtype, count, part(file, data + start, stop - start))
         tensors[name] = Tensor(storage, 0, tuple(shape), contiguous(shape))
     return tensors
 
@@ -113,8 +133,7 @@ def read_metadata(path: pathlib.Path) -> dict[str, str]:
     with _named(path), path.open("rb") as file:
         if weights_layout(path) != "safetensors":
             return {}
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        metadata = header.get("__metadata__") if isinstance(header, dict) else None
+        metadata = _read_header(file)[0].get("__metadata__")
         return {str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hga_flax.errors import UserError
-from hga_flax.pretrained.torch_files import read_torch_file
+from hga_flax.pretrained.torch_files import read_metadata, read_torch_file
 
 FILES = pathlib.Path(__file__).parent.parent / "golden" / "torch"
 BASE = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -150,3 +150,36 @@ def test_safetensors_entries_must_fit_the_file(tmp_path, entry):
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     with pytest.raises(UserError, match="cannot read weights"):
         read_torch_file(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"w": [1]}',
+        '{"w": {"dtype": "F32"}}',
+        '{"w": {"dtype": "F32", "shape": null, "data_offsets": [0, 8]}}',
+        '{"w": {"dtype": "F32", "shape": ["2"], "data_offsets": [0, 8]}}',
+        '{"w": {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]}}',
+        '{"w": {"dtype": "F32", "shape": [2], "data_offsets": [0]}}',
+        '{"w": {"dtype": "F32", "shape": [2], "data_offsets": [0.0, 8.0]}}',
+    ],
+)
+def test_a_safetensors_header_of_another_form_is_said_to_be_damaged(tmp_path, text):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text.encode() + bytes(8))
+    message = r"cut short or damaged; fetch it again \(its header does not say where tensor 'w' is\)$"
+    with pytest.raises(UserError, match=message):
+        read_torch_file(path)
+
+
+@pytest.mark.parametrize("header", [b'{"w":', b'{"\xff": 1}', b"{}}", b'{"w":' + b"[" * 100_000])
+def test_a_safetensors_header_that_is_not_json_is_said_to_be_damaged(tmp_path, header):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    for read in (read_torch_file, read_metadata):
+        with pytest.raises(UserError, match=r"cut short or damaged; fetch it again \(its header is not JSON\)$"):
+            read(path)
+    path.write_bytes(b"\xff\xff\0\0\0\0\0\0" + header)
+    if len(header) < 0xFFFF:
+        with pytest.raises(UserError, match="its header does not end"):
+            read_metadata(path)
