@@ -36,6 +36,8 @@ def decode(image: bytes | np.ndarray, channels: int, reduction: int = 1) -> np.n
     """
     if isinstance(image, np.ndarray):
         return image
+    if channels not in DECODE_FLAGS:
+        raise BadImage(f"the network takes {channels} channels, and image files are read with 1 or 3; give arrays")
     if not image:
         raise BadImage("the file is empty or cannot be read")
     size = claimed_size(image)

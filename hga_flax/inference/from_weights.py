@@ -131,6 +131,7 @@ def restore_weights(
     devices = create_mesh().devices.size
     if batch_size is not None and batch_size < 1:
         raise ConfigError(f"--batch-size={batch_size}: must be at least 1")
+    _check_normalisation(config, source, channels)
     size = batch_size or config.evaluation.batch_size or min(config.training.batch_size, 256)
     config.evaluation.batch_size = -(-size // devices) * devices
     _check_given(config, given)
@@ -276,6 +277,19 @@ def _shapes(source: Source, config: ConfigDict) -> tuple[int, int]:
             f"train.py --config.init.weights=FILE"
         )
     return head.shape[-1], stem.shape[2] if stem is not None else 3
+
+
+def _check_normalisation(config: ConfigDict, source: Source, channels: int) -> None:
+    """Raises a UserError if the mean or standard deviation is for another number of channels than the weights'."""
+    wrong = [f"data.{key}={config.data[key]}" for key in ("mean", "std") if len(config.data[key]) not in (1, channels)]
+    if wrong:
+        count, numbers = (
+            (f"{channels} channels", f"one number or {channels}") if channels > 1 else ("1 channel", "one number")
+        )
+        raise UserError(
+            f"{KEY}={source.origin}: the weights take images with {count}, unlike {' and '.join(wrong)}; "
+            f"give those that they were trained with, {numbers} each: --config.data.mean=... --config.data.std=..."
+        )
 
 
 def _dataset(

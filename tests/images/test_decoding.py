@@ -17,6 +17,8 @@ def test_decode_gives_rgb_and_grey():
     assert decode(png, 1).shape == (60, 90, 1)
     with pytest.raises(ValueError, match="cannot be decoded"):
         decode(b"no image", 3)
+    with pytest.raises(BadImage, match="the network takes 4 channels, and image files are read with 1 or 3; give arr"):
+        decode(png, 4)
 
 
 def test_a_jpeg_that_is_cut_anywhere_in_its_data_is_noticed():

@@ -132,6 +132,20 @@ def test_what_cannot_be_used_is_one_line(model, options, message, tmp_path):
         restore_weights(cifar_file(tmp_path, classes=7), model, **options)
 
 
+@pytest.mark.parametrize(("channels", "count"), [(1, "1 channel"), (4, "4 channels")])
+def test_weights_of_other_channels_ask_for_their_normalisation(channels, count, tmp_path):
+    there = places("resnet50", channels=channels, classes=7, stage_sizes=(1,), features=2)
+    file = str(torch_writer.save(resnet(there), tmp_path / "w.pth"))
+    with pytest.raises(
+        UserError, match=rf"w\.pth.* take images with {count}, unlike data.mean=.* and data.std=.*std=\.\.\.$"
+    ):
+        restore_weights(file, "resnet50", overrides=[SMALL])
+    with pytest.raises(UserError, match=r"channels?, unlike data\.std=\(0\.229, 0\.224, 0\.225\); give"):
+        restore_weights(file, "resnet50", overrides=[SMALL, "--config.data.mean=0.5"])
+    given = [SMALL, "--config.data.mean=0.5", "--config.data.std=0.25"]
+    assert restore_weights(file, "resnet50", overrides=given).experiment.image_shape == (224, 224, channels)
+
+
 def test_an_attention_of_the_file_is_not_left_out_in_silence(tmp_path):
     there = places("resnet50", attention="se", channels=3, classes=7, stage_sizes=(1,), features=16)
     from hga_flax.pretrained.torch_weights import _torch_shape, peer_name
