@@ -24,6 +24,7 @@ from hga_flax.attention.platforms import by_platform, on_gpus
 from hga_flax.attention.shift_pool import cell_edges, pooled_convolutions, stack_kernels
 
 FORMS = ("auto", "conv", "shift")
+PRESET = " (a preset may have set one of them)"
 MOST_HIDDEN = 32  # most hidden units for the single-operator form, whose cost on GPUs grows with their number
 ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu, "tanh": nn.tanh}
 
@@ -386,12 +387,13 @@ class HGA(nn.Module):
         if self.restore not in ("gate", "features"):
             raise ValueError(f"restore={self.restore!r} is not 'gate' or 'features'")
         if self.restore == "features" and self.restore_norm:
-            raise ValueError("restore_norm needs the restored vector of restore='gate'; restore='features' has none")
+            raise ValueError(f"restore='features' has no vector for restore_norm=True{PRESET}; set restore_norm=False")
         for option in ("group_size", "reduction"):
             if getattr(self, option) < 1:
                 raise ValueError(f"{option}={getattr(self, option)} is not positive")
         if self.groups is not None and self.group_size != 1:
-            raise ValueError("give groups or group_size, not both")
+            given = f"groups={self.groups} and group_size={self.group_size}"
+            raise ValueError(f"{given} contradict each other{PRESET}; set group_size=1, or leave out groups")
         if not self.bins or min(self.bins) < 1:
             raise ValueError(f"bins={tuple(self.bins)}: every grid needs at least one cell")
         if self.reduced_channels is not None and self.reduced_channels < 1:

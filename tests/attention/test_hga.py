@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hga_flax.attention import HGA
+from hga_flax.attention import HGA, create_attention
 from tests import goldens
 from tests.attention import naive
 
@@ -179,10 +179,10 @@ def test_bfloat16_stays_near_float32():
         ({"groups": 3}, "does not divide"),
         ({"group_size": 3}, "does not divide"),
         ({"group_size": 0}, "not positive"),
-        ({"groups": 4, "group_size": 2}, "not both"),
+        ({"groups": 4, "group_size": 2}, r"groups=4 and group_size=2 contradict each other.*preset.*set group_size=1"),
         ({"excitation": "both"}, "'shared' or 'concat'"),
         ({"restore": "map"}, "'gate' or 'features'"),
-        ({"restore": "features", "restore_norm": True}, "restore_norm"),
+        ({"restore": "features", "restore_norm": True}, r"restore_norm=True.*preset.*set restore_norm=False"),
         ({"form": "fast"}, "choose from: auto"),
         ({"form": "shift", "mfe_act": "relu"}, "linear MFE"),
         ({"mfe_act": "wave"}, "choose from: relu"),
@@ -194,6 +194,20 @@ def test_bfloat16_stays_near_float32():
 def test_bad_options_are_refused(options, message, train):
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda: HGA(16, **options).init(jax.random.key(0), jnp.zeros((1, 8, 8, 16)), train))
+
+
+@pytest.mark.parametrize(
+    ("option", "remedy"), [({"groups": 8}, {"group_size": 1}), ({"restore": "features"}, {"restore_norm": False})]
+)
+def test_an_option_that_contradicts_a_presets_names_the_remedy(option, remedy):
+    def build(**options):
+        attention = create_attention("hga_table2", 16, **options)
+        return jax.eval_shape(lambda: attention.init(jax.random.key(0), jnp.zeros((1, 8, 8, 16))))
+
+    ((name, value),) = remedy.items()
+    with pytest.raises(ValueError, match=rf"a preset may have set one of them\); set {name}={value}"):
+        build(**option)
+    build(**option, **remedy)
 
 
 def test_the_wrong_number_of_channels_is_refused():
