@@ -161,6 +161,8 @@ def run_main(main: Callable[[], int | None]) -> None:
         code = code or _unwritable(error)
     drop_unread_output()  # Python flushes at exit and would report a broken pipe there
     if _must_not_wait():
+        if processes := sys.modules.get("multiprocessing.util"):
+            processes._run_finalizers(0)  # as when Python exits: gives semaphores and shared memory back
         os._exit(code)
     sys.exit(code)
 

@@ -197,6 +197,24 @@ run_main(main)
     assert done.stderr.splitlines()[-1:] == last
 
 
+def test_a_command_that_does_not_wait_leaves_no_semaphores():
+    """Python would name them after the command's last line."""
+    code = """
+import multiprocessing, time
+from concurrent.futures import ThreadPoolExecutor
+from hga_flax.errors import NOT_AWAITED, UserError, run_main
+
+def main():
+    main.event = multiprocessing.get_context("spawn").Event()
+    ThreadPoolExecutor(1, NOT_AWAITED).submit(time.sleep, 100)
+    raise UserError("no")
+
+run_main(main)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stderr) == (1, "error: no\n")
+
+
 def test_too_little_memory_is_one_line_that_says_what_to_make_smaller(capsys):
     for command, reason in (
         (lambda: jnp.zeros(1 << 60, jnp.uint8), "Out of memory allocating 1,152,921,504.6 GB"),  # by XLA

@@ -203,12 +203,11 @@ def _undisturbed(dataset: grain.IterDataset) -> Iterator[Batch]:
     """
     resource_tracker.ensure_running()  # if started later, it would unblock the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-    try:
-        batches = iter(dataset)
-        batch = next(batches, None)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    with contextlib.closing(batches):
+    with contextlib.closing(iter(dataset)) as batches:  # also if the first batch is an error: closing frees the memory
+        try:
+            batch = next(batches, None)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         while batch is not None:
             # Copied, because the batch is in memory shared with the workers, which leaks if JAX keeps it to the end.
             yield {name: np.array(value) for name, value in batch.items()}
