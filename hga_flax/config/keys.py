@@ -56,6 +56,7 @@ WARMUP: Effect = (
 )
 SGD: Effect = (lambda c: c.optimizer.name == "sgd", "only optimizer.name='sgd' has momentum; the others have b1 and b2")
 ADAM: Effect = (lambda c: c.optimizer.name != "sgd", "only optimizer.name='adamw' and 'lamb' use it")
+REAL: Effect = (lambda c: not c.data.fake, "data.fake=true makes synthetic images")
 
 
 def augments(key: str, verb: str) -> Effect:
@@ -93,9 +94,9 @@ KEYS = {
     "data.name": Key(TEXT),
     "data.dir": Key(TEXT),
     "data.fake": Key(SWITCH),
-    "data.fake_examples": Key(whole(1)),
-    "data.train_split": Key(TEXT),
-    "data.eval_split": Key(TEXT),
+    "data.fake_examples": Key(whole(1), effect=(lambda c: c.data.fake, "only data.fake=true has synthetic images")),
+    "data.train_split": Key(TEXT, effect=REAL),
+    "data.eval_split": Key(TEXT, effect=REAL),
     "data.image_size": Key(whole(1, 8192)),
     "data.mean": Key(
         Rule(float, 0, 1, many=True),
@@ -145,7 +146,7 @@ KEYS = {
             "images are kept in memory only with data.augmentation='small' or 'none' and data.num_workers=0",
         ),
     ),
-    "data.max_bad_images": Key(whole(0, 10**6), before=100),
+    "data.max_bad_images": Key(whole(0, 10**6), before=100, effect=REAL),
     "training.epochs": Key(
         number(0, 10**6, above=True),
         effect=(lambda c: not c.training.steps, "training.steps takes precedence; set training.steps to 0"),
