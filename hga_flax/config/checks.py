@@ -70,6 +70,10 @@ def check_keys(config: ConfigDict) -> None:
 
 
 def _check_value(key: str, rule: Rule, value: Any) -> None:
+    entries = value if isinstance(value, tuple | list) else (value,)
+    if rule.kind is float and any(_is(float, entry) and 0 < abs(entry) < SMALLEST for entry in entries):
+        zero = "" if rule.above else "0 or "
+        raise ConfigError(f"{key}={value}: is too small, the devices take it for 0; give {zero}at least {SMALLEST:.2g}")
     if rule.many:
         right = isinstance(value, tuple | list) and all(_is_entry(rule, v) for v in value)
         if not right or (not value and not rule.empty):
@@ -98,7 +102,6 @@ def _is(kind: type, value: Any) -> bool:
 
 
 def _inside(rule: Rule, value: float) -> bool:
-    value = 0 if abs(value) < SMALLEST else value
     return (rule.low < value or (value == rule.low and not rule.above)) and value <= min(rule.high, LARGEST)
 
 

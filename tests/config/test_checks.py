@@ -75,8 +75,17 @@ def changed(**values):
         ({"optimizer__learning_rate": True}, "optimizer.learning_rate=True: must be a number"),
         (
             {"optimizer__learning_rate": 1e-50},
-            "optimizer.learning_rate=1e-50: must be above 0 and finite",
-        ),  # 0 in float32
+            "optimizer.learning_rate=1e-50: is too small, the devices take it for 0; give at least 1.2e-38",
+        ),
+        (
+            {"data__mixup": 1.1e-38},
+            "data.mixup=1.1e-38: is too small, the devices take it for 0; give 0 or at least 1.2e-38",
+        ),
+        (
+            {"data__mean": (0.5, 1e-50)},
+            "data.mean=(0.5, 1e-50): is too small, the devices take it for 0; give 0 or at least 1.2e-38",
+        ),
+        ({"model__name": 1e-50}, "model.name=1e-50: must be a string"),
         ({"optimizer__learning_rate": 10**400}, f"optimizer.learning_rate={10**400}: must be above 0 and finite"),
         ({"model__name": 50}, "model.name=50: must be a string"),
         ({"data__dir": "a\0b"}, "data.dir='a\\x00b': must be a string without line breaks or control characters"),
