@@ -76,7 +76,7 @@ def get_config() -> ConfigDict:
     config.optimizer.b2 = 0.999  # "adamw", "lamb": decay rate of the squared gradient's mean
     config.optimizer.eps = 1e-8  # "adamw", "lamb": added to the root of the squared gradient's mean
     config.optimizer.weight_decay = 1e-4  # "sgd": added to the gradient (L2 regularisation); others: decoupled
-    config.optimizer.decay_norm_and_bias = True  # also decay 1-d parameters, as the paper's baselines do
+    config.optimizer.decay_norm_and_bias = True  # also decay (and "lamb": scale) 1-d parameters, as the baselines do
     config.optimizer.clip_norm = 0.0  # scale the gradient down to at most this norm; 0: never
 
     config.optimizer.freeze = ()  # path patterns of the parameters to freeze, e.g. ("stem*", "stage[12]*")

@@ -183,7 +183,7 @@ KEYS = {
     "optimizer.decay_norm_and_bias": Key(
         SWITCH,
         effect=(
-            lambda c: c.optimizer.weight_decay,
+            lambda c: c.optimizer.weight_decay or c.optimizer.name == "lamb",  # whose scaling leaves them out too
             "there is no weight decay; set optimizer.weight_decay too",
         ),
     ),

@@ -102,7 +102,8 @@ def create_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Grad
     "sgd": SGD with momentum; weight decay is added to the gradient before the momentum, as in the baselines' code.
     "adamw": Loshchilov and Hutter, https://arxiv.org/abs/1711.05101; the decay is scaled only by the learning rate.
     "lamb": You et al., https://arxiv.org/abs/1904.00962, algorithm 2: AdamW's update, scaled per array by the
-    ratio of the array's norm to the update's. Arrays without weight decay are not scaled, as in the authors' code.
+    ratio of the array's norm to the update's. With decay_norm_and_bias=False, norms and biases are neither decayed
+    nor scaled, as in the authors' code; with True they are scaled, even if there is no weight decay.
 
     The state's structure depends only on `optimizer.name`, so every other key may change when a run is resumed.
     Therefore SGD keeps a momentum buffer even if the momentum is 0, and frozen parameters have one too.

@@ -156,6 +156,12 @@ def test_a_list_is_as_good_as_a_tuple():
         ("optimizer.eps=0.1", [], ["optimizer.name=lamb"]),
         ("schedule.end_learning_rate=0.01", ["schedule.name=constant"], []),
         ("optimizer.decay_norm_and_bias=false", ["optimizer.weight_decay=0"], []),
+        (
+            "optimizer.decay_norm_and_bias=false",
+            ["optimizer.weight_decay=0", "optimizer.name=adamw"],
+            ["optimizer.weight_decay=0", "optimizer.name=lamb"],
+        ),
+        ("data.fake_examples=64", [], ["data.fake=true"]),
         ("schedule.decay_every_epochs=3", [], ["schedule.name=step"]),
         ("schedule.decay_factor=0.2", [], ["schedule.name=step"]),
         ("schedule.warmup_shape=linear", [], ["schedule.warmup_steps=3"]),
