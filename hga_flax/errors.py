@@ -195,7 +195,7 @@ def _run(main: Callable[[], int | None]) -> int:
     except Interrupted as stopped:
         return _said(one_line(stopped), stopped.code)
     except KeyboardInterrupt:
-        return _said("interrupted; the same command resumes from the last checkpoint", 130)
+        return _said("interrupted", 130)
     except SystemExit as stopped:  # argparse, after --help
         code = stopped.code or 0
         return code if isinstance(code, int) else _said(code, 1)

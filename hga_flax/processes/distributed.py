@@ -13,22 +13,28 @@ import collections
 import contextlib
 import glob
 import importlib.util
+import json
 import math
 import os
 import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from hga_flax.config.checks import check_keys
+from hga_flax.config.checks import check_keys, config_keys, get_key
+from hga_flax.config.command_line import imported_modules
 from hga_flax.errors import Interrupted, UserError, leave, one_line
+from hga_flax.version import __version__
 
 FLAGS = ("coordinator", "num_processes", "process_id")
+# What may differ between the processes of a run: flags that are compared as what they lead to, and paths of a machine.
+OWN_FLAGS = (*FLAGS, "config", "overrides", "workdir", "data_dir")
+OWN_KEYS = ("data.dir", "data.num_threads", "data.num_workers", "data.cache_mb", "training.compilation_cache")
 START_TIMEOUT_SECONDS = 300  # for all processes to connect
 BARRIER_TIMEOUT_SECONDS = 3600  # includes work; JAX's heartbeats detect a lost process earlier
 LAST_SECONDS = 2.0  # see `together`
@@ -37,6 +43,7 @@ LOST = re.compile(
     r"[A-Z_]+: .*(gloo|nccl|coordination ?service|heartbeat|barrier|connection (closed|reset|refused))",
     re.IGNORECASE | re.DOTALL,
 )
+ALIKE = "alike"
 _barriers: collections.Counter[str] = collections.Counter()  # JAX needs a new name each time
 
 
@@ -85,7 +92,8 @@ def start(arguments: argparse.Namespace, config: ConfigDict) -> None:
         config: a complete configuration; `training.lost_process_seconds` is JAX's heartbeat timeout.
 
     Raises:
-        UserError: the configuration is invalid, flags are missing or invalid, or the processes cannot connect.
+        UserError: the configuration is invalid, flags are missing or invalid, the processes cannot connect, or they
+            were started with different commands or versions.
     """
     given = {flag: value for flag in FLAGS if (value := getattr(arguments, flag)) is not None}
     by = "flags" if given else launcher()
@@ -112,6 +120,43 @@ def start(arguments: argparse.Namespace, config: ConfigDict) -> None:
     except (ValueError, RuntimeError, OSError) as error:
         hint = "" if by == "flags" else "; or give --coordinator, --num-processes and --process-id"
         raise UserError(f"the processes ({where}) cannot be connected: {one_line(error)[:300]}{hint}") from None
+    flags = {_spelled(flag): value for flag, value in vars(arguments).items() if flag not in OWN_FLAGS}
+    keys = {f"--config.{key}": get_key(config, key) for key in config_keys(config) if key not in OWN_KEYS}
+    check_alike(flags | keys | {"--import": imported_modules(), "jax": jax.__version__, "hga_flax": __version__})
+
+
+def check_alike(facts: Mapping[str, Any]) -> None:
+    """Compares the processes of a run; every process must call it at the same place.
+
+    Without it, processes with other learning rates, seeds or data train together, and each has other weights.
+
+    Args:
+        facts: what has to be the same in all processes, by name.
+
+    Raises:
+        UserError: a process has another value; all processes raise the same error.
+    """
+    state = _global_state()
+    if state.client is None or (state.num_processes or 1) == 1:
+        return
+    _barriers["alike"] += 1
+    place, wait = f"hga_flax/alike/{_barriers['alike']}", START_TIMEOUT_SECONDS * 1000
+    read = lambda name: state.client.blocking_key_value_get(f"{place}/{name}", wait)
+    write = lambda name, text: state.client.key_value_set(f"{place}/{name}", text)
+    own = {name: str(value) for name, value in facts.items()}
+    if state.process_id == 0:
+        write("facts", json.dumps(own))
+    first = json.loads(read("facts"))
+    other = next((name for name in {**first, **own} if first.get(name) != own.get(name)), None)
+    found = f"{other} is {own.get(other)} in process {state.process_id}, and {first.get(other)} in process 0"
+    write(f"found/{state.process_id}", ALIKE if other is None else found)
+    if state.process_id == 0:
+        all_found = [read(f"found/{process}") for process in range(state.num_processes)]
+        write("verdict", next((found for found in all_found if found != ALIKE), ALIKE))
+    if (verdict := read("verdict")) != ALIKE:
+        if state.process_id == 0:
+            time.sleep(LAST_SECONDS)  # as in `together`
+        raise UserError(f"the processes of a run need the same command, data and versions: {verdict}")
 
 
 @contextlib.contextmanager

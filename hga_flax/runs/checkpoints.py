@@ -29,7 +29,7 @@ from hga_flax.runs.progress import Progress
 from hga_flax.runs.ranking import Evaluations, LatestAndBest
 from hga_flax.runs.sharing import sharing
 from hga_flax.runs.uploader import Uploader
-from hga_flax.runs.workdir import entries, free_name, newest_complete, write_newest_complete
+from hga_flax.runs.workdir import check_name, entries, free_name, newest_complete, write_newest_complete
 
 Warn = Callable[[str], None]
 TEMPORARY = ".orbax-checkpoint-tmp"  # part of the name of an incomplete checkpoint
@@ -66,6 +66,8 @@ class Checkpoints:
         self._changes = list(changes)
         self._manager: ocp.CheckpointManager | None = None
         self._writing: int | None = None
+        if not read_only:
+            check_name(self._directory)
         self._failed = False  # the last checkpoint could not be written
         self._sharing, self._uploader = sharing(self._workdir), uploader
         self._reader = self._checkpointer(ocp.CompositeCheckpointHandler(handler_registry=_handlers()))
@@ -125,7 +127,10 @@ class Checkpoints:
         """Writes the manifest; Orbax calls this on process 0 once all items are complete, before the final rename."""
         step = self._writing
         temporary = sorted(self._directory.glob(f"{step}{TEMPORARY}*"))
-        write_manifest(temporary[0] if temporary else self._directory / str(step), step)
+        folder = temporary[0] if temporary else self._directory / str(step)
+        if not (folder / "state" / "manifest.ocdbt").exists():  # Orbax only warns
+            raise OSError("Orbax has not joined the arrays of its processes")
+        write_manifest(folder, step)
 
     def _supersede(self, step: int) -> None:
         if jax.process_index() == 0:

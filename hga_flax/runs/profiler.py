@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from hga_flax.errors import one_line
+
 
 class Profiler:
     """Traces consecutive steps of a session into `folder/plugins/profile`.
@@ -21,7 +23,7 @@ class Profiler:
     def __init__(self, folder: pathlib.Path, first: int, count: int, log: Callable[[str], None]):
         self._folder, self._log = folder, log
         self._steps = range(first, first + count) if first else range(0)
-        self._tracing = False
+        self._tracing = self._done = False
 
     @contextlib.contextmanager
     def step(self, number: int) -> Iterator[None]:
@@ -29,9 +31,10 @@ class Profiler:
         if number not in self._steps:
             yield
             return
-        if not self._tracing:
-            jax.profiler.start_trace(str(self._folder))
-            self._tracing = True
+        if not self._tracing and not self._done:
+            with self._reported():
+                jax.profiler.start_trace(str(self._folder))
+                self._tracing = True
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
             yield
 
@@ -42,8 +45,23 @@ class Profiler:
             self.close()
 
     def close(self) -> None:
-        """Stops a running trace, such as when training ends before the last traced step."""
+        """Stops a running trace, such as when training ends before the last traced step; says if none was made."""
         if self._tracing:
             self._tracing = False
-            jax.profiler.stop_trace()
-            self._log(f"profile: {self._folder / 'plugins' / 'profile'}; view it in TensorBoard (pip install xprof)")
+            with self._reported():
+                jax.profiler.stop_trace()
+                self._log(
+                    f"profile: {self._folder / 'plugins' / 'profile'}; view it in TensorBoard (pip install xprof)"
+                )
+        elif self._steps and not self._done:
+            self._log(f"profile: no step was traced, since training ended before step {self._steps[0]}")
+        self._done = True
+
+    @contextlib.contextmanager
+    def _reported(self) -> Iterator[None]:
+        """Logs an error as a warning: training goes on without a trace."""
+        try:
+            yield
+        except (RuntimeError, OSError) as error:
+            self._done = True
+            self._log(f"warning: the profile cannot be written: {one_line(error)[:300]}")

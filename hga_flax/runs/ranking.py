@@ -9,14 +9,15 @@ from hga_flax.runs.manifest import UnreadableCheckpoint
 
 
 def comparable(evaluations: Mapping[int, Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
-    """Returns those evaluations, by step, that are on the split and image size of the newest one."""
+    """Returns those evaluations, by step, that are of the same images as the newest one."""
     newest = evaluations[max(evaluations)] if evaluations else {}
     return {step: evaluation for step, evaluation in evaluations.items() if is_comparable(evaluation, newest)}
 
 
 def is_comparable(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Returns whether two evaluations are on one split and image size; those of older versions do not say."""
-    return all(one[key] == other[key] for key in ("split", "image_size") if key in one and key in other)
+    """Returns whether two evaluations are of one split, prepared alike; those of older versions do not say."""
+    both = one.keys() & other.keys() & {"split", "image_size", "crop_fraction"}
+    return all(one[key] == other[key] for key in both)
 
 
 def rank(metrics: Mapping[str, float | None]) -> tuple[float, float]:

@@ -17,12 +17,13 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from hga_flax.config.checks import complete
-from hga_flax.config.loading import differences, from_json, to_json
+from hga_flax.config.loading import differences, from_json, parse_options, to_json
 from hga_flax.data.sources import FOLDER, DatasetInfo, other_data
 from hga_flax.errors import UserError, expand, one_line
 
 # Fixed for a run: its checkpoints belong to one network, one data set and one set of initial weights.
-MODEL_KEYS = ("model.name", "model.options", "model.attention", "model.attention_options", "data.name", "init.weights")
+MODEL_KEYS = ("model.name", "model.options", "model.attention", "model.attention_options")
+MODEL_KEYS += ("data.name", "data.fake", "init.weights")
 NEWEST = "newest_checkpoint.json"
 CLAIM = ".trained_by"  # names the process that trains in a local folder; see locks.py
 
@@ -31,11 +32,12 @@ def open_workdir(path: str) -> pathlib.Path:
     """Creates the folder if it is missing and checks that it is writable.
 
     Raises:
-        UserError: the folder cannot be created or written to.
+        UserError: the folder cannot be created or written to, or has a name in which checkpoints cannot be written.
     """
     if not path:
         raise UserError("--workdir is empty; name the folder of the run")
     workdir = expand(path, "--workdir").absolute()
+    check_name(workdir)
     try:
         _check_way(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
@@ -48,6 +50,17 @@ def open_workdir(path: str) -> pathlib.Path:
             f"--workdir={path} cannot be written to: {error.strerror or one_line(error)}; choose another folder"
         ) from None
     return workdir
+
+
+def check_name(folder: pathlib.Path) -> None:
+    """Raises a UserError for a path below which Orbax would write checkpoints that cannot be read."""
+    if odd := sorted(set("[*?\\") & set(str(folder))):  # it takes the folder for a pattern when it looks for its files
+        raise UserError(f"{folder}: checkpoints cannot be written below a path with {odd[0]}; choose another folder")
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        name = os.fsencode(folder)
+        raise UserError(f"{name!r}: checkpoints need a path in UTF-8; choose another folder") from None
 
 
 def _check_way(workdir: pathlib.Path) -> None:
@@ -71,8 +84,8 @@ def check_same_run(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
     changed = differences(read_config(workdir), config)
     for change in changed:
         key, _, values = change.partition(": ")
-        if key in MODEL_KEYS:
-            old, _, new = values.partition(" -> ")
+        old, _, new = values.partition(" -> ")
+        if key in MODEL_KEYS and not (key.endswith("options") and parse_options(old, key) == parse_options(new, key)):
             raise UserError(
                 f"--workdir={workdir} belongs to another run: there {key} is '{old}', here '{new}'; "
                 "choose another --workdir"

@@ -22,7 +22,7 @@ from hga_flax.config.loading import validate
 from hga_flax.data.sources import Source, dataset_info
 from hga_flax.data.streams import PERMUTATION
 from hga_flax.errors import Interrupted, called
-from hga_flax.processes.distributed import barrier, union
+from hga_flax.processes.distributed import barrier, check_alike, union
 from hga_flax.processes.mesh import replicate, to_devices
 from hga_flax.processes.preemption import Agreement, Preemption, exit_code
 from hga_flax.processes.settings import configure_process
@@ -97,6 +97,7 @@ def _train(
     workdir, uploader = opened.enter_context(run_folder(workdir_path, experiment.shard.process))
     changes = files.check_same_run(workdir, config)
     info = experiment.dataset.described()
+    check_alike({f"the data set's {name}": value for name, value in dataclasses.asdict(info).items()})
     other_sizes = files.check_same_data(workdir, info)
     source = experiment.dataset.source(config.data.train_split)
     eval_source = experiment.dataset.source(config.data.eval_split, train=False)
@@ -129,7 +130,8 @@ def _train(
         if restored is None:
             state = _new_state(experiment, init, fitted, workdir, console)
         start_up.mark("state")
-        first = step + 2 if profile_steps else 0  # step + 1 compiles
+        # step + 1 compiles; the traces of several processes of a machine would have the same name
+        first = step + 2 if profile_steps and experiment.shard.process == 0 else 0
         profiler = Profiler(workdir / "tensorboard", first, profile_steps, console.line)
         loop = Loop(experiment, plan, workdir, console, checkpoints, progress, preemption, profiler, start_up)
         if step >= plan.total_steps and not progress.evaluation_due:
@@ -334,7 +336,9 @@ class Loop:
             self._console.line(f"warning: the evaluation's loss after step {step} is {metrics['loss']}", "yellow")
         average = {"ema_decay": decay} if decay else {}  # marks that the evaluated weights are the moving average
         self._writer.scalars(step, "eval", metrics | bad | average)
-        best, on = self._progress.best, {"split": split, "image_size": experiment.eval_image_shape[0]}
+        best, data = self._progress.best, experiment.config.data
+        on = {"split": split, "image_size": experiment.eval_image_shape[0]}
+        on["crop_fraction"] = data.eval_crop_fraction if data.augmentation == "imagenet" else None
         improved = best is None or not is_comparable(best, on) or rank(metrics) < rank(best)
         if improved:
             self._progress.best = {"step": step} | finite_or_none(metrics) | on

@@ -1,8 +1,12 @@
 import argparse
+import collections
+import concurrent.futures
 import inspect
 import re
 import signal
+import threading
 import time
+import types
 
 import jax
 import numpy as np
@@ -77,6 +81,65 @@ def test_a_launcher_that_cannot_be_used_says_what_to_do_instead(monkeypatch):
         UserError, match=r"\(found by SLURM\) cannot be connected: coordinator_address .* or give --coo"
     ):
         distributed.start(arguments(), tiny.config())
+
+
+class Service:
+    """JAX's coordination service: a store of texts, whose readers wait until they are there."""
+
+    def __init__(self):
+        self.values, self.changed = {}, threading.Condition()
+
+    def key_value_set(self, name, text):
+        with self.changed:
+            assert name not in self.values
+            self.values[name] = text
+            self.changed.notify_all()
+
+    def blocking_key_value_get(self, name, milliseconds):
+        with self.changed:
+            assert self.changed.wait_for(lambda: name in self.values, 10), name
+            return self.values[name]
+
+
+class Own:
+    """A counter for each thread, which stands for a process."""
+
+    def __init__(self, own):
+        self.own = own
+
+    def __getitem__(self, name):
+        return self.own.calls[name]
+
+    def __setitem__(self, name, count):
+        self.own.calls[name] = count
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([{"a": 1, "b": 0.1}] * 3, None),
+        ([{"a": 1, "b": 0.1}, {"a": 1, "b": 0.1}, {"a": 1, "b": 0.2}], "b is 0.2 in process 2, and 0.1 in process 0"),
+        ([{"a": 1}, {"a": 1, "b": 2}, {"a": 1}], "b is 2 in process 1, and None in process 0"),
+    ],
+)
+def test_processes_that_were_started_differently_all_end_with_what_differs(monkeypatch, given, message):
+    service, own = Service(), threading.local()
+    monkeypatch.setattr(distributed, "_global_state", lambda: own.state)
+    monkeypatch.setattr(distributed, "LAST_SECONDS", 0.0)
+    monkeypatch.setattr(distributed, "_barriers", Own(own))
+
+    def process(number):
+        own.state = types.SimpleNamespace(client=service, num_processes=3, process_id=number)
+        own.calls = collections.Counter()
+        try:
+            distributed.check_alike(given[number])
+        except UserError as error:
+            return str(error)
+
+    with concurrent.futures.ThreadPoolExecutor(3) as threads:
+        said = list(threads.map(process, range(3)))
+    expected = message and f"the processes of a run need the same command, data and versions: {message}"
+    assert said == [expected] * 3
 
 
 @pytest.fixture
@@ -263,6 +326,24 @@ def test_a_process_that_fails_ends_with_its_line_and_ends_the_other(of):
 
 
 @pytest.mark.slow
+def test_processes_of_other_configurations_do_not_train_together(tmp_path):
+    rates = ("0.1", "0.9")
+    address = free_address()
+    processes = [
+        start(
+            *TINY, f"--workdir={tmp_path}", f"--config.optimizer.learning_rate={rate}",
+            f"--coordinator={address}", "--num_processes=2", f"--process_id={number}",
+        )
+        for number, rate in enumerate(rates)
+    ]  # fmt: skip
+    for end in finish(processes, 120):
+        assert end.code == 1 and end.lines[-1] == (
+            "error: the processes of a run need the same command, data and versions: --config.optimizer.learning_rate "
+            "is 0.9 in process 1, and 0.1 in process 0"
+        )
+    assert not (tmp_path / "checkpoints").exists()
+
+
 def test_a_bug_keeps_its_traceback():
     failed = end_with("bug", 1, 3)[1]
     assert failed.code == 1 and "ZeroDivisionError" in failed.lines and "Traceback" in failed.errors

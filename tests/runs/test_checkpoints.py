@@ -113,6 +113,19 @@ def test_where_nothing_reads_a_run_never_starts_from_zero(tmp_path, kind):
         checkpoints.close()
 
 
+def test_arrays_that_orbax_did_not_join_are_not_sealed(tmp_path, monkeypatch):
+    """In a folder that it takes for a pattern it finds none of its files, and only warns."""
+    with pytest.raises(UserError, match=r"cannot be written below a path with \["):
+        Checkpoints(tmp_path / "[1]")
+    monkeypatch.setattr(module, "check_name", lambda folder: None)
+    checkpoints = Checkpoints(tmp_path / "[1]")
+    checkpoints.save(1, small(1), {}, None)
+    with pytest.raises(UserError, match=r"step 1 cannot be written .* Orbax has not joined the arrays"):
+        checkpoints.wait()
+    checkpoints.close()
+    assert Checkpoints(tmp_path / "[1]", read_only=True).steps() == []
+
+
 def test_an_unreadable_file_is_damage(tmp_path, monkeypatch):
     checkpoints, said = Checkpoints(tmp_path, warn=lambda text: said.append(text)), []
     for step in (1, 2):

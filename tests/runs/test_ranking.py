@@ -82,6 +82,9 @@ def test_evaluations_on_another_split_or_size_are_not_compared(tmp_path):
     }
     assert sorted(comparable(evaluations)) == [2, 3, 4]  # those of older versions do not say
     assert sorted(comparable(evaluations | {5: metrics(7.0) | on("val", 16)})) == [3, 5]
+    crop = lambda fraction: metrics(1.0) | on("val") | {"crop_fraction": fraction}
+    crops = {1: crop(0.9), 2: crop(None), 3: crop(0.9)}
+    assert sorted(comparable(crops)) == [1, 3]
     checkpoints = Checkpoints(tmp_path, keep=1)
     for step, evaluation in evaluations.items():
         checkpoints.save(step, state(step), {}, evaluation)

@@ -38,6 +38,14 @@ def test_what_is_no_folder_is_named(tmp_path):
     assert w.open_workdir(str(tmp_path / "link" / "a")).is_dir()
 
 
+@pytest.mark.parametrize("name", ["[1]", "a*", "what?", "a\\b", os.fsdecode(b"caf\xe9")], ids=ascii)
+def test_a_path_below_which_checkpoints_would_be_lost_is_refused(tmp_path, name):
+    for path in (tmp_path / name, tmp_path / name / "run"):
+        with pytest.raises(UserError, match=r"checkpoints (cannot be written below a path with|need a path in UTF-8)"):
+            w.open_workdir(str(path))
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_folder_without_the_right_to_write_is_one_line(tmp_path, monkeypatch):
     def refuse(*arguments, **options):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -88,6 +96,19 @@ def test_another_models_workdir_is_refused_and_other_changes_are_told(tmp_path):
     assert w.check_same_run(tmp_path, tiny.config(training__steps=9)) == ["training.steps: 6 -> 9"]
     with pytest.raises(UserError, match=r"there model\.attention is 'hga', here 'none'; choose another --workdir"):
         w.check_same_run(tmp_path, tiny.config(model__attention="none"))
+
+
+def test_the_real_data_set_is_not_that_of_synthetic_images(tmp_path):
+    w.write_config(tmp_path, tiny.config(data__fake=True))
+    with pytest.raises(UserError, match=r"belongs to another run: there data\.fake is 'True', here 'False'"):
+        w.check_same_run(tmp_path, tiny.config(data__fake=False))
+
+
+def test_options_in_another_spelling_are_the_same(tmp_path):
+    w.write_config(tmp_path, tiny.config(model__options="features=4, dropout=0.0"))
+    w.check_same_run(tmp_path, tiny.config(model__options="dropout=0.0,features=4,"))
+    with pytest.raises(UserError, match=r"there model\.options is"):
+        w.check_same_run(tmp_path, tiny.config(model__options="features=8, dropout=0.0"))
 
 
 def test_a_run_with_checkpoints_keeps_its_batch_size(tmp_path):
