@@ -33,8 +33,7 @@ def read_image(file: str, how: dict) -> np.ndarray:
             raise ValueError("it is too long and narrow")
         image = resize(image, *sides)
         if scale < 1:  # area averaging followed by these taps is like an antialiased bilinear filter
-            share = (1 - scale**2) / 14
-            taps = np.array([share, 1 - 2 * share, share])
+            taps = np.array([1 - scale**2, 12 + 2 * scale**2, 1 - scale**2]) / 14
             image = cv2.sepFilter2D(image, -1, taps, taps, borderType=cv2.BORDER_REPLICATE)
         top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
         image = image[top : top + height, left : left + width]
