@@ -62,7 +62,8 @@ class GlobalContext(nn.Module):
         if self.pooling == "attention":
             logits = nn.Dense(1, dtype=self.dtype, kernel_init=he, name="attend")(x)[..., 0]
             weights = nn.softmax(at_least_float32(logits), axis=(1, 2)).astype(self.dtype)
-            context = jnp.einsum("bhw,bhwc->bc", weights, x.astype(self.dtype), preferred_element_type=jnp.float32)
+            wide = jnp.promote_types(x.dtype, jnp.float32)
+            context = jnp.einsum("bhw,bhwc->bc", weights, x.astype(self.dtype), preferred_element_type=wide)
         else:
             context = global_mean(x)
         hidden = hidden_channels(self.channels, self.ratio)

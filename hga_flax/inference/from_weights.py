@@ -34,7 +34,7 @@ from hga_flax.processes.mesh import create_mesh
 from hga_flax.processes.settings import configure_process
 from hga_flax.runs import workdir as files
 from hga_flax.training.experiment import create_experiment
-from hga_flax.training.initial_weights import HEAD, Path, Source, fit, locate, read_weights
+from hga_flax.training.initial_weights import HEAD, Path, Source, fit, is_stem, locate, read_weights
 from hga_flax.training.metrics import TrainMetrics
 from hga_flax.training.restore import Restored, warn
 from hga_flax.training.state import TrainState
@@ -270,7 +270,7 @@ def _shapes(source: Source, config: ConfigDict) -> tuple[int, int]:
         UserError: there is no last layer.
     """
     head = next((array for path, array in source.arrays.items() if path[1:3] == (HEAD, "kernel")), None)
-    stem = next((a for path, a in source.arrays.items() if path[1].startswith("stem") and a.ndim == 4), None)
+    stem = next((a for path, a in source.arrays.items() if is_stem(path) and a.ndim == 4), None)
     if head is None:
         raise UserError(
             f"{KEY}={source.origin}: it has no classification layer, so it predicts no classes; train one: "

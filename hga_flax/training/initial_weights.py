@@ -324,7 +324,7 @@ def fit(source: Source, places: Mapping[Path, Any], network: str) -> Fitted:
             optional.setdefault(group, []).append(path)
             continue
         array = source.arrays.get(path)
-        if array is not None and path[1].startswith("stem") and array.shape != place.shape:
+        if array is not None and is_stem(path) and array.shape != place.shape:
             array, note = _fit_channels(array, place.shape)
             notes += [f"{_name(path)}: {note}"]
         if array is None or array.shape != place.shape:
@@ -368,16 +368,22 @@ def _whole(
     paths: list[Path], arrays: Mapping[Path, np.ndarray], places: Mapping[Path, Any], notes: list[str]
 ) -> dict[Path, np.ndarray]:
     """Returns a group's arrays if the source has all of them in the right shapes, else {}."""
-    needed = [path for path in paths if path[-1] != SHARE]
-    if not needed or any(path not in arrays or arrays[path].shape != places[path].shape for path in needed):
-        return {}
-    group = {path: arrays[path] for path in needed}
+    fits = {path: arrays[path] for path in paths if path in arrays and arrays[path].shape == places[path].shape}
+    needed = {path for path in paths if path[-1] != SHARE}
+    if not needed or not needed <= fits.keys():
+        return {} if needed else fits  # an attention without other parameters has the shares alone
+    group = {path: fits[path] for path in paths if path in needed}
     for path in paths:
         if path[-1] == SHARE:  # an attention saved without a share was applied in full: share 1
             group[path] = arrays.get(path, np.ones(places[path].shape))
             if path not in arrays:
                 notes.append(f"{_name(path)}: 1, because the source's attention is applied in full")
     return group
+
+
+def is_stem(path: Path) -> bool:
+    """Returns whether an array belongs to a network's first layers, which take the images; VGG has no stem."""
+    return path[1].startswith("stem") or path[1:3] == ("stage1", "conv1")
 
 
 def _fit_channels(kernel: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, str]:

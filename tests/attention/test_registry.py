@@ -90,6 +90,19 @@ def test_keeps_shape_and_dtype(name):
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables.get("params", {})))
 
 
+@pytest.mark.parametrize("name", [name for name in attention_names() if name not in ("none", "sk")])
+def test_nothing_is_rounded_to_float32_on_the_way_of_float64(name):
+    with jax.enable_x64(True):
+        module = create_attention(name, 32, dtype=jnp.float64)
+        x = jnp.zeros((2, 6, 6, 32), jnp.float64)
+        variables = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float64),
+            jax.eval_shape(module.init, jax.random.key(0), x),
+        )
+        program = jax.make_jaxpr(lambda variables, x: module.apply(variables, x))(variables, x)
+        assert "f64" in str(program) and "f32" not in str(program)
+
+
 def test_unknown_names_and_options_are_refused():
     with pytest.raises(ValueError, match=r"unknown attention 'sse'; did you mean 'se'\?; known: none, hga"):
         create_attention("sse", 8)

@@ -176,6 +176,15 @@ def test_a_runs_folder(tmp_path):
     assert restored.step == int(restored.state.step) == 2 and restore_weights(f"{tmp_path}@latest").step == 2
 
 
+def test_a_run_of_a_grey_vgg_takes_its_own_weights(tmp_path):
+    from hga_flax.training.trainer import train
+
+    vgg = {"model__name": "vgg11", "model__attention": "none", "model__attention_options": ""}
+    small = {"model__options": "stage_sizes=(1,), features=2, hidden=4", "training__steps": 1, "data__image_size": 32}
+    train(tiny.config(**vgg | small), str(tmp_path))
+    assert restore_weights(str(tmp_path)).experiment.dataset.info.channels == 1
+
+
 def test_options_stay_with_the_network_and_attention_that_they_belong_to():
     def named(model, attention):
         config = base_config()

@@ -171,6 +171,24 @@ def test_the_head_is_what_depends_on_the_number_of_classes(name, options):
     assert differ == {path for path in seven if w.HEAD in path} and differ
 
 
+def test_the_first_convolution_of_vgg_takes_other_channels():
+    options = {"stage_sizes": (1,), "features": 4, "hidden": 8}
+    grey, colour = (places("vgg11_bn", channels=channels, **options) for channels in (1, 3))
+    found = w.fit(source(colour), grey, "vgg11_bn")
+    assert found.notes == ["stage1/conv1/kernel: its 3 input channels summed to 1"] and not found.fresh
+    stems = [path for path in colour if w.is_stem(path) and len(colour[path].shape) == 4]
+    assert [path for path in colour if colour[path].shape != grey[path].shape] == stems
+
+
+def test_the_shares_of_an_attention_without_other_parameters_are_loaded():
+    there = places(attention="ge", attention_options={"mlp": False, "identity_start": True})
+    shares = {path for path in there if path[-1] == w.SHARE}
+    found = w.fit(source(there), there, "ours")
+    assert shares and shares <= found.loaded.keys() and not found.fresh + found.unused
+    without = {path: leaf for path, leaf in there.items() if path not in shares}
+    assert {path for path in there if path not in w.fit(source(without), there, "ours").loaded} == shares
+
+
 def test_an_auxiliary_head_may_be_missing():
     whole = places("googlenet", channels=3, aux_logits=True)
     main = {path: leaf for path, leaf in whole.items() if not path[1].startswith("auxiliary")}
