@@ -325,7 +325,6 @@ def test_a_process_that_fails_ends_with_its_line_and_ends_the_other(of):
     assert failed.code == 1 and "error: the disk is full" in failed.lines and "Traceback" not in failed.errors
 
 
-@pytest.mark.slow
 def test_processes_of_other_configurations_do_not_train_together(tmp_path):
     rates = ("0.1", "0.9")
     address = free_address()
@@ -344,6 +343,7 @@ def test_processes_of_other_configurations_do_not_train_together(tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_bug_keeps_its_traceback():
     failed = end_with("bug", 1, 3)[1]
     assert failed.code == 1 and "ZeroDivisionError" in failed.lines and "Traceback" in failed.errors
