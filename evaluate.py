@@ -76,8 +76,6 @@ def evaluate_weights(arguments) -> None:
     overrides = list(arguments.overrides)
     if arguments.data_dir is not None:
         overrides.append(f"--config.data.dir={arguments.data_dir}")
-    if arguments.split is not None:
-        overrides.append(f"--config.data.eval_split={arguments.split}")
     distributed.start(arguments, override(config, overrides))
     restored = restore_given(arguments, overrides, data=True, batch_size=arguments.batch_size)
     config = restored.experiment.config

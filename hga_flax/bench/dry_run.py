@@ -115,6 +115,7 @@ def workdir_state(
     workdir = find(path, light=True)
     if not is_remote(path):
         check_writable(workdir, "--workdir", "choose another")
+        files.check_name(workdir)
     changes = files.check_same_run(workdir, config)
     changes += files.check_same_data(workdir, info) if info else []
     steps = checkpoint_steps(path)

@@ -34,6 +34,10 @@ def race(
 ) -> list[Timing]:
     """Times contenders, which take turns.
 
+    Each turn begins with one repetition that is not timed. Without it, a contender pays for the memory that the one
+    before it left in another state: the same training step of ResNet-50 took 1.5 times as long after PyTorch's as after
+    itself (benchmarks/NOTES.md, section 5).
+
     Args:
         contenders: functions that do their work the given number of times and return when it is
             finished. Each must have run at least once before.
@@ -42,6 +46,7 @@ def race(
     """
 
     def turn(work: Callable[[int], None], repeats: int) -> float:
+        work(1)
         start = clock()
         work(repeats)
         return (clock() - start) / repeats

@@ -299,15 +299,13 @@ class Dataset:
                 self._opened[split] = SyntheticSource(data.fake_examples, data.image_size, self.info)
             else:
                 self._opened[split] = open_source(self.info.name, split, data.dir, key, self.info)
-                if changed := self.info.changed(self._described([split])):
+                if changed := self.info.changed(self.described([split])):
                     print(f"warning: {changed[0]}: its errors cannot be compared with the run's own", file=sys.stderr)
         return self._opened[split]
 
-    def described(self) -> DatasetInfo:
-        """Returns `info` with the sizes and digests of the training and the evaluation split."""
-        return self._described([self.data.train_split, self.data.eval_split])
-
-    def _described(self, splits: Sequence[str]) -> DatasetInfo:
+    def described(self, splits: Sequence[str] = ()) -> DatasetInfo:
+        """Returns `info` with the sizes and digests of these splits; by default, training's and evaluation's."""
+        splits = splits or (self.data.train_split, self.data.eval_split)
         sizes = {split: len(self.open(split)) for split in splits}
         opened = {split: self._opened[split] for split in splits}
         digests = {split: source.digest for split, source in opened.items() if isinstance(source, FolderSource)}

@@ -80,11 +80,17 @@ def _described(name: str | None, fits: bool, predictor: Predictor) -> str:
     config = predictor.restored.experiment.config.model
     if name is None:
         return f"this project's own: neither torchvision nor timm has {config.name}"
-    owner = " and ".join(f"{library}'s" for library in libraries(name))
+    # timm's VGGs name the layers of the head differently.
+    owners = [library for library in libraries(name) if not (library == "timm" and name.startswith("vgg"))]
+    owner = " and ".join(f"{library}'s" for library in owners)
     if not fits:
         what = f"attention '{config.attention}'" if config.attention != "none" else "the rest"
         return f"{owner} {name} where it has the layer; {what} as described in docs/practice.md"
-    if "timm" not in libraries(name):
-        return f"{owner} {name}"
     classes, channels = len(predictor.class_names), predictor.image_shape[-1]
+    if "timm" not in owners:
+        more = ""
+        if name == "googlenet":
+            more = f", aux_logits={predictor.restored.experiment.model.aux_logits}, init_weights=False"
+        call = f": torchvision.models.{name}(num_classes={classes}{more})"
+        return f"{owner} {name}{call if channels == 3 else ''}"  # torchvision's take no other channels
     return f"{owner} {name}: timm.create_model('{name}', num_classes={classes}, in_chans={channels})"

@@ -47,7 +47,8 @@ WORDNET = re.compile(r"n\d{8}")  # names of ImageNet's folders
 TRAINS = ("training.", "optimizer.", "schedule.", "checkpoint.", "init.", "evaluation.every_epochs", "data.flip")
 TRAINS += tuple(f"data.{name}" for name in ("alternating_flip", "rotation_degrees", "crop_padding", "random_erasing"))
 TRAINS += tuple(f"data.{name}" for name in ("randaugment", "mixup", "cutmix"))
-EVALUATES = {f"training.{name}" for name in ("batch_size", "cpu_devices", "deterministic", "compilation_cache")}
+EVALUATES = {"training.batch_size", "training.cpu_devices", "training.deterministic", "training.compilation_cache"}
+EVALUATES |= {"training.lost_process_seconds"}
 PREPARED = ("mean", "std", "image_size", "eval_crop_fraction", "augmentation")  # keys of `data` set by the weights
 
 

@@ -142,6 +142,8 @@ def _size(folder: pathlib.Path, workdirs: Any, imports: Sequence[str]) -> dict[s
     """Returns parameters and GFLOPs of a row's network; None, and why, if its data or attention is not known here."""
     from hga_flax.counting.complexity import complexity
 
+    if not (folder / "row.json").exists():  # no run has begun
+        return {"params": None, "gflops": None}
     try:
         config = complete(from_json((folder / "row.json").read_text()))
         begun = next((workdir for workdir in workdirs if (workdir / "dataset.json").exists()), None)

@@ -28,7 +28,7 @@ from hga_flax.processes.preemption import handled_signals, survive_hangup
 from hga_flax.processes.settings import configure_process
 from hga_flax.runs.console import duration
 from hga_flax.storage.locks import Claim, Claims, surely_lost
-from hga_flax.version import __version__
+from hga_flax.version import version_of_code
 
 POLL_SECONDS = 2.0
 
@@ -195,7 +195,7 @@ def _facts(hardware: Hardware, claim: Claim, seconds: float) -> dict[str, Any]:
         "devices": hardware.devices,
         "threads": hardware.threads,
         "jax": jax.__version__,
-        "hga_flax": __version__,
+        "hga_flax": version_of_code(),
     }
 
 

@@ -20,6 +20,7 @@ import re
 import signal
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -29,15 +30,17 @@ from ml_collections import ConfigDict
 from hga_flax.config.checks import check_keys, config_keys, get_key
 from hga_flax.config.command_line import imported_modules
 from hga_flax.errors import Interrupted, UserError, leave, one_line
-from hga_flax.version import __version__
+from hga_flax.version import version_of_code
 
 FLAGS = ("coordinator", "num_processes", "process_id")
-# What may differ between the processes of a run: flags that are compared as what they lead to, and paths of a machine.
-OWN_FLAGS = (*FLAGS, "config", "overrides", "workdir", "data_dir")
+# What may differ between the processes of a run: flags that are compared as what they lead to, flags that only process
+# 0 follows, and paths of a machine.
+OWN_FLAGS = (*FLAGS, "config", "overrides", "workdir", "data_dir", "json", "profile")
 OWN_KEYS = ("data.dir", "data.num_threads", "data.num_workers", "data.cache_mb", "training.compilation_cache")
 START_TIMEOUT_SECONDS = 300  # for all processes to connect
 BARRIER_TIMEOUT_SECONDS = 3600  # includes work; JAX's heartbeats detect a lost process earlier
 LAST_SECONDS = 2.0  # see `together`
+LONGEST = 100  # characters of a value in an error
 # JAX's errors when another process is gone: a status, then a text that names Gloo (CPU), NCCL (NVIDIA) or the service.
 LOST = re.compile(
     r"[A-Z_]+: .*(gloo|nccl|coordination ?service|heartbeat|barrier|connection (closed|reset|refused))",
@@ -110,7 +113,7 @@ def start(arguments: argparse.Namespace, config: ConfigDict) -> None:
     jax.config.update("jax_enable_preemption_service", False)  # it takes over SIGTERM, which preemption.py handles
     timeout = math.ceil(config.training.lost_process_seconds)
     try:
-        with _deadline(where):
+        with _deadline(where, "is each started, with its own process id, and can it reach the port of process 0?"):
             jax.distributed.initialize(
                 **given,
                 initialization_timeout=2 * START_TIMEOUT_SECONDS,  # `_deadline` fires first, because JAX would abort
@@ -122,7 +125,9 @@ def start(arguments: argparse.Namespace, config: ConfigDict) -> None:
         raise UserError(f"the processes ({where}) cannot be connected: {one_line(error)[:300]}{hint}") from None
     flags = {_spelled(flag): value for flag, value in vars(arguments).items() if flag not in OWN_FLAGS}
     keys = {f"--config.{key}": get_key(config, key) for key in config_keys(config) if key not in OWN_KEYS}
-    check_alike(flags | keys | {"--import": imported_modules(), "jax": jax.__version__, "hga_flax": __version__})
+    versions = {"jax": jax.__version__, "hga_flax": version_of_code()}
+    with _deadline(where, "they are connected, but is one of them of another version, or suspended?"):
+        check_alike(flags | keys | {"--import": imported_modules()} | versions)
 
 
 def check_alike(facts: Mapping[str, Any]) -> None:
@@ -139,16 +144,21 @@ def check_alike(facts: Mapping[str, Any]) -> None:
     state = _global_state()
     if state.client is None or (state.num_processes or 1) == 1:
         return
+
+    def read(name: str) -> str:
+        with _waiting("they are compared"):
+            return state.client.blocking_key_value_get(f"{place}/{name}", BARRIER_TIMEOUT_SECONDS * 1000)
+
     _barriers["alike"] += 1
-    place, wait = f"hga_flax/alike/{_barriers['alike']}", START_TIMEOUT_SECONDS * 1000
-    read = lambda name: state.client.blocking_key_value_get(f"{place}/{name}", wait)
+    place = f"hga_flax/alike/{_barriers['alike']}"
     write = lambda name, text: state.client.key_value_set(f"{place}/{name}", text)
     own = {name: str(value) for name, value in facts.items()}
     if state.process_id == 0:
         write("facts", json.dumps(own))
     first = json.loads(read("facts"))
     other = next((name for name in {**first, **own} if first.get(name) != own.get(name)), None)
-    found = f"{other} is {own.get(other)} in process {state.process_id}, and {first.get(other)} in process 0"
+    ours, theirs = _cut(own.get(other)), _cut(first.get(other))
+    found = f"{other} is {ours} in process {state.process_id}, and {theirs} in process 0"
     write(f"found/{state.process_id}", ALIKE if other is None else found)
     if state.process_id == 0:
         all_found = [read(f"found/{process}") for process in range(state.num_processes)]
@@ -159,17 +169,39 @@ def check_alike(facts: Mapping[str, Any]) -> None:
         raise UserError(f"the processes of a run need the same command, data and versions: {verdict}")
 
 
+def _cut(value: str | None) -> str:
+    return "not given" if value is None else value if len(value) <= LONGEST else f"{value[:LONGEST]}..."
+
+
+def check_same_arrays(what: str, tree: Any) -> None:
+    """Compares arrays that each process has read by itself; every process must call it at the same place.
+
+    Args:
+        what: the arrays' name in the error.
+        tree: the arrays, of NumPy or replicated on all devices.
+
+    Raises:
+        UserError: a process has other arrays; all processes raise the same error.
+    """
+    import jax
+
+    if jax.process_count() == 1:
+        return
+    checksum = 0
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        checksum = zlib.crc32(np.asarray(leaf).tobytes(), zlib.crc32(str(path).encode(), checksum))
+    check_alike({what: f"arrays with checksum {checksum:08x}"})
+
+
 @contextlib.contextmanager
-def _deadline(where: str) -> Iterator[None]:
+def _deadline(where: str, hint: str) -> Iterator[None]:
     """Ends the process with a one-line error if the block takes over START_TIMEOUT_SECONDS, and at once on Ctrl-C.
 
     If JAX waits in vain, for example because of a mistyped address, it aborts with a stack trace that does not show the
     address; and it waits in C++, where Python does not handle signals.
     """
-    line = (
-        f"error: the processes ({where}) cannot be connected: not all of them came within {START_TIMEOUT_SECONDS} s; "
-        "is each one started, with its own process id, and can it reach process 0's address and port?"
-    )
+    reason = f"not all of them came within {START_TIMEOUT_SECONDS} s; {hint}"
+    line = f"error: the processes ({where}) cannot be connected: {reason}"
     timer = threading.Timer(START_TIMEOUT_SECONDS, leave, [1, line])
     timer.daemon = True
     main = threading.current_thread() is threading.main_thread()
@@ -239,13 +271,23 @@ def barrier(name: str) -> None:
     if jax.process_count() == 1:
         return
     _barriers[name] += 1
-    try:
+    with _waiting(name):
         _global_state().client.wait_at_barrier(f"{name} {_barriers[name]}", BARRIER_TIMEOUT_SECONDS * 1000)
+
+
+@contextlib.contextmanager
+def _waiting(until: str) -> Iterator[None]:
+    """Raises a UserError where the others do not arrive within BARRIER_TIMEOUT_SECONDS."""
+    import jax
+
+    try:
+        yield
     except jax.errors.JaxRuntimeError as error:
         if "DEADLINE_EXCEEDED" not in str(error):
+            raise_if_lost(error)
             raise
         raise UserError(
-            f"waited {BARRIER_TIMEOUT_SECONDS} s for the other processes, until {name}; are they still running?"
+            f"waited {BARRIER_TIMEOUT_SECONDS} s for the other processes, until {until}; are they still running?"
         ) from None
 
 

@@ -188,10 +188,7 @@ class Checkpoints:
         Raises:
             UserError: the checkpoint cannot be read, or holds the state of another network.
         """
-        path = self._path(step)
-        with self._reading(path):
-            self._check_whole(step, path)
-        return self._restore(path, like)
+        return self._restore_alike(step, self._path(step), like)
 
     def _check_whole(self, step: int, path: pathlib.Path, item: str | None = None) -> None:
         if damage := self._sharing.damage(lambda: find_damage(path, step, item)):
@@ -207,6 +204,17 @@ class Checkpoints:
             with self._checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
                 restored = reader.restore(path / "state", args=arguments)
             return saved_state.filled(abstract, restored), run
+
+    def _restore_alike(self, step: int, path: pathlib.Path, like: Any) -> tuple[Any, dict[str, Any]]:
+        """Raises an `UnreadableCheckpoint` only if all processes do, so that all try the next one."""
+        self._check_whole(step, path)
+        try:
+            return self._restore(path, like)
+        except UnreadableCheckpoint as error:
+            if jax.process_count() == 1:
+                raise
+            own = f"this is process {jax.process_index()}, and others may have read it, so no other checkpoint is tried"
+            raise UserError(f"{error}; {own}: start all processes again") from error
 
     def _saved(self, path: pathlib.Path) -> Any:
         """Returns the tree of array metadata in a checkpoint."""
@@ -261,8 +269,7 @@ class Checkpoints:
         while found:
             step, path = found.pop()
             try:
-                self._check_whole(step, path)
-                state, run = self._restore(path, like)
+                state, run = self._restore_alike(step, path, like)
             except UnreadableCheckpoint as error:
                 self._warn(f"warning: {error}" + ("; trying the one before" if found else ""))
                 bad.append(path)

@@ -46,6 +46,10 @@ def find_damage(folder: pathlib.Path, step: int, item: str | None = None, *, tri
         UserError: the file server does not answer, which says nothing about the content.
     """
     try:
+        try:
+            folder.stat()  # unlike `exists`, says when a file server does not answer
+        except FileNotFoundError:
+            return "it is gone"
         saved = json.loads((folder / NAME).read_text())
         own_step = saved["step"]
         wanted = {name: (size, checksum) for name, (size, checksum) in saved["files"].items()}
@@ -55,8 +59,6 @@ def find_damage(folder: pathlib.Path, step: int, item: str | None = None, *, tri
             return f"it is the checkpoint of step {own_step} under another name"
         found = {name: facts for name in wanted if (facts := _facts_if_there(folder / name))}
     except FileNotFoundError:
-        if not folder.exists():
-            return "it is gone"
         return f"it has no {NAME}: it is incomplete, or an older version wrote it (docs/scaling.md)"
     except NotADirectoryError:
         return "it is not a folder"

@@ -53,9 +53,12 @@ def open_workdir(path: str) -> pathlib.Path:
 
 
 def check_name(folder: pathlib.Path) -> None:
-    """Raises a UserError for a path below which Orbax would write checkpoints that cannot be read."""
-    if odd := sorted(set("[*?\\") & set(str(folder))):  # it takes the folder for a pattern when it looks for its files
-        raise UserError(f"{folder}: checkpoints cannot be written below a path with {odd[0]}; choose another folder")
+    """Raises a UserError for a path below which Orbax might write checkpoints that cannot be read."""
+    if odd := sorted(set("[*?\\") & set(str(folder))):  # it looks for files by patterns that begin with the path
+        raise UserError(
+            f"{folder}: checkpoints may be lost below a path with {odd[0]}, which Orbax takes for a pattern; choose "
+            "another folder, or rename this one"
+        )
     try:
         str(folder).encode()
     except UnicodeEncodeError:

@@ -16,6 +16,7 @@ from hga_flax.config.loading import build_model
 from hga_flax.data.pipeline import Dataset, Shard
 from hga_flax.data.sources import DatasetInfo
 from hga_flax.errors import ConfigError
+from hga_flax.processes.distributed import check_alike
 from hga_flax.processes.mesh import DATA_AXIS, check_batch_size, check_training_batch, create_mesh
 from hga_flax.processes.settings import check_configuration
 from hga_flax.runs.progress import planned_steps
@@ -263,3 +264,16 @@ def describe(experiment: Experiment, plan: Plan, params: Any, *, new: bool = Tru
     if new and config.init.weights:
         rows.append(("weights", f"initialised from {config.init.weights}"))
     return rows + describe_groups(config, params)
+
+
+def check_data_alike(info: DatasetInfo) -> None:
+    """Compares the data set, which each process opens by itself; every process must call it at the same place.
+
+    Raises:
+        UserError: a process has another one; all processes raise the same error.
+    """
+    facts = {f"the data set's {name}": getattr(info, name) for name in ("name", "num_classes", "channels")}
+    facts |= {f"the class of label {label}": name for label, name in enumerate(info.class_names)}
+    facts |= {f"the number of examples in '{split}'": size for split, size in info.num_examples.items()}
+    facts |= {f"the checksum of the files' names and classes in '{split}'": d for split, d in info.digests.items()}
+    check_alike(facts)

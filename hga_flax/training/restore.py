@@ -11,14 +11,14 @@ import optax
 
 from hga_flax.config.checks import check_keys
 from hga_flax.errors import ConfigError, UserError, called
-from hga_flax.processes.distributed import barrier
+from hga_flax.processes.distributed import barrier, check_same_arrays
 from hga_flax.processes.mesh import create_mesh
 from hga_flax.processes.settings import configure_process
 from hga_flax.runs import workdir as files
 from hga_flax.runs.checkpoints import Checkpoints
 from hga_flax.runs.local_copy import find
 from hga_flax.training.evaluation import evaluate, no_images
-from hga_flax.training.experiment import Experiment, create_experiment
+from hga_flax.training.experiment import Experiment, check_data_alike, create_experiment
 from hga_flax.training.state import TrainState, abstract_state
 from hga_flax.training.step import make_eval_step
 
@@ -189,6 +189,8 @@ def evaluate_restored(restored: Restored, split: str | None = None) -> dict[str,
         experiment.dataset.source(split, train=False), experiment.eval_batch_size, experiment.shard, split
     )
     barrier("each has the data set")  # a process may first have to copy it from a bucket
+    check_data_alike(experiment.dataset.described([split]))
+    check_same_arrays("what is evaluated", restored.variables)
     step = make_eval_step(experiment.model, experiment.config, experiment.mesh)
     with jax.set_mesh(experiment.mesh):  # whatever mesh the caller has set
         metrics = evaluate(step, params, batch_stats, batches, experiment.mesh)

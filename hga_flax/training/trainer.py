@@ -22,7 +22,7 @@ from hga_flax.config.loading import validate
 from hga_flax.data.sources import Source, dataset_info
 from hga_flax.data.streams import PERMUTATION
 from hga_flax.errors import Interrupted, called
-from hga_flax.processes.distributed import barrier, check_alike, union
+from hga_flax.processes.distributed import barrier, check_same_arrays, union
 from hga_flax.processes.mesh import replicate, to_devices
 from hga_flax.processes.preemption import Agreement, Preemption, exit_code
 from hga_flax.processes.settings import configure_process
@@ -38,7 +38,7 @@ from hga_flax.runs.writers import MetricWriter, finite_or_none
 from hga_flax.storage.buckets import Remote, is_remote
 from hga_flax.training.divergence import Diverged, StepReports, explain
 from hga_flax.training.evaluation import evaluate, no_images
-from hga_flax.training.experiment import Experiment, Plan, create_experiment, describe, prepare
+from hga_flax.training.experiment import Experiment, Plan, check_data_alike, create_experiment, describe, prepare
 from hga_flax.training.initial_weights import Fitted, check_source, fit_weights, start_from
 from hga_flax.training.metrics import TrainMetrics, all_finite, best_of, read, top5_text
 from hga_flax.training.state import TrainState, create_state
@@ -97,7 +97,7 @@ def _train(
     workdir, uploader = opened.enter_context(run_folder(workdir_path, experiment.shard.process))
     changes = files.check_same_run(workdir, config)
     info = experiment.dataset.described()
-    check_alike({f"the data set's {name}": value for name, value in dataclasses.asdict(info).items()})
+    check_data_alike(info)
     other_sizes = files.check_same_data(workdir, info)
     source = experiment.dataset.source(config.data.train_split)
     eval_source = experiment.dataset.source(config.data.eval_split, train=False)
@@ -113,6 +113,8 @@ def _train(
         if restored is None:
             step, progress = 0, Progress(num_examples=len(source), shuffled=PERMUTATION)
             fitted = fit_weights(config, abstract) if config.init.weights else None  # may fail, so before anything slow
+            if fitted is not None:
+                check_same_arrays("what init.weights loads", dict(fitted.loaded))
         else:
             step, state, run = restored
             progress = Progress.restored(run)

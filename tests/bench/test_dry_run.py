@@ -134,6 +134,11 @@ def test_a_workdir_is_looked_at_and_not_touched(tmp_path):
         d.workdir_state("/dev/null/x", c)
 
 
+def test_a_workdir_that_training_refuses_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"checkpoints may be lost below a path with \["):
+        d.workdir_state(str(tmp_path / "a[1]"), tiny.config())
+
+
 def test_the_newest_checkpoint_must_fit_the_run(tmp_path):
     config = tiny.config()
     write_config(tmp_path, config)

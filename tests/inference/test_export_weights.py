@@ -155,3 +155,23 @@ def test_only_a_network_that_computes_the_same_gets_its_peers_name(name, options
         classes = {"fc.bias": np.zeros(10, np.float32)}
         assert weights._has_same_arrays(name, classes, variables, 3)  # average_down and its like change no shape
         assert weights._is_same_network(name, classes, predictor) is same
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "described"),
+    [
+        ("vgg11", 3, "torchvision's vgg11: torchvision.models.vgg11(num_classes=7)"),
+        ("vgg11", 1, "torchvision's vgg11"),
+        ("resnet18", 1, "torchvision's and timm's resnet18: timm.create_model('resnet18', num_classes=7, in_chans=1)"),
+        (
+            "googlenet", 3, "torchvision's googlenet: "
+            "torchvision.models.googlenet(num_classes=7, aux_logits=True, init_weights=False)",
+        ),
+    ],
+)  # fmt: skip
+def test_the_call_that_makes_the_network_in_pytorch(name, channels, described):
+    model = SimpleNamespace(aux_logits=True)
+    experiment = SimpleNamespace(config=tiny.config(model__name=name), model=model)
+    restored = SimpleNamespace(experiment=experiment)
+    predictor = SimpleNamespace(restored=restored, class_names=[str(i) for i in range(7)], image_shape=(9, 9, channels))
+    assert weights._described(name, True, predictor) == described

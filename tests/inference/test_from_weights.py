@@ -85,6 +85,21 @@ def test_what_evaluation_does_not_read_is_refused(cifar, override, message):
         restore_weights(cifar, "cifar_resnet8", overrides=[f"--config.{override}"])
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("batch_size", 3),
+        ("cpu_devices", 0),
+        ("deterministic", False),
+        ("compilation_cache", ""),
+        ("lost_process_seconds", 20.0),
+    ],
+)
+def test_what_evaluation_reads_is_taken(cifar, key, value):
+    restored = restore_weights(cifar, "cifar_resnet8", overrides=[f"--config.training.{key}={value}"])
+    assert restored.experiment.config.training[key] == value
+
+
 def test_a_run_keeps_its_network_and_takes_the_size_that_is_given(workdir):
     size = lambda *flags: restore_weights(str(workdir), overrides=flags).experiment.eval_image_shape[0]
     assert size("--config.data.image_size=48") == size("--config.evaluation.image_size=48") == 48

@@ -139,6 +139,14 @@ def test_a_study_whose_attention_is_not_known_here_is_reported_without_its_size(
     assert "se: parameters not known: unknown attention 'mine'" in tables.notes(told)
 
 
+def test_a_row_that_has_not_begun_is_unfinished_and_no_more(made):
+    file, study = made
+    (study.directory / "se" / "row.json").unlink()
+    told = results.analyse(results.load(file))
+    row = next(row for row in told["rows"] if row["row"] == "se")
+    assert row["params"] is None and not row.get("uncounted") and "not known" not in tables.notes(told)
+
+
 def test_the_modules_that_a_study_imported_are_in_its_commands_and_its_hints(made, monkeypatch):
     file, study = made
     monkeypatch.setattr(command_line, "_imported", ["my_attention"])

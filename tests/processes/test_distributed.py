@@ -1,6 +1,7 @@
 import argparse
 import collections
 import concurrent.futures
+import dataclasses
 import inspect
 import re
 import signal
@@ -8,15 +9,19 @@ import threading
 import time
 import types
 
+import cv2
 import jax
 import numpy as np
 import pytest
 
+from hga_flax.data.sources import DatasetInfo
 from hga_flax.errors import Interrupted, UserError
 from hga_flax.processes import distributed
 from hga_flax.runs.checkpoints import Checkpoints
 from hga_flax.runs.manifest import find_damage
+from hga_flax.training.experiment import check_data_alike
 from hga_flax.training.restore import restore_workdir
+from hga_flax.training.trainer import train
 from tests import commands
 from tests.test_train import TINY, rows
 from tests.training import tiny
@@ -119,27 +124,78 @@ class Own:
     [
         ([{"a": 1, "b": 0.1}] * 3, None),
         ([{"a": 1, "b": 0.1}, {"a": 1, "b": 0.1}, {"a": 1, "b": 0.2}], "b is 0.2 in process 2, and 0.1 in process 0"),
-        ([{"a": 1}, {"a": 1, "b": 2}, {"a": 1}], "b is 2 in process 1, and None in process 0"),
+        ([{"a": 1}, {"a": 1, "b": 2}, {"a": 1}], "b is 2 in process 1, and not given in process 0"),
+        ([{"a": 1}, {"a": "x" * 999}, {"a": 1}], f"a is {'x' * 100}... in process 1, and 1 in process 0"),
     ],
 )
-def test_processes_that_were_started_differently_all_end_with_what_differs(monkeypatch, given, message):
-    service, own = Service(), threading.local()
+def test_processes_that_were_started_differently_all_end_with_what_differs(together, given, message):
+    def process(number):
+        distributed.check_alike(given[number])
+        distributed.check_alike(given[number])
+
+    assert together(process) == [message] * 3
+
+
+@pytest.fixture
+def together(monkeypatch):
+    """Runs a function of the process's number in three threads that pass for processes; returns what each refuses."""
+    own = threading.local()
     monkeypatch.setattr(distributed, "_global_state", lambda: own.state)
     monkeypatch.setattr(distributed, "LAST_SECONDS", 0.0)
     monkeypatch.setattr(distributed, "_barriers", Own(own))
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
 
-    def process(number):
-        own.state = types.SimpleNamespace(client=service, num_processes=3, process_id=number)
-        own.calls = collections.Counter()
-        try:
-            distributed.check_alike(given[number])
-        except UserError as error:
-            return str(error)
+    def run(work):
+        service = Service()
 
-    with concurrent.futures.ThreadPoolExecutor(3) as threads:
-        said = list(threads.map(process, range(3)))
-    expected = message and f"the processes of a run need the same command, data and versions: {message}"
-    assert said == [expected] * 3
+        def process(number):
+            own.state = types.SimpleNamespace(client=service, num_processes=3, process_id=number)
+            own.calls = collections.Counter()
+            try:
+                work(number)
+            except UserError as error:
+                return str(error).removeprefix("the processes of a run need the same command, data and versions: ")
+
+        with concurrent.futures.ThreadPoolExecutor(3) as threads:
+            return list(threads.map(process, range(3)))
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, None),
+        ({"class_names": ("a", "x", "c")}, "the class of label 1 is x in process 2, and b in process 0"),
+        ({"num_examples": {"test": 7}}, "the number of examples in 'test' is 7 in process 2, and 8 in process 0"),
+        (
+            {"digests": {"test": "f"}},
+            "the checksum of the files' names and classes in 'test' is f in process 2, and e in process 0",
+        ),
+    ],
+)
+def test_processes_with_other_data_are_refused(together, change, message):
+    info = DatasetInfo("mine", 3, 3, ("a", "b", "c"), {"test": 8}, {"test": "e"})
+    change_of_last = lambda number: dataclasses.replace(info, **(change if number == 2 else {}))
+    assert together(lambda number: check_data_alike(change_of_last(number))) == [message] * 3
+
+
+@pytest.mark.parametrize("other", [{"w": np.ones(3), "v": 0.0}, {"w": np.zeros(3), "u": 0.0}])
+def test_processes_with_other_arrays_are_refused(together, other):
+    own = {"w": np.zeros(3), "v": 0.0}
+    assert together(lambda number: distributed.check_same_arrays("a", own)) == [None] * 3
+    told = together(lambda number: distributed.check_same_arrays("a", other if number == 1 else own))
+    checksum = r"arrays with checksum \w{8}"
+    assert len(set(told)) == 1 and re.fullmatch(f"a is {checksum} in process 1, and {checksum} in process 0", told[0])
+
+
+def test_a_process_that_does_not_answer_is_one_line(together, monkeypatch):
+    def never(name, milliseconds):
+        raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: GetKeyValue() timed out with key: ...")
+
+    monkeypatch.setattr(Service, "blocking_key_value_get", staticmethod(never))
+    told = together(lambda number: distributed.check_alike({"a": 1}))
+    assert told == ["waited 3600 s for the other processes, until they are compared; are they still running?"] * 3
 
 
 @pytest.fixture
@@ -276,8 +332,8 @@ def test_a_process_does_not_wait_for_the_others_for_ever_and_ctrl_c_ends_it(proc
     assert told.code == 1
     assert told.lines == [
         f"error: the processes (--coordinator={address} --num-processes=2 --process-id={process}) cannot be connected: "
-        "not all of them came within 2 s; is each one started, with its own process id, and can it reach process 0's "
-        "address and port?"
+        "not all of them came within 2 s; is each started, with its own process id, and can it reach the port of "
+        "process 0?"
     ]
     stopped.send_signal(signal.SIGINT)  # by now it waits in JAX, as the first one did
     (told,) = finish([stopped], 30)
@@ -341,6 +397,40 @@ def test_processes_of_other_configurations_do_not_train_together(tmp_path):
             "is 0.9 in process 1, and 0.1 in process 0"
         )
     assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ((*TINY, "--config.model.options=features=4", "--config.init.weights=run", "--workdir={}"), "what init.weights loads is"),
+        (("evaluate.py", "--workdir={}", "--data-dir=data"), "the number of examples in 'val' is"),
+        (("evaluate.py", "--weights=run", "--config.seed=1"), "what is evaluated is"),
+    ],
+)  # fmt: skip
+def test_processes_that_find_other_files_at_a_path_are_refused(command, message, tmp_path):
+    for seed in (1, 2):
+        train(tiny.config(seed=seed, training__steps=1), str(tmp_path / str(seed) / "run"))
+        for number in range(10 + seed):
+            folder = tmp_path / str(seed) / "data" / "val" / str(number % 10)
+            folder.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(folder / f"{number}.png"), np.full((8, 8), number, np.uint8))
+    shared = tmp_path / "shared"
+    if "--data-dir=data" in command:
+        folder_run = {"data__name": "folder", "data__fake": False, "data__dir": str(tmp_path / "1" / "data")}
+        splits = {"data__train_split": "val", "data__eval_split": "val"}
+        train(tiny.config(**folder_run | splits, training__steps=1, training__batch_size=8), str(shared))
+    script, *flags = (part.format(shared).replace("=configs/", f"={commands.ROOT}/configs/") for part in command)
+    address = free_address()
+    processes = [
+        start(
+            commands.ROOT / script, *flags,
+            f"--coordinator={address}", "--num_processes=2", f"--process_id={seed - 1}", folder=tmp_path / str(seed),
+        )
+        for seed in (1, 2)
+    ]  # fmt: skip
+    for end in finish(processes, 120):
+        assert end.code == 1 and f"the same command, data and versions: {message}" in end.lines[-1], end.errors
 
 
 @pytest.mark.slow

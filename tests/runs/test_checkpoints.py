@@ -115,7 +115,7 @@ def test_where_nothing_reads_a_run_never_starts_from_zero(tmp_path, kind):
 
 def test_arrays_that_orbax_did_not_join_are_not_sealed(tmp_path, monkeypatch):
     """In a folder that it takes for a pattern it finds none of its files, and only warns."""
-    with pytest.raises(UserError, match=r"cannot be written below a path with \["):
+    with pytest.raises(UserError, match=r"may be lost below a path with \["):
         Checkpoints(tmp_path / "[1]")
     monkeypatch.setattr(module, "check_name", lambda folder: None)
     checkpoints = Checkpoints(tmp_path / "[1]")
@@ -141,6 +141,26 @@ def test_an_unreadable_file_is_damage(tmp_path, monkeypatch):
     monkeypatch.setattr(pathlib.Path, "open", refuse)
     assert checkpoints.restore_latest(small(0))[0] == 1
     assert "2/run/metadata cannot be read: Permission denied" in said[0]
+    checkpoints.close()
+
+
+def test_of_several_processes_none_falls_back_alone(tmp_path, monkeypatch):
+    """Process 0 compares the files for all of them; an error of reading is seen by one process only."""
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, small(step), {}, None)
+    checkpoints.wait()
+
+    def fails(self, path, like):
+        raise UnreadableCheckpoint(f"checkpoint {path} cannot be read: Input/output error")
+
+    monkeypatch.setattr(Checkpoints, "_check_whole", lambda *arguments: None)
+    monkeypatch.setattr(Checkpoints, "_restore", fails)
+    monkeypatch.setattr(module.jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match=r"2 cannot be read: Input/output error; this is process 0, .* no other"):
+        checkpoints.restore_latest(small(0))
+    monkeypatch.undo()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
     checkpoints.close()
 
 

@@ -23,11 +23,11 @@ def free_address():
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
-def start(*options, devices=1):
-    """Returns a started process; `options` follow `python`."""
+def start(*options, devices=1, folder=commands.ROOT):
+    """Returns a process started in `folder`; `options` follow `python`."""
     path = os.pathsep.join([str(commands.BLOCK), str(commands.ROOT)])
     return subprocess.Popen(
-        commands.command(*options), cwd=commands.ROOT, env=commands.environment(devices) | {"PYTHONPATH": path},
+        commands.command(*options), cwd=folder, env=commands.environment(devices) | {"PYTHONPATH": path},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 

@@ -46,7 +46,8 @@ def test_a_run_leaves_everything_that_the_readme_names(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "started in " in out and "data and network" in out and "first step, " in out
     assert "imports" not in out  # nor whatever else this process did before
-    assert Checkpoints(tmp_path, read_only=True).progress(6).shuffled == PERMUTATION
+    progress = Checkpoints(tmp_path, read_only=True).progress(6)
+    assert progress.shuffled == PERMUTATION and {"split", "image_size", "crop_fraction"} <= progress.best.keys()
     assert "finished" in out and f"tensorboard --logdir={tmp_path}" in out and "best so far" in out
     assert "stem_conv/kernel" in (tmp_path / "parameters.txt").read_text()
 
