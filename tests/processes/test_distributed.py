@@ -403,7 +403,10 @@ def test_processes_of_other_configurations_do_not_train_together(tmp_path):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ((*TINY, "--config.model.options=features=4", "--config.init.weights=run", "--workdir={}"), "what init.weights loads is"),
+        (
+            (*TINY, "--config.model.options=features=4", "--config.init.weights=run", "--workdir={}"),
+            "what init.weights loads is",
+        ),
         (("evaluate.py", "--workdir={}", "--data-dir=data"), "the number of examples in 'val' is"),
         (("evaluate.py", "--weights=run", "--config.seed=1"), "what is evaluated is"),
     ],
