@@ -44,6 +44,14 @@ def assert_same(a, b):
             np.testing.assert_array_equal(x[name], y[name])
 
 
+def test_orders_of_epochs_that_are_over_are_forgotten():
+    """Each takes as many bytes as a few labels of the whole training set."""
+    examples = pipeline._TrainExamples(range(5), None, None, 0, 0, 4, ALONE, 0)
+    seen = [examples._place(position) for position in range(40)]
+    assert [sorted(index for e, index in seen if e == epoch) for epoch in range(8)] == [list(range(5))] * 8
+    assert sorted(examples._orders) == [6, 7]
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not bind processes to cores")
 def test_cores_that_this_process_may_not_use_do_not_count():
     cores = os.sched_getaffinity(0)

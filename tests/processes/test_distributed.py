@@ -22,6 +22,7 @@ from hga_flax.runs.manifest import find_damage
 from hga_flax.training.experiment import check_data_alike
 from hga_flax.training.restore import restore_workdir
 from hga_flax.training.trainer import train
+from hga_flax.version import version_of_code
 from tests import commands
 from tests.test_train import TINY, rows
 from tests.training import tiny
@@ -86,6 +87,21 @@ def test_a_launcher_that_cannot_be_used_says_what_to_do_instead(monkeypatch):
         UserError, match=r"\(found by SLURM\) cannot be connected: coordinator_address .* or give --coo"
     ):
         distributed.start(arguments(), tiny.config())
+
+
+def test_what_a_machine_has_of_its_own_is_not_compared(monkeypatch):
+    compared = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: None)
+    monkeypatch.setattr(jax.config, "update", lambda *option: None)
+    monkeypatch.setattr(distributed, "check_alike", compared.update)
+    given = arguments(coordinator="a:1", num_processes=2, process_id=0)
+    given.workdir, given.data_dir, given.json, given.profile, given.split = "run", "data", True, 3, "val"
+    distributed.start(given, tiny.config(seed=7))
+    own = {"--workdir", "--data-dir", "--json", "--profile", "--process-id", "--config.data.dir"}
+    own |= {"--config.data.num_workers", "--config.training.compilation_cache"}
+    assert own.isdisjoint(compared)
+    assert compared["--split"] == "val" and compared["--config.seed"] == 7
+    assert compared["jax"] == jax.__version__ and compared["hga_flax"] == version_of_code()
 
 
 class Service:
