@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 from jax import lax
+from jax.sharding import AxisType
 
 # The platform of all programs that are traced in a context; "" if it is not known. Part of the keys of JAX's caches.
 _platform = jax.make_user_context("")
@@ -39,6 +40,7 @@ def by_platform(default: Callable[..., Any], *arrays: jax.Array, **forms: Callab
 
     All implementations must compute the same result up to rounding; each is differentiated separately.
     `lax.platform_dependent` alone would save the residuals of every implementation for the backward pass.
+    Arrays on a mesh with explicit axes take `default` on every platform.
 
     Example: `by_platform(plain, x, kernel, cpu=product)`.
 
@@ -61,8 +63,18 @@ def by_platform(default: Callable[..., Any], *arrays: jax.Array, **forms: Callab
         gradients = {platform: of(form) for platform, form in forms.items()}
         return platform_dependent(saved, gradient, default=of(default), **gradients)
 
+    if _are_split_explicitly(arrays):
+        return default(*arrays)
     compute.defvjp(forward, backward)
     return compute(*varying_alike(arrays))
+
+
+def _are_split_explicitly(arrays: tuple[jax.Array, ...]) -> bool:
+    """Returns whether arrays are on a mesh whose axes are part of their types, as those of `jax.make_mesh` are.
+
+    There JAX asks how each product over a split axis is to be split, which only its own gradients answer.
+    """
+    return any(AxisType.Explicit in jax.typeof(array).sharding.mesh.axis_types for array in arrays)
 
 
 def on_gpus(form: Callable[..., Any]) -> dict[str, Callable[..., Any]]:

@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from hga_flax.attention import HGA, uses_source
 from hga_flax.models import create_model
@@ -152,3 +154,29 @@ def test_one_image_is_no_batch(name):
     images = jax.ShapeDtypeStruct((64, 64, 3), jnp.float32)
     with pytest.raises(ValueError, match=r"a network needs images \[B, H, W, C\], not \[64, 64, 3\]"):
         jax.eval_shape(create_model(name, num_classes=3).init, jax.random.key(0), images)
+
+
+@pytest.mark.parametrize("attention", ["none", "hga"])
+def test_a_batch_on_explicit_axes_has_the_gradients_of_one_device(attention):
+    """`jax.make_mesh` makes such axes; with them JAX refuses gradients that do not say how they are split."""
+    with jax.enable_x64(True):
+        model = create_model(
+            "resnet18", attention=attention, num_classes=3, stage_sizes=(1, 1), features=8, dtype=jnp.float64
+        )
+        images = jnp.asarray(np.random.RandomState(0).standard_normal((4, 32, 32, 3)))
+        variables = jax.jit(model.init)(jax.random.key(0), images)
+
+        def loss(params, statistics, images):
+            variables = {"params": params, "batch_stats": statistics}
+            logits, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
+            return (logits**2).mean()
+
+        gradient = jax.grad(loss)
+        expected = jax.jit(gradient)(variables["params"], variables["batch_stats"], images)
+        mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:2])
+        with jax.set_mesh(mesh):
+            replicated = jax.device_put(variables, NamedSharding(mesh, P()))
+            split = jax.device_put(images, NamedSharding(mesh, P("data")))
+            found = jax.jit(gradient)(replicated["params"], replicated["batch_stats"], split)
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-7)
