@@ -34,7 +34,8 @@ def load(
 
     Returns:
         The study's `study`, `about`, `config`, `file`, `seeds` and `rows`, and each row's `row`, `overrides`,
-        `baseline`, `runs`, `missing` (seeds), `failed`, `params`, `gflops` and `step_ms`.
+        `baseline`, `runs`, `missing` (seeds), `failed`, `params`, `gflops` and `step_ms`; where the parameters of a
+        begun row cannot be counted, `uncounted` says why.
 
     Raises:
         UserError: there is no such study, or part of it cannot be read.
