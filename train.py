@@ -3,8 +3,8 @@
 python train.py --config=configs/digits.py --workdir=runs/digits [--config.key=value ...]
 python train.py --config=configs/digits.py --dry-run     checks and describes the run without making it
 
-Exit codes: 0 finished, 1 an error (one line), 143 stopped by SIGTERM, 130 by Ctrl-C, 129 by SIGHUP. A stopped
-run has saved its last step; repeat the command to resume it.
+Exit codes: 0 finished, 1 an error (one line), 143 stopped by SIGTERM, 130 by Ctrl-C, 129 by SIGHUP, 138 by
+SIGUSR1. A stopped run has saved its last step; repeat the command to resume it.
 """
 
 from hga_flax import STARTED

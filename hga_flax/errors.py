@@ -136,9 +136,9 @@ def check_writable(path: pathlib.Path, key: str, remedy: str) -> None:
 def run_main(main: Callable[[], int | None]) -> None:
     """Runs a command's `main` and exits with its code.
 
-    The code is 1 for a `UserError` (one line), 130 for Ctrl-C, 143 for SIGTERM and 129 for SIGHUP. If the reader of
-    standard output closes the pipe, as `head` does, the command ends silently with 141, like other programs. Too
-    little memory is one line too. Any other exception is our bug and keeps its traceback.
+    The code is 1 for a `UserError` (one line), 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP and 138 for SIGUSR1. If
+    the reader of standard output closes the pipe, as `head` does, the command ends silently with 141, like other
+    programs. Too little memory is one line too. Any other exception is our bug and keeps its traceback.
     """
     # Importing and tracing make millions of objects that stay. Looking through the new ones after every 700 or 2000,
     # Python's default, took a fifth of the time to import JAX and to trace a step.

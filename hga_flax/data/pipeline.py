@@ -202,7 +202,7 @@ def _undisturbed(dataset: grain.IterDataset) -> Iterator[Batch]:
     when the first batch is read, and they inherit the signals blocked at that moment.
     """
     resource_tracker.ensure_running()  # if started later, it would unblock the signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1))
     with contextlib.closing(iter(dataset)) as batches:  # also if the first batch is an error: closing frees the memory
         try:
             batch = next(batches, None)

@@ -12,12 +12,15 @@ import argparse
 import collections
 import contextlib
 import glob
+import importlib.metadata
 import importlib.util
 import json
 import math
 import os
+import platform
 import re
 import signal
+import socket
 import threading
 import time
 import zlib
@@ -37,6 +40,10 @@ FLAGS = ("coordinator", "num_processes", "process_id")
 # 0 follows, and paths of a machine.
 OWN_FLAGS = (*FLAGS, "config", "overrides", "workdir", "data_dir", "json", "profile")
 OWN_KEYS = ("data.dir", "data.num_threads", "data.num_workers", "data.cache_mb", "training.compilation_cache")
+LIBRARIES = ("jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "opencv-python-headless")
+# JAX's settings that change numbers; JAX_ENABLE_X64 and its like in the environment.
+NUMERIC_SETTINGS = ("jax_default_prng_impl", "jax_enable_x64", "jax_threefry_partitionable")
+NUMERIC_SETTINGS += ("jax_default_matmul_precision", "jax_numpy_dtype_promotion")
 START_TIMEOUT_SECONDS = 300  # for all processes to connect
 BARRIER_TIMEOUT_SECONDS = 3600  # includes work; JAX's heartbeats detect a lost process earlier
 LAST_SECONDS = 2.0  # see `together`
@@ -108,6 +115,8 @@ def start(arguments: argparse.Namespace, config: ConfigDict) -> None:
     if given:
         _check(given)
         where = " ".join(f"{_spelled(flag)}={given[flag]}" for flag in FLAGS)
+        if given["process_id"] == 0:
+            _check_port(given["coordinator"])
         given = {"coordinator_address": given.pop("coordinator"), **given, "cluster_detection_method": "deactivate"}
     check_keys(config)
     jax.config.update("jax_enable_preemption_service", False)  # it takes over SIGTERM, which preemption.py handles
@@ -125,9 +134,12 @@ def start(arguments: argparse.Namespace, config: ConfigDict) -> None:
         raise UserError(f"the processes ({where}) cannot be connected: {one_line(error)[:300]}{hint}") from None
     flags = {_spelled(flag): value for flag, value in vars(arguments).items() if flag not in OWN_FLAGS}
     keys = {f"--config.{key}": get_key(config, key) for key in config_keys(config) if key not in OWN_KEYS}
-    versions = {"jax": jax.__version__, "hga_flax": version_of_code()}
+    versions = {"jax": jax.__version__, "hga_flax": version_of_code(), "Python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(name) for name in LIBRARIES}
+    settings = {name.upper(): getattr(jax.config, name) for name in NUMERIC_SETTINGS}
+    settings |= {"the number of processes": _global_state().num_processes}
     with _deadline(where, "they are connected, but is one of them of another version, or suspended?"):
-        check_alike(flags | keys | {"--import": imported_modules()} | versions)
+        check_alike(flags | keys | {"--import": imported_modules()} | versions | settings)
 
 
 def check_alike(facts: Mapping[str, Any]) -> None:
@@ -226,6 +238,22 @@ def _check(given: dict) -> None:
         raise UserError(f"--num-processes={given['num_processes']}: must be at least 1")
     if not 0 <= given["process_id"] < given["num_processes"]:
         raise UserError(f"--process-id={given['process_id']}: must be 0 to {given['num_processes'] - 1}")
+
+
+def _check_port(coordinator: str) -> None:
+    """Raises a UserError if the port is in use. JAX would crash, or share it with another run, which would abort."""
+    if os.environ.get("JAX_COORDINATOR_BIND_ADDRESS"):  # one interface only, which JAX alone may know how to read
+        return
+    port = coordinator.rpartition(":")[2]
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a connection of the run before may still close
+        try:
+            probe.bind(("", int(port)))
+        except OSError as error:
+            raise UserError(
+                f"--coordinator={coordinator}: port {port} of this host cannot be used ({error.strerror}), by another "
+                "run, perhaps; choose another"
+            ) from None
 
 
 def union(indices: Iterable[int], limit: int) -> list[int]:

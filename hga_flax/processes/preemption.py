@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from hga_flax.errors import Interrupted, leave
 from hga_flax.processes.mesh import DATA_AXIS
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)  # SLURM's --signal=USR1@60
 # A process with nothing to save exits at once; inside a compilation it gets this many seconds.
 NOTHING_TO_SAVE_SECONDS = 1.0
 POLLS_IN_FLIGHT = 2
@@ -30,7 +30,7 @@ _DONE = 0  # a byte that is not a signal number
 
 
 def exit_code(signum: int) -> int:
-    """Returns a shell's exit code for a process ended by a signal: SIGTERM 143, SIGINT 130, SIGHUP 129."""
+    """Returns a shell's exit code for a process ended by a signal: SIGTERM 143, SIGINT 130, SIGHUP 129, SIGUSR1 138."""
     return 128 + signum
 
 

@@ -77,6 +77,8 @@ def configure_process(config: ConfigDict, *, train: bool = True) -> None:
     Raises:
         UserError: the configuration cannot be run here.
     """
+    if train and jax.config.jax_enable_x64:
+        raise UserError("JAX_ENABLE_X64 is set, but training keeps its state in float32; unset it")
     # Errors are raised and reported once; Orbax would print their tracebacks as well.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     configure_jax(config, check_configuration(config, train=train))

@@ -19,6 +19,7 @@ import json
 import os
 import pathlib
 import re
+import secrets
 import socket
 import threading
 import time
@@ -96,10 +97,12 @@ class Claim:
     Attributes:
         file: the claim file.
         number: number of owners before this one.
+        token: random text in the file, which a file of the same name that was made after this one's removal lacks.
     """
 
     file: pathlib.Path
     number: int
+    token: str
 
     @property
     def is_lost(self) -> bool:
@@ -109,7 +112,12 @@ class Claim:
             OSError: the file server does not say.
         """
         name = NUMBERED.fullmatch(self.file.name)[1]
-        return exists(self.file.with_name(f"{name}.{self.number + 1}")) or not exists(self.file)
+        if exists(self.file.with_name(f"{name}.{self.number + 1}")):
+            return True
+        try:
+            return json.loads(self.file.read_text())["token"] != self.token
+        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+            return True
 
 
 def exists(file: pathlib.Path) -> bool:
@@ -163,11 +171,12 @@ class Claims:
         newest = max(numbers, default=None)
         if newest is not None and not self._is_gone(self._folder / f"{name}.{newest}"):
             return None
-        number = 0 if newest is None else newest + 1
-        file = self._folder / f"{name}.{number}"
+        number, made = 0 if newest is None else newest + 1, False
+        file, token = self._folder / f"{name}.{number}", secrets.token_hex(8)
         try:
             with file.open("x") as stream:
-                stream.write(json.dumps(self._owner))
+                made = True
+                stream.write(json.dumps(self._owner | {"token": token}))
             numbers = self._numbers(name)
             if max(numbers) > number:  # this process was so late that the claims it saw have been removed
                 file.unlink(missing_ok=True)
@@ -177,14 +186,21 @@ class Claims:
         except FileExistsError:
             return None
         except OSError as error:
-            raise UserError(f"{file} cannot be written: {error.strerror or one_line(error)}") from None
-        return Claim(file, number)
+            if made:  # an unfinished claim would hold up the next process
+                with contextlib.suppress(OSError):
+                    file.unlink()
+            raise UserError(
+                f"{file} cannot be written: {error.strerror or one_line(error)}; once that is mended, the same command "
+                "goes on"
+            ) from None
+        return Claim(file, number, token)
 
     def release(self, claim: Claim) -> None:
         """Releases a claim, so that the next process need not wait."""
         with contextlib.suppress(OSError):
             if not claim.is_lost:
-                claim.file.write_text(json.dumps(self._owner | {"released": True}))
+                with claim.file.open("r+") as stream:  # not emptied first, since the disk may be full
+                    stream.write(json.dumps(self._owner | {"token": claim.token, "released": True}))
 
     @contextlib.contextmanager
     def beating(self, claim: Claim, tick: Callable[[], None]) -> Iterator[None]:

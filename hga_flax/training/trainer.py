@@ -131,6 +131,7 @@ def _train(
             start_up.mark("tracing")
         if restored is None:
             state = _new_state(experiment, init, fitted, workdir, console)
+        check_same_arrays("the state to start from", {"params": state.params, "batch_stats": state.batch_stats})
         start_up.mark("state")
         # step + 1 compiles; the traces of several processes of a machine would have the same name
         first = step + 2 if profile_steps and experiment.shard.process == 0 else 0

@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import re
 import signal
+import socket
 import threading
 import time
 import types
@@ -102,6 +103,18 @@ def test_what_a_machine_has_of_its_own_is_not_compared(monkeypatch):
     assert own.isdisjoint(compared)
     assert compared["--split"] == "val" and compared["--config.seed"] == 7
     assert compared["jax"] == jax.__version__ and compared["hga_flax"] == version_of_code()
+    assert {"Python", "optax", "numpy", "the number of processes"} <= compared.keys()
+    assert compared["JAX_DEFAULT_PRNG_IMPL"] == "threefry2x32" and compared["JAX_ENABLE_X64"] is False
+
+
+def test_a_port_that_is_in_use_is_one_line():
+    """JAX's process 0 would crash, or answer the processes of another run."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(UserError, match=rf"--coordinator={address}: port \d+ of this host cannot .*another"):
+            distributed.start(arguments(coordinator=address, num_processes=2, process_id=0), tiny.config())
 
 
 class Service:

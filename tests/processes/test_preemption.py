@@ -46,7 +46,7 @@ def test_a_signal_is_a_request_once_there_is_something_to_save():
 
 
 def test_a_signal_before_that_ends_the_command_at_once():
-    for signum, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)):
+    for signum, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)):
         with pytest.raises(Interrupted, match="nothing new to save") as caught, Preemption(60.0, lambda *how: None):
             signal.raise_signal(signum)
         assert caught.value.code == code == exit_code(signum) and caught.value.alone

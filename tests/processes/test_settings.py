@@ -5,7 +5,7 @@ import sys
 import jax
 import pytest
 
-from hga_flax.errors import ConfigError
+from hga_flax.errors import ConfigError, UserError
 from hga_flax.processes import settings
 from tests import commands
 from tests.training import tiny
@@ -88,6 +88,14 @@ def test_a_number_of_devices_that_is_set_elsewhere_stays(monkeypatch):
         ConfigError, match=r"training\.cpu_devices=3: XLA_FLAGS, .* asks for 8 CPU device\(s\); set only"
     ):
         settings.cpu_devices(tiny.config(training__cpu_devices=3))
+
+
+def test_training_in_64_bits_is_refused_at_the_start(monkeypatch):
+    monkeypatch.setattr(settings, "configure_jax", lambda *arguments: None)
+    with jax.enable_x64(True):
+        with pytest.raises(UserError, match="JAX_ENABLE_X64 is set, but training keeps its state in float32; unset it"):
+            settings.configure_process(tiny.config())
+        settings.configure_process(tiny.config(), train=False)
 
 
 @pytest.mark.parametrize(("variables", "expected"), [({}, 3), ({"JAX_NUM_CPU_DEVICES": "2"}, 2)], ids=str)

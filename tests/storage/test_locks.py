@@ -81,6 +81,30 @@ def test_one_of_many_gets_a_run(tmp_path):
         claims[0].release(owned[0])  # the next round is a race for what was given up
 
 
+def test_a_claim_of_the_same_name_in_a_folder_made_anew_is_another_ones(tmp_path):
+    """As after `rm -r` of a workdir in which a run still trains, and a new start there."""
+    folder = tmp_path / "run"
+    first = Claims(folder).take("a")
+    shutil.rmtree(folder)
+    assert first.is_lost
+    other = Claims(folder)
+    second = other.take("a")
+    assert second.file == first.file and first.is_lost and not second.is_lost
+    Claims(folder).release(first)
+    assert not json.loads(second.file.read_text()).get("released") and other.is_held("a")
+    other.release(second)
+    assert json.loads(second.file.read_text())["released"] and Claims(folder).take("a").number == 1
+
+
+def test_a_claim_that_a_full_disk_refuses_leaves_nothing_behind(tmp_path, monkeypatch):
+    dumps = json.dumps
+    monkeypatch.setattr(json, "dumps", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(UserError, match=r"a\.0 cannot be written: No space left on device; .* same command goes on"):
+        Claims(tmp_path).take("a")
+    monkeypatch.setattr(json, "dumps", dumps)
+    assert not list(tmp_path.iterdir()) and Claims(tmp_path).take("a").number == 0
+
+
 def test_a_living_owner_keeps_its_run_and_another_run_is_free(tmp_path):
     first, second = Claims(tmp_path), Claims(tmp_path)
     assert first.take("se.seed_1") and second.take("se.seed_1") is None
