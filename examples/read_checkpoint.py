@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from hga_flax import restore_workdir
+from hga_flax.config.command_line import add_import_flag
 from hga_flax.errors import UserError, run_main
 from hga_flax.images.device_augmentation import normalize
 
@@ -22,6 +23,7 @@ def main() -> None:
     parser.add_argument("workdir", help="folder of a run")
     parser.add_argument("--checkpoint", default="latest", help="best, latest (the default) or a step")
     parser.add_argument("--images", type=int, default=8, help="number of images from the evaluation split (default: 8)")
+    add_import_flag(parser)  # for attentions of one's own
     arguments = parser.parse_args()
     if arguments.images < 1:
         raise UserError(f"--images={arguments.images}: must be at least 1")

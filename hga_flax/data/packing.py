@@ -116,14 +116,21 @@ def pack(
 
     def write(scratch: pathlib.Path) -> None:
         tfds.disable_progress_bar()  # it shows the scratch folder, and redrawing it fills logs
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS's messages show the scratch folder too
-            try:
-                _Packed(name, version, features, splits, str(scratch)).download_and_prepare()
-            except RuntimeError as error:  # array_record's, for a full disk among others
-                failed = re.search(r"(?:write|open|close)\(\) failed: ([^;]+)", str(error))
-                raise (OSError(one_line(failed[1])) if failed else error) from None
+        # TFDS's messages show the scratch folder too.
+        with contextlib.redirect_stdout(io.StringIO()), full_disk_as_os_error():
+            _Packed(name, version, features, splits, str(scratch)).download_and_prepare()
 
     return write_once(data_dir, name, version, write)
+
+
+@contextlib.contextmanager
+def full_disk_as_os_error() -> Iterator[None]:
+    """Turns array_record's RuntimeError for a disk that does not take its files into an OSError."""
+    try:
+        yield
+    except RuntimeError as error:
+        failed = re.search(r"(?:write|open|close)\(\) failed: ([^;]+)", str(error))
+        raise (OSError(one_line(failed[1])) if failed else error) from None
 
 
 def write_once(data_dir: pathlib.Path, name: str, version: str, write: Callable[[pathlib.Path], None]) -> pathlib.Path:

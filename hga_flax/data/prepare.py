@@ -16,6 +16,9 @@ import pathlib
 import shlex
 import shutil
 import sys
+import tarfile
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,6 +36,8 @@ LOCAL = ("folder", "arrays", "idx")
 # Debian's package dataset-fashion-mnist; its files hold the same images as TFDS's, compressed differently.
 FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
 # The two files of imagenet2012 and their sizes in bytes.
+IMAGENET_EXAMPLES = {"train": 1_281_167, "validation": 50_000}
+DAMAGED = tarfile.TarError | zipfile.BadZipFile | zlib.error | EOFError  # what reading an archive may raise
 IMAGENET = {"ILSVRC2012_img_train.tar": 147_897_477_120, "ILSVRC2012_img_val.tar": 6_744_924_160}
 
 
@@ -186,15 +191,22 @@ def _prepare_tfds(name: str, data_dir: pathlib.Path, manual: pathlib.Path | None
     with packing.locked(data_dir, builder.name):
         options = tfds.download.DownloadConfig(manual_dir=str(manual) if manual else None)
         try:
-            builder.download_and_prepare(download_config=options)
+            with packing.full_disk_as_os_error():
+                builder.download_and_prepare(download_config=options)
         except Exception as error:
             expected = type(error).__module__.split(".")[0] in ("requests", "urllib3", "tensorflow_datasets")
-            if not expected and not isinstance(error, OSError | AssertionError):
+            if not expected and not isinstance(error, OSError | AssertionError | DAMAGED):
                 raise
-            raise UserError(f"preparing {name} failed: {type(error).__name__}: {one_line(error)}") from None
+            more = "; an archive is damaged or incomplete: get it again" if isinstance(error, DAMAGED) else ""
+            raise UserError(f"preparing {name} failed: {type(error).__name__}: {one_line(error)}{more}") from None
         folder = pathlib.Path(builder.data_dir)
         deliver(folder)
-        return folder
+    if builder.name == "imagenet2012":
+        for split, size in IMAGENET_EXAMPLES.items():
+            if (found := builder.info.splits[split].num_examples) != size:
+                line = f"{split} has {found:,} examples, the official one {size:,}; are the archives complete?"
+                print(f"warning: {line}", file=sys.stderr)
+    return folder
 
 
 def check_imagenet_tars(data_dir: pathlib.Path, folder: pathlib.Path, named: bool) -> None:

@@ -1,7 +1,9 @@
 """Collects the results of a study from its folder or from a saved report, and compares its rows."""
 
+import json
 import pathlib
 import shlex
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -117,7 +119,7 @@ def _gather(name: str, described: dict[str, Any], folder: pathlib.Path) -> dict[
         failures = {seed: read_json(workdir / "failure.json") for seed, workdir in workdirs.items()}
         runs = [
             {key: result.get(key) for key in RUN_KEYS}
-            | {"seed": seed, "workdir": str(workdirs[seed])}
+            | {"seed": seed, "workdir": str(workdirs[seed]), "data": _data(workdirs[seed])}
             | {"command": _command(described, facts["overrides"], seed, workdirs[seed], result)}
             for seed, result in results.items()
             if result is not None
@@ -137,6 +139,17 @@ def _gather(name: str, described: dict[str, Any], folder: pathlib.Path) -> dict[
         )
     kept = {key: described[key] for key in ("file", "config", "about", "seeds")}
     return {"study": name, **kept, "directory": str(folder), "rows": rows}
+
+
+def _data(workdir: pathlib.Path) -> str | None:
+    """Returns a line that tells the data set of a run from others, also from another content under its name."""
+    try:
+        info = read_dataset(workdir)
+    except UserError:
+        return None
+    facts = json.dumps([info.class_names, info.channels, info.num_examples, info.digests], sort_keys=True)
+    sizes = ", ".join(f"{size:,} in {split}" for split, size in info.num_examples.items())
+    return f"{info.name}: {info.num_classes:,} classes, {sizes} (checksum {zlib.crc32(facts.encode()):08x})"
 
 
 def _size(folder: pathlib.Path, workdirs: Any, imports: Sequence[str]) -> dict[str, Any]:

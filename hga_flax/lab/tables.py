@@ -107,6 +107,10 @@ def notes(results: dict[str, Any]) -> list[str]:
     if len(versions) > 1:
         made = ", ".join(f"{version or 'not recorded'} ({count} runs)" for version, count in versions.items())
         lines.append(f"MIXED: the runs were made with several versions, which may change the results: {made}.")
+    data = Counter(run["data"] for row in rows for run in row["runs"] if run.get("data"))
+    contents = Counter(line.partition(":")[0] for line in data)
+    if changed := [f"{line} ({runs} runs)" for line, runs in data.items() if contents[line.partition(":")[0]] > 1]:
+        lines.append(f"MIXED: the runs were not all made on the same classes and images: {'; '.join(changed)}.")
     lines += [
         f"{row['row']}: its difference is over the {row['pairs']} seeds that it has in common with its baseline, and "
         "so not the difference of the means shown."

@@ -6,6 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import types
 
 import cv2
 import numpy as np
@@ -252,6 +254,44 @@ def test_a_split_that_could_not_be_read_back_is_refused_before_packing(split, tm
     write_idx(tmp_path, split, IMAGES, LABELS)
     with pytest.raises(UserError, match="cannot name a split"):
         main(["prepare", "idx", str(tmp_path), "--name=mine", f"--data-dir={tmp_path / 'data'}"])
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            tarfile.ReadError("unexpected end of data"),
+            "ReadError: unexpected end of data; an archive is damaged or inc",
+        ),
+        (RuntimeError("write() failed: No space left on device; x"), "OSError: No space left on device"),
+        (None, None),
+    ],
+)
+def test_what_tfds_cannot_prepare_is_one_line_and_a_part_of_imagenet_is_said(
+    error, message, tmp_path, monkeypatch, capsys
+):
+    for name in prepare.IMAGENET:
+        (tmp_path / name).write_bytes(b"")
+    splits = {"train": types.SimpleNamespace(num_examples=3), "validation": types.SimpleNamespace(num_examples=50_000)}
+
+    class Builder:
+        name, data_dir, info = "imagenet2012", str(tmp_path), types.SimpleNamespace(splits={})
+
+        def download_and_prepare(self, download_config):
+            if error:
+                raise error
+            self.info.splits.update(splits)
+
+    monkeypatch.setattr(prepare, "open_builder", lambda *arguments, **options: Builder())
+    monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: name)
+    run = lambda: prepare._prepare_tfds("imagenet2012", tmp_path, tmp_path, lambda folder: None)
+    if error:
+        with pytest.raises(UserError, match=f"^preparing imagenet2012 failed: {re.escape(message)}"):
+            run()
+    else:
+        assert run() == tmp_path
+        line = "warning: train has 3 examples, the official one 1,281,167; are the archives complete?\n"
+        assert capsys.readouterr().err == line
 
 
 FULL = """

@@ -1,18 +1,22 @@
 """What a report gathers, from a file, a folder or a saved report; made-up results with known means."""
 
+import dataclasses
 import json
 import pathlib
+import re
 
 import pytest
 from scipy import stats
 
 from hga_flax.config import command_line
 from hga_flax.config.loading import to_json
+from hga_flax.data.sources import DatasetInfo
 from hga_flax.errors import UserError
 from hga_flax.lab import results, tables
 from hga_flax.lab.runs import open_directory, write_text
 from hga_flax.lab.study import load_study
 from hga_flax.pictures.costs import draw_costs
+from hga_flax.runs.workdir import write_dataset
 from tests.commands import ROOT
 from tests.lab.made_up import ROWS, write_result, write_study
 
@@ -137,6 +141,19 @@ def test_a_study_whose_attention_is_not_known_here_is_reported_without_its_size(
     told = results.analyse(results.load(file))
     assert {row["params"] for row in told["rows"]} == {None}
     assert "se: parameters not known: unknown attention 'mine'" in tables.notes(told)
+
+
+def test_the_data_of_a_run_is_told_from_another_under_its_name(tmp_path):
+    info = DatasetInfo("folder", 2, 3, ("a", "b"), {"train": 1_200, "val": 5}, {"train": "x", "val": "y"})
+    lines = []
+    for change in ({}, {}, {"class_names": ("a", "c")}, {"digests": {"train": "z", "val": "y"}}):
+        (tmp_path / "dataset.json").unlink(missing_ok=True)
+        write_dataset(tmp_path, dataclasses.replace(info, **change))
+        lines.append(results._data(tmp_path))
+    assert lines[0] == lines[1] and len(set(lines)) == 3
+    assert re.fullmatch(r"folder: 2 classes, 1,200 in train, 5 in val \(checksum \w{8}\)", lines[0])
+    (tmp_path / "dataset.json").unlink()
+    assert results._data(tmp_path) is None
 
 
 def test_a_row_that_has_not_begun_is_unfinished_and_no_more(made):

@@ -104,3 +104,16 @@ def test_runs_of_other_versions_and_differences_over_fewer_seeds_are_said():
         "MIXED: the runs were made with several versions, which may change the results: jax 0.10.2, hga_flax 0.1"
         in text
     )
+
+
+def test_runs_on_other_images_under_one_name_are_said():
+    told = analyse(gathered(se=(19.0, 20.5)))
+    runs = [run for row in told["rows"] for run in row["runs"]]
+    for run in runs:
+        run["data"] = "folder: 3 classes, 90 in train (checksum 1)"
+    runs[0]["data"] = "digits: 10 classes, 1,500 in train (checksum 3)"  # a row's own data set
+    assert "same classes" not in tables.render(told, "terminal")
+    runs[1]["data"] = "folder: 3 classes, 60 in train (checksum 2)"
+    text = " ".join(tables.render(told, "terminal").split())
+    assert "MIXED: the runs were not all made on the same classes and images: folder: 3 classes, 60 in" in text
+    assert "digits" not in text.partition("classes and images:")[2].partition("runs).")[0]
