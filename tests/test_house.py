@@ -13,7 +13,7 @@ ROOMS = (
     "attention", "models", "pretrained", "counting", "config", "storage", "images", "data", "processes", "runs",
     "training", "inference", "paper", "pictures", "bench", "lab",
 )  # fmt: skip
-GROUND = ("errors", "version")  # files that everybody may import, and that import nothing of the project
+GROUND = ("errors", "platforms", "version")  # files that everybody may import, and that import nothing of the project
 FRONT_DOOR = ("__init__", "__main__")  # files that import what is asked for, when it is asked for
 MOST_FILES, MOST_LINES, MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 15, 2800, 400, 100
 
@@ -93,9 +93,8 @@ def test_every_import_points_to_an_earlier_room_or_its_own(name):
 
 
 def test_attention_stands_alone():
-    assert {room(other) for name in MODULES if room(name) == "attention" for other in imported(MODULES[name])} == {
-        "attention"
-    }
+    attention = [name for name in MODULES if room(name) == "attention"]
+    assert {room(other) for name in attention for other in imported(MODULES[name])} <= {"attention", *GROUND}
 
 
 def test_no_files_import_each_other_in_a_circle():

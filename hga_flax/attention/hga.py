@@ -20,8 +20,8 @@ from jax import lax
 
 from hga_flax.attention.common import Narrowed, Reduction, Source, at_least_float32, check_map
 from hga_flax.attention.operator import Restoration, apply_operator, excitation_operator
-from hga_flax.attention.platforms import by_platform, on_gpus
 from hga_flax.attention.shift_pool import cell_edges, pooled_convolutions, stack_kernels
+from hga_flax.platforms import by_platform, on_gpus
 
 FORMS = ("auto", "conv", "shift")
 PRESET = " (a preset may have set one of them)"

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from hga_flax.attention.platforms import by_platform, on_gpus, platform_dependent
 from hga_flax.attention.shift_pool import cell_edges, shifted_cells
+from hga_flax.platforms import by_platform, on_gpus, platform_dependent
 
 
 def excitation_operator(

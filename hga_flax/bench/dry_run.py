@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from hga_flax.attention.platforms import programs_for
 from hga_flax.counting.parts import model_parts, parts_table
 from hga_flax.data.sources import DatasetInfo, dataset_info
 from hga_flax.errors import check_writable
+from hga_flax.platforms import programs_for
 from hga_flax.processes.settings import configure_process
 from hga_flax.runs import workdir as files
 from hga_flax.runs.checkpoints import Checkpoints

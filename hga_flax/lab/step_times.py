@@ -49,8 +49,8 @@ def _turn(folder: pathlib.Path) -> Callable[[int], None]:
     """Compiles a row's training step and returns a function that runs a given number of steps."""
     import jax
 
-    from hga_flax.attention.platforms import programs_for
     from hga_flax.data.sources import dataset_info
+    from hga_flax.platforms import programs_for
     from hga_flax.processes.settings import configure_process
     from hga_flax.training.experiment import create_experiment, prepare
     from hga_flax.training.state import create_state

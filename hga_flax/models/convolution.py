@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hga_flax.attention.platforms import by_platform, varying_alike
+from hga_flax.platforms import by_platform, varying_alike
 
 DENSE_WIDTH = 1024  # most channels for which TPUs use the dense form
 CPU_DENSE_WIDTH = 256  # the same for CPUs

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from hga_flax.attention import AttentionFactory
 from hga_flax.attention.common import global_mean
 from hga_flax.attention.registry import attend
-from hga_flax.models.max_pooling import max_pool
+from hga_flax.models.pooling import max_pool
 from hga_flax.models.resnet import PAD1, ModuleDef, check_images, check_rate, layer_types, no_attention
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from hga_flax.attention import AttentionFactory, HierarchicalGlobalAveragePooling
 from hga_flax.attention.common import at_least_float32, global_mean
 from hga_flax.attention.registry import attend
-from hga_flax.models.max_pooling import max_pool
+from hga_flax.models.pooling import max_pool
 from hga_flax.models.resnet import PAD1, ModuleDef, check_images, check_rate, layer_types, no_attention
 
 # Widths of the Inception blocks: 1x1; 1x1, 3x3; 1x1, "5x5"; 1x1 after pooling (the paper's Table 1).

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hga_flax.attention.platforms import platform_dependent
+from hga_flax.platforms import platform_dependent
 
 
 class Affine(NamedTuple):

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hga_flax.attention.platforms import on_gpus, platform_dependent
+from hga_flax.platforms import on_gpus, platform_dependent
 
 
 @jax.custom_vjp

@@ -20,9 +20,8 @@ from hga_flax.attention.common import global_mean
 from hga_flax.attention.operator import with_gradient_apart
 from hga_flax.attention.registry import attend, attend_in_place
 from hga_flax.models.convolution import convolution
-from hga_flax.models.max_pooling import max_pool
 from hga_flax.models.norm import BatchNorm
-from hga_flax.models.pooling import average_pool
+from hga_flax.models.pooling import average_pool, max_pool
 from hga_flax.models.residual import relu_of_sum
 
 ModuleDef = Any  # a partial of a module class

@@ -17,9 +17,8 @@ import jax.numpy as jnp
 
 from hga_flax.attention import AttentionFactory
 from hga_flax.attention.registry import attend
-from hga_flax.models.max_pooling import max_pool
 from hga_flax.models.norm import BatchNorm
-from hga_flax.models.pooling import adaptive_average_pool
+from hga_flax.models.pooling import adaptive_average_pool, max_pool
 from hga_flax.models.resnet import PAD1, ModuleDef, check_images, check_rate, layer_types, no_attention
 
 STAGE_SIZES = {"11": (1, 1, 2, 2, 2), "13": (2, 2, 2, 2, 2), "16": (2, 2, 3, 3, 3), "19": (2, 2, 4, 4, 4)}

@@ -9,8 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from hga_flax.attention.platforms import programs_for
 from hga_flax.images.device_augmentation import normalize
+from hga_flax.platforms import programs_for
 from hga_flax.processes.mesh import replicate, to_devices
 from hga_flax.training.metrics import ClassificationMetrics, read
 

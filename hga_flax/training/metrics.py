@@ -11,7 +11,7 @@ import numpy as np
 from clu import metrics
 from jax import lax
 
-from hga_flax.attention.platforms import by_platform, on_gpus
+from hga_flax.platforms import by_platform, on_gpus
 
 TOP = 5  # k of the top-5 error, which is meaningless for at most this many classes
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hga_flax.attention.platforms import on_gpus, platform_dependent
+from hga_flax.platforms import on_gpus, platform_dependent
 
 SMALL_LEAF = 32_768  # largest size of an array that is summed together with others
 TOGETHER = 64  # arrays per sum: XLA's GPU kernels have at most 96 operands and results

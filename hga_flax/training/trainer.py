@@ -16,12 +16,12 @@ from clu import parameter_overview
 from etils import epath
 from ml_collections import ConfigDict
 
-from hga_flax.attention.platforms import programs_for
 from hga_flax.config.command_line import import_flags
 from hga_flax.config.loading import validate
 from hga_flax.data.sources import Source, dataset_info
 from hga_flax.data.streams import PERMUTATION
 from hga_flax.errors import Interrupted, called
+from hga_flax.platforms import programs_for
 from hga_flax.processes.distributed import barrier, check_same_arrays, union
 from hga_flax.processes.mesh import replicate, to_devices
 from hga_flax.processes.preemption import Agreement, Preemption, exit_code

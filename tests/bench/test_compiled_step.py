@@ -3,11 +3,11 @@ import types
 import jax
 import pytest
 
-from hga_flax.attention.platforms import programs_for
 from hga_flax.bench import compiled_step
 from hga_flax.bench.compiled_step import roofline, training_step
 from hga_flax.counting.compiled import Cost, cost
 from hga_flax.errors import ConfigError
+from hga_flax.platforms import programs_for
 from hga_flax.processes.mesh import create_mesh
 from hga_flax.training import trainer
 from tests.training import tiny

@@ -70,7 +70,7 @@ def test_every_step_lowers_for_gpus_without_sort_and_scatter_and_for_tpus(networ
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy"])
 def test_losses_pick_by_a_mask_on_gpus_and_a_label_that_is_no_class_is_nan_everywhere(loss, monkeypatch):
-    from hga_flax.attention import platforms
+    from hga_flax import platforms
     from hga_flax.training.metrics import LOSSES
 
     logits, labels = jnp.arange(12.0).reshape(4, 3) ** 0.5, jnp.array([0, 2, 1, 3])

@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from hga_flax.attention.platforms import by_platform, on_gpus, platform_dependent, programs_for, varying_alike
+from hga_flax.platforms import by_platform, on_gpus, platform_dependent, programs_for, varying_alike
 from tests.training import tiny
 
 
