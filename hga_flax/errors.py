@@ -145,6 +145,7 @@ def run_main(main: Callable[[], int | None]) -> None:
     gc.set_threshold(20_000, 10, 10)
     for name in ("asyncio", "gcsfs", "s3fs"):  # these print tracebacks of exceptions, even of failed attempts
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    sys.unraisablehook = _not_raised
     try:
         code = _run(main)
     except BaseException:
@@ -165,6 +166,16 @@ def run_main(main: Callable[[], int | None]) -> None:
             processes._run_finalizers(0)  # as when Python exits: gives semaphores and shared memory back
         os._exit(code)
     sys.exit(code)
+
+
+def _not_raised(what: "sys.UnraisableHookArgs") -> None:
+    """Ends the command at a Ctrl-C that came while a destructor ran, or JAX's callback of the garbage collector.
+
+    Python would print the KeyboardInterrupt as ignored, and the command would go on.
+    """
+    if isinstance(what.exc_value, KeyboardInterrupt):
+        leave(130, "interrupted")
+    sys.__unraisablehook__(what)
 
 
 def _must_not_wait() -> bool:

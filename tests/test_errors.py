@@ -197,6 +197,32 @@ run_main(main)
     assert done.stderr.splitlines()[-1:] == last
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "lines"),
+    [("KeyboardInterrupt", 130, ["interrupted"]), ("ValueError('x')", 0, ["went on", "ValueError: x"])],
+)
+def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost(error, code, lines):
+    """Where Python prints any exception as ignored."""
+    program = f"""
+import gc, sys
+from hga_flax.errors import run_main
+
+def main():
+    def fail(phase, info):
+        gc.callbacks.remove(fail)
+        raise {error}
+
+    gc.callbacks.append(fail)
+    gc.collect()
+    print("went on", file=sys.stderr)
+
+run_main(main)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50)
+    assert done.returncode == code and set(lines) <= set(done.stderr.splitlines())
+    assert ("went on" in done.stderr) == (code == 0)
+
+
 def test_a_command_that_does_not_wait_leaves_no_semaphores():
     """Python would name them after the command's last line."""
     code = """
