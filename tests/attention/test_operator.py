@@ -8,7 +8,8 @@ import optax
 import pytest
 from sklearn.datasets import load_digits
 
-from hga_flax.attention import HGA, platforms
+from hga_flax import platforms
+from hga_flax.attention import HGA
 from hga_flax.attention.common import Source
 from hga_flax.attention.operator import apply_operator, excitation_operator, with_gradient_apart
 from hga_flax.attention.shift_pool import pooled_convolutions, stack_kernels
