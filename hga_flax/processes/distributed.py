@@ -40,7 +40,7 @@ FLAGS = ("coordinator", "num_processes", "process_id")
 # 0 follows, and paths of a machine.
 OWN_FLAGS = (*FLAGS, "config", "overrides", "workdir", "data_dir", "json", "profile")
 OWN_KEYS = ("data.dir", "data.num_threads", "data.num_workers", "data.cache_mb", "training.compilation_cache")
-LIBRARIES = ("jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "opencv-python-headless")
+LIBRARIES = ("jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "opencv-python-headless", "opencv-python")
 # JAX's settings that change numbers; JAX_ENABLE_X64 and its like in the environment.
 NUMERIC_SETTINGS = ("jax_default_prng_impl", "jax_enable_x64", "jax_threefry_partitionable")
 NUMERIC_SETTINGS += ("jax_default_matmul_precision", "jax_numpy_dtype_promotion")
@@ -135,11 +135,18 @@ def start(arguments: argparse.Namespace, config: ConfigDict) -> None:
     flags = {_spelled(flag): value for flag, value in vars(arguments).items() if flag not in OWN_FLAGS}
     keys = {f"--config.{key}": get_key(config, key) for key in config_keys(config) if key not in OWN_KEYS}
     versions = {"jax": jax.__version__, "hga_flax": version_of_code(), "Python": platform.python_version()}
-    versions |= {name: importlib.metadata.version(name) for name in LIBRARIES}
+    versions |= {name: _installed(name) for name in LIBRARIES}
     settings = {name.upper(): getattr(jax.config, name) for name in NUMERIC_SETTINGS}
     settings |= {"the number of processes": _global_state().num_processes}
     with _deadline(where, "they are connected, but is one of them of another version, or suspended?"):
         check_alike(flags | keys | {"--import": imported_modules()} | versions | settings)
+
+
+def _installed(library: str) -> str:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:  # OpenCV has several names, of which one is enough
+        return "not installed"
 
 
 def check_alike(facts: Mapping[str, Any]) -> None:

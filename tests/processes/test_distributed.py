@@ -104,6 +104,7 @@ def test_what_a_machine_has_of_its_own_is_not_compared(monkeypatch):
     assert compared["--split"] == "val" and compared["--config.seed"] == 7
     assert compared["jax"] == jax.__version__ and compared["hga_flax"] == version_of_code()
     assert {"Python", "optax", "numpy", "the number of processes"} <= compared.keys()
+    assert compared["numpy"] == np.__version__ and distributed._installed("no-such-library") == "not installed"
     assert compared["JAX_DEFAULT_PRNG_IMPL"] == "threefry2x32" and compared["JAX_ENABLE_X64"] is False
 
 
