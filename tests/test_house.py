@@ -153,7 +153,10 @@ WHOLE = {"test_lowering.py", "test_old_workdir.py", "test_same_data.py"}  # of s
         ("onnx", {"inference/to_onnx.py"}),
         ("onnxruntime", {"inference/export.py"}),
         ("fsspec", {"storage/buckets.py"}),
-        ("jax._src", {"processes/distributed.py"}),  # private names; tests/processes/test_distributed.py looks after it
+        (
+            "jax._src",
+            {"processes/coordination.py"},
+        ),  # private; test_coordination.py looks after it
     ],
 )
 def test_a_package_that_has_one_home(package, homes):

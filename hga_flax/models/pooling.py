@@ -3,12 +3,13 @@
 https://docs.pytorch.org/docs/stable/generated/torch.nn.AvgPool2d.html and AdaptiveAvgPool2d.html. The
 divisor of a window depends only on its position, so it is a constant of the program.
 
-The gradient of max pooling needs neither a scatter nor a sort on GPUs and CPUs. That of `flax.linen.max_pool` goes to
-the first largest element of each window. On GPUs XLA's operation for that, select_and_scatter, is a scatter with atomic
-additions; with `--xla_gpu_deterministic_ops` it is a scatter after a sort of every element of the pooled map, 51 M
-for a batch of 256 in a ResNet. Here the forward pass saves the position of each window's largest element, one byte per
-output, and the backward pass adds one masked, padded map for each position of the window, in a fixed order. CPUs use
-the same form; TPUs keep XLA's operation. benchmarks/NOTES.md has the measurements.
+The gradient of max pooling needs neither a scatter nor a sort on GPUs and CPUs. That of `flax.linen.max_pool` goes
+to the first largest element of each window. On GPUs XLA's operation for that, select_and_scatter, is a scatter
+with atomic additions; with `--xla_gpu_deterministic_ops` it is a scatter after a sort of every element of the
+pooled map: 51 million for a batch of 256 in a ResNet. Here the forward pass saves the position of each window's
+largest element, one byte per output, and the backward pass adds one masked, padded map for each position of the
+window, in a fixed order. CPUs use the same form; TPUs keep XLA's operation. benchmarks/NOTES.md has the
+measurements.
 """
 
 from collections.abc import Iterator, Sequence

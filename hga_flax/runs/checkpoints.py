@@ -22,7 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from hga_flax.errors import UserError, one_line
-from hga_flax.processes.distributed import raise_if_lost
+from hga_flax.processes.coordination import raise_if_lost
 from hga_flax.runs import saved_state
 from hga_flax.runs.manifest import UnreadableCheckpoint, find_damage, write_manifest
 from hga_flax.runs.progress import Progress

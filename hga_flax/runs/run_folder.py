@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Iterator
 
 from hga_flax.errors import Interrupted, UserError, leave
-from hga_flax.processes.distributed import barrier
+from hga_flax.processes.coordination import barrier
 from hga_flax.runs.local_copy import LocalCopy, find
 from hga_flax.runs.uploader import BucketUploader, Uploader
 from hga_flax.runs.workdir import CLAIM, open_workdir

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from hga_flax.errors import UserError
-from hga_flax.processes.distributed import barrier
+from hga_flax.processes.coordination import barrier
 from hga_flax.processes.mesh import agree, all_true, wait_for_all
 from hga_flax.runs.local_copy import is_local_copy
 from hga_flax.runs.workdir import write_text

@@ -16,7 +16,7 @@ from hga_flax.config.loading import build_model
 from hga_flax.data.pipeline import Dataset, Shard
 from hga_flax.data.sources import DatasetInfo
 from hga_flax.errors import ConfigError
-from hga_flax.processes.distributed import check_alike
+from hga_flax.processes.coordination import check_alike
 from hga_flax.processes.mesh import DATA_AXIS, check_batch_size, check_training_batch, create_mesh
 from hga_flax.processes.settings import check_configuration
 from hga_flax.runs.progress import planned_steps

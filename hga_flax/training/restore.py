@@ -11,7 +11,7 @@ import optax
 
 from hga_flax.config.checks import check_keys
 from hga_flax.errors import ConfigError, UserError, called
-from hga_flax.processes.distributed import barrier, check_same_arrays
+from hga_flax.processes.coordination import barrier, check_same_arrays
 from hga_flax.processes.mesh import create_mesh
 from hga_flax.processes.settings import configure_process
 from hga_flax.runs import workdir as files

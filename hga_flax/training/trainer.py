@@ -22,7 +22,8 @@ from hga_flax.data.sources import Source, dataset_info
 from hga_flax.data.streams import PERMUTATION
 from hga_flax.errors import Interrupted, called
 from hga_flax.platforms import programs_for
-from hga_flax.processes.distributed import barrier, check_same_arrays, union
+from hga_flax.processes.coordination import barrier, check_same_arrays
+from hga_flax.processes.distributed import union
 from hga_flax.processes.mesh import replicate, to_devices
 from hga_flax.processes.preemption import Agreement, Preemption, exit_code
 from hga_flax.processes.settings import configure_process

@@ -1,26 +1,18 @@
 import argparse
-import collections
-import concurrent.futures
-import dataclasses
-import inspect
 import re
 import signal
 import socket
-import threading
 import time
-import types
 
 import cv2
 import jax
 import numpy as np
 import pytest
 
-from hga_flax.data.sources import DatasetInfo
 from hga_flax.errors import Interrupted, UserError
-from hga_flax.processes import distributed
+from hga_flax.processes import coordination, distributed
 from hga_flax.runs.checkpoints import Checkpoints
 from hga_flax.runs.manifest import find_damage
-from hga_flax.training.experiment import check_data_alike
 from hga_flax.training.restore import restore_workdir
 from hga_flax.training.trainer import train
 from hga_flax.version import version_of_code
@@ -118,116 +110,6 @@ def test_a_port_that_is_in_use_is_one_line():
             distributed.start(arguments(coordinator=address, num_processes=2, process_id=0), tiny.config())
 
 
-class Service:
-    """JAX's coordination service: a store of texts, whose readers wait until they are there."""
-
-    def __init__(self):
-        self.values, self.changed = {}, threading.Condition()
-
-    def key_value_set(self, name, text):
-        with self.changed:
-            assert name not in self.values
-            self.values[name] = text
-            self.changed.notify_all()
-
-    def blocking_key_value_get(self, name, milliseconds):
-        with self.changed:
-            assert self.changed.wait_for(lambda: name in self.values, 10), name
-            return self.values[name]
-
-
-class Own:
-    """A counter for each thread, which stands for a process."""
-
-    def __init__(self, own):
-        self.own = own
-
-    def __getitem__(self, name):
-        return self.own.calls[name]
-
-    def __setitem__(self, name, count):
-        self.own.calls[name] = count
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ([{"a": 1, "b": 0.1}] * 3, None),
-        ([{"a": 1, "b": 0.1}, {"a": 1, "b": 0.1}, {"a": 1, "b": 0.2}], "b is 0.2 in process 2, and 0.1 in process 0"),
-        ([{"a": 1}, {"a": 1, "b": 2}, {"a": 1}], "b is 2 in process 1, and not given in process 0"),
-        ([{"a": 1}, {"a": "x" * 999}, {"a": 1}], f"a is {'x' * 100}... in process 1, and 1 in process 0"),
-    ],
-)
-def test_processes_that_were_started_differently_all_end_with_what_differs(together, given, message):
-    def process(number):
-        distributed.check_alike(given[number])
-        distributed.check_alike(given[number])
-
-    assert together(process) == [message] * 3
-
-
-@pytest.fixture
-def together(monkeypatch):
-    """Runs a function of the process's number in three threads that pass for processes; returns what each refuses."""
-    own = threading.local()
-    monkeypatch.setattr(distributed, "_global_state", lambda: own.state)
-    monkeypatch.setattr(distributed, "LAST_SECONDS", 0.0)
-    monkeypatch.setattr(distributed, "_barriers", Own(own))
-    monkeypatch.setattr(jax, "process_count", lambda: 3)
-
-    def run(work):
-        service = Service()
-
-        def process(number):
-            own.state = types.SimpleNamespace(client=service, num_processes=3, process_id=number)
-            own.calls = collections.Counter()
-            try:
-                work(number)
-            except UserError as error:
-                return str(error).removeprefix("the processes of a run need the same command, data and versions: ")
-
-        with concurrent.futures.ThreadPoolExecutor(3) as threads:
-            return list(threads.map(process, range(3)))
-
-    return run
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({}, None),
-        ({"class_names": ("a", "x", "c")}, "the class of label 1 is x in process 2, and b in process 0"),
-        ({"num_examples": {"test": 7}}, "the number of examples in 'test' is 7 in process 2, and 8 in process 0"),
-        (
-            {"digests": {"test": "f"}},
-            "the checksum of the files' names and classes in 'test' is f in process 2, and e in process 0",
-        ),
-    ],
-)
-def test_processes_with_other_data_are_refused(together, change, message):
-    info = DatasetInfo("mine", 3, 3, ("a", "b", "c"), {"test": 8}, {"test": "e"})
-    change_of_last = lambda number: dataclasses.replace(info, **(change if number == 2 else {}))
-    assert together(lambda number: check_data_alike(change_of_last(number))) == [message] * 3
-
-
-@pytest.mark.parametrize("other", [{"w": np.ones(3), "v": 0.0}, {"w": np.zeros(3), "u": 0.0}])
-def test_processes_with_other_arrays_are_refused(together, other):
-    own = {"w": np.zeros(3), "v": 0.0}
-    assert together(lambda number: distributed.check_same_arrays("a", own)) == [None] * 3
-    told = together(lambda number: distributed.check_same_arrays("a", other if number == 1 else own))
-    checksum = r"arrays with checksum \w{8}"
-    assert len(set(told)) == 1 and re.fullmatch(f"a is {checksum} in process 1, and {checksum} in process 0", told[0])
-
-
-def test_a_process_that_does_not_answer_is_one_line(together, monkeypatch):
-    def never(name, milliseconds):
-        raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: GetKeyValue() timed out with key: ...")
-
-    monkeypatch.setattr(Service, "blocking_key_value_get", staticmethod(never))
-    told = together(lambda number: distributed.check_alike({"a": 1}))
-    assert told == ["waited 3600 s for the other processes, until they are compared; are they still running?"] * 3
-
-
 @pytest.fixture
 def one_of_several(monkeypatch):
     """This process passes for one of several; the list says what it has done at its end."""
@@ -286,26 +168,11 @@ def test_what_jax_says_of_a_lost_process_becomes_one_line(one_of_several, error,
 
     with pytest.raises(UserError) as raised:
         distributed.together(tiny.config(), work)
-    assert isinstance(raised.value, distributed.ProcessLost) == lost
+    assert isinstance(raised.value, coordination.ProcessLost) == lost
     if lost:
         assert re.fullmatch(
             r"another process was lost or failed \(.*\); .*; start all .* the same command", str(raised.value)
         )
-
-
-def test_alone_there_is_nobody_to_lose():
-    distributed.raise_if_lost(jax.errors.JaxRuntimeError("Gloo all-reduce failed"))
-
-
-def test_the_private_name_of_jax_is_there():
-    """And what `barrier` and `together` do with it; a JAX that renames it fails here first."""
-    from jax._src.lib import _jax
-
-    state = distributed._global_state()
-    assert state.client is None and state.process_id == 0
-    inspect.signature(type(state).initialize).bind(state, heartbeat_timeout_seconds=1, shutdown_timeout_seconds=1)
-    assert callable(_jax.DistributedRuntimeClient.wait_at_barrier)
-    assert "_jax.get_distributed_runtime_client" in inspect.getsource(type(state).initialize)
 
 
 def test_alone_the_union_is_the_own_indices():
@@ -387,7 +254,7 @@ def seconds_since(ends):
 def end_with(fault, of, at, *options):
     """Returns how two processes ended, one of which something befalls; the other may not take much longer."""
     ends = finish(start_pair(f"--fault={fault}", f"--of={of}", f"--at={at}", *options))
-    assert seconds_since(ends) < LOST_SECONDS + distributed.LAST_SECONDS + MACHINE_SECONDS
+    assert seconds_since(ends) < LOST_SECONDS + coordination.LAST_SECONDS + MACHINE_SECONDS
     assert told_of_a_loss(ends[1 - of]), ends[1 - of].errors
     assert not any("done" in end.output for end in ends)
     return ends

@@ -1,3 +1,4 @@
+import contextlib
 import types
 
 from hga_flax.errors import UserError
@@ -91,3 +92,35 @@ def test_evaluations_on_another_split_or_size_are_not_compared(tmp_path):
     checkpoints.wait()
     assert checkpoints.best_step() == 2 and checkpoints.steps() == [2, 4]
     checkpoints.close()
+
+
+def test_a_step_whose_evaluation_cannot_be_read_once_is_not_deleted(tmp_path, monkeypatch):
+    with contextlib.closing(Checkpoints(tmp_path, keep=1)) as first:
+        for step, error in ((1, 5.0), (2, 9.0)):
+            first.save(step, state(step), {}, metrics(error))
+    said, read = [], Checkpoints._read_run
+
+    def fail(self, step, path):
+        if step == 1 and len(said) == 0:
+            raise UserError("checkpoint 1 cannot be read now: Stale file handle")
+        return read(self, step, path)
+
+    monkeypatch.setattr(Checkpoints, "_read_run", fail)
+    with contextlib.closing(Checkpoints(tmp_path, keep=1, warn=said.append)) as again:
+        for step in (3, 4):
+            again.save(step, state(step), {}, metrics(9.0))
+        again.wait()
+        assert again.steps() == [1, 4] and again.best_step() == 1
+    assert said == ["warning: checkpoint 1 cannot be read now: Stale file handle; its evaluation is not known"]
+
+
+def test_a_step_whose_evaluation_is_damaged_is_kept_no_longer_than_others(tmp_path):
+    with contextlib.closing(Checkpoints(tmp_path, keep=1)) as first:
+        first.save(1, state(1), {}, metrics(5.0))
+    (tmp_path / "checkpoints" / "1" / "seal.json").unlink()
+    said = []
+    with contextlib.closing(Checkpoints(tmp_path, keep=1, warn=said.append)) as again:
+        for step in (2, 3):
+            again.save(step, state(step), {}, metrics(9.0 - step))
+        again.wait()
+        assert again.steps() == [3] and len(said) == 1

@@ -1,4 +1,4 @@
-"""What an optimizer's state may become and still go on, with checkpoints of today and of before."""
+"""What a saved state may be read as: by another optimizer, model or version, and what is refused."""
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,8 @@ from hga_flax.errors import UserError
 from hga_flax.runs.checkpoints import Checkpoints
 from hga_flax.runs.saved_state import named_arrays
 from hga_flax.training.optimizer import create_optimizer, decays
+from tests.runs.test_checkpoints import abstract as abstract_run
+from tests.runs.test_checkpoints import small, state
 from tests.training import tiny
 
 RATE = optax.constant_schedule(0.1)
@@ -36,9 +38,9 @@ def restored(tmp_path, saved, like):
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])),
         like,
     )
-    for step, state in enumerate(saved, 1):
+    for step, given in enumerate(saved, 1):
         checkpoints = Checkpoints(tmp_path)
-        checkpoints.save(step, state, {}, None)
+        checkpoints.save(step, given, {}, None)
         checkpoints.close()
     checkpoints = Checkpoints(tmp_path, read_only=True)
     try:
@@ -121,3 +123,72 @@ def test_another_optimizer_is_not_begun_at_zero(tmp_path):
         with pytest.raises(UserError, match="belongs to another optimizer: opt_state/"):
             like = abstract(create_optimizer(tiny.config(optimizer__name=name), RATE))
             restored(tmp_path / str(number), [after(saved)], like)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            {"a": jnp.zeros(3000, jnp.bfloat16), "b": jnp.zeros(4)},
+            r"params/a is \(3000,\) float32 there and \(3000,\) bfl",
+        ),
+        (
+            {"a": jnp.zeros(3001), "b": jnp.zeros(4)},
+            r"another model: params/a is \(3000,\) float32 there and \(3001,\)",
+        ),
+        ({"a": jnp.zeros(3000)}, r"params/b is \(4,\) float32 there and absent here"),
+    ],
+)
+def test_arrays_of_another_kind_are_refused_and_stay_where_they_are(tmp_path, other, message):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, small(1), {}, None)
+    with pytest.raises(UserError, match=message):
+        checkpoints.restore_latest({"params": other, "opt_state": jnp.zeros(7)})
+    with pytest.raises(UserError, match="another optimizer: opt_state is"):
+        checkpoints.restore_latest(small(0) | {"opt_state": jnp.zeros(8)})
+    checkpoints.close()
+    assert checkpoints.steps() == [1] and not (tmp_path / "damaged").exists()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"model__attention": "none"}, {"model__options": "features=8"}, {"model__name": "cifar_resnet14"}],
+)
+def test_another_models_checkpoint_is_refused(tmp_path, other):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state(), {}, None)
+    checkpoints.wait()
+    with pytest.raises(UserError, match="belongs to another model: ") as caught:
+        checkpoints.restore_latest(abstract_run(**other))
+    assert "\n" not in str(caught.value)
+    checkpoints.close()
+
+
+def test_a_checkpoint_without_the_average_is_refused_where_there_should_be_one(tmp_path):
+    """And one that was written before there were averages is one without: the tree is the same."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state(), {}, None)
+    checkpoints.wait()
+    names = {str(path[0]) for path, _ in jax.tree.leaves_with_path(state())}
+    assert names == {f".{name}" for name in ("step", "params", "batch_stats", "opt_state", "metrics", "skipped")}
+    with pytest.raises(UserError, match=r"belongs to another training\.ema_decay: ema/.* is absent there"):
+        checkpoints.restore_latest(abstract_run(training__ema_decay=0.9))
+    checkpoints.close()
+
+
+def test_the_keys_that_made_another_state_are_named(tmp_path):
+    def restore(changes, **overrides):
+        checkpoints = Checkpoints(tmp_path, read_only=True, changes=["training.steps: 6 -> 8", *changes])
+        with pytest.raises(UserError) as caught:
+            checkpoints.restore_latest(abstract_run(**overrides))
+        checkpoints.close()
+        return str(caught.value)
+
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state(), {}, None)
+    checkpoints.close()
+    for key, old, new in (("optimizer.name", "sgd", "adamw"), ("training.ema_decay", 0.0, 0.9)):
+        change = f"{key}: {old} -> {new}"
+        told = restore([change], **{key.replace(".", "__"): new})
+        assert f"changed since: {change}; undo that" in told and "training.steps" not in told
+    assert "belongs to another model: " in restore([change], model__attention="none")

@@ -82,7 +82,7 @@ def befall(fault):
 
 def exchange(due):
     """Stands for a training: waits for the others, then exchanges numbers with them."""
-    from hga_flax.processes.distributed import barrier
+    from hga_flax.processes.coordination import barrier
     from hga_flax.processes.mesh import all_true
     from hga_flax.processes.preemption import Preemption
 

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import shutil
 
@@ -373,21 +372,6 @@ def test_a_resumed_run_does_not_ask_for_the_source_again(run, tmp_path, capsys):
     assert (thawed["stem_conv"]["kernel"] != ours["stem_conv"]["kernel"]).any()
     with pytest.raises(UserError, match=r"belongs to another run: there init\.weights is '.*', here ''"):
         train(tiny.config(model__attention="none"), str(workdir))
-
-
-def test_the_average_of_a_run_is_preferred(run, tmp_path):
-    """A state with an `ema` beside the parameters, as a run with an average saves it."""
-    from hga_flax.runs.checkpoints import Checkpoints
-
-    state = dataclasses.asdict(restore_workdir(str(run)).state)
-    variables = {"params": state["params"], "batch_stats": state["batch_stats"]}
-    state["ema"] = jax.tree.map(lambda x: x + 1, variables)
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(5, state, {}, None)
-    checkpoints.wait()
-    for ours, raw in zip(*map(jax.tree.leaves, (checkpoints.restore_weights(5), variables)), strict=True):
-        np.testing.assert_array_equal(ours, np.asarray(raw) + 1)
-    checkpoints.close()
 
 
 @pytest.mark.slow
