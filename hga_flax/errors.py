@@ -17,6 +17,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # errors of a full or failing disk
+# Errors of reading that say nothing about the file; by name, because some systems lack some of them.
+PASSING = {"ESTALE", "ETIMEDOUT", "EAGAIN", "EBUSY", "EINTR", "EMFILE", "ENFILE", "ENOMEM", "ENOBUFS", "EHOSTDOWN"}
+PASSING |= {"EHOSTUNREACH", "ECONNRESET", "ECONNREFUSED", "ENETDOWN", "ENETUNREACH", "EREMOTEIO"}
 # What XLA says under RESOURCE_EXHAUSTED. It says other things there when files, threads or the small memories inside a
 # GPU or TPU run out, which is not the user's doing.
 TOO_LITTLE_MEMORY = re.compile(r"out of memory(?! in memory space vmem)|failed to allocate", re.IGNORECASE)
@@ -50,6 +53,22 @@ class UserError(Exception):
 
 class ConfigError(UserError):
     """An invalid configuration; the message names the key."""
+
+
+class TemporaryError(UserError):
+    """Something outside the command is in its way and may pass, such as another command or a server that is away."""
+
+
+def may_pass(error: BaseException) -> bool:
+    """Returns whether the same command may succeed later: after a `TemporaryError`, a full disk, or a failed server."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, TemporaryError):
+            return True
+        if isinstance(cause, OSError) and (cause.errno in FULL or errno.errorcode.get(cause.errno or 0) in PASSING):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 class Interrupted(BaseException):

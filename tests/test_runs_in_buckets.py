@@ -15,9 +15,9 @@ from hga_flax.errors import UserError
 from hga_flax.inference.predictor import Predictor
 from hga_flax.pictures.curves import read_run
 from hga_flax.storage.buckets import Remote
-from hga_flax.training.initial_weights import read_source
 from hga_flax.training.restore import restore_workdir
 from hga_flax.training.trainer import train
+from hga_flax.training.weights_source import read_source
 from tests import buckets, commands
 from tests.buckets import fresh_machine, steps, whole
 from tests.test_train import TINY

@@ -27,7 +27,7 @@ DATA = ("--config.data.fake=true", "--config.data.fake_examples=40", "--config.t
 
 def bits(workdir, step):
     """A line for every parameter and batch statistic of a checkpoint: name, type, shape and a digest of the bytes."""
-    weights = Checkpoints(workdir, read_only=True).restore_weights(step)
+    _, weights = Checkpoints(workdir, read_only=True).restore_weights(step)
     for path, leaf in jax.tree.leaves_with_path(weights):
         digest = hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest()
         yield f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape} {digest}"

@@ -29,10 +29,11 @@ from hga_flax.runs.manifest import UnreadableCheckpoint
 from hga_flax.runs.progress import check_same_size, complete
 from hga_flax.storage.buckets import is_remote
 from hga_flax.training.experiment import Experiment, Plan, Prepared, create_experiment, describe, prepare
-from hga_flax.training.initial_weights import check_source, fit_weights
+from hga_flax.training.initial_weights import fit_weights
 from hga_flax.training.optimizer import decay_steps, warmup_steps
 from hga_flax.training.state import TrainState
 from hga_flax.training.step import make_train_step
+from hga_flax.training.weights_source import check_source
 
 QUICK = 150  # largest number of parameter arrays compiled by default: takes seconds (ResNet-50: minutes)
 SHORT = 0.5  # a compiled step is timed if its estimate is below this many seconds

@@ -141,7 +141,7 @@ class Crop(NamedTuple):
             across, down = math.sin(self.angle) * self.mirror * self.width, math.cos(self.angle) * self.height
             places = self.top + self.height / 2 + across * corners[0] + down * corners[1]
             return max(places.max(), -places.min())
-        half = self.height * math.cos(self.angle) + self.width * abs(math.sin(self.angle))
+        half = self.height * abs(math.cos(self.angle)) + self.width * abs(math.sin(self.angle))
         return self.top + (self.height + half) / 2
 
 
@@ -198,7 +198,8 @@ def decode_for_crop(
     if math.prod(head.size) > MAX_PIXELS:
         raise BadImage(too_large(head.size))
     crop = draw(*head.size)
-    reduction = max(n for n in REDUCTION_FLAGS if n == 1 or min(crop.height, crop.width) >= n * size)
+    fits = lambda n: min(crop.height, crop.width) >= n * size and head.size[0] >= max(REDUCTION_FLAGS)
+    reduction = max(n for n in REDUCTION_FLAGS if n == 1 or fits(n))
     if channels == 3 and head.from_top and head.orientation == UPRIGHT:
         check_whole(image)
         try:

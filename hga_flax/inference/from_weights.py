@@ -8,12 +8,10 @@ on either side is an error, and is never replaced by an initial value.
 import argparse
 import contextlib
 import dataclasses
-import json
 import os
-import pathlib
 import re
 from collections.abc import Collection
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,23 +23,23 @@ from hga_flax.config.loading import base_config, build_model, load_config, overr
 from hga_flax.data.classes import difference
 from hga_flax.data.imagenet import imagenet_classes
 from hga_flax.data.sources import FOLDER, DatasetInfo, dataset_info
-from hga_flax.errors import ConfigError, UserError, one_line
+from hga_flax.errors import ConfigError, UserError
+from hga_flax.inference.exported import Exported, read_exported
 from hga_flax.pretrained.cifar_weights import is_cifar
 from hga_flax.pretrained.preprocessing import Preprocessing, preprocessing_of
-from hga_flax.pretrained.torch_files import read_metadata
 from hga_flax.pretrained.torch_names import ATTENTION_OPTIONS, PEERS
 from hga_flax.processes.mesh import create_mesh
 from hga_flax.processes.settings import configure_process
 from hga_flax.runs import workdir as files
 from hga_flax.training.experiment import create_experiment
-from hga_flax.training.initial_weights import HEAD, Path, Source, fit, is_stem, locate, read_weights
+from hga_flax.training.initial_weights import HEAD, fit, is_stem
 from hga_flax.training.metrics import TrainMetrics
 from hga_flax.training.restore import Restored, warn
 from hga_flax.training.state import TrainState
+from hga_flax.training.weights_source import Path, Source, locate, read_weights
 
 KEY = "--weights"
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-KEPT = ("class_names", "preprocessing", "normalisation", "source", "model_options", "attention_options")
 WORDNET = re.compile(r"n\d{8}")  # names of ImageNet's folders
 # Keys that only training reads, by their beginnings, and those among them that evaluation reads too.
 TRAINS = ("training.", "optimizer.", "schedule.", "checkpoint.", "init.", "evaluation.every_epochs", "data.flip")
@@ -114,7 +112,7 @@ def restore_weights(
         _take_runs(config, files.read_config(path), given)
     else:
         _name_network(config, model, attention, given)
-    exported = None if is_run else _exported(path)
+    exported = None if is_run else read_exported(path)
     if exported:
         _take_options(config, exported, given)
     check_keys(config)
@@ -139,7 +137,7 @@ def restore_weights(
     experiment = create_experiment(config.lock(), info, train=False)
     step = exported.step if exported else source.step
     state = _state(source, config, classes, channels, step or 0)
-    return Restored(experiment, state, step, origin=source.origin, known=known)
+    return Restored(experiment, state, step, source.weights, source.origin, known)
 
 
 def _check_given(config: ConfigDict, given: Collection[str]) -> None:
@@ -151,47 +149,7 @@ def _check_given(config: ConfigDict, given: Collection[str]) -> None:
     check_given(config, sorted(given))
 
 
-class _Exported(NamedTuple):
-    """What `export --format=safetensors` writes into a file."""
-
-    class_names: tuple[str, ...]
-    preprocessing: Preprocessing
-    network: tuple[str, str]  # our names of the network and its attention
-    options: dict[str, dict[str, Any]]  # by key of config.model
-    step: int | None
-
-
-def _exported(path: pathlib.Path) -> _Exported | None:
-    """Returns what this project's export wrote into a file of weights; None for files of others.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    metadata = read_metadata(path)
-    if not {"class_names", "preprocessing", "normalisation"} <= metadata.keys():
-        return None
-    try:
-        facts = {key: json.loads(metadata[key]) for key in KEPT if key in metadata}
-        images, values, source = facts["preprocessing"], facts["normalisation"], facts["source"]
-        return _Exported(
-            tuple(map(str, facts["class_names"])),
-            Preprocessing(
-                "the file's metadata, written by export",
-                int(images["height"]),
-                float(images["crop_fraction"] or 0),
-                "by area",
-                tuple(map(float, values["mean"])),
-                tuple(map(float, values["std"])),
-            ),
-            (str(source["model"]), str(source["attention"])),
-            {key: dict(facts[key]) for key in KEPT[-2:] if key in facts},  # older versions wrote none
-            source.get("step"),
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{KEY}={path}: its metadata is damaged ({one_line(error)}); export it again") from None
-
-
-def _take_options(config: ConfigDict, exported: _Exported, given: Collection[str]) -> None:
+def _take_options(config: ConfigDict, exported: Exported, given: Collection[str]) -> None:
     """Sets the options of the network in the file: some change what it computes, but no array's shape."""
     if (config.model.name, config.model.attention) != exported.network:
         return

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from hga_flax.errors import Interrupted, UserError, one_line
+from hga_flax.errors import Interrupted, UserError, may_pass, one_line
 from hga_flax.lab.hardware import Hardware, count, hold
 from hga_flax.lab.runs import Run, all_runs, last_evaluation, open_directory, write_text
 from hga_flax.lab.study import Study
@@ -43,7 +43,7 @@ def work(study: Study, say: Callable[[str], None], budget_minutes: float = 0.0, 
         parent: process that started this worker; the worker stops when it is gone.
 
     Returns:
-        The number of failed runs of the study.
+        The number of failed runs of the study, and of those that this worker put off.
 
     Raises:
         UserError: the study's folder cannot be used, or its runs have other hardware.
@@ -55,8 +55,9 @@ def work(study: Study, say: Callable[[str], None], budget_minutes: float = 0.0, 
     hardware = hold(study)
     study = dataclasses.replace(study, threads=hardware.threads or 0, devices=hardware.devices)
     runs = all_runs(study)
+    put_off: set[str] = set()  # runs with something in their way; tried again once another run is made
     with _Stop() as stop:
-        while pending := _pending(runs):
+        while pending := [run for run in _pending(runs) if run.name not in put_off]:
             stop.check()
             if parent is not None and os.getppid() != parent:
                 raise Interrupted("the command that started this worker is gone; the same command resumes", 143)
@@ -75,9 +76,13 @@ def work(study: Study, say: Callable[[str], None], budget_minutes: float = 0.0, 
             try:
                 if _pending([run]):  # another worker may have just finished it
                     stop.signal = _make(run, claim, claims, runs, say, parent, hardware) or stop.signal
+                    put_off = set() if run.result() else put_off | {run.name} if not run.failure() else put_off
             finally:
                 claims.release(claim)
-    return sum(run.failure() is not None for run in runs)
+    put_off &= {run.name for run in _pending(runs)}
+    if put_off:
+        say(f"put off, until the same command tries again: {', '.join(sorted(put_off))}")
+    return sum(run.failure() is not None for run in runs) + len(put_off)
 
 
 def _pending(runs: list[Run]) -> list[Run]:
@@ -138,7 +143,10 @@ def _make(
     parent: int | None,
     hardware: Hardware,
 ) -> int:
-    """Trains and writes result.json or failure.json; returns a signal received after the last step, or 0."""
+    """Trains and writes result.json or failure.json; returns a signal received after the last step, or 0.
+
+    It writes neither if something outside the run is in its way and may pass, such as another command in its folder.
+    """
     title, begun = f"{run.row.name} seed {run.seed}", run.workdir.exists()
     say(f"{title:<28} {'resumes' if begun else 'starts'}")
     write_text(run.workdir / "command.txt", run.command + "\n")
@@ -153,6 +161,9 @@ def _make(
     except Exception as error:  # any error, such as running out of memory: the other rows continue
         if surely_lost(claim):
             _leave()
+        if may_pass(error):
+            say(f"{title:<28} put off: {one_line(error)}")
+            return 0
         if not isinstance(error, UserError):
             with (run.workdir / "log.txt").open("a") as log:
                 traceback.print_exc(file=log)

@@ -57,6 +57,11 @@ class Choice:
     score: tuple[int, int] = (0, 0)
     others: tuple[str, ...] = ()
 
+    @property
+    def is_average(self) -> bool:
+        """Whether the name of the tensors says that they are an average of the weights."""
+        return bool(_AVERAGE.search(self.label))
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Reads the tensors.
 
@@ -69,7 +74,7 @@ class Choice:
         """Returns a note on what was chosen if there were alternatives, otherwise ""."""
         if not self.others:
             return ""
-        average = " (an average of the weights)" if _AVERAGE.search(self.label) else ""
+        average = " (an average of the weights)" if self.is_average else ""
         others = ", ".join(label or "." for label in self.others)
         what = self.label or "the tensors at the top level"
         return f"{what}{average}; as many fit under {others}: FILE@{self.others[0] or '.'} selects those"

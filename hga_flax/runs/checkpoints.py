@@ -21,7 +21,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from hga_flax.errors import UserError, one_line
+from hga_flax.errors import TemporaryError, UserError, one_line
 from hga_flax.processes.coordination import raise_if_lost
 from hga_flax.runs import saved_state
 from hga_flax.runs.manifest import UnreadableCheckpoint, find_damage, write_manifest
@@ -221,8 +221,8 @@ class Checkpoints:
         saved = self._reader.metadata(path).item_metadata["state"]
         return getattr(saved, "tree", saved)
 
-    def restore_weights(self, step: int) -> dict[str, Any]:
-        """Returns {"params", "batch_stats"} of a step as NumPy arrays, for any network; the moving average if kept.
+    def restore_weights(self, step: int) -> tuple[str, dict[str, Any]]:
+        """Returns "ema" or "raw", and {"params", "batch_stats"} of a step as NumPy arrays; the average if kept.
 
         Raises:
             UserError: the checkpoint cannot be read.
@@ -235,7 +235,7 @@ class Checkpoints:
             wanted = {name: saved[name] for name in names}
             kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
             state = reader.restore(path / "state", args=ocp.args.PyTreeRestore(wanted, kinds, partial_restore=True))
-        return state.get("ema", state)
+        return ("ema", state["ema"]) if "ema" in state else ("raw", state)
 
     def restore_best(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """Returns (step, state, run) of the best intact checkpoint, or None if no kept step was evaluated.
@@ -338,8 +338,9 @@ class Checkpoints:
             self._forget(step)
             raise_if_lost(error)
             text = one_line(error)
-            reason = os.strerror(errno.ENOSPC) if "No space left" in text else text[:300]
-            raise UserError(
+            full = "No space left" in text  # TensorStore's errors have no errno
+            reason = os.strerror(errno.ENOSPC) if full else text[:300]
+            raise (TemporaryError if full else UserError)(
                 f"the checkpoint of step {step} cannot be written in {self._directory}: {reason}; the ones before are "
                 "kept, and the same command resumes from the newest"
             ) from error

@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from hga_flax.errors import UserError, expand, leave, one_line
+from hga_flax.errors import TemporaryError, UserError, expand, leave, one_line
 from hga_flax.runs import manifest
 from hga_flax.storage.buckets import (
     Fact,
@@ -251,7 +251,7 @@ class LocalCopy:
             return [], {}
 
 
-class _Taken(UserError):
+class _Taken(TemporaryError):
     """The local copy is in use by another process."""
 
 

@@ -12,12 +12,10 @@ import pathlib
 import time
 import zlib
 
-from hga_flax.errors import UserError
+from hga_flax.errors import PASSING, TemporaryError, UserError
 
 NAME = "seal.json"
 CHUNK = 1 << 22  # bytes per read
-PASSING = {"ESTALE", "ETIMEDOUT", "EAGAIN", "EBUSY", "EINTR", "EMFILE", "ENFILE", "ENOMEM", "ENOBUFS", "EHOSTDOWN"}
-PASSING |= {"EHOSTUNREACH", "ECONNRESET", "ECONNREFUSED", "ENETDOWN", "ENETUNREACH", "EREMOTEIO"}  # no file's own
 PAUSE_SECONDS = 2.0  # before a file is tried again
 
 
@@ -68,7 +66,7 @@ def find_damage(folder: pathlib.Path, step: int, item: str | None = None, *, tri
             time.sleep(PAUSE_SECONDS)
             return find_damage(folder, step, item, tries=tries - 1)
         if passing:
-            raise UserError(
+            raise TemporaryError(
                 f"checkpoint {folder} cannot be read now: {error.strerror or error}; the same command tries again"
             ) from None
         return f"{error.filename} cannot be read: {error.strerror}"

@@ -4,7 +4,7 @@ import contextlib
 import pathlib
 from collections.abc import Iterator
 
-from hga_flax.errors import Interrupted, UserError, leave
+from hga_flax.errors import Interrupted, TemporaryError, UserError, leave
 from hga_flax.processes.coordination import barrier
 from hga_flax.runs.local_copy import LocalCopy, find
 from hga_flax.runs.uploader import BucketUploader, Uploader
@@ -19,7 +19,7 @@ def _claimed(path: str) -> contextlib.AbstractContextManager[Claim]:
     return claimed(
         open_workdir(path),
         CLAIM,
-        taken=lambda who: UserError(line.format(who)),
+        taken=lambda who: TemporaryError(line.format(who)),
         say=lambda text: print(f"{path}: {text}", flush=True),
         lost=lambda: leave(1, f"error: --workdir={path} was removed or taken over by another command; this one stops"),
     )

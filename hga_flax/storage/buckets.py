@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from hga_flax.errors import FULL, NOT_AWAITED, UserError, alias, expand, one_line
+from hga_flax.errors import FULL, NOT_AWAITED, TemporaryError, UserError, alias, expand, one_line
 
 CACHE_VARIABLE = "HGA_FLAX_CACHE"
 # Scheme: (the package that implements it, how to authenticate).
@@ -37,7 +37,7 @@ FIRST_ANSWER_SECONDS = 60.0  # s3fs itself gives up after 7 s, gcsfs after 35 to
 SMALL = 1 << 25  # bytes; up to this size a file is read before it is sent, because it may grow meanwhile
 
 
-class Unreachable(UserError):
+class Unreachable(TemporaryError):
     """A bucket cannot be read or written."""
 
 

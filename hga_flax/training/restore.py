@@ -37,7 +37,7 @@ class Restored:
     @property
     def variables(self) -> dict[str, Any]:
         """The weights selected by `weights`, {"params", "batch_stats"}, as the network's `apply` takes them."""
-        return self.state.variables(self.weights)
+        return self.state.variables(None if self.state.ema is None else self.weights)  # without a run: its only ones
 
 
 def configure_for(path: str) -> None:

@@ -216,8 +216,19 @@ def _drawn(equation: core.JaxprEqn, inputs: list[Any], count: int) -> np.ndarray
         return None
     if not (jax.config.jax_threefry_partitionable and str(jax.random.key_impl(key)) == "threefry2x32"):
         return None
-    draw = _draw(equation.params["name"], _length(count), equation.outvars[0].aval.dtype)
-    return np.asarray(draw(key, *limits))[:count]
+    name, out = equation.params["name"], equation.outvars[0].aval
+    if str(equation.params["jaxpr"]) != _program(name, out.shape, out.dtype, tuple(v.aval for v in equation.invars)):
+        return None  # another function of that name
+    return np.asarray(_draw(name, _length(count), out.dtype)(key, *limits))[:count]
+
+
+@functools.cache
+def _program(name: str, shape: tuple[int, ...], dtype: Any, inputs: tuple) -> str:
+    """Returns JAX's program of a draw as text."""
+    draw = lambda key, *limits: DRAWS[name](key, shape, dtype, *limits)
+    arguments = [jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=getattr(x, "weak_type", False)) for x in inputs]
+    equations = jax.make_jaxpr(draw)(*arguments).eqns
+    return next((str(own.params["jaxpr"]) for own in equations if own.params.get("name") == name), "")
 
 
 def _length(count: int) -> int:

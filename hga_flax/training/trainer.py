@@ -40,10 +40,11 @@ from hga_flax.storage.buckets import Remote, is_remote
 from hga_flax.training.divergence import Diverged, StepReports, explain
 from hga_flax.training.evaluation import evaluate, no_images
 from hga_flax.training.experiment import Experiment, Plan, check_data_alike, create_experiment, describe, prepare
-from hga_flax.training.initial_weights import Fitted, check_source, fit_weights, start_from
+from hga_flax.training.initial_weights import Fitted, fit_weights, start_from
 from hga_flax.training.metrics import TrainMetrics, all_finite, best_of, read, top5_text
 from hga_flax.training.state import TrainState, create_state
 from hga_flax.training.step import compile_step, make_eval_step, make_train_step
+from hga_flax.training.weights_source import check_source
 
 
 def train(config: ConfigDict, workdir_path: str, profile_steps: int = 0, began: float | None = None) -> int:

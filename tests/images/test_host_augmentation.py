@@ -212,12 +212,24 @@ def unusual_jpegs():
 @pytest.mark.parametrize(("name", "jpeg"), list(unusual_jpegs()))
 def test_what_is_decoded_of_a_jpeg_makes_no_difference(name, jpeg):
     whole, fewer = decode(jpeg, 3), 0
-    for i in range(12):
-        draw = functools.partial(host.draw_crop, flip=True, rotation_degrees=30.0, key=(3, 0, i))
+    for i in range(24):
+        draw = functools.partial(host.draw_crop, flip=True, rotation_degrees=180.0 if i % 2 else 30.0, key=(3, 0, i))
         image, crop, reduction = host.decode_for_crop(jpeg, 3, 224, draw)
         fewer += image.shape[0] < whole.shape[0]
         np.testing.assert_array_equal(host.warp(image, 224, crop, reduction), host.warp(whole, 224, crop))
     assert reduction == 1 and (fewer > 0) == (name != "progressive")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_images_of_a_few_rows_are_decoded_for_the_smallest_sizes(size):
+    for height in range(1, 17):
+        jpeg = cv2.imencode(".jpg", np.random.RandomState(height).randint(0, 256, (height, 9, 3), np.uint8))[1]
+        for i in range(4):
+            draw = functools.partial(host.draw_crop, flip=True, rotation_degrees=10.0, key=(3, height, i))
+            image, crop, reduction = host.decode_for_crop(jpeg.tobytes(), 3, size, draw)
+            assert -(-height // reduction) >= image.shape[0] and image.shape[1] == -(-9 // reduction)
+            assert image.shape[0] * reduction >= min(crop.bottom, height)
+            host.warp(image, size, crop, reduction)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

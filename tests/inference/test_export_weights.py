@@ -17,7 +17,8 @@ from hga_flax.inference.to_safetensors import to_safetensors
 from hga_flax.models import create_model
 from hga_flax.pretrained.torch_names import export_peer
 from hga_flax.pretrained.torch_weights import torch_tensors
-from hga_flax.training.initial_weights import fit, read_weights
+from hga_flax.training.initial_weights import fit
+from hga_flax.training.weights_source import read_weights
 from tests.inference.exported import export
 from tests.training import tiny
 
@@ -88,22 +89,6 @@ def test_a_run_becomes_a_file_from_which_a_run_can_start(workdir, tmp_path, caps
     images = tiny.held_out_digits()[0][:8]  # encoded: decoded, sized and normalised as the file says
     assert again.class_names == run.class_names and again.restored.known.mean == (0.5,)
     np.testing.assert_allclose(again.predict(images), run.predict(images), rtol=1e-5)
-
-
-def test_metadata_of_an_export_that_is_damaged_is_one_line(tmp_path):
-    facts = {"class_names": "[]", "preprocessing": "{", "normalisation": "{}"}
-    (tmp_path / "x.safetensors").write_bytes(to_safetensors({"conv1.weight": np.zeros(3, np.float32)}, facts))
-    with pytest.raises(UserError, match=r"^--weights=.*x\.safetensors: its metadata is damaged .*; export it again$"):
-        Predictor.from_weights(tmp_path / "x.safetensors", "resnet18")
-
-
-def test_exports_of_older_versions_and_with_notes_of_others_are_read(tmp_path):
-    source = restore_weights(resnet18_file(tmp_path), "resnet18", overrides=["--config.data.image_size=32"])
-    facts = {key: json.dumps(value) for key, value in metadata(Predictor(source)).items()} | {"note": "of mine {"}
-    tensors = torch_tensors("resnet18", jax.tree.map(np.asarray, dict(source.variables)))
-    (tmp_path / "old.safetensors").write_bytes(to_safetensors(tensors, facts))
-    again = restore_weights(tmp_path / "old.safetensors", "resnet18")
-    assert again.experiment.config.data.image_size == 32 and "metadata" in again.known.known
 
 
 def test_options_that_change_no_array_are_those_of_the_file(tmp_path):

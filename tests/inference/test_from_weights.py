@@ -1,6 +1,7 @@
 import pathlib
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
@@ -9,8 +10,9 @@ from hga_flax.errors import UserError
 from hga_flax.inference import from_weights
 from hga_flax.inference.from_weights import CIFAR10, base_config, describe_weights, restore_weights
 from hga_flax.inference.predictor import Predictor
-from hga_flax.training.initial_weights import Source
-from hga_flax.training.restore import evaluate_restored
+from hga_flax.training.restore import evaluate_restored, restore_workdir
+from hga_flax.training.trainer import train
+from hga_flax.training.weights_source import Source
 from tests import torch_writer
 from tests.pretrained.test_torch_contents import RAW
 from tests.training import tiny
@@ -176,24 +178,18 @@ def test_an_attention_of_the_file_is_not_left_out_in_silence(tmp_path):
         assert restored.experiment.config.model.attention == "se"
 
 
-@pytest.mark.slow
-def test_a_runs_folder(tmp_path):
-    from hga_flax.training.restore import restore_workdir
-    from hga_flax.training.trainer import train
-
-    train(tiny.config(training__steps=2), str(tmp_path))
-    restored = restore_weights(str(tmp_path))
-    run = restore_workdir(str(tmp_path))
-    np.testing.assert_array_equal(
-        restored.variables["params"]["stem_conv"]["kernel"], run.variables["params"]["stem_conv"]["kernel"]
-    )
+@pytest.mark.parametrize(("decay", "kind"), [(0.0, "raw"), (0.9, "ema")])
+def test_a_runs_folder(tmp_path, decay, kind):
+    train(tiny.config(training__steps=2, training__ema_decay=decay), str(tmp_path))
+    restored, run = restore_weights(str(tmp_path)), restore_workdir(str(tmp_path))
+    assert restored.weights == run.weights == kind and restored.origin.endswith("its moving average") == (kind == "ema")
+    for ours, theirs in zip(*map(jax.tree.leaves, (restored.variables, run.variables)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
     assert restored.experiment.dataset.info == run.experiment.dataset.info
     assert restored.step == int(restored.state.step) == 2 and restore_weights(f"{tmp_path}@latest").step == 2
 
 
 def test_a_run_of_a_grey_vgg_takes_its_own_weights(tmp_path):
-    from hga_flax.training.trainer import train
-
     vgg = {"model__name": "vgg11", "model__attention": "none", "model__attention_options": ""}
     small = {"model__options": "stage_sizes=(1,), features=2, hidden=4", "training__steps": 1, "data__image_size": 32}
     train(tiny.config(**vgg | small), str(tmp_path))

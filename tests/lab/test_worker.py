@@ -1,5 +1,6 @@
 """Workers: every run made exactly once, whoever is killed; training itself is stubbed but where it says so."""
 
+import errno
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import time
 
 import pytest
 
-from hga_flax.errors import Interrupted, UserError
+from hga_flax.errors import Interrupted, TemporaryError, UserError
 from hga_flax.lab import worker
 from hga_flax.lab.runs import all_runs
 from hga_flax.lab.study import load_study
@@ -145,6 +146,26 @@ def test_a_run_that_fails_is_written_down_and_made_again_on_request(study, monke
     errors.clear()
     worker.clear_failures(study)
     assert worker.work(study, said.append) == 0 and made[9:] == ["se.seed_0"]
+
+
+def test_a_run_with_something_in_its_way_is_put_off_and_not_failed(study, monkeypatch):
+    def run_out():
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            wrapped = UserError("the checkpoint cannot be written")
+            wrapped.__cause__ = error
+            return wrapped
+
+    errors = {"none.seed_0": TemporaryError("another command trains there"), "se.seed_0": run_out()}
+    made, said = stub(monkeypatch, errors), []
+    monkeypatch.setattr(worker, "POLL_SECONDS", 0.0)
+    assert worker.work(study, said.append) == 2
+    assert {run.name for run in all_runs(study) if not run.is_over} == set(errors)
+    assert made.count("none.seed_0") > 1  # again after each run that was made
+    assert said[-1] == "put off, until the same command tries again: none.seed_0, se.seed_0"
+    errors.clear()
+    assert worker.work(study, said.append) == 0 and all(run.is_over for run in all_runs(study))
 
 
 def test_what_no_user_can_mend_does_not_end_the_study(study, monkeypatch):

@@ -13,7 +13,8 @@ from hga_flax.errors import UserError
 from hga_flax.models import create_model
 from hga_flax.pretrained.cifar_weights import BOTH_SIDES, cifar_peers
 from hga_flax.pretrained.torch_weights import _torch_shape, peer_name
-from hga_flax.training import initial_weights as w
+from hga_flax.training.initial_weights import fit
+from hga_flax.training.weights_source import read_weights
 from tests import torch_writer
 from tests.goldens_models import rule_tensor
 from tests.training.test_initial_weights import places
@@ -69,7 +70,7 @@ def test_the_logits_are_those_of_the_program(shortcut, tmp_path):
         {"state_dict": {f"module.{k}": v for k, v in tensors.items()}, "best_prec1": 91.7}, tmp_path / "resnet14.th"
     )
     there = small(shortcut)
-    found = w.fit(w.read_weights(str(file), f"cifar_resnet{DEPTH}", there), there, "ours")
+    found = fit(read_weights(str(file), f"cifar_resnet{DEPTH}", there), there, "ours")
     assert not found.fresh and not found.unused
     images = np.random.RandomState(0).standard_normal((2, 3, 16, 16))
     with jax.enable_x64(True):
@@ -86,9 +87,7 @@ def test_the_other_family(tmp_path):
     tensors = state_dict(f"pytorch-cifar-models/cifar_resnet{DEPTH}", "B")
     assert "layer2.0.downsample.0.weight" in tensors and "fc.bias" in tensors
     there = small("B")
-    found = w.fit(
-        w.read_weights(str(torch_writer.save(tensors, tmp_path / "w.pt")), "cifar_resnet14", there), there, "x"
-    )
+    found = fit(read_weights(str(torch_writer.save(tensors, tmp_path / "w.pt")), "cifar_resnet14", there), there, "x")
     assert not found.fresh and not found.unused and found.origin.endswith("pytorch-cifar-models/cifar_resnet14")
 
 
@@ -98,13 +97,13 @@ def test_a_network_with_other_shortcuts_is_told_the_option(tmp_path):
     with pytest.raises(
         UserError, match=r"its shortcuts have no parameters: set config\.model\.options to \"shortcut='A'"
     ):
-        w.fit(w.read_weights(str(file), "cifar_resnet14", there), there, "cifar_resnet14")
+        fit(read_weights(str(file), "cifar_resnet14", there), there, "cifar_resnet14")
 
 
 def fitted(tensors, folder):
     there = small("A")
     file = torch_writer.save(tensors, folder / "w.th")
-    return w.fit(w.read_weights(str(file), "cifar_resnet14", there), there, "cifar_resnet14")
+    return fit(read_weights(str(file), "cifar_resnet14", there), there, "cifar_resnet14")
 
 
 @pytest.mark.parametrize("inputs", [4 * WIDTH - 1, 16 * WIDTH])

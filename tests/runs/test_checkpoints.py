@@ -386,4 +386,5 @@ def test_the_average_of_a_run_is_preferred(tmp_path):
     with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
         checkpoints.save(5, saved, {}, None)
         checkpoints.wait()
-        assert same(checkpoints.restore_weights(5), saved["ema"])
+        kind, average = checkpoints.restore_weights(5)
+        assert kind == "ema" and same(average, saved["ema"])

@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -93,6 +95,20 @@ def test_draws_of_any_shape_kind_and_length_are_those_of_a_compiled_program(kind
     for name, value in whole.items():
         assert ours[name].shape == value.shape and ours[name].dtype == value.dtype, name
         np.testing.assert_allclose(ours[name], value, rtol=2e-6, atol=1e-6, err_msg=name)
+
+
+def test_a_function_that_only_has_the_name_of_a_draw_is_not_taken_for_it():
+    @jax.jit
+    def _uniform(key):
+        return jnp.arange(4.0) + jax.random.uniform(key, (4,))
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def _normal(key, shape):
+        return 2.0 * jax.random.normal(key, shape)
+
+    make, key = lambda key: (_uniform(key), _normal(key, (3, 2))), jax.random.key(7)
+    for ours, whole in zip(state._evaluate(make, key), jax.jit(make)(key), strict=True):
+        np.testing.assert_allclose(ours, whole, rtol=2e-6)
 
 
 def test_a_network_of_many_shapes_needs_few_programs():
