@@ -190,11 +190,14 @@ def run_main(main: Callable[[], int | None]) -> None:
 def _not_raised(what: "sys.UnraisableHookArgs") -> None:
     """Ends the command at a Ctrl-C that came while a destructor ran, or JAX's callback of the garbage collector.
 
-    Python would print the KeyboardInterrupt as ignored, and the command would go on.
+    Python would print the KeyboardInterrupt as ignored, and the command would go on. Of other exceptions it prints the
+    traceback, except where a thread of TensorStore finds that nobody waits for its array any more: when one array of a
+    checkpoint cannot be written, Orbax reports that and leaves the others.
     """
     if isinstance(what.exc_value, KeyboardInterrupt):
         leave(130, "interrupted")
-    sys.__unraisablehook__(what)
+    if not (isinstance(what.exc_value, RuntimeError) and str(what.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(what)
 
 
 def _must_not_wait() -> bool:

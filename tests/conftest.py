@@ -3,6 +3,8 @@
 import gc
 import os
 import pathlib
+import subprocess
+import tempfile
 
 import pytest
 
@@ -45,6 +47,18 @@ def bucket(tmp_path, monkeypatch):
     system.store.clear()
     system.makedirs("/bucket", exist_ok=True)
     return "s3://bucket"
+
+
+@pytest.fixture
+def disk():
+    """A file system of two megabytes, where this process may mount one."""
+    with tempfile.TemporaryDirectory() as folder:
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True).returncode:
+            pytest.skip(
+                "needs the right to mount a tmpfs; test_checkpoints.py injects the error too"
+            )
+        yield pathlib.Path(folder)
+        subprocess.run(["umount", folder], check=True)
 
 
 @pytest.fixture(scope="module")

@@ -168,6 +168,17 @@ def test_a_read_only_workdir_can_be_evaluated_and_is_one_line_for_training(read_
     assert evaluated.returncode == 0 and json.loads(evaluated.stdout.splitlines()[-1])["step"] == 2
 
 
+@pytest.mark.slow
+def test_a_checkpoint_that_does_not_fit_on_the_disk_is_one_line(disk):
+    """Of hundreds of arrays, most of which fail after Orbax has stopped to wait for them."""
+    flags = ("--config.training.steps=9", "--config.checkpoint.every_steps=2", TINY[-1])
+    done = commands.run("train.py", "--config=configs/digits.py", *flags, f"--workdir={disk / 'run'}")
+    assert done.returncode == 1 and not (disk / "run" / "checkpoints" / "2").exists()
+    *warnings, error = done.stderr.splitlines()
+    assert error.startswith("error: the checkpoint of step ") and "No space left on device" in error
+    assert all(line.startswith("warning: ") for line in warnings) and len(warnings) <= 1
+
+
 def test_a_complete_run_says_so_and_does_not_train_again(tmp_path):
     first = commands.run(*TINY, *SHORT, f"--workdir={tmp_path}")
     assert first.returncode == 0, first.stderr

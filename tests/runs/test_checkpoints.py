@@ -6,8 +6,6 @@ import json
 import os
 import pathlib
 import shutil
-import subprocess
-import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -214,16 +212,6 @@ def test_a_step_saved_again_stays_readable_until_its_successor_is_complete(tmp_p
     assert same(checkpoints.restore_latest(small(0))[1], small(10)) and checkpoints.best_step() == 1
     assert {p.name for p in tmp_path.iterdir()} == {"checkpoints", "newest_checkpoint.json"}
     checkpoints.close()
-
-
-@pytest.fixture
-def disk():
-    """A file system of two megabytes, where this process may mount one."""
-    with tempfile.TemporaryDirectory() as folder:
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True).returncode:
-            pytest.skip("needs the right to mount a tmpfs; the test above and test_trainer's inject the error instead")
-        yield pathlib.Path(folder)
-        subprocess.run(["umount", folder], check=True)
 
 
 def test_a_full_disk_costs_no_complete_checkpoint(disk, capfd):
