@@ -36,6 +36,7 @@ help:
 # The environment. An interrupted installation leaves no stamp and is repeated. The version in the name of the stamp
 # shows whether the environment was made by another Python.
 $(INSTALLED): requirements.txt
+	@[ -n "$(VERSION)" ] || { echo "error: there is no $(PYTHON) here; try: make PYTHON=python3.13 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.13 ...")'
 	@$(BIN)/python -c 'import pip, sys; sys.exit("%d.%d" % sys.version_info[:2] != "$(VERSION)")' 2>/dev/null \
 		|| { echo "making $(VENV) with Python $(VERSION) ..."; $(PYTHON) -m venv --clear $(VENV); }

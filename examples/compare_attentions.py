@@ -3,9 +3,8 @@
     python -m examples.compare_attentions [--attentions=none,se,hga] [--steps=200] [--seeds=3]
     python -m examples.compare_attentions --data=folder --dir=DIR --eval-split=val --size=32
 
-The first command uses scikit-learn's digits, the second DIR/{train,val}/CLASS/*.jpg. To use arrays, make
-a data set with `python -m hga_flax prepare arrays FILE.npz`. For each attention, the table has the number of
-parameters, the mean error over the seeds, and the error of each seed: if these overlap, nothing is decided.
+The first command uses scikit-learn's digits, the second DIR/{train,val}/CLASS/*.jpg. The table has the parameters,
+the mean error, and the error of each seed: if these overlap, nothing is decided.
 """
 
 import argparse
@@ -29,11 +28,10 @@ def load(name: str, directory: str, split: str, size: int) -> tuple[np.ndarray, 
     return images.astype("float32") / 127.5 - 1, np.array([record["label"] for record in records])
 
 
-def compare(attention: str, train: tuple, test: tuple, steps: int, seeds: int) -> tuple[int, list[float]]:
-    """Trains a network for each seed; returns the number of parameters and the errors on `test` in percent."""
-    (x, y), (x_test, y_test) = train, test
+def compare(attention: str, x, y, x_test, y_test, steps: int, seeds: int) -> tuple[int, list[float]]:
+    """Trains a network for each seed; returns the number of parameters and the errors in percent."""
     model = create_model("cifar_resnet8", attention=attention, num_classes=int(y.max()) + 1)
-    optimizer = optax.sgd(optax.cosine_decay_schedule(0.05, max(1, steps)), momentum=0.9)
+    optimizer = optax.sgd(optax.cosine_decay_schedule(0.05, steps), momentum=0.9)
 
     @jax.jit
     def train_step(variables, state, images, labels):
@@ -67,12 +65,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="training steps of 64 images")
     parser.add_argument("--seeds", type=int, default=3, help="networks per attention")
     given = parser.parse_args()
+    if min(given.size, given.steps, given.seeds) < 1:
+        raise UserError("--size, --steps and --seeds must be at least 1")
     for name in set(given.attentions.split(",")) - set(known := attention_names()):
         raise UserError(f"--attentions: unknown attention '{name}'{nearest(name, known)}; known: {', '.join(known)}")
     train, test = (load(given.data, given.dir, split, given.size) for split in ("train", given.eval_split))
     print(f"{len(train[1]):,} images to train on, {len(test[1]):,} to test on\n\nattention  parameters  error, %")
     for attention in given.attentions.split(","):
-        size, errors = compare(attention, train, test, given.steps, given.seeds)
+        size, errors = compare(attention, *train, *test, given.steps, given.seeds)
         print(f"{attention:9}  {size:10,}  {np.mean(errors):8.2f}  ({', '.join(f'{error:.2f}' for error in errors)})")
 
 

@@ -27,6 +27,10 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["TFDS_DATA_DIR"] = str(CACHE / "tfds")
 
 
+def pytest_configure(config):
+    shards.chosen(config)  # an error here is one line, also with several test processes
+
+
 @pytest.hookimpl(trylast=True)  # after pytest has deselected what -m and -k say
 def pytest_collection_modifyitems(config, items):
     shards.take_shard(config, items)
@@ -54,9 +58,7 @@ def disk():
     """A file system of two megabytes, where this process may mount one."""
     with tempfile.TemporaryDirectory() as folder:
         if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True).returncode:
-            pytest.skip(
-                "needs the right to mount a tmpfs; test_checkpoints.py injects the error too"
-            )
+            pytest.skip("needs the right to mount a tmpfs; test_checkpoints.py injects the error too")
         yield pathlib.Path(folder)
         subprocess.run(["umount", folder], check=True)
 

@@ -19,14 +19,20 @@ def pytest_addoption(parser):
     parser.addoption("--shard", default="1/1", metavar="k/N", help="run the k-th of N parts of the selected tests")
 
 
-def take_shard(config, items):
-    """Deselects the tests of other parts."""
+def chosen(config):
+    """Returns k and N."""
     try:
         k, n = map(int, config.getoption("--shard").split("/"))
     except ValueError:
         k, n = 0, 0
     if not 1 <= k <= n:
         raise pytest.UsageError(f"--shard={config.getoption('--shard')}: k/N with k from 1 to N, such as 2/8")
+    return k, n
+
+
+def take_shard(config, items):
+    """Deselects the tests of other parts."""
+    k, n = chosen(config)
     taken = set(shards([item.nodeid for item in items], n)[k - 1])
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in taken])
     items[:] = [item for item in items if item.nodeid in taken]

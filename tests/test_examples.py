@@ -54,6 +54,7 @@ def test_compare_attentions_prints_a_row_for_each():
             "'hgaa'; did you mean 'hga'?",
         ),
         (["-m", "examples.compare_attentions", "--data=folder", "--dir=nope"], "data.dir=nope: no such folder"),
+        (["-m", "examples.compare_attentions", "--seeds=0"], "--size, --steps and --seeds must be at least 1"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message):

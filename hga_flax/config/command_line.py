@@ -3,13 +3,16 @@
 import argparse
 import importlib
 import os
+import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from hga_flax.errors import UserError, one_line
+from hga_flax.version import checksum, version_of_code
 
 _imported: list[str] = []  # modules given by --import
+_code: dict[str, str] = {}  # their names with a checksum of their files when they were imported
 
 
 class Import(argparse.Action):
@@ -27,8 +30,11 @@ def import_module(name: str) -> None:
     """
     sys.path.insert(0, os.getcwd())
     try:
-        importlib.import_module(name)
+        module = importlib.import_module(name)
         _imported.append(name)
+        file = pathlib.Path(getattr(module, "__file__", None) or "")
+        if file.is_file():
+            _code[name] = f"{name} (code {checksum(file.parent if file.name == '__init__.py' else file)})"
     except Exception as error:
         raise UserError(f"--import={name}: {type(error).__name__}: {one_line(error)}") from None
     finally:
@@ -38,6 +44,11 @@ def import_module(name: str) -> None:
 def imported_modules() -> list[str]:
     """Returns the modules that this command's `--import` flags named."""
     return list(_imported)
+
+
+def code_in_use() -> str:
+    """Returns `version_of_code()` and the same of what `--import` named: runs of one study should share it."""
+    return ", ".join([version_of_code(), *(_code[name] for name in sorted(_code))])
 
 
 def import_flags() -> list[str]:

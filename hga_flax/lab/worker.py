@@ -20,6 +20,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from hga_flax.config.command_line import code_in_use
 from hga_flax.errors import Interrupted, UserError, may_pass, one_line
 from hga_flax.lab.hardware import Hardware, count, hold
 from hga_flax.lab.runs import Run, all_runs, last_evaluation, open_directory, write_text
@@ -28,7 +29,6 @@ from hga_flax.processes.preemption import handled_signals, survive_hangup
 from hga_flax.processes.settings import configure_process
 from hga_flax.runs.console import duration
 from hga_flax.storage.locks import Claim, Claims, surely_lost
-from hga_flax.version import version_of_code
 
 POLL_SECONDS = 2.0
 
@@ -206,7 +206,7 @@ def _facts(hardware: Hardware, claim: Claim, seconds: float) -> dict[str, Any]:
         "devices": hardware.devices,
         "threads": hardware.threads,
         "jax": jax.__version__,
-        "hga_flax": version_of_code(),
+        "hga_flax": code_in_use(),
     }
 
 

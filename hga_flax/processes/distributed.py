@@ -27,10 +27,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hga_flax.config.checks import check_keys, config_keys, get_key
-from hga_flax.config.command_line import imported_modules
+from hga_flax.config.command_line import code_in_use, imported_modules
 from hga_flax.errors import Interrupted, UserError, leave, one_line
 from hga_flax.processes.coordination import LAST_SECONDS, check_alike, global_state, raise_if_lost
-from hga_flax.version import version_of_code
 
 FLAGS = ("coordinator", "num_processes", "process_id")
 # What may differ between the processes of a run: flags that are compared as what they lead to, flags that only process
@@ -117,7 +116,7 @@ def start(arguments: argparse.Namespace, config: ConfigDict) -> None:
         raise UserError(f"the processes ({where}) cannot be connected: {one_line(error)[:300]}{hint}") from None
     flags = {_spelled(flag): value for flag, value in vars(arguments).items() if flag not in OWN_FLAGS}
     keys = {f"--config.{key}": get_key(config, key) for key in config_keys(config) if key not in OWN_KEYS}
-    versions = {"jax": jax.__version__, "hga_flax": version_of_code(), "Python": platform.python_version()}
+    versions = {"jax": jax.__version__, "hga_flax": code_in_use(), "Python": platform.python_version()}
     versions |= {name: _installed(name) for name in LIBRARIES}
     settings = {name.upper(): getattr(jax.config, name) for name in NUMERIC_SETTINGS}
     settings |= {"the number of processes": global_state().num_processes}

@@ -9,6 +9,7 @@ from hga_flax.config import command_line
 from hga_flax.config.command_line import add_import_flag, import_flags, split_overrides
 from hga_flax.config.loading import configure
 from hga_flax.errors import ArgumentParser, UserError
+from hga_flax.version import version_of_code
 from tests.commands import ROOT
 
 
@@ -48,6 +49,29 @@ def test_processes_that_a_command_starts_import_it_too(monkeypatch, tmp_path):
     assert "--import=no_such_module: ModuleNotFoundError" in process.communicate()[1] and process.returncode == 1
     with pytest.raises(UserError, match="--import=no_such_module"):
         sweep._compile_afresh(command_line.imported_modules(), "{}", "v5e:1x1", 1)
+
+
+def test_an_edited_module_of_the_users_is_another_version(tmp_path, monkeypatch):
+    def used():
+        monkeypatch.setattr(command_line, "_code", {})
+        for name in ("mine", "package"):
+            sys.modules.pop(name, None)
+            command_line.import_module(name)
+        return command_line.code_in_use()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command_line, "_imported", [])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "mine.py").write_text("A = 1\n")
+    (tmp_path / "package").mkdir()
+    for name in ("__init__.py", "part.py"):
+        (tmp_path / "package" / name).write_text("A = 1\n")
+    first = used()
+    assert used() == first and first.startswith(version_of_code() + ", mine (code ")
+    (tmp_path / "mine.py").write_text("A = 2\n")
+    second = used()
+    (tmp_path / "package" / "part.py").write_text("A = 2\n")
+    assert len({first, second, used()}) == 3
 
 
 def test_other_commands_are_printed_with_what_was_imported(monkeypatch, tmp_path):
