@@ -240,6 +240,10 @@ def _run(main: Callable[[], int | None]) -> int:
         if error.errno not in FULL or error.filename is not None:
             raise
         return _unwritable(error)
+    except ValueError as error:
+        if line := _variable_error(error):
+            return _said(f"error: {line}", 1)
+        raise
     except (RuntimeError, AssertionError, MemoryError) as error:
         if line := _memory_error(error) or _platform_error(error):
             return _said(f"error: {line}", 1)
@@ -292,6 +296,14 @@ def _memory_error(error: Exception) -> str | None:
         "CPU a smaller data.cache_mb; training can split a batch (training.accumulation_steps), and train.py "
         "--dry-run=compile tells what a step needs"
     )
+
+
+def _variable_error(error: ValueError) -> str | None:
+    """Returns a one-line message if JAX refuses the value of an environment variable, otherwise None."""
+    named = re.search(r"(?:environment|JAX flag) '?(jax_\w+)", str(error), re.IGNORECASE)
+    if named is None or (value := os.environ.get(named[1].upper())) is None:
+        return None
+    return f"{named[1].upper()}={value}: JAX does not know this value of the environment variable; correct or unset it"
 
 
 def _platform_error(error: Exception) -> str | None:

@@ -154,6 +154,14 @@ def test_devices_that_are_not_there_are_one_line(platforms):
     assert done.stderr.startswith(f"error: JAX_PLATFORMS={platforms}: ") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("given", ["JAX_ENABLE_X64=maybe", "JAX_DEFAULT_PRNG_IMPL=dice", "JAX_NUM_CPU_DEVICES=two"])
+def test_a_variable_that_jax_refuses_is_one_line(given):
+    environment = os.environ | dict([given.split("=")])
+    done = subprocess.run([sys.executable, "-c", DEVICES], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith(f"error: {given}: JAX does not know") and done.stderr.count("\n") == 1
+
+
 def test_other_errors_keep_their_traceback_whatever_the_platform(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     with pytest.raises(ZeroDivisionError):
