@@ -334,6 +334,14 @@ def test_processes_that_find_other_files_at_a_path_are_refused(command, message,
 
 
 @pytest.mark.slow
+def test_processes_with_other_initial_states_are_refused(tmp_path):
+    ends = finish(start_pair("--fault=seed", "--of=1", "--at=0", f"--workdir={tmp_path}"))
+    for end in ends:
+        assert end.code == 1 and "the state to start from is arrays with checksum" in end.lines[-1], end.errors
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.slow
 def test_a_bug_keeps_its_traceback():
     failed = end_with("bug", 1, 3)[1]
     assert failed.code == 1 and "ZeroDivisionError" in failed.lines and "Traceback" in failed.errors

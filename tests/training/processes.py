@@ -14,7 +14,7 @@ from tests import commands
 
 LOST_SECONDS = 10  # training.lost_process_seconds here
 STEPS = 12
-FAULTS = ("kill", "error", "bug", "term")
+FAULTS = ("kill", "error", "bug", "term", "seed")
 
 
 def free_address():
@@ -95,6 +95,14 @@ def exchange(due):
             due(step)
 
 
+def draw_other_weights():
+    """Gives this process another initial state than its configuration says."""
+    from hga_flax.training import trainer
+
+    create = trainer.create_state
+    trainer.create_state = lambda init, seed, mesh: create(init, seed + 1, mesh)
+
+
 def train(config, workdir, due):
     """Trains a small network."""
     from hga_flax.training import trainer
@@ -132,7 +140,7 @@ def main():
 
     def due(step):
         if (arguments.process_id, step) == (arguments.of, arguments.at):
-            befall(arguments.fault)
+            draw_other_weights() if arguments.fault == "seed" else befall(arguments.fault)
 
     def work():
         distributed.start(arguments, config)
