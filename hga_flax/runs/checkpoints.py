@@ -82,6 +82,7 @@ class Checkpoints:
         Raises:
             UserError: the checkpoint cannot be written.
         """
+        self._uploader.check()
         try:
             self.wait()
         except UserError as error:  # the disk may have space again
@@ -125,6 +126,7 @@ class Checkpoints:
 
     def _seal(self) -> None:
         """Writes the manifest; Orbax calls this on process 0 once all items are complete, before the final rename."""
+        self._uploader.check()
         step = self._writing
         temporary = sorted(self._directory.glob(f"{step}{TEMPORARY}*"))
         folder = temporary[0] if temporary else self._directory / str(step)
@@ -337,8 +339,7 @@ class Checkpoints:
             self._writing = None
             self._forget(step)
             raise_if_lost(error)
-            text = one_line(error)
-            full = "No space left" in text  # TensorStore's errors have no errno
+            full = "No space left" in (text := one_line(error))  # TensorStore's errors have no errno
             reason = os.strerror(errno.ENOSPC) if full else text[:300]
             raise (TemporaryError if full else UserError)(
                 f"the checkpoint of step {step} cannot be written in {self._directory}: {reason}; the ones before are "

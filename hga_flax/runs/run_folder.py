@@ -10,7 +10,7 @@ from hga_flax.runs.local_copy import LocalCopy, find
 from hga_flax.runs.uploader import BucketUploader, Uploader
 from hga_flax.runs.workdir import CLAIM, open_workdir
 from hga_flax.storage.buckets import is_remote
-from hga_flax.storage.locks import Claim, claimed
+from hga_flax.storage.locks import Claim, claimed, surely_lost
 
 
 def _claimed(path: str) -> contextlib.AbstractContextManager[Claim]:
@@ -21,8 +21,12 @@ def _claimed(path: str) -> contextlib.AbstractContextManager[Claim]:
         CLAIM,
         taken=lambda who: TemporaryError(line.format(who)),
         say=lambda text: print(f"{path}: {text}", flush=True),
-        lost=lambda: leave(1, f"error: --workdir={path} was removed or taken over by another command; this one stops"),
+        lost=lambda: _lost(path),
     )
+
+
+def _lost(path: str) -> None:
+    leave(1, f"error: --workdir={path} was removed or taken over by another command; this one stops")
 
 
 @contextlib.contextmanager
@@ -42,11 +46,13 @@ def run_folder(path: str, process: int) -> Iterator[tuple[pathlib.Path, Uploader
         UserError: the workdir cannot be used, or something cannot be uploaded.
     """
     if not is_remote(path):
-        with contextlib.ExitStack() as claim:
+        uploader = Uploader()
+        with contextlib.ExitStack() as held:
             if process == 0:
-                claim.enter_context(_claimed(path))
+                claim = held.enter_context(_claimed(path))
+                uploader = Uploader(lambda: _lost(path) if surely_lost(claim) else None)
             barrier("process 0 has the run")
-            yield open_workdir(path), Uploader()
+            yield open_workdir(path), uploader
         return
     uploader, folder = Uploader(), None
     if process == 0:

@@ -28,7 +28,14 @@ PAUSES = (5.0, 15.0)  # seconds before retrying a checkpoint; the libraries them
 
 
 class Uploader:
-    """What checkpoints and the training loop know of the bucket of a run; this one has none and does nothing."""
+    """What checkpoints and the training loop know of the bucket and the claim of a run; this one has no bucket.
+
+    Args:
+        check: called before a checkpoint is written; ends the process if another one has taken over the folder.
+    """
+
+    def __init__(self, check: Callable[[], None] = lambda: None):
+        self.check = check
 
     def begin(self, warn: Callable[[str], None]) -> None:
         """Starts uploading, once the run is known to be the right one; `warn` takes one line for each failure."""
@@ -51,6 +58,7 @@ class BucketUploader(Uploader):
     """
 
     def __init__(self, copy: LocalCopy):
+        super().__init__()
         self._copy, self._warn = copy, print
         self._remote, self._folder = copy.remote, copy.folder
         self._busy, self._over = threading.Lock(), threading.Event()

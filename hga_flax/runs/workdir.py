@@ -20,6 +20,7 @@ from hga_flax.config.checks import complete
 from hga_flax.config.loading import differences, from_json, parse_options, to_json
 from hga_flax.data.sources import FOLDER, DatasetInfo, other_data
 from hga_flax.errors import UserError, expand, one_line
+from hga_flax.runs.local_copy import is_local_copy
 
 # Fixed for a run: its checkpoints belong to one network, one data set and one set of initial weights.
 MODEL_KEYS = ("model.name", "model.options", "model.attention", "model.attention_options")
@@ -83,6 +84,12 @@ def check_same_run(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
             checkpoints were trained with another batch size, or on images normalised otherwise.
     """
     if not (workdir / "config.json").exists():
+        # In a bucket's copy, the session that wrote the first checkpoint may have been killed before the upload.
+        if has_checkpoints(workdir) and not is_local_copy(workdir):
+            raise UserError(
+                f"--workdir={workdir} holds checkpoints but no config.json, so nobody knows of which run; put it back, "
+                "or choose another --workdir"
+            )
         return []
     changed = differences(read_config(workdir), config)
     for change in changed:

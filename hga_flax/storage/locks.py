@@ -73,14 +73,15 @@ def machine() -> str:
 
 
 def process_start(pid: int) -> str | None:
-    """Returns an identifier that tells a process from a later one with the same id; None if it is not running."""
+    """Returns an identifier that tells a process from a later one with the same id.
+
+    None if it is not running, "" if /proc does not show it: there is none, or it hides the processes of other users.
+    """
     try:
         state, *rest = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if state in "ZX" else rest[18]
     except OSError:
         pass
-    if pathlib.Path("/proc/self/stat").exists():
-        return None
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -158,6 +159,7 @@ class Claims:
         }
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            self._owner["inode"] = folder.stat().st_ino
         except OSError as error:
             raise UserError(f"{folder} cannot be created: {error.strerror}; name another directory") from None
 
@@ -242,8 +244,8 @@ class Claims:
         return bool(numbers) and not self._is_gone(self._folder / f"{name}.{max(numbers)}")
 
     def is_elsewhere(self, name: str) -> bool:
-        """Returns whether the owner runs on another machine, so that only its silence shows that it is gone."""
-        return self.owner(name).get("machine") != self._owner["machine"]
+        """Returns whether the owner is out of sight, on another machine for one, so that only its silence tells."""
+        return self._runs(self.owner(name)) is None
 
     def mark(self, name: str) -> tuple[int, int]:
         """Returns a value that changes with each sign of life of the owner."""
@@ -260,9 +262,20 @@ class Claims:
 
     def _is_copied(self, owner: dict[str, Any]) -> bool:
         """Returns whether an owner's claim came here in a copy of its folder, while the owner works in the original."""
+        if owner.get("inode") == self._owner["inode"]:  # in a container its path may be that of another folder here
+            return False
         with contextlib.suppress(OSError, KeyError, TypeError):
             return not os.path.samefile(owner["folder"], self._folder)
         return False
+
+    def _runs(self, owner: dict[str, Any]) -> bool | None:
+        """Returns whether the process of a claim runs and works here; None if only its silence can tell."""
+        if owner.get("machine") != self._owner["machine"]:
+            return None
+        if self._is_copied(owner):
+            return False
+        start = process_start(owner["pid"])
+        return None if start == "" and owner["start"] else start == owner["start"]
 
     def _is_gone(self, file: pathlib.Path) -> bool:
         mark, owner = (0, 0), {}
@@ -274,10 +287,8 @@ class Claims:
             owner = {}
         if owner.get("released"):
             return True
-        if owner.get("machine") == self._owner["machine"]:
-            if self._is_copied(owner):
-                return True
-            return process_start(owner["pid"]) != owner["start"]
+        if (runs := self._runs(owner)) is not None:
+            return not runs
         seen, since = self._seen.get(file.name, (None, 0.0))
         if seen != mark:
             self._seen[file.name] = (mark, self._clock())

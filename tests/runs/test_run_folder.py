@@ -1,10 +1,15 @@
 """A run in a bucket: also tests/runs/test_uploader.py and tests/test_runs_in_buckets.py."""
 
+import shutil
+
 import pytest
 
 from hga_flax.errors import UserError
+from hga_flax.runs import run_folder as module
+from hga_flax.runs.checkpoints import Checkpoints
 from hga_flax.runs.run_folder import run_folder
 from hga_flax.runs.uploader import BucketUploader, Uploader
+from tests.runs.test_checkpoints import small
 
 
 def test_a_local_folder_is_claimed_until_the_end(tmp_path):
@@ -15,6 +20,27 @@ def test_a_local_folder_is_claimed_until_the_end(tmp_path):
             pass
     with run_folder(path, 0):
         pass
+
+
+def test_a_run_whose_folder_was_removed_writes_no_checkpoint_there(tmp_path, monkeypatch):
+    """Its next heartbeat would come too late: the run that starts there would resume from what it left."""
+
+    def leave(code, line):
+        raise SystemExit(line)
+
+    monkeypatch.setattr(module, "leave", leave)
+    removed = r"^error: --workdir=.*/run was removed or taken over by another command; this one stops$"
+    with run_folder(str(tmp_path / "run"), 0) as (folder, uploader):
+        checkpoints = Checkpoints(folder, uploader=uploader)
+        checkpoints.save(1, small(1), {}, None)
+        checkpoints.wait()
+        shutil.rmtree(folder)
+        with pytest.raises(SystemExit, match=removed):
+            checkpoints.save(2, small(2), {}, None)
+        with run_folder(str(tmp_path / "run"), 0):
+            with pytest.raises(SystemExit, match=removed):
+                checkpoints._seal()  # the thread that finishes a checkpoint
+            assert not (folder / "checkpoints").exists()
 
 
 def test_process_0_claims_for_all(tmp_path):

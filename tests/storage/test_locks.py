@@ -125,6 +125,32 @@ def test_a_reused_process_number_is_another_process(tmp_path):
     assert process_start(os.getpid()) and process_start(2**22 + 1) is None
 
 
+def test_an_owner_that_proc_hides_is_judged_by_its_silence(tmp_path, monkeypatch):
+    """As another user's process where /proc is mounted with hidepid=2."""
+    clock, read = Clock(), pathlib.Path.read_text
+    owner = {"machine": machine(), "pid": os.getpid(), "start": process_start(os.getpid())}
+    (tmp_path / "a.0").write_text(json.dumps(owner))
+    monkeypatch.setattr(
+        pathlib.Path, "read_text", lambda self: read(self) if self.name != "stat" else read(pathlib.Path("/gone"))
+    )
+    claims = Claims(tmp_path, stale_seconds=60, clock=clock)
+    assert process_start(os.getpid()) == "" and process_start(2**22 + 1) is None
+    assert claims.take("a") is None and claims.is_elsewhere("a")
+    clock.now = 61
+    assert claims.take("a").number == 1
+
+
+def test_a_folder_that_has_another_path_in_the_owner_s_container_is_no_copy(tmp_path):
+    run, other = tmp_path / "run", tmp_path / "other"
+    other.mkdir()
+    Claims(run).take("a")
+    owner = json.loads((run / "a.0").read_text())
+    (run / "a.0").write_text(json.dumps(owner | {"folder": str(other)}))  # there it is this folder
+    assert Claims(run).take("a") is None
+    (run / "a.0").write_text(json.dumps(owner | {"folder": str(other), "inode": other.stat().st_ino}))
+    assert Claims(run).take("a").number == 1
+
+
 def test_another_machine_s_silence_is_measured_by_the_watcher_s_clock(tmp_path):
     clock = Clock()
     claims = Claims(tmp_path, stale_seconds=60, clock=clock)
