@@ -4,30 +4,25 @@ An undecodable image does not shift the others: training replaces it by the next
 evaluation by a blank image that does not count.
 """
 
-import contextlib
 import dataclasses
 import functools
 import math
-import multiprocessing
-import os
-import signal
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import resource_tracker
 from typing import Any
 
 import grain
 import joblib
 import numpy as np
-from absl import flags
 
 from hga_flax.data.classes import labelled
 from hga_flax.data.folder import FolderSource
 from hga_flax.data.memory import GatheredBatches, MemorySource, in_memory
 from hga_flax.data.sources import DatasetInfo, Source, SyntheticSource, dataset_info, open_source
 from hga_flax.data.streams import PERMUTATION, epoch_order
+from hga_flax.data.workers import in_workers
 from hga_flax.images.bad_images import NONE_GOOD, TOO_MANY, BadImage, BadImages
 from hga_flax.images.host_augmentation import host_transform
 
@@ -177,13 +172,7 @@ def _batches(
         )
     dataset = grain.MapDataset.source(examples)
     if workers:
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain's workers read absl's flags, which our commands do not parse
-        # Workers take whole batches in turn, so batches hold the same examples as without workers.
-        options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-        workers_options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-        batches = dataset.batch(batch_size).to_iter_dataset(options)
-        return _undisturbed(batches.mp_prefetch(workers_options, worker_init_fn=_end_with_parent))
+        return in_workers(dataset.batch(batch_size), workers)
     # More threads than cores only contend for the GIL: 16 on 2 cores read half as many images per second.
     threads = min(threads, available_cores())
     # A thread takes several examples at a time, because Grain's overhead per element is a tenth of a JPEG's decoding.
@@ -193,35 +182,6 @@ def _batches(
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     chunks = grain.MapDataset.source(_Chunks(examples, chunk, batch_size, image_shape)).to_iter_dataset(options)
     return iter(chunks.batch(batch_size // chunk, batch_fn=_join))
-
-
-def _undisturbed(dataset: grain.IterDataset) -> Iterator[Batch]:
-    """Yields batches from worker processes that block signals, because Ctrl-C at a terminal is sent to all processes.
-
-    The workers go on until this process, which handles the signal, has its last batch. Grain's threads start them
-    when the first batch is read, and they inherit the signals blocked at that moment.
-    """
-    resource_tracker.ensure_running()  # if started later, it would unblock the signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1))
-    with contextlib.closing(iter(dataset)) as batches:  # also if the first batch is an error: closing frees the memory
-        try:
-            batch = next(batches, None)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        while batch is not None:
-            # Copied, because the batch is in memory shared with the workers, which leaks if JAX keeps it to the end.
-            yield {name: np.array(value) for name, value in batch.items()}
-            batch = next(batches, None)
-
-
-def _end_with_parent(worker: int, workers: int) -> None:
-    """Starts a thread that ends this worker process when its parent is gone, even if the parent was killed."""
-
-    def wait() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 class _Chunks:

@@ -128,8 +128,7 @@ class Checkpoints:
         """Writes the manifest; Orbax calls this on process 0 once all items are complete, before the final rename."""
         self._uploader.check()
         step = self._writing
-        temporary = sorted(self._directory.glob(f"{step}{TEMPORARY}*"))
-        folder = temporary[0] if temporary else self._directory / str(step)
+        folder = min(self._directory.glob(f"{step}{TEMPORARY}*"), default=self._directory / str(step))
         if not (folder / "state" / "manifest.ocdbt").exists():  # Orbax only warns
             raise OSError("Orbax has not joined the arrays of its processes")
         write_manifest(folder, step)
@@ -329,7 +328,8 @@ class Checkpoints:
             raise_if_lost(error)
             if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
                 raise
-            raise UnreadableCheckpoint(f"checkpoint {path} cannot be read: {one_line(error)[:300]}") from error
+            why = one_line(error)[:300] if path.exists() else "it is gone; training there has removed it, perhaps"
+            raise UnreadableCheckpoint(f"checkpoint {path} cannot be read: {why}") from error
 
     @contextlib.contextmanager
     def _written(self, step: int) -> Iterator[None]:

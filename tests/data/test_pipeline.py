@@ -281,28 +281,3 @@ def test_examples_without_labels_are_refused(options, monkeypatch):
         list(dataset.eval_batches(dataset.source("test"), 4, ALONE, "test"))
     with pytest.raises(UserError, match="label -1"):
         take(dataset, 2)
-
-
-@pytest.mark.parametrize("good", [0, 1])
-def test_workers_are_closed_when_reading_fails(good):
-    """Otherwise the batches that they have ready would stay in shared memory."""
-    closed = []
-
-    class Batches:
-        left = [{"label": np.zeros(1)}] * good
-
-        def __iter__(self):
-            return self
-
-        def __next__(self):
-            if not self.left:
-                raise UserError("damaged")
-            return self.left.pop()
-
-        def close(self):
-            closed.append(True)
-
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    with pytest.raises(UserError, match="damaged"):
-        list(pipeline._undisturbed(Batches()))
-    assert closed == [True] and signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before

@@ -100,10 +100,10 @@ def test_another_models_workdir_is_refused_and_other_changes_are_told(tmp_path):
 
 def test_checkpoints_of_nobody_knows_which_run_are_refused(tmp_path):
     """As a run may leave that is still going while its folder is removed and another one starts there."""
-    assert check_same_run(tmp_path, tiny.config()) == []
+    assert w.check_same_run(tmp_path, tiny.config()) == []
     (tmp_path / "checkpoints" / "562").mkdir(parents=True)
     with pytest.raises(UserError, match=r"holds checkpoints but no config\.json, .*; put it back, or choose another"):
-        check_same_run(tmp_path, tiny.config())
+        w.check_same_run(tmp_path, tiny.config())
 
 
 def test_the_real_data_set_is_not_that_of_synthetic_images(tmp_path):
