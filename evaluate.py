@@ -64,7 +64,7 @@ def evaluate_weights(arguments) -> None:
     from hga_flax.processes import distributed
     from hga_flax.runs.console import Console
     from hga_flax.runs.workdir import read_config
-    from hga_flax.training.initial_weights import locate
+    from hga_flax.training.weights_source import locate
     from hga_flax.training.restore import evaluate_restored
 
     if arguments.config:
