@@ -182,3 +182,31 @@ def test_tensorflow_is_not_imported_when_a_module_is():
         top = {alias.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import)
                for alias in node.names}  # fmt: skip
         assert "tensorflow" not in top, path
+
+
+FOLDERS = ("benchmarks", "configs", "examples", "hga_flax", "studies", "tests")
+PROGRAMS = sorted([*ROOT.glob("*.py"), *(file for folder in FOLDERS for file in ROOT.joinpath(folder).rglob("*.py"))])
+
+
+def defined(path):
+    """The names that a module has at its top level."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+    return found
+
+
+def test_every_name_that_is_imported_exists():
+    """Also where it is imported only when it is needed."""
+    known = {f"hga_flax.{name}": defined(path) for name, path in MODULES.items() if name}
+    for path in PROGRAMS:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module in known:
+                parts = {name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == node.module}
+                missing = {alias.name for alias in node.names} - known[node.module] - parts
+                assert not missing, f"{path}: {node.module} has no {', '.join(missing)}"
