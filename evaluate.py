@@ -64,8 +64,8 @@ def evaluate_weights(arguments) -> None:
     from hga_flax.processes import distributed
     from hga_flax.runs.console import Console
     from hga_flax.runs.workdir import read_config
-    from hga_flax.training.weights_source import locate
     from hga_flax.training.restore import evaluate_restored
+    from hga_flax.training.weights_source import locate
 
     if arguments.config:
         config = load_config(arguments.config)
