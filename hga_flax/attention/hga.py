@@ -42,7 +42,7 @@ class MultiScaleFeatureExploitation(nn.Module):
         axis_name: mesh axis over which BatchNorm averages its batch statistics, or None.
 
     Raises:
-        ValueError: `kernels` is empty or has an even size, `groups` does not divide `channels`, or `act` is unknown.
+        ValueError: `kernels` is empty, even or not distinct, `groups` does not divide `channels`, or `act` is unknown.
 
     Examples:
         >>> x = jnp.ones((2, 8, 8, 64))
@@ -59,8 +59,8 @@ class MultiScaleFeatureExploitation(nn.Module):
     axis_name: str | None = None
 
     def setup(self) -> None:
-        if not self.kernels or any(k < 1 or k % 2 == 0 for k in self.kernels):
-            raise ValueError(f"kernels={tuple(self.kernels)}: at least one kernel size is needed, and all must be odd")
+        if len({k for k in self.kernels if k > 0 and k % 2}) < max(1, len(self.kernels)):
+            raise ValueError(f"kernels={tuple(self.kernels)}: at least one size is needed; all must be odd and differ")
         groups = self.channels if self.groups is None else self.groups
         if groups < 1 or self.channels % groups:
             raise ValueError(f"groups={groups} does not divide the {self.channels} channels")

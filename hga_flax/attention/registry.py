@@ -1,6 +1,7 @@
 """Registry of attentions by name: `create_attention("hga", channels, **options)`."""
 
 import collections.abc
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -12,6 +13,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 from hga_flax.attention.cbam import ConvolutionalBlockAttention
 from hga_flax.attention.common import Source, check_result
@@ -74,8 +76,10 @@ def register_attention(name: str, module: type[nn.Module], **preset: Any) -> Non
             f"attention '{name}' must be a Linen module class with the fields channels, dtype and axis_name; "
             "pass a function as attention= instead"
         )
+    if IDENTITY_START in fields:
+        raise TypeError(f"attention '{name}': {IDENTITY_START} is an option of every attention; rename the field")
     for option in preset:
-        if option not in fields:
+        if option not in fields and not (option == IDENTITY_START and _follows_norm(module)):
             raise TypeError(f"attention '{name}': {module.__name__} has no field '{option}'{_nearest(option, fields)}")
     for option in fields.keys() - _set_by_network(module) - preset.keys():
         if _default(fields[option]) is dataclasses.MISSING:
@@ -135,8 +139,11 @@ def attention_options(name: str) -> dict[str, Any]:
     module, preset = _REGISTRY[name]
     hidden = _set_by_network(module)
     options = {f.name: _default(f) for f in dataclasses.fields(module) if f.name not in hidden}
-    follows_norm = module is not NoAttention and not getattr(module, "replaces_convolution", False)
-    return options | ({IDENTITY_START: False} if follows_norm else {}) | preset
+    return options | ({IDENTITY_START: False} if _follows_norm(module) else {}) | preset
+
+
+def _follows_norm(module: type[nn.Module]) -> bool:
+    return module is not NoAttention and not getattr(module, "replaces_convolution", False)
 
 
 def create_attention(name: str, channels: int, **options: Any) -> nn.Module:
@@ -200,6 +207,15 @@ def uses_source(factory: AttentionFactory) -> bool:
     return getattr(factory, "uses_source", False)
 
 
+def _named(module: nn.Module) -> nn.Module:
+    """Raises a ValueError unless the factory has passed the name on: counts, weights and pictures go by it."""
+    if (name := getattr(module, "name", "attention")) != "attention":
+        raise ValueError(
+            f"the attention factory has made a module named {name!r}; it must pass name, dtype and axis_name on to it"
+        )
+    return module
+
+
 def attend(factory: AttentionFactory, x: jax.Array, train: bool, *source: Source) -> jax.Array:
     """Applies an attention to the map at the end of a block, `[B, H, W, C]`, as the block's submodule "attention".
 
@@ -212,7 +228,7 @@ def attend(factory: AttentionFactory, x: jax.Array, train: bool, *source: Source
     Raises:
         ValueError: the attention returns a map of another shape.
     """
-    module = factory(x.shape[-1], name="attention")
+    module = _named(factory(x.shape[-1], name="attention"))
     return check_result(module, module(x, train, *source), x.shape)
 
 
@@ -224,7 +240,7 @@ def attend_in_place(
     Raises:
         ValueError: the attention returns a map of another shape.
     """
-    module = factory(channels, stride=stride, replaced_groups=groups, name="attention")
+    module = _named(factory(channels, stride=stride, replaced_groups=groups, name="attention"))
     batch, height, width, _ = x.shape
     return check_result(module, module(x, train), (batch, -(-height // stride), -(-width // stride), channels))
 
@@ -256,9 +272,9 @@ def fits(value: Any, declared: Any) -> bool:
             return all(fits(entry, inner[0]) for entry in value)
         return len(value) == len(inner) and all(fits(entry, kind) for entry, kind in zip(value, inner, strict=True))
     if declared is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)
     if declared is int:
-        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31
+        return isinstance(value, int | np.integer) and not isinstance(value, bool) and abs(int(value)) < 2**31
     if declared in (bool, str, types.NoneType):
         return isinstance(value, declared)
     return True
@@ -276,6 +292,8 @@ def check_types(what: str, module: type, options: dict[str, Any]) -> None:
         ValueError: an option has the wrong type; the message names it, its value and the expected type.
     """
     declared = {field.name: field.type for field in dataclasses.fields(module)}
+    with contextlib.suppress(Exception):  # texts, from `from __future__ import annotations`, with names that are gone
+        declared |= typing.get_type_hints(module)
     for name, value in options.items():
         if not fits(value, declared[name]):
             kind = declared[name]

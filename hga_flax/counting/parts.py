@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from hga_flax.counting.complexity import operations_by_scope
 
+ITSELF = "(itself)"  # convolutions and products that the network makes outside its modules
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -61,7 +63,8 @@ def model_parts(model: nn.Module, image_shape: Sequence[int], *, blocks: bool = 
     def watch(call: Any, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         result = call(*args, **kwargs)
         if len(context.module.path) == 1 and context.method_name == "__call__":
-            outputs[part_of(context.module.path[0], blocks=blocks)] = tuple(result.shape[1:])
+            arrays = [leaf for leaf in jax.tree.leaves(result) if hasattr(leaf, "shape")]
+            outputs[part_of(context.module.path[0], blocks=blocks)] = tuple(arrays[-1].shape[1:]) if arrays else ()
         return result
 
     with nn.intercept_methods(watch):
@@ -73,8 +76,9 @@ def model_parts(model: nn.Module, image_shape: Sequence[int], *, blocks: bool = 
         names = [entry.key for entry in path]
         _add(sizes, part_of(names[0], blocks=blocks), leaf.size, "attention" in names, 0)
     for scope, counts in scopes.items():
-        if len(scope) > 1:  # shorter scopes are the network's own arithmetic, which has no convolutions or products
-            _add(sizes, part_of(scope[1], blocks=blocks), counts.conv_fc_macs, "attention" in scope, 2)
+        if counts.conv_fc_macs:  # shorter scopes are the arithmetic of the module itself; our networks' has none
+            part = part_of(scope[1], blocks=blocks) if len(scope) > 1 else ITSELF
+            _add(sizes, part, counts.conv_fc_macs, "attention" in scope, 2)
     return [Part(name, outputs.get(name, ()), *size) for name, size in sizes.items()]
 
 

@@ -101,6 +101,11 @@ def _model_class(builder: Any) -> type[nn.Module]:
     return builder
 
 
+def _is_count(option: str, default: Any) -> bool:
+    """Returns whether an option must be at least 1; 0 for `stem_width` is the plain stem."""
+    return isinstance(default, int) and not isinstance(default, bool) and default > 0 and option != "stem_width"
+
+
 def create_model(
     name: str,
     *,
@@ -146,8 +151,10 @@ def create_model(
                 f"model '{name}' has no option '{option}'{nearest(option, known)}; it has: {', '.join(known)}"
             )
     check_types(f"model '{name}'", _model_class(builder), options)
-    if options.get("features", 1) < 1:
-        raise ValueError(f"model '{name}': features={options['features']} is not positive")
+    for option, value in options.items():
+        counts = value if option.endswith("_sizes") else (value,) if _is_count(option, known[option]) else ()
+        if any(count < 1 for count in counts):
+            raise ValueError(f"model '{name}': {option}={value} is not positive")
     if isinstance(attention, str):
         attention = attention_factory(attention, **(attention_options or {}))
     elif attention_options:

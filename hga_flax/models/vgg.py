@@ -2,7 +2,7 @@
 
 Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition, ICLR 2015,
 https://arxiv.org/abs/1409.1556. The structure is torchvision's: 3x3 convolutions with biases, and
-average pooling to 7x7 before the three fully connected layers, so that any image size works. VGG has no
+average pooling to 7x7 before the three fully connected layers, so that any size from 32x32 works. VGG has no
 residual blocks for an attention. Here it acts at the end of a stage, after the last ReLU and before the
 max pooling, as it acts at the end of an Inception block.
 """
@@ -64,7 +64,7 @@ class VGG(nn.Module):
         axis_name: mesh axis over which batch statistics are averaged, or None.
 
     Raises:
-        ValueError: the dropout rate is out of range.
+        ValueError: the dropout rate is out of range, or the images are too small: nothing is left of their maps.
     """
 
     stage_sizes: Sequence[int]
@@ -83,12 +83,15 @@ class VGG(nn.Module):
         check_images(x)
         check_rate("dropout", self.dropout)
         conv, norm, attention = layer_types(self, train, norm=BatchNorm)
-        x = x.astype(self.dtype)
+        x, (height, width) = x.astype(self.dtype), x.shape[1:3]
         for stage, convolutions in enumerate(self.stage_sizes):
             features = self.features * min(2**stage, 8)
             x = Stage(
                 features, convolutions, conv, norm if self.batch_norm else None, attention, name=f"stage{stage + 1}"
             )(x, train)
+        if 0 in x.shape[1:3]:
+            least = 2 ** len(self.stage_sizes)
+            raise ValueError(f"images of {height}x{width}: this VGG needs at least {least}x{least}")
         x = adaptive_average_pool(x, POOLED).reshape(x.shape[0], -1)
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01))
         for name in ("hidden1", "hidden2"):

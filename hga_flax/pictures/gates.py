@@ -71,7 +71,9 @@ def read_gates(model: nn.Module, variables: Any, intermediates: dict[str, Any]) 
     sown = flatten_dict(intermediates)
     blocks = []
     for path in sorted({path[:-1] for path in sown if path[-1] == "gate"}, key=_natural):
-        (gate,) = sown[*path, "gate"]
+        gate = sown[*path, "gate"][0]
+        if len(sown[*path, "gate"]) > 1 or np.ndim(gate) != 2:  # of an attention of one's own, not one per channel
+            continue
         drive, bins, share = None, (), None
         own = {name: functools.reduce(lambda tree, key: tree.get(key, {}), path, variables[name])
                for name in variables}  # fmt: skip

@@ -158,6 +158,10 @@ def _paper_lines(axes: "Axes", runs: Sequence["Run"], colours: Sequence[str], me
             )  # fmt: skip
 
 
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else 0.0
+
+
 def _axes(axes: "Axes", metric: str, x: str, log: bool) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -177,5 +181,5 @@ def _axes(axes: "Axes", metric: str, x: str, log: bool) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
     elif metric in AXES:
         # matplotlib adds no margin around a single point.
-        axes.set_ylim(bottom=0, top=max(axes.get_ylim()[1], 1.05 * axes.dataLim.ymax))
-    axes.set_xlim(right=max(axes.get_xlim()[1], 1.05 * axes.dataLim.xmax))
+        axes.set_ylim(bottom=0, top=max(axes.get_ylim()[1], 1.05 * _finite(axes.dataLim.ymax)))
+    axes.set_xlim(right=max(axes.get_xlim()[1], 1.05 * _finite(axes.dataLim.xmax)))

@@ -14,6 +14,8 @@ HEAD = 1024  # number of bytes to inspect
 WEIGHTS = re.compile(r"\.(pth|pt|bin|th|ckpt|tar|pkl|safetensors)$", re.IGNORECASE)
 WANTED = "give a file written by torch.save, or a .safetensors file"
 PACKED = "unpack it first, and give the weights file in it"
+_SHARD = re.compile(r"\D(\d{5})-of-(\d{5})\.")  # in the names of Hugging Face's files
+MERGED = "save the network in one file first, as by save_pretrained(DIR, max_shard_size='1TB')"
 _MAGIC = (
     (b"version https://git-lfs", "it is a Git LFS pointer, not the weights; fetch them with git lfs pull"),
     (b"\x1f\x8b", f"it is compressed with gzip; {PACKED}"),
@@ -45,6 +47,8 @@ def weights_layout(path: pathlib.Path) -> str:
     """
     if path.is_dir():
         raise ValueError(_folder(path))
+    if (shard := _SHARD.search(path.name)) and int(shard[2]) > 1:
+        raise ValueError(f"it is part {int(shard[1])} of {int(shard[2])} of the weights; {MERGED}")
     with path.open("rb") as file:
         head = file.read(HEAD)
         size = file.seek(0, os.SEEK_END)
@@ -78,6 +82,8 @@ def _unknown(head: bytes, size: int) -> str:
         return f"the file holds only blanks; {WANTED}"
     if re.match(rb"<(!doctype|html|\?xml|head|body|!--)", start, re.IGNORECASE):
         return "it is a web page (HTML), not weights; the site sent a page instead of the file"
+    if b'"weight_map"' in head:
+        return f"it is the index of weights in several files; {MERGED}"
     if re.match(rb'[{\[]\s*["{\[\]}]', start):
         return f"it is a JSON file, not weights; {WANTED}"
     if head.isascii() and not re.search(rb"[\x00-\x08\x0e-\x1f]", head):

@@ -22,7 +22,8 @@ from hga_flax.pretrained.torch_pickle import StandIn, Tensor
 _WRAPPERS = re.compile(
     r"(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
 )
-_AVERAGE = re.compile(r"(^|[._])(ema|swa|avg|averaged?|shadow)([._]|$)")
+_AVERAGE = re.compile(r"(^|\.|(?<!exp)_)(ema|swa|avg|averaged?|shadow)([._]|$)")  # not Adam's exp_avg
+_OPTIMIZER = re.compile(r"(^|\.)optim\w*\.")
 _COUNTERS = re.compile(r"(^|\.)(num_batches_tracked|n_averaged)$")
 _DEEP = 32  # maximum nesting depth of containers
 
@@ -189,6 +190,7 @@ class Contents:
             return Choice("", {})
         best = max(scores.values())
         equal = [prefix for prefix in found if scores.get(prefix) == best]
+        equal = [prefix for prefix in equal if not _OPTIMIZER.search(prefix)] or equal  # its state has their names
         prefix = next((prefix for prefix in equal if _AVERAGE.search(prefix)), equal[0])
         others = tuple(other.removesuffix(".") for other in equal if other != prefix)
         containers = {leaf.container for leaf in found[prefix].values()}

@@ -61,7 +61,7 @@ def _read_zip(file: BinaryIO) -> Any:
             ".state_dict(), NEW)"
         )
     if root + "byteorder" in names and archive.read(root + "byteorder") != b"little":
-        raise ValueError("its data are big-endian")
+        raise ValueError("its data are big-endian, which is not read; save it on a little-endian machine")
     storages: dict[str, Storage] = {}
     result = Unpickler(io.BytesIO(archive.read(pickles[0])), storages).load()
     for key, storage in storages.items():

@@ -362,7 +362,7 @@ def read_legacy(file: BinaryIO) -> Any:
     if version != 1001:
         raise ValueError(f"it has version {version} of PyTorch's older layout, which is not known")
     if not isinstance(system, dict) or not system.get("little_endian", True):
-        raise ValueError("its data are big-endian")
+        raise ValueError("its data are big-endian, which is not read; save it on a little-endian machine")
     result = Unpickler(file, storages).load()
     keys = Unpickler(file, {}).load()
     if not isinstance(keys, list) or {str(key) for key in keys} != set(storages):

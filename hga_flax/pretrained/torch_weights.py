@@ -55,11 +55,16 @@ def find_peer(model: str, contents: Contents, places: Mapping[tuple[str, ...], A
     marks = {"se": ".se.", "sk": ".paths."}  # occur in the names of a network with that attention
     names = [leaf.name for leaf in contents.leaves]
     attention = next((a for a, mark in marks.items() if any(mark in name for name in names)), "none")
-    found = []
+    found, missing = [], []
     peers = sorted(peers_of(model), key=lambda name: attention_of(name) != attention)
     for peer in peers or [*cifar_peers(model), None]:
         shapes = {peer_name(peer, path[1:]): _torch_shape(path, place.shape) for path, place in places.items()}
-        found.append(Found(peer, contents.choose(shapes, new_name, wanted), len(shapes)))
+        try:
+            found.append(Found(peer, contents.choose(shapes, new_name, wanted), len(shapes)))
+        except ValueError as error:  # no tensor under `wanted` has a name of this library
+            missing.append(error)
+    if not found:
+        raise missing[0]
     return max(found, key=lambda found: found.choice.score)  # the first one on a tie
 
 

@@ -1,4 +1,6 @@
 import functools
+import sys
+import types
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +14,8 @@ from hga_flax.attention import attention_names, attention_options, create_attent
 from hga_flax.attention.hga import HGA
 from hga_flax.attention.registry import attention_factory, check_types, fits
 from hga_flax.attention.se import SqueezeExcitation
+from hga_flax.attention.sk import SelectiveKernel
+from hga_flax.models import create_model
 from tests.reference import perturbed, sample
 
 CHANNELS = 64
@@ -174,6 +178,55 @@ def test_what_could_not_be_created_is_not_registered(cell):
     assert create_attention("mine", 3).ratio == 2
 
 
+def test_identity_start_may_be_preset_and_is_no_field(cell):
+    register_attention("start", SqueezeExcitation, identity_start=True)
+    x = jnp.ones((1, 2, 2, 16))
+    np.testing.assert_array_equal(create_attention("start", 16).init_with_output(jax.random.key(0), x)[0], x)
+    assert attention_options("start")["identity_start"] is True
+    with pytest.raises(TypeError, match="SelectiveKernel has no field 'identity_start'"):
+        register_attention("other", SelectiveKernel, identity_start=True)
+    own = type("Own", (SqueezeExcitation,), {"__annotations__": {"identity_start": bool}, "identity_start": True})
+    with pytest.raises(TypeError, match="identity_start is an option of every attention; rename the field"):
+        register_attention("own", own)
+
+
+ANNOTATED = """
+from __future__ import annotations
+from collections.abc import Sequence
+from typing import Any
+import flax.linen as nn
+
+class Mine(nn.Module):
+    channels: int
+    on: bool = True
+    sizes: Sequence[int] | None = None
+    dtype: Any = None
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return x
+"""
+
+
+def test_types_that_are_written_as_text_are_checked(cell, monkeypatch):
+    module = types.ModuleType("annotated_here")
+    monkeypatch.setitem(sys.modules, "annotated_here", module)
+    exec(ANNOTATED, vars(module))
+    register_attention("mine", module.Mine)
+    create_attention("mine", 3, on=False, sizes=(1, 2))
+    for option, value in (("on", "False"), ("sizes", 3)):
+        with pytest.raises(ValueError, match=f"option {option}={value!r} must be of type"):
+            create_attention("mine", 3, **{option: value})
+
+
+def test_a_factory_that_drops_the_name_is_refused():
+    """And with it the dtype and the mesh axis; the attention would not be counted as one."""
+    model = create_model("cifar_resnet8", attention=lambda channels, **given: SqueezeExcitation(channels))
+    with pytest.raises(ValueError, match="made a module named 'SqueezeExcitation_0'; it must pass name, "):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+
+
 def test_a_function_is_not_registered_but_given():
     with pytest.raises(TypeError, match="'mine' must be a Linen module class with the fields channels, dtype and axis"):
         register_attention("mine", lambda channels, **options: None)
@@ -183,8 +236,8 @@ def test_a_function_is_not_registered_but_given():
 @pytest.mark.parametrize(
     ("declared", "right", "wrong"),
     [
-        (int, [0, -3], [1.0, True, "1", None, 2**31]),
-        (float, [0, 0.5], [True, "1", float("nan"), float("inf")]),
+        (int, [0, -3, np.int64(4)], [1.0, True, "1", None, 2**31]),
+        (float, [0, 0.5, np.float32(0.5)], [True, "1", float("nan"), float("inf")]),
         (bool, [True], [1, "True", None]),
         (str, ["a"], [1, None]),
         (int | None, [None, 3], ["x", 1.5, False]),

@@ -213,6 +213,30 @@ def test_a_function_of_ones_own_is_asked_each_time():
     assert counted[0] > counted[1]
 
 
+@pytest.mark.parametrize("bound", [False, True])
+def test_an_object_that_makes_attentions_is_asked_each_time(bound):
+    class Maker:
+        ratio = 16
+
+        def make(self, channels, **given):
+            return SqueezeExcitation(channels, ratio=self.ratio, **given)
+
+        __call__ = make
+
+    maker = Maker()
+    network = create_model("cifar_resnet8", attention=maker.make if bound else maker)
+    first = complexity(network, (32, 32, 3)).params
+    maker.ratio = 2
+    named = create_model("cifar_resnet8", attention="se", attention_options={"ratio": 2})
+    assert complexity(network, (32, 32, 3)).params == complexity(named, (32, 32, 3)).params > first
+
+
+def test_a_function_without_a_module_is_counted():
+    attention = eval("lambda channels, **given: SE(channels, **given)", {"SE": SqueezeExcitation, "__name__": None})
+    named = complexity(create_model("cifar_resnet8", attention="se"), (32, 32, 3)).params
+    assert complexity(create_model("cifar_resnet8", attention=attention), (32, 32, 3)).params == named
+
+
 def test_the_54_blocks_of_a_deep_network_are_five_traces(monkeypatch):
     monkeypatch.setattr(measuring, "_MEASURED", {})
     complexity(create_model("cifar_resnet110"), (32, 32, 3))

@@ -1,4 +1,5 @@
 import flax
+import flax.linen as nn
 import pytest
 
 from hga_flax.counting.complexity import complexity
@@ -29,6 +30,29 @@ def test_their_operations_are_the_networks(model, attention, options):
         network, found = parts(model, attention, 32, **options)
     assert total(found).macs == complexity(network, (32, 32, 1)).conv_fc_macs
     assert 0 < total(found).attention_macs < total(found).macs
+
+
+def test_a_module_of_ones_own():
+    """With a product outside its modules, and a module that returns several arrays."""
+
+    class Two(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return x, nn.Dense(5)(x.mean((1, 2)))
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            x = x @ self.param("mix", nn.initializers.ones, (3, 8))
+            x, logits = Two(name="head")(nn.Conv(4, (3, 3), name="stem")(x))
+            return logits
+
+    listed = model_parts(Net(), (8, 8, 3))
+    found = {part.name: part for part in listed}
+    assert {name: part.macs for name, part in found.items()} == {
+        "stem": 64 * 9 * 8 * 4, "head": 4 * 5, "mix": 0, "(itself)": 64 * 3 * 8,
+    }  # fmt: skip
+    assert found["head"].output == (5,) and total(listed).macs == complexity(Net(), (8, 8, 3)).conv_fc_macs
 
 
 def test_the_attentions_operations_are_those_of_its_formula():

@@ -375,6 +375,20 @@ def test_the_stride_is_by_how_much_a_map_shrinks(name, options):
     assert maps[-1] == (2, 3)
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("resnet50", "stage_sizes", (-1, 2)), ("resnet50", "cardinality", 0), ("densenet121", "growth", 0),
+        ("densenet121", "block_sizes", (1, 0)), ("vgg11", "hidden", 0), ("resnest14d", "radix", -2),
+        ("cifar_resnet8", "widen", 0), ("googlenet", "width_divisor", 0), ("res2net50d", "scale", 0),
+    ],
+)  # fmt: skip
+def test_an_option_that_leaves_nothing_is_refused(name, option, value):
+    with pytest.raises(ValueError, match=rf"^model '{name}': {option}={re.escape(str(value))} is not positive$"):
+        create_model(name, **{option: value})
+    create_model("resnest14d", stem_width=0)  # the plain stem
+
+
 def test_an_option_of_another_type_is_refused():
     with pytest.raises(ValueError, match=r"^model 'resnet50': option stage_sizes=3 must be of type Sequence\[int\]$"):
         create_model("resnet50", stage_sizes=3)

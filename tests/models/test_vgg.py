@@ -56,6 +56,17 @@ def test_every_image_size_fits(size):
     assert y.shape == (2, 3) and variables["params"]["hidden1"]["kernel"].shape == (49 * 64, 16)
 
 
+@pytest.mark.parametrize(("sizes", "image", "least"), [((1, 1, 2, 2, 2), 28, 32), ((1, 1), 3, 4)])
+def test_images_of_which_nothing_is_left_are_refused(sizes, image, least):
+    """The logits would be the biases, whatever the image."""
+    with pytest.raises(ValueError, match=f"^images of {image}x{image}: this VGG needs at least {least}x{least}"):
+        jax.eval_shape(
+            create_model("vgg11_bn", **SMALL | {"stage_sizes": sizes}).init,
+            jax.random.key(0),
+            jnp.zeros((2, image, image, 3)),
+        )
+
+
 def test_dropout_needs_a_rng_in_training_only():
     model = create_model("vgg11_bn", **SMALL)
     variables, x = shapes_of(model), jnp.zeros((2, 32, 32, 3))

@@ -117,6 +117,28 @@ def test_other_gates_have_no_cells(attention):
     assert all(((block.gate > 0) & (block.gate < 1)).all() for block in blocks)
 
 
+class Spatial(nn.Module):
+    """Sows a gate for each place, twice or once."""
+
+    channels: int
+    times: int = 1
+    dtype: Any = None
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        for _ in range(self.times):
+            self.sow("intermediates", "gate", nn.sigmoid(x.mean(-1) if self.times > 1 else x[..., :1]))
+        return x
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_gates_that_are_not_one_per_channel_are_left_out(times):
+    network = Net(lambda channels, **given: Spatial(channels, times, **given))
+    _, intermediates = network.apply({}, sample((1, 4, 4, 8)), mutable=["intermediates"])
+    assert g.read_gates(network, {}, intermediates["intermediates"]) == []
+
+
 def test_an_attention_without_gates_has_none():
     assert seen("none")[1] == []
 

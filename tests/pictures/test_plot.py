@@ -1,4 +1,5 @@
 import json
+import pathlib
 import xml.etree.ElementTree as ElementTree
 
 import cv2
@@ -148,6 +149,15 @@ def test_bad_input_is_one_line(runs, arguments, message, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=message):
         main(["plot", *runs, *arguments])
     assert not list(tmp_path.glob("curves*"))
+
+
+@pytest.mark.parametrize("flags", [[], ["--log"]])
+def test_a_run_that_diverged_at_once_is_drawn(tmp_path, flags):
+    run = pathlib.Path(workdir(tmp_path / "d"))
+    rows = [{"step": step, "train/loss": None, "eval/loss": None, "eval/top1_error": 90.0} for step in (1, 2)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    main(["plot", str(run), f"--out={tmp_path / 'c.png'}", *flags])
+    assert (tmp_path / "c.png").stat().st_size
 
 
 def test_the_last_value_is_that_of_a_diverged_evaluation_too(runs, tmp_path, capsys):

@@ -91,6 +91,18 @@ def test_the_other_family(tmp_path):
     assert not found.fresh and not found.unused and found.origin.endswith("pytorch-cifar-models/cifar_resnet14")
 
 
+def test_the_part_of_a_file_can_be_named(tmp_path):
+    """The file has no names of ours, nor of the other sources of CIFAR networks, under this key or another."""
+    raw, there = state_dict(f"pytorch-cifar-models/cifar_resnet{DEPTH}", "B"), small("B")
+    average = {name: value + 1 for name, value in raw.items()}
+    file = torch_writer.save({"state_dict": raw, "state_dict_ema": average}, tmp_path / "two.pth")
+    for key, shift in (("", 1), ("@state_dict", 0), ("@state_dict_ema", 1)):
+        found = fit(read_weights(f"{file}{key}", "cifar_resnet14", there), there, "cifar_resnet14")
+        np.testing.assert_array_equal(found.loaded["params", "stem_norm", "scale"], raw["bn1.weight"] + shift)
+    with pytest.raises(UserError, match="nothing under 'net' fits; it has state_dict "):
+        read_weights(f"{file}@net", "cifar_resnet14", there)
+
+
 def test_a_network_with_other_shortcuts_is_told_the_option(tmp_path):
     file = torch_writer.save(state_dict(f"{BOTH_SIDES}resnet{DEPTH}", "A"), tmp_path / "w.th")
     there = small("B")

@@ -60,6 +60,7 @@ KINDS = {
         archive("tar", sys_info=b"x", pickle=b"x", tensors=b"x", storages=b"x"),
         r"a tar archive from PyTorch before 0\.1\.10, which is not supported",
     ),
+    "parts": (b'{"metadata": {"total_size": 9},\n"weight_map": {"a": "b"}}', "the index of weights in several files"),
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(90), "an HDF5 file, as Keras writes"),
     "npy": (saved(np.save, np.ones(3)), "a NumPy array"),
     "npz": (saved(np.savez, w=np.ones(3)), r"a NumPy archive \(\.npz\) with w\.npy"),
@@ -84,6 +85,13 @@ def test_what_a_file_is(kind, ending, tmp_path):
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"^cannot read weights {path}: .*{message}"), open_weights(path):
         pass
+
+
+@pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "pytorch_model-00002-of-00002.bin"])
+def test_a_part_of_the_weights_says_so(name, tmp_path):
+    (tmp_path / name).write_bytes(WEIGHTS)
+    with pytest.raises(UserError, match=r"it is part \d of 2 of the weights; save the network in one file first"):
+        check_weights_file(tmp_path / name)
 
 
 def test_torchscript(tmp_path):

@@ -164,6 +164,14 @@ def test_which_of_two_is_taken(raw, average, taken, tmp_path):
     check(arrays, RAW if taken == raw else AVERAGE)
 
 
+def test_an_optimizer_s_moments_are_no_weights(tmp_path):
+    """Adam's have the names of the weights, and exp_avg is no average of them."""
+    moments = {"exp_avg": {k: 0 * v for k, v in RAW.items()}, "exp_avg_sq": {k: 0 * v for k, v in RAW.items()}}
+    choice, arrays, _ = choose(torch_writer.save({"optimizer": moments, "model": RAW}, tmp_path / "w.pth"))
+    check(arrays, RAW)
+    assert choice.label == "model" and not choice.is_average and choice.others == ()
+
+
 def test_an_average_without_statistics_is_no_network(tmp_path):
     partial = {name: value for name, value in AVERAGE.items() if "running" not in name}
     check(choose(torch_writer.save({"ema": partial, "model": RAW}, tmp_path / "w.pth"))[1], RAW)
