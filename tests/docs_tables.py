@@ -36,7 +36,7 @@ ATTENTIONS: dict[str, tuple[str, str, str, Callable[[int], int]]] = {
         lambda c: 2 * c**2 // 16 + c // 16 + c,
     ),
     "sk": (
-        "Selective kernels, in a 3x3's place",
+        "Selective kernels, in place of a 3x3 convolution",
         "[Li et al. 2019](https://arxiv.org/abs/1903.06586)",
         "18C²/G + 4C + 3Cd + 2d, d = max(C/16, 32)",
         lambda c: 18 * c**2 + 4 * c + 3 * c * max(c // 16, 32) + 2 * max(c // 16, 32),

@@ -15,7 +15,7 @@ def test_forms_of_hga_beside_se_at_every_stage(monkeypatch, capsys):
     main([*command, "--json"])
     rows = json.loads(capsys.readouterr().out)
     assert [row["attention"] for row in rows] == ["se", "hga", "hga-conv", "sk"]
-    assert [row["channels"] for row in rows] == [64, 64, 64, 16]  # SK in a 3x3's place
+    assert [row["channels"] for row in rows] == [64, 64, 64, 16]  # SK in place of a 3x3 convolution
     by_name = {row["attention"]: row for row in rows}
     assert by_name["hga"]["params"] == by_name["hga-conv"]["params"] > by_name["se"]["params"] > 0
     # The convolutions' maps are never computed; the operator, which has the size of a few images, counts less.
