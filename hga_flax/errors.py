@@ -23,6 +23,7 @@ PASSING |= {"EHOSTUNREACH", "ECONNRESET", "ECONNREFUSED", "ENETDOWN", "ENETUNREA
 # What XLA says under RESOURCE_EXHAUSTED. It says other things there when files, threads or the small memories inside a
 # GPU or TPU run out, which is not the user's doing.
 TOO_LITTLE_MEMORY = re.compile(r"out of memory(?! in memory space vmem)|failed to allocate", re.IGNORECASE)
+NO_THREAD = "can't start new thread"  # Python's error
 BROKEN_PIPE = 141  # exit code after a broken pipe: 128 + SIGPIPE
 NOT_AWAITED = "not_awaited"  # begins the names of threads that a command does not wait for when it ends
 _aliases: dict[str, str] = {}
@@ -284,6 +285,8 @@ def drop_unread_output() -> bool:
 
 def _memory_error(error: Exception) -> str | None:
     """Returns a one-line message if the machine's or a device's memory is too small, otherwise None."""
+    if NO_THREAD in str(error):
+        return f"{one_line(error)}: the limits of this process are too low; raise them (ulimit -u, ulimit -v)"
     before, _, reason = one_line(error).partition("RESOURCE_EXHAUSTED: ")
     if isinstance(error, MemoryError):  # Python's and NumPy's
         reason = before

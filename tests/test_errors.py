@@ -286,6 +286,16 @@ def test_only_the_memory_that_the_user_can_save_is_one_line(words, ours, capsys)
         assert capsys.readouterr().err.startswith(f"error: too little memory: {words.partition(': ')[2][:30]}")
 
 
+def test_a_limit_of_threads_is_one_line(capsys):
+    def main():
+        raise RuntimeError("can't start new thread")
+
+    with pytest.raises(SystemExit):
+        run_main(main)
+    line = "error: can't start new thread: the limits of this process are too low; raise them (ulimit -u, ulimit -v)\n"
+    assert capsys.readouterr().err == line
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full is Linux's")
 def test_a_full_disk_or_no_standard_output_is_no_traceback():
     code = "from hga_flax.errors import run_main; run_main(lambda: print('text', flush={}))"

@@ -22,7 +22,7 @@ import numpy as np
 from hga_flax.data.classes import difference
 from hga_flax.data.folder import FolderSource, class_names
 from hga_flax.data.remote import local_directory
-from hga_flax.errors import UserError, expand, nearest, one_line
+from hga_flax.errors import NO_THREAD, UserError, expand, nearest, one_line
 from hga_flax.storage.buckets import is_remote
 
 FOLDER = "folder"  # data.name if data.dir is a folder of images
@@ -213,12 +213,15 @@ def open_builder(name: str, directory: str, key: str = "data.name", known: Seque
         if name in packed:
             return tfds.builder_from_directory(str(packed[name]))
         names = ["digits", *known, *packed, *tfds.list_builders(with_community_datasets=False)]
-        raise UserError(f"{key}: there is no data set '{name}'{nearest(name, names)}") from None
+        own = f"one of your own is made by: python -m hga_flax prepare folder PATH --name={name}"
+        raise UserError(f"{key}: there is no data set '{name}'{nearest(name, names)}; {own}") from None
     except OSError as error:
         raise UserError(f"data.dir: cannot use {data_directory(directory)}: {one_line(error)}") from None
     except Exception as error:
         if OTHER_FORMAT.search(str(error)):
             raise _another_format(name, directory) from None
+        if NO_THREAD in str(error) or isinstance(error, MemoryError):
+            raise
         # An unknown configuration, a missing package, damaged files, ...
         reason = one_line(error).rpartition('}": ')[2].split(". Here ")[0][:200]  # without TFDS's own arguments
         raise UserError(f"{key}='{name}': TFDS cannot open it: {type(error).__name__}: {reason}") from None
