@@ -74,7 +74,7 @@ def study_flags(arguments: argparse.Namespace) -> list[str]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Carries out the missing runs; returns 1 if any run failed, else 0.
+    """Carries out the missing runs; returns 0 if every run has a result or the budget is used up, else 1.
 
     Raises:
         UserError: the study, one of its rows, its data or its folder cannot be used.
@@ -106,6 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
     import jax
 
     from hga_flax.lab.plan import check_rows, print_plan
+    from hga_flax.lab.runs import all_runs
 
     check_same_rows(study)
     if arguments.workers > 1 and not arguments.dry_run:  # leave the devices to the workers
@@ -120,6 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.retry:
         worker.clear_failures(study)
     failed = start_workers(arguments) if arguments.workers > 1 else worker.work(study, say, minutes)
+    failed = failed and not all(run.result() for run in all_runs(study))  # others finish what a killed worker began
     say(f"for the report: python -m hga_flax report {shlex.join([arguments.file, *study_flags(arguments)])}")
     return int(bool(failed))
 

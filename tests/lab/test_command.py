@@ -17,7 +17,7 @@ from hga_flax.lab import command, hardware, plan, worker
 from hga_flax.lab.runs import all_runs
 from hga_flax.lab.study import load_study
 from tests.commands import ROOT, environment
-from tests.lab.made_up import TINY, write_study
+from tests.lab.made_up import TINY, write_result, write_study
 
 SCALES = {"small": [], "large": ["model.options=features=8"]}
 
@@ -53,6 +53,20 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys, monkeypatch):
     # 2 steps of a second and 3 batches of a third to evaluate, 3 seeds of 2 rows.
     assert "6: 0 done, 6 to do" in printed and "about 0:18 for one worker" in printed
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_killed_worker_is_no_failure_if_others_finish_its_runs(tmp_path, monkeypatch, left):
+    file = write_study(tmp_path, directory=str(tmp_path / "runs"))
+
+    def start_workers(arguments):
+        runs = all_runs(load_study(file, check=False))
+        for run in runs[left:]:
+            write_result(run.workdir, 5.0)
+        return 1
+
+    monkeypatch.setattr(command, "start_workers", start_workers)
+    assert main(["study", file, "--workers=2"]) == left
 
 
 def test_it_checks_works_and_says_how_to_report(tmp_path, capsys, monkeypatch):
