@@ -17,10 +17,6 @@ from absl import flags
 
 from hga_flax.errors import UserError
 
-MEMORY = "/dev/shm"  # where the workers put their batches
-ENLARGE = (
-    f"{MEMORY}, in which data.num_workers={{}} keep their batches, is too small; enlarge it (docker run --shm-size=8g)"
-)
 ENDED = re.compile(r"terminated unexpectedly with exit code (-?\d+)")  # Grain's error
 
 
