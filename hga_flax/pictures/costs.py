@@ -6,7 +6,11 @@ from typing import Any
 
 from hga_flax.pictures.style import COLOURS, MARKERS, save, styled
 
-COSTS = {"params": ("parameters", 1), "gflops": ("MFLOPs an image", 1000), "step_ms": ("training step, ms", 1)}
+COSTS = {  # label, factor and format, as in the tables of a report
+    "params": ("parameters", 1, ".0f"),
+    "gflops": ("MFLOPs an image", 1000, ".4g"),
+    "step_ms": ("training step, ms", 1, ".1f"),
+}
 LETTER = 0.032  # height of a letter, as a fraction of the span of all intervals
 SLOT = 0.42  # inches between two points, enough for a vertical name
 
@@ -43,6 +47,7 @@ def draw_costs(results: dict[str, Any], folder: pathlib.Path, metric: str) -> li
         made = ", unfinished" if any(row["missing"] for row in results["rows"]) else ""
         figure.suptitle(f"{results['study']}: mean of the seeds and its 95 % interval{made}", fontsize=11)
         figure.tight_layout()
+        figure.align_xlabels(axes)
         files = [folder / f"{results['study']}{form}" for form in (".png", ".svg")]
         save(figure, files)
     return files
@@ -55,7 +60,7 @@ def look(index: int) -> dict[str, str]:
 
 
 def _panel(axis: Any, rows: list[tuple[dict[str, Any], dict[str, str]]], cost: str) -> None:
-    title, scale = COSTS[cost]
+    title, scale, form = COSTS[cost]
     known = lambda row: math.inf if row[cost] is None else row[cost]  # those without a cost come last
     rows = sorted(rows, key=lambda pair: (known(pair[0]), pair[0]["mean"]))
     ends = [row["mean"] + sign * (_own_interval(row) or 0) for row, _ in rows for sign in (-1, 1)]
@@ -76,9 +81,10 @@ def _panel(axis: Any, rows: list[tuple[dict[str, Any], dict[str, str]]], cost: s
             fontsize=9,
             color=style["color"],
         )
-    axis.set_xlim(-0.6, max(len(rows), 4) - 0.4)
+    margin = 0.6 + max(0, 4 - len(rows)) / 2  # on both sides; a few rows stand in the middle
+    axis.set_xlim(-margin, len(rows) - 1 + margin)
     axis.set_ylim(min(ends) - 0.03 * span, max(ends) + 0.03 * span)
-    shown = ["unknown" if row[cost] is None else f"{row[cost] * scale:,.6g}" for row, _ in rows]
+    shown = ["unknown" if row[cost] is None else f"{row[cost] * scale:,{form}}" for row, _ in rows]
     axis.set_xticks(range(len(rows)), shown)
     axis.tick_params(axis="x", rotation=60)
     axis.set_xlabel(f"{title} (in order, not to scale)")
