@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import difflib
 import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -81,6 +82,12 @@ def register_attention(name: str, module: type[nn.Module], **preset: Any) -> Non
     for option in preset:
         if option not in fields and not (option == IDENTITY_START and _follows_norm(module)):
             raise TypeError(f"attention '{name}': {module.__name__} has no field '{option}'{_nearest(option, fields)}")
+    if not isinstance(preset.get(IDENTITY_START, False), bool):
+        raise TypeError(f"attention '{name}': {IDENTITY_START}={preset[IDENTITY_START]!r} must be of type bool")
+    try:
+        check_types(f"attention '{name}'", module, {key: preset[key] for key in preset if key != IDENTITY_START})
+    except ValueError as error:
+        raise TypeError(str(error)) from None
     for option in fields.keys() - _set_by_network(module) - preset.keys():
         if _default(fields[option]) is dataclasses.MISSING:
             raise TypeError(f"attention '{name}': option '{option}' needs a default")
@@ -209,9 +216,9 @@ def uses_source(factory: AttentionFactory) -> bool:
 
 def _named(module: nn.Module) -> nn.Module:
     """Raises a ValueError unless the factory has passed the name on: counts, weights and pictures go by it."""
-    if (name := getattr(module, "name", "attention")) != "attention":
+    if isinstance(module, nn.Module) and module.name != "attention":
         raise ValueError(
-            f"the attention factory has made a module named {name!r}; it must pass name, dtype and axis_name on to it"
+            f"the attention factory has made a module named {module.name!r}; it must pass name, dtype and axis_name on"
         )
     return module
 
@@ -245,19 +252,6 @@ def attend_in_place(
     return check_result(module, module(x, train), (batch, -(-height // stride), -(-width // stride), channels))
 
 
-register_attention("none", NoAttention)
-register_attention("hga", HGA)
-# The simplest configuration we found that has Table 2's parameter counts (see docs/paper.md).
-register_attention("hga_table2", HGA, group_size=2, mfe_norm=True, restore_norm=True)
-register_attention("se", SqueezeExcitation)
-register_attention("sk", SelectiveKernel)
-register_attention("eca", EfficientChannelAttention)
-register_attention("cbam", ConvolutionalBlockAttention)
-register_attention("gc", GlobalContext)
-register_attention("ge", GatherExcite)
-register_attention("nl", NonLocal)
-
-
 def fits(value: Any, declared: Any) -> bool:
     """Returns whether a value matches a declared type; types that are not handled here match every value."""
     origin, inner = typing.get_origin(declared), typing.get_args(declared)
@@ -272,7 +266,9 @@ def fits(value: Any, declared: Any) -> bool:
             return all(fits(entry, inner[0]) for entry in value)
         return len(value) == len(inner) and all(fits(entry, kind) for entry, kind in zip(value, inner, strict=True))
     if declared is float:
-        return isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)
+        if isinstance(value, int):
+            return not isinstance(value, bool) and abs(value) <= sys.float_info.max
+        return isinstance(value, float | np.integer | np.floating) and math.isfinite(value)
     if declared is int:
         return isinstance(value, int | np.integer) and not isinstance(value, bool) and abs(int(value)) < 2**31
     if declared in (bool, str, types.NoneType):
@@ -299,3 +295,16 @@ def check_types(what: str, module: type, options: dict[str, Any]) -> None:
             kind = declared[name]
             shown = kind.__name__ if isinstance(kind, type) else str(kind).replace("collections.abc.", "")
             raise ValueError(f"{what}: option {name}={value!r} must be of type {shown}")
+
+
+register_attention("none", NoAttention)
+register_attention("hga", HGA)
+# The simplest configuration we found that has Table 2's parameter counts (see docs/paper.md).
+register_attention("hga_table2", HGA, group_size=2, mfe_norm=True, restore_norm=True)
+register_attention("se", SqueezeExcitation)
+register_attention("sk", SelectiveKernel)
+register_attention("eca", EfficientChannelAttention)
+register_attention("cbam", ConvolutionalBlockAttention)
+register_attention("gc", GlobalContext)
+register_attention("ge", GatherExcite)
+register_attention("nl", NonLocal)

@@ -57,7 +57,8 @@ def _explained(error: Exception, workers: int) -> str | None:
     code = int(ended[1])
     if code == -signal.SIGBUS:  # the kernel's answer to a write to memory that is not there
         return small
-    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    names = {-int(known): known.name for known in signal.Signals}  # without those for real time
+    how = f"was ended by {names.get(code, f'signal {-code}')}" if code < 0 else f"ended with exit code {code}"
     how += ", perhaps for lack of memory" if code == -signal.SIGKILL else ""
     return f"one of the data.num_workers={workers} processes {how}; start the command again, {fewer}"
 

@@ -74,7 +74,7 @@ def study_flags(arguments: argparse.Namespace) -> list[str]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Carries out the missing runs; returns 0 if every run has a result or the budget is used up, else 1.
+    """Carries out the missing runs; returns 1 if a run failed or was put off, unless others made it.
 
     Raises:
         UserError: the study, one of its rows, its data or its folder cannot be used.

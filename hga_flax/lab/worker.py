@@ -55,9 +55,16 @@ def work(study: Study, say: Callable[[str], None], budget_minutes: float = 0.0, 
     hardware = hold(study)
     study = dataclasses.replace(study, threads=hardware.threads or 0, devices=hardware.devices)
     runs = all_runs(study)
-    put_off: set[str] = set()  # runs with something in their way; tried again once another run is made
+    put_off: set[str] = set()  # runs with something in their way; tried again at the end if others were made meanwhile
+    made = False
     with _Stop() as stop:
-        while pending := [run for run in _pending(runs) if run.name not in put_off]:
+        while True:
+            pending = [run for run in _pending(runs) if run.name not in put_off]
+            if not pending and made:
+                put_off, made = set(), False
+                pending = _pending(runs)
+            if not pending:
+                break
             stop.check()
             if parent is not None and os.getppid() != parent:
                 raise Interrupted("the command that started this worker is gone; the same command resumes", 143)
@@ -76,7 +83,10 @@ def work(study: Study, say: Callable[[str], None], budget_minutes: float = 0.0, 
             try:
                 if _pending([run]):  # another worker may have just finished it
                     stop.signal = _make(run, claim, claims, runs, say, parent, hardware) or stop.signal
-                    put_off = set() if run.result() else put_off | {run.name} if not run.failure() else put_off
+                    if run.result():
+                        made = True
+                    elif not run.failure():
+                        put_off.add(run.name)
             finally:
                 claims.release(claim)
     put_off &= {run.name for run in _pending(runs)}

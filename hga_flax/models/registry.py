@@ -153,7 +153,7 @@ def create_model(
     check_types(f"model '{name}'", _model_class(builder), options)
     for option, value in options.items():
         counts = value if option.endswith("_sizes") else (value,) if _is_count(option, known[option]) else ()
-        if any(count < 1 for count in counts):
+        if any(count < 1 for count in counts) or (option.endswith("_sizes") and not counts):
             raise ValueError(f"model '{name}': {option}={value} is not positive")
     if isinstance(attention, str):
         attention = attention_factory(attention, **(attention_options or {}))

@@ -9,7 +9,7 @@ from hga_flax.pictures.style import COLOURS, MARKERS, save, styled
 COSTS = {  # label, factor and format, as in the tables of a report
     "params": ("parameters", 1, ".0f"),
     "gflops": ("MFLOPs an image", 1000, ".4g"),
-    "step_ms": ("training step, ms", 1, ".1f"),
+    "step_ms": ("training step, ms", 1, ".4g"),
 }
 LETTER = 0.032  # height of a letter, as a fraction of the span of all intervals
 SLOT = 0.42  # inches between two points, enough for a vertical name
@@ -84,7 +84,8 @@ def _panel(axis: Any, rows: list[tuple[dict[str, Any], dict[str, str]]], cost: s
     margin = 0.6 + max(0, 4 - len(rows)) / 2  # on both sides; a few rows stand in the middle
     axis.set_xlim(-margin, len(rows) - 1 + margin)
     axis.set_ylim(min(ends) - 0.03 * span, max(ends) + 0.03 * span)
-    shown = ["unknown" if row[cost] is None else f"{row[cost] * scale:,{form}}" for row, _ in rows]
+    number = lambda value: f"{value:,{form if value < 1000 else '.0f'}}"  # no powers of ten
+    shown = ["unknown" if row[cost] is None else number(row[cost] * scale) for row, _ in rows]
     axis.set_xticks(range(len(rows)), shown)
     axis.tick_params(axis="x", rotation=60)
     axis.set_xlabel(f"{title} (in order, not to scale)")

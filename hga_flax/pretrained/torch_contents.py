@@ -23,7 +23,7 @@ _WRAPPERS = re.compile(
     r"(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
 )
 _AVERAGE = re.compile(r"(^|\.|(?<!exp)_)(ema|swa|avg|averaged?|shadow)([._]|$)")  # not Adam's exp_avg
-_OPTIMIZER = re.compile(r"(^|\.)optim\w*\.")
+_OPTIMIZER = re.compile(r"(^|\.)optim(izers?)?(_states?)?(_dict)?\.")
 _COUNTERS = re.compile(r"(^|\.)(num_batches_tracked|n_averaged)$")
 _DEEP = 32  # maximum nesting depth of containers
 

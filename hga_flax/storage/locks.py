@@ -159,7 +159,8 @@ class Claims:
         }
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._owner["inode"] = folder.stat().st_ino
+            facts = folder.stat()
+            self._owner["inode"] = [facts.st_dev, facts.st_ino]
         except OSError as error:
             raise UserError(f"{folder} cannot be created: {error.strerror}; name another directory") from None
 

@@ -208,9 +208,8 @@ def _fit_channels(kernel: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarra
     if have and want == 1:
         return kernel.sum(axis=2, keepdims=True, dtype=np.float32), f"its {have} input channels summed to 1"
     if have == 1 and want:
-        return np.repeat(
-            kernel.astype(np.float32), want, axis=2
-        ) / want, f"its input channel repeated {want} times, and divided"
+        repeated = np.repeat(kernel.astype(np.float32), want, axis=2)
+        return repeated / want, f"its input channel repeated {want} times, and divided"
     return kernel, "not adapted"
 
 

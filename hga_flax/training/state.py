@@ -211,9 +211,10 @@ def _drawn(equation: core.JaxprEqn, inputs: list[Any], count: int) -> np.ndarray
 
     A network with dozens of shapes then needs programs of only a few lengths.
     """
+    is_key = lambda value: jnp.issubdtype(jnp.result_type(value), jax.dtypes.prng_key)
+    if any(map(jnp.ndim, inputs)) or not any(map(is_key, inputs[:1])):
+        return None  # keys of several draws, limits for each number, or another function of that name
     key, *limits = inputs
-    if any(map(jnp.ndim, inputs)):  # keys of several draws, or limits for each number
-        return None
     if not (jax.config.jax_threefry_partitionable and str(jax.random.key_impl(key)) == "threefry2x32"):
         return None
     name, out = equation.params["name"], equation.outvars[0].aval
@@ -227,7 +228,10 @@ def _program(name: str, shape: tuple[int, ...], dtype: Any, inputs: tuple) -> st
     """Returns JAX's program of a draw as text."""
     draw = lambda key, *limits: DRAWS[name](key, shape, dtype, *limits)
     arguments = [jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=getattr(x, "weak_type", False)) for x in inputs]
-    equations = jax.make_jaxpr(draw)(*arguments).eqns
+    try:
+        equations = jax.make_jaxpr(draw)(*arguments).eqns
+    except (TypeError, ValueError):  # another function of that name takes other arguments, or returns another type
+        return ""
     return next((str(own.params["jaxpr"]) for own in equations if own.params.get("name") == name), "")
 
 

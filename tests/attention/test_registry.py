@@ -183,6 +183,9 @@ def test_identity_start_may_be_preset_and_is_no_field(cell):
     x = jnp.ones((1, 2, 2, 16))
     np.testing.assert_array_equal(create_attention("start", 16).init_with_output(jax.random.key(0), x)[0], x)
     assert attention_options("start")["identity_start"] is True
+    for preset, kind in (({"identity_start": "yes"}, "bool"), ({"ratio": "x"}, "int")):
+        with pytest.raises(TypeError, match=f"must be of type {kind}"):
+            register_attention("wrong", SqueezeExcitation, **preset)
     with pytest.raises(TypeError, match="SelectiveKernel has no field 'identity_start'"):
         register_attention("other", SelectiveKernel, identity_start=True)
     own = type("Own", (SqueezeExcitation,), {"__annotations__": {"identity_start": bool}, "identity_start": True})
@@ -237,7 +240,7 @@ def test_a_function_is_not_registered_but_given():
     ("declared", "right", "wrong"),
     [
         (int, [0, -3, np.int64(4)], [1.0, True, "1", None, 2**31]),
-        (float, [0, 0.5, np.float32(0.5)], [True, "1", float("nan"), float("inf")]),
+        (float, [0, 0.5, np.float32(0.5)], [10**400, np.complex64(1), True, "1", float("nan"), float("inf")]),
         (bool, [True], [1, "True", None]),
         (str, ["a"], [1, None]),
         (int | None, [None, 3], ["x", 1.5, False]),

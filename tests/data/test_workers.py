@@ -51,7 +51,11 @@ def test_a_worker_that_is_killed_is_one_line(signum, message):
     [
         (OSError(errno.ENOSPC, "No space left on device"), "^/dev/shm, .* is too small"),
         (OSError(errno.EMFILE, "Too many open files"), r"cannot be started: Too many open files; raise the limit"),
-        (RuntimeError("Worker process was terminated unexpectedly with exit code 3"), "ended with exit code 3; start"),
+        (RuntimeError("Worker process was terminated unexpectedly with exit code 3"), "ended with exit code 3;"),
+        (
+            RuntimeError("Worker process was terminated unexpectedly with exit code -35"),
+            "was ended by signal 35; start",
+        ),
     ],
 )
 def test_what_stops_the_workers_is_one_line(monkeypatch, error, message):

@@ -379,7 +379,8 @@ def test_the_stride_is_by_how_much_a_map_shrinks(name, options):
     ("name", "option", "value"),
     [
         ("resnet50", "stage_sizes", (-1, 2)), ("resnet50", "cardinality", 0), ("densenet121", "growth", 0),
-        ("densenet121", "block_sizes", (1, 0)), ("vgg11", "hidden", 0), ("resnest14d", "radix", -2),
+        ("densenet121", "block_sizes", (1, 0)), ("vgg11", "stage_sizes", ()), ("vgg11", "hidden", 0),
+        ("resnest14d", "radix", -2),
         ("cifar_resnet8", "widen", 0), ("googlenet", "width_divisor", 0), ("res2net50d", "scale", 0),
     ],
 )  # fmt: skip

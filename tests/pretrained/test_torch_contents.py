@@ -170,6 +170,8 @@ def test_an_optimizer_s_moments_are_no_weights(tmp_path):
     choice, arrays, _ = choose(torch_writer.save({"optimizer": moments, "model": RAW}, tmp_path / "w.pth"))
     check(arrays, RAW)
     assert choice.label == "model" and not choice.is_average and choice.others == ()
+    choice, _, _ = choose(torch_writer.save({"optimized": RAW, "original": AVERAGE}, tmp_path / "o.pth"))
+    assert choice.label == "optimized" and choice.others == ("original",)
 
 
 def test_an_average_without_statistics_is_no_network(tmp_path):

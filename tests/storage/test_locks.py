@@ -147,7 +147,9 @@ def test_a_folder_that_has_another_path_in_the_owner_s_container_is_no_copy(tmp_
     owner = json.loads((run / "a.0").read_text())
     (run / "a.0").write_text(json.dumps(owner | {"folder": str(other)}))  # there it is this folder
     assert Claims(run).take("a") is None
-    (run / "a.0").write_text(json.dumps(owner | {"folder": str(other), "inode": other.stat().st_ino}))
+    (run / "a.0").write_text(
+        json.dumps(owner | {"folder": str(other), "inode": [other.stat().st_dev, other.stat().st_ino]})
+    )
     assert Claims(run).take("a").number == 1
 
 

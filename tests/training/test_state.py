@@ -106,7 +106,26 @@ def test_a_function_that_only_has_the_name_of_a_draw_is_not_taken_for_it():
     def _normal(key, shape):
         return 2.0 * jax.random.normal(key, shape)
 
-    make, key = lambda key: (_uniform(key), _normal(key, (3, 2))), jax.random.key(7)
+    @jax.jit
+    def _truncated_normal(mean=3.0):
+        return mean * jnp.ones(2)
+
+    @jax.jit
+    def other(first, key, *more):
+        return jax.random.normal(key, (2,)) + first + sum(more)
+
+    @jax.jit
+    def new_key(key):
+        return jax.random.fold_in(key, 1)
+
+    other.__wrapped__.__name__ = new_key.__wrapped__.__name__ = "_normal"
+
+    def make(key):
+        drawn = _uniform(key), _normal(key, (3, 2)), _truncated_normal(), _truncated_normal(4.0)
+        more = jax.jit(other.__wrapped__), jax.jit(new_key.__wrapped__)
+        return *drawn, more[0](2.0, key), more[0](2.0, key, 3.0, 4.0), jax.random.uniform(more[1](key), (3,))
+
+    key = jax.random.key(7)
     for ours, whole in zip(state._evaluate(make, key), jax.jit(make)(key), strict=True):
         np.testing.assert_allclose(ours, whole, rtol=2e-6)
 
