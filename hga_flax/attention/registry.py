@@ -60,7 +60,7 @@ def register_attention(name: str, module: type[nn.Module], **preset: Any) -> Non
     Raises:
         ValueError: the name is empty or taken.
         TypeError: `module` is not a Linen module class with these fields, an option has no default, or `preset` names
-            no field.
+            no field or has a value of another type.
 
     Examples:
         >>> register_attention("se4", SqueezeExcitation, ratio=4)  # doctest: +SKIP
