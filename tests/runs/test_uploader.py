@@ -2,7 +2,6 @@ import json
 import pathlib
 import re
 import shutil
-import threading
 import time
 
 import pytest
@@ -19,45 +18,6 @@ from tests.buckets import fresh_machine, steps, whole
 from tests.training import tiny
 
 STATE, RUN = "state/d/x", "run/metadata"
-
-
-@pytest.fixture
-def remote(bucket, monkeypatch):
-    monkeypatch.setattr(m, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(m, "PAUSES", (0.0, 0.0))
-    return Remote(f"{bucket}/run", "--workdir")
-
-
-@pytest.fixture
-def uploader(remote):
-    """A uploader whose thread does not run: the tests do its work."""
-    uploader = BucketUploader(LocalCopy(remote.address, "--workdir", trains=True))
-    uploader.catch_up()
-    return uploader
-
-
-class Operations(list):
-    """What was done to a bucket, one after the other; `after` is called after each."""
-
-    after = staticmethod(lambda: None)
-
-
-@pytest.fixture
-def operations(remote, monkeypatch):
-    done, lock = Operations(), threading.Lock()
-    system = type(remote._fs())
-    for name in ("pipe_file", "put_file", "cp_file", "rm_file"):
-        work = getattr(system, name)
-
-        def noted(self, *paths, name=name, work=work, **more):
-            with lock:
-                work(self, *paths, **more)
-                there = str(paths[-1] if name in ("cp_file", "put_file") else paths[0])
-                done.append((name, there.removeprefix("bucket/run/")))
-                done.after()
-
-        monkeypatch.setattr(system, name, noted)
-    return done
 
 
 def make(uploader, step, content=b"weights", folder="checkpoints"):

@@ -52,13 +52,6 @@ def write_safetensors(path, tensors):
     return path
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    train(tiny.config(training__steps=3), str(folder))
-    return folder
-
-
 def test_a_run_of_ours(run):
     network = places(attention="hga")
     found = w.fit(w.read_source(start(run), network), network, "cifar_resnet8")

@@ -6,18 +6,9 @@ import pytest
 from hga_flax.errors import UserError
 from hga_flax.training import weights_source as w
 from hga_flax.training.initial_weights import fit
-from hga_flax.training.trainer import train
 from tests import torch_writer
 from tests.commands import ROOT
-from tests.training import tiny
 from tests.training.test_initial_weights import SMALL, places, resnet, resnet_start, start
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    train(tiny.config(training__steps=3), str(folder))
-    return folder
 
 
 def test_another_network_than_a_runs_is_told_with_the_flags_of_the_runs(run):
