@@ -60,13 +60,18 @@ class TemporaryError(UserError):
     """Something outside the command is in its way and may pass, such as another command or a server that is away."""
 
 
+def is_passing(error: OSError) -> bool:
+    """Returns whether an error of reading says nothing about the file, as when a file server is away for a moment."""
+    return errno.errorcode.get(error.errno or 0) in PASSING
+
+
 def may_pass(error: BaseException) -> bool:
     """Returns whether the same command may succeed later: after a `TemporaryError`, a full disk, or a failed server."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, TemporaryError):
             return True
-        if isinstance(cause, OSError) and (cause.errno in FULL or errno.errorcode.get(cause.errno or 0) in PASSING):
+        if isinstance(cause, OSError) and (cause.errno in FULL or is_passing(cause)):
             return True
         cause = cause.__cause__ or cause.__context__
     return False

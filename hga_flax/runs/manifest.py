@@ -6,13 +6,12 @@ changed byte of its JSON nor a renamed folder.
 """
 
 import contextlib
-import errno
 import json
 import pathlib
 import time
 import zlib
 
-from hga_flax.errors import PASSING, TemporaryError, UserError
+from hga_flax.errors import TemporaryError, UserError, is_passing
 
 NAME = "seal.json"
 CHUNK = 1 << 22  # bytes per read
@@ -61,7 +60,7 @@ def find_damage(folder: pathlib.Path, step: int, item: str | None = None, *, tri
     except NotADirectoryError:
         return "it is not a folder"
     except OSError as error:
-        passing = errno.errorcode.get(error.errno or 0) in PASSING  # a file server that is away for a moment
+        passing = is_passing(error)
         if passing and tries > 1:
             time.sleep(PAUSE_SECONDS)
             return find_damage(folder, step, item, tries=tries - 1)
