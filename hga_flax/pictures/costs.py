@@ -6,11 +6,7 @@ from typing import Any
 
 from hga_flax.pictures.style import COLOURS, MARKERS, save, styled
 
-COSTS = {  # label, factor and format, as in the tables of a report
-    "params": ("parameters", 1, ".0f"),
-    "gflops": ("MFLOPs an image", 1000, ".4g"),
-    "step_ms": ("training step, ms", 1, ".4g"),
-}
+COSTS = {"params": ("parameters", 1), "gflops": ("MFLOPs an image", 1000), "step_ms": ("training step, ms", 1)}
 LETTER = 0.032  # height of a letter, as a fraction of the span of all intervals
 SLOT = 0.42  # inches between two points, enough for a vertical name
 
@@ -60,7 +56,7 @@ def look(index: int) -> dict[str, str]:
 
 
 def _panel(axis: Any, rows: list[tuple[dict[str, Any], dict[str, str]]], cost: str) -> None:
-    title, scale, form = COSTS[cost]
+    title, scale = COSTS[cost]
     known = lambda row: math.inf if row[cost] is None else row[cost]  # those without a cost come last
     rows = sorted(rows, key=lambda pair: (known(pair[0]), pair[0]["mean"]))
     ends = [row["mean"] + sign * (_own_interval(row) or 0) for row, _ in rows for sign in (-1, 1)]
@@ -84,7 +80,7 @@ def _panel(axis: Any, rows: list[tuple[dict[str, Any], dict[str, str]]], cost: s
     margin = 0.6 + max(0, 4 - len(rows)) / 2  # on both sides; a few rows stand in the middle
     axis.set_xlim(-margin, len(rows) - 1 + margin)
     axis.set_ylim(min(ends) - 0.03 * span, max(ends) + 0.03 * span)
-    number = lambda value: f"{value:,{form if value < 1000 else '.0f'}}"  # no powers of ten
+    number = lambda value: f"{value:,{'.4g' if value < 1000 else '.0f'}}"  # no powers of ten
     shown = ["unknown" if row[cost] is None else number(row[cost] * scale) for row, _ in rows]
     axis.set_xticks(range(len(rows)), shown)
     axis.tick_params(axis="x", rotation=60)
