@@ -19,14 +19,15 @@ SHORT := tests/models/test_norm.py tests/data/test_digits.py tests/data/test_sou
 	tests/runs/test_checkpoints.py tests/training/test_optimizer.py tests/runs/test_writers.py \
 	tests/test_versions.py tests/test_evaluate.py tests/config/test_loading.py tests/test_init.py
 
-.PHONY: help demo study test test-slow test-all test-lowest docs lint format clean
+.PHONY: help demo study test test-medium test-slow test-all test-lowest docs lint format clean
 
 help:
 	@echo "make demo         train HGA on handwritten digits, evaluate it, say where to look"
 	@echo "make study        compare three attentions on handwritten digits, 3 seeds each; resumes if it was stopped"
-	@echo "make test         the test suite"
+	@echo "make test         the style and the tests that take seconds, 19 of 20"
+	@echo "make test-medium  the tests that take up to a minute: whole runs, commands, several processes"
 	@echo "make test-slow    the slow tests; SHARD=k/N for the k-th of N parts"
-	@echo "make test-all     the test suite with the slow tests"
+	@echo "make test-all     all of these"
 	@echo "make test-lowest  a short set of tests on Python 3.11 with the lowest versions of requirements.txt"
 	@echo "make docs         the documentation as a web site, site/index.html; broken links are errors"
 	@echo "make lint         check the style;  make format  correct it"
@@ -55,7 +56,10 @@ study: $(INSTALLED)
 	@$(BIN)/python -m hga_flax report studies/smoke.py --save=runs/studies/smoke/report
 
 test: $(INSTALLED) lint
-	@$(BIN)/python -m pytest $(PARALLEL)
+	@$(BIN)/python -m pytest $(PARALLEL) -m "not medium and not slow"
+
+test-medium: $(INSTALLED)
+	@$(BIN)/python -m pytest $(PARALLEL) -m "medium and not slow"
 
 # TensorFlow prepares ImageNet in one test, Pillow is the reference in another, nbclient runs the notebook, and the
 # others provide buckets on this machine.
@@ -69,7 +73,7 @@ test-slow: $(INSTALLED)-slow
 	@$(BIN)/python -m pytest $(PARALLEL) -m slow --shard=$(SHARD)
 
 test-all: $(INSTALLED)-slow lint
-	@$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow"
+	@$(BIN)/python -m pytest $(PARALLEL) -m ""
 
 $(LOWEST)/installed: requirements.txt
 	@test -n "$$(.ci/find_python python3.11)" || { echo "error: Python 3.11 is needed for the lowest versions"; exit 1; }

@@ -3,6 +3,7 @@
 import gc
 import os
 import pathlib
+import shutil
 import subprocess
 import tempfile
 
@@ -63,14 +64,19 @@ def disk():
         subprocess.run(["umount", folder], check=True)
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    """The folder of a small network that was trained on the embedded digits; one for each file of tests."""
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
     from tests.training import tiny
 
-    folder = tmp_path_factory.mktemp("run")
+    folder = tmp_path_factory.mktemp("trained")
     tiny.train_on_digits(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def workdir(trained, tmp_path_factory):
+    """The folder of a small network that was trained on the embedded digits; each file of tests has a copy."""
+    return pathlib.Path(shutil.copytree(trained, tmp_path_factory.mktemp("run"), dirs_exist_ok=True))
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ def evaluate(workdir, *arguments, **options):
     return commands.run("evaluate.py", f"--workdir={workdir}", *arguments, **options)
 
 
+@pytest.mark.medium
 def test_the_table_and_the_json_line_agree_with_training(workdir):
     result = evaluate(workdir, "--json")
     assert result.returncode == 0, result.stderr
@@ -36,6 +37,7 @@ def test_the_table_and_the_json_line_agree_with_training(workdir):
     assert f"{row['top1_error']:.2f} %" in result.stdout
 
 
+@pytest.mark.medium
 def test_batch_size_and_devices_change_nothing(workdir):
     one = json.loads(evaluate(workdir, "--json").stdout.splitlines()[-1])
     many = json.loads(evaluate(workdir, "--json", "--batch-size=7", devices=4).stdout.splitlines()[-1])
@@ -43,6 +45,7 @@ def test_batch_size_and_devices_change_nothing(workdir):
     assert many == one
 
 
+@pytest.mark.medium
 def test_a_run_named_by_its_weights_evaluates_alike(workdir):
     there = json.loads(evaluate(workdir, "--json").stdout.splitlines()[-1])
     result = commands.run("evaluate.py", f"--weights={workdir}@latest", "--json")

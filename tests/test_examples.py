@@ -63,6 +63,7 @@ def test_bad_input_is_one_line(arguments, message):
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1 and message in result.stderr
 
 
+@pytest.mark.medium
 def test_read_checkpoint_says_what_evaluation_says(tmp_path):
     from hga_flax.training.restore import evaluate_workdir
     from hga_flax.training.trainer import train

@@ -46,6 +46,7 @@ def drawings(tmp_path_factory):
     return root
 
 
+@pytest.mark.medium
 def test_one_command_beats_chance_by_far_and_leaves_what_is_frozen(drawings, tmp_path):
     source, workdir = tmp_path / "digits", tmp_path / "drawings"
     c = tiny.config(**NETWORK, data__fake=False, training__steps=20, evaluation__every_epochs=100.0)

@@ -35,6 +35,7 @@ def predict(workdir, *arguments, **options):
     )
 
 
+@pytest.mark.medium
 def test_the_digits_of_the_split_as_files_agree_with_evaluate(workdir, pictures):
     result = predict(workdir, pictures, "--top=10", "--json")
     assert result.returncode == 0 and result.stderr == ""

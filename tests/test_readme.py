@@ -4,6 +4,8 @@ import json
 import re
 import tomllib
 
+import pytest
+
 from hga_flax.attention import attention_names
 from hga_flax.models import CIFAR_PATTERN, model_names
 from tests.commands import ROOT, run
@@ -56,6 +58,7 @@ def test_the_requirements_are_what_the_library_and_its_extras_need():
     assert all(re.search(r">=.*,<", line) for line in wanted if line)  # ranges, neither pins nor bare names
 
 
+@pytest.mark.medium
 def test_the_json_keys_that_it_promises(tmp_path):
     from tests.test_train import SHORT, TINY
 

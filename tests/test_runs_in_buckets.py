@@ -34,6 +34,7 @@ def params(path):
     return jax.tree.leaves(restore_workdir(str(path), "latest").state.params)
 
 
+@pytest.mark.medium
 def test_a_run_goes_on_on_a_fresh_machine_and_ends_as_an_undisturbed_one(remote, tmp_path, monkeypatch, capfd):
     options = dict(checkpoint__every_steps=2, checkpoint__keep=1)
     train(tiny.config(**options), str(tmp_path / "whole"))
@@ -52,6 +53,7 @@ def test_a_run_goes_on_on_a_fresh_machine_and_ends_as_an_undisturbed_one(remote,
     assert not list((tmp_path / "third" / "runs").glob("*train*"))  # who reads has a copy of its own
 
 
+@pytest.mark.medium
 def test_every_command_takes_the_address_of_a_run(remote, tmp_path, capsys):
     train(tiny.config(training__steps=2), remote.address)
     main(["summary", f"--workdir={remote.address}"])

@@ -79,6 +79,7 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.medium
 def test_reading_a_workdir_unpickles_nothing(run, trace):
     with nothing_runs(trace):
         assert restore_workdir(str(run), "latest").step == 1
@@ -264,6 +265,7 @@ print("WRITTEN " + json.dumps(sorted(written)))
 """
 
 
+@pytest.mark.medium
 def test_training_and_evaluation_write_to_workdir_data_and_cache_alone(tmp_path):
     there = types.SimpleNamespace(**{name: tmp_path / name for name in ("home", "tmp", "here", "run", "data")})
     for folder in (there.home, there.tmp, there.here):

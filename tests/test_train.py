@@ -34,6 +34,7 @@ def test_tensorflow_is_blocked_for_the_commands():
     assert "TensorFlow is blocked here" in commands.run("-c", "import tensorflow").stderr
 
 
+@pytest.mark.medium
 def test_a_run_killed_twice_ends_with_the_bits_of_an_undisturbed_one(tmp_path):
     long = (*TINY, "--config.training.steps=60", "--config.checkpoint.every_steps=7")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -179,6 +180,7 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_is_one_line(disk):
     assert all(line.startswith("warning: ") for line in warnings) and len(warnings) <= 1
 
 
+@pytest.mark.medium
 def test_a_complete_run_says_so_and_does_not_train_again(tmp_path):
     first = commands.run(*TINY, *SHORT, f"--workdir={tmp_path}")
     assert first.returncode == 0, first.stderr
@@ -208,6 +210,7 @@ def test_resnext50_on_synthetic_images_trains_saves_and_is_evaluated(tmp_path):
     assert (row["num_examples"], row["step"], row["split"]) == (6, 2, "validation")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -230,6 +233,7 @@ def test_bad_input_is_one_line_and_exit_code_1(tmp_path, arguments, message):
     assert message in result.stderr and result.stderr.count("\n") == 1 and result.stderr.startswith("error: ")
 
 
+@pytest.mark.medium
 def test_another_models_workdir_is_refused(tmp_path):
     assert commands.run(*TINY, *SHORT, f"--workdir={tmp_path}").returncode == 0
     result = commands.run(*TINY, *SHORT, f"--workdir={tmp_path}", "--config.model.attention=none")
@@ -237,6 +241,7 @@ def test_another_models_workdir_is_refused(tmp_path):
     assert "there model.attention is 'hga', here 'none'" in result.stderr
 
 
+@pytest.mark.medium
 def test_divergence_stops_with_the_step_and_what_to_do(tmp_path):
     result = commands.run(*TINY, f"--workdir={tmp_path}", "--config.optimizer.learning_rate=1e30",
                           "--config.training.steps=20")  # fmt: skip

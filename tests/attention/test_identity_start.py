@@ -90,6 +90,7 @@ def test_a_share_of_one_is_the_attention_itself(name):
     np.testing.assert_allclose(started.apply(one, X), bare.apply(variables, X), atol=1e-6)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("options", [{}, {"restore": "features"}])
 def test_the_short_cut_through_the_source_is_the_same(options, monkeypatch):
     """Value and gradients of a training pass, with what the block knows of the map and without."""

@@ -58,6 +58,7 @@ def test_the_operator_is_pooling_and_the_first_fc_in_float64_with_the_same_gradi
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10 * np.abs(a).max())
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("sourced", [False, True])
 @pytest.mark.parametrize(
     "options",
@@ -182,6 +183,7 @@ def trained():
     return params["params"]["attention"], np.asarray(y, np.float64)
 
 
+@pytest.mark.medium
 def test_bfloat16_is_as_near_float64_on_trained_weights_as_the_pooling_of_cells_is(trained, monkeypatch):
     weights, y = trained
     y = np.asarray(jnp.asarray(y, jnp.bfloat16), np.float64)  # what a network in bfloat16 hands over

@@ -8,6 +8,7 @@ from hga_flax.bench import attention as bench_attention
 from hga_flax.errors import UserError
 
 
+@pytest.mark.medium
 def test_forms_of_hga_beside_se_at_every_stage(monkeypatch, capsys):
     assert [height * channels for height, channels in bench_attention.STAGES] == [56 * 256] * 4  # ResNet-50's
     monkeypatch.setattr(bench_attention, "STAGES", ((8, 64),))

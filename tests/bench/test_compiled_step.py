@@ -15,6 +15,7 @@ from tests.training import tiny
 V5E = types.SimpleNamespace(device_kind="TPU v5 lite")
 
 
+@pytest.mark.medium
 def test_the_step_that_is_compiled_is_the_trainings_over_all_devices():
     c, mesh = tiny.config(), tiny.mesh(2)
     step, state, batch = training_step(c, mesh)

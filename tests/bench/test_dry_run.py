@@ -25,6 +25,7 @@ def prepared(**overrides):
     return experiment, prepare(experiment)
 
 
+@pytest.mark.medium
 def test_a_dry_run_tells_the_run_and_makes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(SyntheticSource, "__getitem__", None)  # no image is read
     workdir = tmp_path / "a" / "run"
@@ -75,6 +76,7 @@ def test_the_schedule_is_told_at_its_corners():
     assert len(many) == 11 and many[-1] == ("...", "", "", "and 12 more decays, the last at step 60")
 
 
+@pytest.mark.medium
 def test_the_cost_fits_the_network_and_what_xla_says_where_it_is_asked(monkeypatch):
     # Without HGA: at 8x8 its shifted cells are ten times the map, workspace that is not kept for the backward pass.
     experiment, ready = prepared(model__attention="none")

@@ -15,6 +15,7 @@ from hga_flax.images.decoding import decode
 FAKE = ["--config=configs/hga_resnet50.py", "--config.data.fake=true", "--config.data.num_threads=1"]
 
 
+@pytest.mark.medium
 def test_the_loader_is_timed_as_a_subprocess():
     command = [sys.executable, "-m", "hga_flax", "bench", "input", *FAKE, "--json", "--seconds=0.2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

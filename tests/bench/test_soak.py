@@ -36,6 +36,7 @@ def test_what_an_earlier_kill_left_is_no_checkpoint_being_written(tmp_path):
     assert len(module._writing(tmp_path) - left) == 1
 
 
+@pytest.mark.medium
 def test_what_differs_is_found(tmp_path):
     train(tiny.config(training__steps=2), str(tmp_path / "a"))
     shutil.copytree(tmp_path / "a", tmp_path / "b")

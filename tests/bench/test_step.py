@@ -19,6 +19,7 @@ from tests.training import tiny
 COMMAND = ["bench", "step", "--models=cifar_resnet8:none,cifar_resnet8:se", "--image-size=16", "--batch=4"]
 
 
+@pytest.mark.medium
 def test_its_rows_hold_what_was_measured(capsys):
     main([*COMMAND, "--steps=2", "--json"])
     rows = json.loads(capsys.readouterr().out)

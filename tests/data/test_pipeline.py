@@ -145,6 +145,7 @@ def test_images_too_large_for_the_memory_stay_where_they_are():
     assert isinstance(make_dataset(5208, cache_mb=1).source("train"), MemorySource)
 
 
+@pytest.mark.medium
 def test_worker_processes_evaluate_and_go_on_as_none_do():
     alone, workers = make_dataset(), make_dataset(workers=2)
     assert_same(*(list(d.eval_batches(d.source("test"), 8, ALONE)) for d in (workers, alone)))
@@ -165,6 +166,7 @@ os._exit(0)  # as a kill does: nothing is closed
 """
 
 
+@pytest.mark.medium
 def test_workers_neither_hear_of_a_signal_nor_outlive_their_parent():
     pipe = subprocess.PIPE
     with subprocess.Popen(

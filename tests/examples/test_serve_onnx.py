@@ -42,6 +42,7 @@ def without(tmp_path):
     return [tmp_path / "blocked"]
 
 
+@pytest.mark.medium
 def test_it_labels_images_as_the_predictor_does(tmp_path, without):
     workdir = tmp_path / "run"
     tiny.train_on_digits(workdir)

@@ -187,6 +187,7 @@ def config(root, **options):
     )
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("cache_mb", [0, pytest.param(100, marks=pytest.mark.slow)])
 def test_an_epoch_of_1000_images_of_which_30_are_broken(thousand, tmp_path, capsys, cache_mb):
     train(config(thousand, data__cache_mb=cache_mb), str(tmp_path))

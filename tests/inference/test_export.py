@@ -48,6 +48,7 @@ def serve(file, form, images):
     return command._session(file)(images), facts
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("form", FORMATS)
 def test_the_file_gives_the_checkpoints_logits_for_raw_images(workdir, tmp_path, capsys, form):
     file = tmp_path / f"network.{form}"

@@ -66,6 +66,7 @@ def header(file):
     return json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
 
 
+@pytest.mark.medium
 def test_a_run_becomes_a_file_from_which_a_run_can_start(workdir, tmp_path, capsys):
     file = tmp_path / f"{'n' * 243}.safetensors"  # as long as a name can be
     export(workdir, "safetensors", file)
@@ -91,6 +92,7 @@ def test_a_run_becomes_a_file_from_which_a_run_can_start(workdir, tmp_path, caps
     np.testing.assert_allclose(again.predict(images), run.predict(images), rtol=1e-5)
 
 
+@pytest.mark.medium
 def test_options_that_change_no_array_are_those_of_the_file(tmp_path):
     """ResNet-D's average pooling has no parameters: without it the file would be read, and mean another network."""
     options = ["--config.model.options=average_down=True", "--config.data.image_size=32"]

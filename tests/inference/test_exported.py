@@ -20,6 +20,7 @@ def test_metadata_of_an_export_that_is_damaged_is_one_line(tmp_path):
         Predictor.from_weights(tmp_path / "x.safetensors", "resnet18")
 
 
+@pytest.mark.medium
 def test_exports_of_older_versions_and_with_notes_of_others_are_read(tmp_path):
     source = restore_weights(resnet18_file(tmp_path), "resnet18", overrides=["--config.data.image_size=32"])
     facts = {key: json.dumps(value) for key, value in metadata(Predictor(source)).items()} | {"note": "of mine {"}

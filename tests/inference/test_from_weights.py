@@ -102,6 +102,7 @@ def test_what_evaluation_reads_is_taken(cifar, key, value):
     assert restored.experiment.config.training[key] == value
 
 
+@pytest.mark.medium
 def test_a_run_keeps_its_network_and_takes_the_size_that_is_given(workdir):
     size = lambda *flags: restore_weights(str(workdir), overrides=flags).experiment.eval_image_shape[0]
     assert size("--config.data.image_size=48") == size("--config.evaluation.image_size=48") == 48
@@ -178,6 +179,7 @@ def test_an_attention_of_the_file_is_not_left_out_in_silence(tmp_path):
         assert restored.experiment.config.model.attention == "se"
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("decay", "kind"), [(0.0, "raw"), (0.9, "ema")])
 def test_a_runs_folder(tmp_path, decay, kind):
     train(tiny.config(training__steps=2, training__ema_decay=decay), str(tmp_path))

@@ -25,6 +25,7 @@ def split():
     return tiny.held_out_digits()
 
 
+@pytest.mark.medium
 def test_every_image_of_the_split_is_labelled_as_evaluation_labels_it(workdir, predictor, split):
     images, labels = split
     probabilities = predictor.predict(images)

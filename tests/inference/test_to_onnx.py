@@ -95,6 +95,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_gives_what_jax_gives_in_both_formats(name):
     model = create_model(name, attention="hga", num_classes=5, **NETWORKS[name])

@@ -45,6 +45,7 @@ def test_bad_arguments_are_one_line(tmp_path):
             main(arguments)
 
 
+@pytest.mark.medium
 def test_a_dry_run_writes_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(plan, "step_seconds", lambda experiment, flops: 1.0)  # a measurement of this machine
     file = write_study(tmp_path, rows={"none": [], "se": ["model.attention=se"]})
@@ -137,6 +138,7 @@ def test_a_signal_while_the_workers_start_reaches_all_that_did(monkeypatch):
     assert [worker.returncode for worker in made] == [-signal.SIGTERM] * 2  # and the third was not started
 
 
+@pytest.mark.medium
 def test_rows_are_checked_on_the_devices_of_their_runs(tmp_path, monkeypatch):
     """15 images do not divide over the devices of this machine, but over the one of each run."""
     rows = {"b16": ["training.batch_size=16"], "b15": ["training.batch_size=15"]}

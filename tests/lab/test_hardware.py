@@ -144,6 +144,7 @@ def test_xla_obeys_the_variable_and_not_the_cores():
     assert [bits(1, 1), bits(1, 2)] == [bits(2, 1), bits(2, 2)]
 
 
+@pytest.mark.medium
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")
 def test_the_number_of_workers_changes_no_bit(tmp_path):
     """Real training, one worker against two."""

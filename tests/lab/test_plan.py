@@ -63,6 +63,7 @@ def test_the_plan_is_that_of_its_own_flags(tmp_path, capsys):
     assert "9: 0 done, 9 to do, 1 failed" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.medium
 def test_operations_make_an_estimate(tmp_path, monkeypatch):
     study = load_study(write_study(tmp_path, rows=ROWS | {"long": ["model.attention=none", "training.steps=200"]}))
     monkeypatch.setattr(plan, "step_seconds", lambda experiment, flops: flops / 1e9)

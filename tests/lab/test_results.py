@@ -177,6 +177,7 @@ def test_the_modules_that_a_study_imported_are_in_its_commands_and_its_hints(mad
     assert results.load(file)["rows"][0]["uncounted"] == "unknown; try --import=my_attention"
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("removes", ["top", "row", "run"])
 def test_a_saved_report_may_lack_what_is_not_compared(made, tmp_path, removes):
     """Each key in turn is left out: the report is made without it, or refused in one line."""

@@ -79,6 +79,7 @@ def stub(monkeypatch, errors=None, signals=None):
     return made
 
 
+@pytest.mark.medium
 def test_two_workers_at_once_make_every_run_exactly_once(file, study, tmp_path):
     both = [start(file, tmp_path / "runs", 0.3) for _ in range(2)]
     outputs = [process.communicate(timeout=200) for process in both]
@@ -90,6 +91,7 @@ def test_two_workers_at_once_make_every_run_exactly_once(file, study, tmp_path):
     assert sum(output.count("top-1 error") for output, _ in outputs) == 9
 
 
+@pytest.mark.medium
 def test_a_killed_worker_s_run_is_taken_over(file, study, tmp_path, monkeypatch):
     killed = start(file, tmp_path / "runs", 1000)
     begun = all_runs(study)[0]
@@ -109,6 +111,7 @@ def test_a_killed_worker_s_run_is_taken_over(file, study, tmp_path, monkeypatch)
     assert [run.result()["sessions"] for run in all_runs(study)[1:]] == [1] * 8
 
 
+@pytest.mark.medium
 def test_sigterm_gives_the_run_up_at_once(file, study, tmp_path):
     process = start(file, tmp_path / "runs", 1000)
     wait_for((all_runs(study)[0].workdir / "made").exists)
@@ -279,6 +282,7 @@ def test_a_worker_does_not_outlive_who_started_it(monkeypatch):
     assert sent == [(os.getpid(), signal.SIGTERM)]
 
 
+@pytest.mark.medium
 def test_a_run_is_an_ordinary_workdir(tmp_path, monkeypatch):
     """With real training."""
     monkeypatch.chdir(ROOT)

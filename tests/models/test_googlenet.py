@@ -37,6 +37,7 @@ def test_attention_sits_on_every_concatenation():
     assert widths == [256, 480, 512, 512, 512, 528, 832, 832, 1024]
 
 
+@pytest.mark.medium
 def test_auxiliary_logits_are_sown_in_training_only():
     model = create_model("googlenet", aux_logits=True, **SMALL)
     variables = shapes_of(model)

@@ -156,6 +156,7 @@ def test_one_image_is_no_batch(name):
         jax.eval_shape(create_model(name, num_classes=3).init, jax.random.key(0), images)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("attention", ["none", "hga"])
 def test_a_batch_on_explicit_axes_has_the_gradients_of_one_device(attention):
     """`jax.make_mesh` makes such axes; with them JAX refuses gradients that do not say how they are split."""

@@ -21,6 +21,7 @@ SMALL = {
 }
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", SMALL)
 def test_the_maps_are_the_whole_networks(name):
     """Its outputs at the named parts, in the shapes that are told, with the same variables."""
@@ -64,6 +65,7 @@ def test_channels_and_strides(name, expected):
     assert isinstance(found[0], StageInfo) and len({info.name for info in found}) == len(expected)
 
 
+@pytest.mark.medium
 def test_training_moves_the_statistics_within_another_network():
     """As part of a detector: in a module of its own, with batch statistics that are updated."""
     import flax.linen as nn

@@ -30,6 +30,7 @@ def runs(tmp_path_factory):
     return folder
 
 
+@pytest.mark.medium
 def test_the_classes_are_those_that_evaluation_finds(runs):
     encoded = [(str(i), (runs / f"{i}.png").read_bytes()) for i in range(48)]
     view = explain(str(runs / "hga"), "latest", encoded, None)
@@ -40,6 +41,7 @@ def test_the_classes_are_those_that_evaluation_finds(runs):
     assert [row[0] for row in gate_rows(view.blocks)] == ["stage1_block1", "stage2_block1", "stage3_block1"]
 
 
+@pytest.mark.medium
 def test_several_runs_and_images_as_a_subprocess(runs, tmp_path):
     files = [str(runs / f"{i}.png") for i in range(IMAGES)]
     flags = [f"--workdir={runs / name}" for name in ("copy", "hga")]

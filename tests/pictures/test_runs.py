@@ -45,6 +45,7 @@ def listed(capsys, *arguments):
     return {pathlib.Path(row["workdir"]).name: row for row in json.loads(out)}, err.splitlines()
 
 
+@pytest.mark.medium
 def test_an_old_and_a_new_run_in_one_table_as_a_subprocess(runs):
     (runs / "empty").mkdir()
     (runs / "torn").mkdir()

@@ -278,6 +278,7 @@ def test_a_process_that_fails_ends_with_its_line_and_ends_the_other(of):
     assert failed.code == 1 and "error: the disk is full" in failed.lines and "Traceback" not in failed.errors
 
 
+@pytest.mark.medium
 def test_processes_of_other_configurations_do_not_train_together(tmp_path):
     rates = ("0.1", "0.9")
     address = free_address()
@@ -347,6 +348,7 @@ def test_a_bug_keeps_its_traceback():
     assert failed.code == 1 and "ZeroDivisionError" in failed.lines and "Traceback" in failed.errors
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("of", [0, 1])
 def test_a_signal_to_one_process_before_the_first_step_ends_the_other(of):
     """It would wait for an hour."""

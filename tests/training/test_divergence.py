@@ -104,6 +104,7 @@ def close(ours, expected):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("clip", [pytest.param(0.0, marks=pytest.mark.slow), 1.0])
 def test_skipped_steps_and_clipping_against_a_naive_loop(clip):
     """The second of four batches holds an image of NaNs; without it the same three steps are made."""

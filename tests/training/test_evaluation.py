@@ -12,6 +12,7 @@ from hga_flax.training.step import make_eval_step
 from tests.training import tiny
 
 
+@pytest.mark.medium
 def test_the_result_does_not_depend_on_batch_size_or_devices():
     results = []
     for batch_size, devices in itertools.product((8, 24, 64), (1, 8)):

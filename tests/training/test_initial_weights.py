@@ -52,6 +52,7 @@ def write_safetensors(path, tensors):
     return path
 
 
+@pytest.mark.medium
 def test_a_run_of_ours(run):
     network = places(attention="hga")
     found = w.fit(w.read_source(start(run), network), network, "cifar_resnet8")
@@ -239,6 +240,7 @@ def test_hga_added_to_resnet50_gives_torchvisions_logits(tmp_path):
     assert ours.argmax(axis=1).tolist() == case["argmax"]
 
 
+@pytest.mark.medium
 def test_a_resumed_run_does_not_ask_for_the_source_again(run, tmp_path, capsys):
     copy, workdir = tmp_path / "source", tmp_path / "run"
     shutil.copytree(run, copy)

@@ -49,6 +49,7 @@ def test_it_predicts(old):
     assert wrong < 0.75  # of the whole split 0.52; by chance 0.9
 
 
+@pytest.mark.medium
 def test_it_goes_on(old, capsys):
     """With its momentum and its average; with other keys of the optimizer, too, on which the state's shape depended."""
     before = restore_workdir(str(old), "latest").state

@@ -111,6 +111,7 @@ def test_what_a_run_prints():
     assert p.describe_groups(tiny.config(), PARAMS) == []
 
 
+@pytest.mark.medium
 def test_the_step_leaves_frozen_parameters_bit_for_bit_and_reports_the_others_gradient():
     c = tiny.config(optimizer__freeze=("stem*", "stage1*", "*/attention"), model__attention="se")
     mesh = tiny.mesh(2)

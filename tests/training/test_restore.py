@@ -30,6 +30,7 @@ def workdir(tmp_path_factory):
     return folder
 
 
+@pytest.mark.medium
 def test_each_kind_of_checkpoint(workdir):
     assert restore_workdir(str(workdir), "latest").step == 6
     assert restore_workdir(str(workdir), "3").step == 3

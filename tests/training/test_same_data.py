@@ -64,6 +64,7 @@ def goes_on(data, run, **options):
     train(config(data, training__steps=5, **options), str(run))
 
 
+@pytest.mark.medium
 def test_a_class_that_is_new_in_train_moves_no_label(copy, capfd):
     data, run, error = copy
     write(data / "train" / "aaa new", 1)
@@ -116,6 +117,7 @@ def test_splits_of_another_size_are_said_or_refused(copy, capfd):
         train(config(data, training__steps=7), str(run))
 
 
+@pytest.mark.medium
 def test_other_files_of_equal_number_are_said_or_refused(copy, capfd):
     data, run, error = copy
     said = "the split 'val' has files of other names or classes than when the run began"
@@ -147,6 +149,7 @@ def pack(folder, names, labels=(0, 1), count=12, name="mine"):
     packing.pack(name, splits, names, (10, 10, 3), folder)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("names", "labels", "message"),
     [

@@ -34,6 +34,7 @@ def test_the_seed_alone_decides_the_weights():
     assert any(not np.array_equal(a, b) for a, b in zip(draw(0, 1), draw(1, 1), strict=True))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("overrides", [{}, {"training__ema_decay": 0.9}, {"optimizer__name": "adamw"}], ids=str)
 def test_on_cpus_the_state_is_that_of_the_program_compiled_as_a_whole(overrides):
     make = init(**overrides)

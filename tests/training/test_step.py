@@ -42,6 +42,7 @@ def worst(a, b):
     return max(jax.tree.leaves(errors))
 
 
+@pytest.mark.medium
 def test_a_resnext_with_hga_steps_the_same_on_8_devices_and_gathers_nothing():
     """In float32 rounding may flip a ReLU that stands near zero; in float64 nothing hides behind that."""
     with jax.enable_x64(True):
@@ -59,6 +60,7 @@ def test_a_resnext_with_hga_steps_the_same_on_8_devices_and_gathers_nothing():
     assert worst(change(one), change(eight)) < 1e-4
 
 
+@pytest.mark.medium
 def test_where_each_device_has_its_own_statistics_the_step_depends_on_how_many_there_are():
     c = tiny.config(**tiny.ONE_BLOCK, training__batch_norm_scope="device")
     after = [one_step(c, devices, tiny.batch())[2] for devices in (1, 8)]
@@ -87,6 +89,7 @@ def test_a_step_is_sgd_on_the_mean_loss():
     assert after.step == 1
 
 
+@pytest.mark.medium
 def test_augmentation_in_the_step_does_not_depend_on_the_devices():
     c = tiny.config(data__rotation_degrees=20.0, **tiny.ONE_BLOCK)
     plain = tiny.config(**PLAIN)
@@ -98,6 +101,7 @@ def test_augmentation_in_the_step_does_not_depend_on_the_devices():
 MIXED = {"data__mixup": 0.4, "data__cutmix": 1.0, "data__random_erasing": 0.5, "training__label_smoothing": 0.1}
 
 
+@pytest.mark.medium
 def test_mixing_and_erasing_do_not_depend_on_the_devices():
     c = tiny.config(**MIXED, **tiny.ONE_BLOCK)
     losses = [one_step(c, devices, tiny.batch())[3] for devices in (1, 2)]
@@ -134,6 +138,7 @@ def test_the_loss_of_mixed_images_is_that_of_soft_labels():
     assert loss == pytest.approx(float(optax.softmax_cross_entropy(logits, target).mean()), rel=1e-5)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "change",
     [
@@ -158,6 +163,7 @@ def reduces(text):
     return re.findall(r" all-reduce(?:-start)?\(", text)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("devices", "mixed", "loop"), [(1, {}, False), pytest.param(2, MIXED, True, marks=pytest.mark.slow)]
 )
@@ -213,6 +219,7 @@ def test_the_average_follows_parameters_and_statistics():
     assert worst(double(state.ema), double(state.variables("raw"))) > 1e-4
 
 
+@pytest.mark.medium
 def test_bfloat16_keeps_parameters_and_statistics_in_float32():
     _, _, after, loss = one_step(tiny.config(model__dtype="bfloat16"), 2, tiny.batch())
     for tree in (after.params, after.batch_stats, after.opt_state):
@@ -255,6 +262,7 @@ def test_the_state_is_donated():
     assert len(re.findall(r"tf.aliasing_output|jax.buffer_donor", text)) >= len(jax.tree.leaves(state.params))
 
 
+@pytest.mark.medium
 def test_two_seeds_share_one_compiled_step():
     """The seed is an argument: the text that XLA is handed is the same, and what comes out is not."""
     on, batch, texts, losses, known = tiny.mesh(), tiny.batch(), [], [], []

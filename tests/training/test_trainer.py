@@ -180,6 +180,7 @@ def poison(monkeypatch, step):
     monkeypatch.setattr(Dataset, "train_batches", poisoned)
 
 
+@pytest.mark.medium
 def test_divergence_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     poison(monkeypatch, 6)
     c = tiny.config(training__steps=8, checkpoint__every_steps=2, training__log_every_steps=1)
@@ -253,6 +254,7 @@ def fill_disk(monkeypatch, site):
     monkeypatch.setattr(record_writer, "open_file", lambda path: opening(pathlib.Path(path), "wb"))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("site", SITES)
 def test_a_disk_that_is_full_at_any_write_costs_no_completed_step(tmp_path, monkeypatch, site, capfd):
     train(tiny.config(training__steps=3), str(tmp_path))
@@ -277,6 +279,7 @@ def test_a_disk_that_is_full_at_the_first_start(tmp_path, monkeypatch):
     assert restore_workdir(str(tmp_path), "latest").step == 2
 
 
+@pytest.mark.medium
 def test_a_longer_plan_continues_and_says_what_changed(tmp_path, capsys):
     train(tiny.config(), str(tmp_path))
     train(tiny.config(training__steps=8), str(tmp_path))
@@ -318,6 +321,7 @@ def test_a_second_training_in_a_workdir_is_refused_and_leaves_it_alone(tmp_path,
     assert [row["step"] for row in logged(tmp_path)] == [1, 1]  # a line of training and one of the evaluation
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("option", ["jax_debug_nans", "jax_debug_infs"])
 def test_a_sound_run_trains_under_jax_s_search_for_nans(tmp_path, option):
     jax.config.update(option, True)
@@ -328,6 +332,7 @@ def test_a_sound_run_trains_under_jax_s_search_for_nans(tmp_path, option):
     assert [row["step"] for row in rows(tmp_path, "train")] == [2]
 
 
+@pytest.mark.medium
 def test_a_validation_split_without_a_readable_image_books_no_result(tmp_path, monkeypatch, capsys):
     whole = Dataset.eval_batches
 
@@ -362,6 +367,7 @@ def test_an_evaluation_of_nothing_that_an_older_version_booked_is_forgotten(tmp_
     assert Checkpoints(tmp_path, read_only=True).metrics(3) is None
 
 
+@pytest.mark.medium
 def test_a_data_set_that_changed_is_refused(tmp_path):
     train(tiny.config(), str(tmp_path))
     with pytest.raises(UserError, match="the training split has 64 examples, but this run started with 48"):

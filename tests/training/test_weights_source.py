@@ -11,6 +11,7 @@ from tests.commands import ROOT
 from tests.training.test_initial_weights import SMALL, places, resnet, resnet_start, start
 
 
+@pytest.mark.medium
 def test_another_network_than_a_runs_is_told_with_the_flags_of_the_runs(run):
     here = places("cifar_resnet14", attention="hga", features=8)
     flags = r"--config\.model\.name=cifar_resnet8 --config\.model\.options=features=4 builds the network that"
