@@ -10,6 +10,7 @@ import pytest
 from configs import base
 from hga_flax.config.keys import KEYS
 from hga_flax.config.loading import apply_recipe, config_keys, configure, get_key, load_config, validate
+from hga_flax.models import model_names, model_options
 from hga_flax.training.optimizer import create_schedule
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -142,6 +143,23 @@ def test_cifar10_is_changed_by_one_flag(flag):
     rate = create_schedule(config, per_epoch, total)
     assert float(rate(total)) == pytest.approx(0.0, abs=1e-6)  # the schedule has come to its end, however long it is
     assert float(rate(int(0.1 * total))) == pytest.approx(config.optimizer.learning_rate)
+
+
+@pytest.mark.parametrize("name", [*model_names(), "cifar_resnet8"])
+def test_a_recipe_sees_the_network_that_a_flag_chooses(name):
+    flags = [f"--config.model.name={name}", "--config.model.attention=none"]
+    options = configure("configs/hga_resnet50.py", flags, "modern-300").model.options
+    assert options == ("stochastic_depth=0.05" if "stochastic_depth" in model_options(name) else "")
+
+
+def test_a_recipe_leaves_it_to_training_to_refuse_an_unknown_network():
+    assert configure("configs/digits.py", ["--config.model.name=resnet5"], "modern-300").model.options == ""
+
+
+def test_a_recipe_sees_the_data_that_flags_choose():
+    flags = ["--config.data.augmentation=none", "--config.data.image_size=32", "--config.training.batch_size=64"]
+    config = configure("configs/hga_resnet50.py", flags, "modern-300")
+    assert (config.data.randaugment_ops, config.data.image_size, config.training.batch_size) == (0, 32, 64)
 
 
 def test_every_declared_key_is_read_and_every_read_key_is_declared():

@@ -40,6 +40,12 @@ def crops(config):
 
 def add_stochastic_depth(config, rate):
     """Adds stochastic depth with this rate to the options of a network that supports it."""
+    from hga_flax.models import model_options
+
+    try:
+        supported = "stochastic_depth" in model_options(config.model.name)
+    except ValueError:  # there is no such network; training says so
+        supported = False
     options = config.model.options
-    if "resne" in config.model.name and "stochastic_depth" not in options:
+    if supported and "stochastic_depth" not in options:
         config.model.options = f"{options}, stochastic_depth={rate}" if options.strip() else f"stochastic_depth={rate}"

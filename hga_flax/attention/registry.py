@@ -153,11 +153,11 @@ def _follows_norm(module: type[nn.Module]) -> bool:
     return module is not NoAttention and not getattr(module, "replaces_convolution", False)
 
 
-def create_attention(name: str, channels: int, **options: Any) -> nn.Module:
+def create_attention(attention: str, /, channels: int, **options: Any) -> nn.Module:
     """Creates a registered attention for maps of `channels` channels.
 
     Args:
-        name: one of `attention_names()`.
+        attention: one of `attention_names()`.
         channels: number of channels C of the map `[B, H, W, C]` that the module will gate.
         **options: options of the attention; `dtype`, `axis_name` and Flax's `name` are always allowed.
 
@@ -169,7 +169,7 @@ def create_attention(name: str, channels: int, **options: Any) -> nn.Module:
         >>> create_attention("hga", 64).init_with_output(jax.random.key(0), x)[0].shape
         (2, 8, 8, 64)
     """
-    return attention_factory(name, **{k: v for k, v in options.items() if k not in _COMMON})(
+    return attention_factory(attention, **{k: v for k, v in options.items() if k not in _COMMON})(
         channels, **{k: v for k, v in options.items() if k in _COMMON}
     )
 

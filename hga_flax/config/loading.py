@@ -53,7 +53,9 @@ def configure(path: str, overrides: Sequence[str], recipe: str | None = None) ->
         ConfigError: a file cannot be loaded, or an override has an unknown key, a wrong type or no effect.
     """
     config = load_config(path)
-    if recipe is not None:
+    if recipe is not None:  # it looks at what is trained, and so must see the flags that say so
+        what = [argument for argument in overrides if overridden(argument).startswith(("model.", "data."))]
+        config = override(config, what)
         apply_recipe(config, recipe)
     config = override(config, overrides)
     check_keys(config)

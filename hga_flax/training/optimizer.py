@@ -14,11 +14,14 @@ from hga_flax.training.parameters import by_parameter
 
 
 def warmup_steps(config: ConfigDict, steps_per_epoch: float, total_steps: int) -> int:
-    """Returns the number of warm-up steps of a run of `total_steps`."""
+    """Returns the number of warm-up steps of a run of `total_steps`; a warm-up of less than a step has one."""
     schedule = config.schedule
-    if schedule.warmup_share:
-        return int(schedule.warmup_share * total_steps)  # rounded down, so that it always ends before training does
-    return schedule.warmup_steps or round(schedule.warmup_epochs * steps_per_epoch)
+    if schedule.warmup_share:  # rounded down, so that it always ends before training does
+        steps = int(schedule.warmup_share * total_steps + 1e-9)  # 0.29 * 100 is 28.999999999999996
+        return min(max(1, steps), total_steps - 1)
+    if schedule.warmup_epochs:
+        return max(1, round(schedule.warmup_epochs * steps_per_epoch))
+    return int(schedule.warmup_steps)
 
 
 def decay_steps(config: ConfigDict, steps_per_epoch: float, total_steps: int) -> list[int]:
@@ -90,7 +93,10 @@ def create_schedule(config: ConfigDict, steps_per_epoch: float, total_steps: int
 
 
 def decays(params: Any) -> Any:
-    """Returns a tree of booleans: False for norms and biases, that is, for parameters with at most one dimension."""
+    """Returns a tree of booleans: False for parameters with at most one dimension.
+
+    These are norms, biases and the shares of an identity start.
+    """
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 

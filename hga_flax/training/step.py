@@ -138,7 +138,7 @@ def batch_gradient(
         return lax.pmean(total, DATA_AXIS), (logits, loss, updates.get("batch_stats", {}))
 
     (mean_loss, (logits, loss, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-    if config.training.batch_norm_scope == "device":
+    if config.training.batch_norm_scope == "device" and not config.training.freeze_batch_stats:  # a mean rounds
         batch_stats = lax.pmean(batch_stats, DATA_AXIS)
     return Gradient(grads, batch_stats, mean_loss, logits, loss)
 

@@ -5,6 +5,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -273,6 +274,16 @@ def test_every_default_has_its_declared_type_and_no_option_takes_everything(name
     for option in options:
         with pytest.raises(ValueError, match=f"option {option}="):
             attention_factory(name, **{option: {"no": "option is a dictionary"}})
+
+
+def test_a_module_of_a_compact_method_is_named_as_usual():
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return create_attention("se", channels=16, name="gate")(x)
+
+    shapes = jax.eval_shape(Block().init, jax.random.key(0), jnp.ones((2, 4, 4, 16)))
+    assert list(shapes["params"]) == ["gate"]
 
 
 @pytest.mark.parametrize("name", attention_names())

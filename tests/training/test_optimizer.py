@@ -4,7 +4,7 @@ import optax
 import pytest
 
 from hga_flax.errors import ConfigError
-from hga_flax.training.optimizer import create_optimizer, create_schedule
+from hga_flax.training.optimizer import create_optimizer, create_schedule, warmup_steps
 from tests.training import tiny
 
 
@@ -46,7 +46,7 @@ def test_linear_rises_in_its_share_of_the_training_and_falls_to_its_end():
     np.testing.assert_allclose(ours, [0.0, 0.3, 0.6, 0.4, 0.2], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("total", "first"), [(1000, 250), (40, 10), (3, 0), (1, 0)])
+@pytest.mark.parametrize(("total", "first"), [(1000, 250), (40, 10), (3, 1), (1, 0)])
 def test_a_warm_up_given_as_a_share_follows_the_length_of_the_training(total, first):
     c = tiny.config(optimizer__learning_rate=0.6, schedule__name="cosine", schedule__warmup_share=0.25)
     with c.unlocked():
@@ -54,6 +54,15 @@ def test_a_warm_up_given_as_a_share_follows_the_length_of_the_training(total, fi
     rate = create_schedule(c, steps_per_epoch=10.0, total_steps=total)
     np.testing.assert_allclose([float(rate(first)), float(rate(total))], [0.6, 0.0], atol=1e-6)
     assert first == 0 or float(rate(first - 1)) < 0.6
+
+
+@pytest.mark.parametrize(
+    ("warmup", "total", "steps"),
+    [({"share": 0.29}, 100, 29), ({"share": 0.57}, 100, 57), ({"epochs": 0.04}, 100, 1), ({"epochs": 0.26}, 100, 3)],
+)
+def test_a_warm_up_is_rounded_but_never_to_nothing(warmup, total, steps):
+    ((length, value),) = warmup.items()
+    assert warmup_steps(tiny.config(**{f"schedule__warmup_{length}": value}), 10.0, total) == steps
 
 
 def test_constant_and_decay_factor():

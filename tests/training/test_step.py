@@ -14,6 +14,7 @@ from hga_flax.training import step as step_module
 from hga_flax.training.evaluation import normalized
 from hga_flax.training.metrics import ClassificationMetrics, read
 from hga_flax.training.step import accumulated_gradient, compile_step, make_eval_step, prepare_images
+from tests.reference import perturbed
 from tests.training import tiny
 
 RESNEXT = {
@@ -188,6 +189,15 @@ def test_accumulating_4_times_32_equals_128_with_frozen_statistics(devices, mixe
         logits = jax.jit(model.apply)(before.variables(), images)
         expected = optax.softmax_cross_entropy_with_integer_labels(logits, tiny.batch(128)["label"]).mean()
         assert loss == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_frozen_statistics_keep_their_bits_also_where_each_device_has_its_own():
+    scope = {"training__freeze_batch_stats": True, "training__batch_norm_scope": "device", "training__batch_size": 14}
+    _, state, step = tiny.build(tiny.config(**scope, **tiny.ONE_BLOCK), tiny.mesh(7))  # a mean of seven rounds
+    state = state.replace(batch_stats=perturbed(state.batch_stats))
+    before = jax.tree.map(np.array, state.batch_stats)
+    after, *_ = step(state, tiny.batch(14))
+    jax.tree.map(np.testing.assert_array_equal, after.batch_stats, before)
 
 
 @pytest.mark.slow
