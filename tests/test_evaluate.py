@@ -55,6 +55,7 @@ def test_a_run_named_by_its_weights_evaluates_alike(workdir):
     assert row["step"] == there["step"] == 2
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -55,6 +55,7 @@ def test_the_digits_of_the_split_as_files_agree_with_evaluate(workdir, pictures)
         assert all(p["class"] == str(p["index"]) for p in row["predictions"])
 
 
+@pytest.mark.medium
 def test_a_bad_file_is_named_and_the_rest_go_on(workdir, pictures, tmp_path):
     (tmp_path / "a, b.png").write_bytes(next(iter(sorted(pictures.iterdir()))).read_bytes())
     (tmp_path / "cut.png").write_bytes(b"\x89PNG")
@@ -83,6 +84,7 @@ def test_bad_input_is_one_line_and_exit_code_1(arguments, message):
     assert result.returncode == 1 and result.stderr.count("\n") == 1 and message in result.stderr
 
 
+@pytest.mark.medium
 def test_a_closed_standard_output_is_one_line(workdir, pictures):
     command = commands.command("predict.py", f"--workdir={workdir}", pictures)
     line = f"{' '.join(map(shlex.quote, command))} >&-"

@@ -85,6 +85,7 @@ def test_reading_a_workdir_unpickles_nothing(run, trace):
         assert restore_workdir(str(run), "latest").step == 1
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "names",
     [{"_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt"}, pytest.param(None, marks=pytest.mark.slow, id="all")],
@@ -104,6 +105,7 @@ def test_a_pickle_in_the_place_of_any_file_of_a_workdir_is_not_run(names, run, t
         shutil.rmtree(copy)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", ["config.json", "dataset.json"])
 def test_a_file_that_is_no_text_is_one_line(run, name, tmp_path):
     shutil.copytree(run, tmp_path / "copy")
@@ -112,6 +114,7 @@ def test_a_file_that_is_no_text_is_one_line(run, name, tmp_path):
         restore_workdir(str(tmp_path / "copy"))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "program",
     ["__import__('os').system('touch {}')", "open('{}', 'w')", "[open('{}', 'w') for _ in 'x']", "f'{{open(\"{}\")}}'"],

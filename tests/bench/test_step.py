@@ -52,6 +52,7 @@ def test_its_flags_are_set_before_it_touches_a_device(monkeypatch):
     assert os.environ["XLA_FLAGS"] == " ".join(DETERMINISTIC_FLAGS)
 
 
+@pytest.mark.medium
 def test_on_cpus_all_operations_are_counted(capsys):
     """Three times the forward pass, as counting/complexity.py knows it, less what meets margins or the images."""
     main([*COMMAND, "--steps=1", "--json"])

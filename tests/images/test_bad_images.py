@@ -201,6 +201,7 @@ def test_an_epoch_of_1000_images_of_which_30_are_broken(thousand, tmp_path, caps
     assert (last["eval/bad_images"], last["eval/num_examples"]) == (len(BROKEN), len(UNUSUAL))
 
 
+@pytest.mark.medium
 def test_with_a_lower_limit_training_stops(thousand, tmp_path):
     with pytest.raises(UserError, match=r"more than data.max_bad_images=10 images of the split 'train'"):
         train(config(thousand, data__max_bad_images=10), str(tmp_path))

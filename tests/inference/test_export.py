@@ -86,6 +86,7 @@ def test_hga_is_products_of_matrices(workdir, tmp_path):
     assert not counts["BatchNormalization"] + counts["Sqrt"] + counts["Pow"]
 
 
+@pytest.mark.medium
 def test_a_network_that_differs_is_not_written(workdir, tmp_path, monkeypatch):
     file = tmp_path / "network"
     export(workdir, "stablehlo", file)

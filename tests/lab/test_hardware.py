@@ -138,6 +138,7 @@ def bits(cores, threads):
     return subprocess.run(command, env=environment() | more, check=True, capture_output=True, text=True).stdout
 
 
+@pytest.mark.medium
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")
 def test_xla_obeys_the_variable_and_not_the_cores():
     # With jax 0.10.2 one thread and two give different bits here; with 0.12.0 the same.

@@ -55,6 +55,7 @@ def test_several_runs_and_images_as_a_subprocess(runs, tmp_path):
     assert "stage3_block1" in result.stdout and "4x4" in result.stdout
 
 
+@pytest.mark.medium
 def test_a_folders_images_are_taken_and_a_broken_one_is_left_out(runs, tmp_path, capsys):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()

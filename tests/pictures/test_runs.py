@@ -61,6 +61,7 @@ def test_an_old_and_a_new_run_in_one_table_as_a_subprocess(runs):
     assert re.match(columns + when, new).groups()[:3] == (f"{runs}/new/seed_10", " (synthetic)", "6 of 6")
 
 
+@pytest.mark.medium
 def test_json_says_what_the_run_says(runs, capsys):
     rows, said = listed(capsys, runs)
     assert not said and list(rows) == ["seed_10", "old"]

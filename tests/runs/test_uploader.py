@@ -358,6 +358,7 @@ def test_an_error_of_the_run_is_the_one_that_is_told_and_what_there_is_is_upload
     assert steps(remote) == ["checkpoints/1"]
 
 
+@pytest.mark.medium
 def test_another_model_is_refused_before_anything_is_written(remote, operations):
     train(tiny.config(training__steps=2), remote.address)
     operations.clear()

@@ -77,6 +77,7 @@ def test_a_class_that_is_new_in_train_moves_no_label(copy, capfd):
     assert (run / "dataset.json").read_text() == before
 
 
+@pytest.mark.medium
 def test_a_class_that_is_renamed_is_refused_in_every_command(copy):
     data, run, _ = copy
     for split in ("train", "val"):
@@ -104,6 +105,7 @@ def test_a_folder_with_test_alone_is_evaluated(copy):
     assert evaluate(data, run, split="test") == error
 
 
+@pytest.mark.medium
 def test_splits_of_another_size_are_said_or_refused(copy, capfd):
     data, run, _ = copy
     write(data / "val" / "bee", 1, count=8)

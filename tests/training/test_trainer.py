@@ -270,6 +270,7 @@ def test_a_disk_that_is_full_at_any_write_costs_no_completed_step(tmp_path, monk
     assert restore_workdir(str(tmp_path), "latest").step == 6
 
 
+@pytest.mark.medium
 def test_a_disk_that_is_full_at_the_first_start(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         fill_disk(patch, "dataset.json")  # which is written once
