@@ -5,6 +5,7 @@ product with all windows; ours: the form used in training, `hga_flax.models.conv
 the GFLOP/s of each form's fastest turn, for all devices together.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -75,7 +76,10 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--set", choices=SHAPES, help="set of shapes (default: all)")
     chosen = parser.parse_args().set
-    jax.config.update("jax_num_cpu_devices", available_cores())
+    shapes = [shape for name in ([chosen] if chosen else SHAPES) for shape in SHAPES[name]]
+    common = math.gcd(*(shape[0] for shape in shapes))  # every batch is split over the same devices
+    devices = max(n for n in range(1, available_cores() + 1) if common % n == 0)
+    jax.config.update("jax_num_cpu_devices", devices)
     mesh = jax.make_mesh((jax.device_count(),), ("data",))
     draw = np.random.RandomState(0).standard_normal
     place = lambda spec, *shape: jax.device_put(draw(shape).astype(np.float32), NamedSharding(mesh, spec))
@@ -86,9 +90,7 @@ def main() -> None:
             product(square, square).block_until_ready()
 
     multiply(1)
-    for batch, size, inputs, outputs, window, stride in (
-        shape for name in ([chosen] if chosen else SHAPES) for shape in SHAPES[name]
-    ):
+    for batch, size, inputs, outputs, window, stride in shapes:
         gradient = place(SPLIT, batch, size // stride, size // stride, outputs)
         kernel = place(WHOLE, window, window, inputs, outputs)
         arrays = place(SPLIT, batch, size, size, inputs), kernel, gradient

@@ -1,10 +1,9 @@
-"""Times three forms of ResNeXt's grouped convolution: python -m benchmarks.grouped_forms [BATCH]
+"""Times three forms of ResNeXt's grouped convolution: python -m benchmarks.grouped_forms [--batch=16]
 
 grouped: feature_group_count; dense: one convolution with a block-diagonal kernel; einsum: a matrix product
 for each of the nine kernel elements, batched over the groups. Times include the gradients.
 """
 
-import sys
 import time
 
 import jax
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from hga_flax.errors import ArgumentParser, UserError, run_main
 from hga_flax.models.convolution import block_diagonal
 
 GROUPS, ROUNDS = 32, 5
@@ -40,7 +40,11 @@ def einsum(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def main() -> None:
-    batch, random = int(sys.argv[1]) if len(sys.argv) > 1 else 16, np.random.RandomState(0)
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, default=16, metavar="N", help="images in a batch (default: 16)")
+    batch, random = parser.parse_args().batch, np.random.RandomState(0)
+    if batch < 1:
+        raise UserError(f"--batch={batch}: must be at least 1")
     print(f"{jax.devices()[0].device_kind}, batch {batch}: ms, forward and backward, fastest of {ROUNDS}")
     for size, channels in STAGES:
         x = jnp.asarray(random.standard_normal((batch, size, size, channels)), jnp.float32)
@@ -63,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

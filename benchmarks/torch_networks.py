@@ -193,10 +193,12 @@ def contender(name: str, attention: str, network: nn.Module, batch: int, image_s
     compile_s = max(0.0, first - (time.perf_counter() - start))
     memory = None
     if on_gpu:
+        optimizer.zero_grad()  # else the last step's gradients would count as there before
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run(1)
-        # Without the memory of the other networks on the device.
-        own = sum(p.numel() * p.element_size() for p in network.parameters()) * 2
+        # Without the memory of the other networks on the device: parameters, momentum and batch are this network's.
+        own = 2 * sum(p.numel() * p.element_size() for p in network.parameters())
+        own += sum(array.numel() * array.element_size() for array in (images, labels))
         memory = torch.cuda.max_memory_allocated() - before + own
     return Contender(name, attention, params, compile_s, run, peak_memory_bytes=memory)

@@ -10,7 +10,7 @@ BLOCK = ROOT / "tests" / "without_tensorflow"  # holds a package `tensorflow` th
 
 
 def environment(devices=1):
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"--xla_force_host_platform_device_count={devices}" if devices else ""
     path = os.pathsep.join(filter(None, [str(BLOCK), os.environ.get("PYTHONPATH")]))
     return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": path, "COLUMNS": "120"}
 
@@ -20,7 +20,7 @@ def command(*arguments):
 
 
 def run(*arguments, devices=1, timeout=500):
-    """Returns the finished process; `arguments` follow `python`."""
+    """Returns the finished process; `arguments` follow `python`. With 0 devices the command decides their number."""
     return subprocess.run(
         command(*arguments), cwd=ROOT, env=environment(devices), capture_output=True, text=True, timeout=timeout
     )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -102,6 +103,8 @@ def test_finished_runs_travel_and_unfinished_ones_do_not(tmp_path):
 def test_the_wheels_are_those_of_the_projects_requirements():
     named = {line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()}
     assert {package for package in wheels.NEEDED if "," in package} <= named
+    name = lambda requirement: re.match(r"[\w-]+", requirement)[0]
+    assert {name(line) for line in named if line} <= {*wheels.PRESENT, *wheels.UNUSED, *map(name, wheels.NEEDED)}
     fetch, build = wheels.commands("3.12", ROOT)
     assert {*fetch, *build} >= set(wheels.NEEDED) and set(wheels.SOURCE) <= set(build)
     assert "--only-binary=:all:" in fetch and "--python-version=3.12" in fetch

@@ -290,7 +290,9 @@ def main() -> int:
     for part in wanted:
         # The study skips its finished runs itself.
         if part.name != "study" and done.get(part.name, {}).get("status") in OVER:
-            print(f"== {part.name}: finished before", flush=True)
+            before = done[part.name]["status"]
+            again = "" if before == "passed" else f" ({before}); to repeat it, take it out of {state}"
+            print(f"== {part.name}: finished before{again}", flush=True)
             continue
         if left() < (0 if arguments.tiny else part.least):
             print(f"== {part.name}: left for the next call", flush=True)

@@ -1,4 +1,4 @@
-"""Collects the wheels that an offline machine with JAX, Flax, Optax, Orbax and PyTorch still needs.
+"""Collects the wheels that an offline machine with the packages of `PRESENT` and PyTorch still needs.
 
     python -m benchmarks.gpu.wheels --out=wheels [--python=3.12] [--limit-mib=60]
 
@@ -12,7 +12,13 @@ import pathlib
 import subprocess
 import sys
 
-# The project's imports and their dependencies, except JAX, PyTorch and their dependencies.
+# Of the project's requirements, those that the machine has, and those that benchmarks/gpu does not use.
+PRESENT = (
+    "jax", "flax", "optax", "orbax-checkpoint", "absl-py", "etils", "fsspec", "numpy", "opencv-python-headless",
+    "scikit-learn", "joblib", "scipy", "matplotlib", "rich", "pytest-xdist", "hypothesis",
+)  # fmt: skip
+UNUSED = ("tensorboard", "ruff", "mypy", "onnx", "onnxruntime", "setuptools", "zensical", "mkdocstrings-python")
+# The others, and their dependencies.
 NEEDED = (
     "ml_collections>=1.1,<2",
     "clu>=0.0.12,<0.1",

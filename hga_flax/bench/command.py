@@ -114,7 +114,7 @@ def _input(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
 def _attention(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
     from hga_flax.bench.attention import bench_attention, table
 
-    names = arguments.attentions.split(",") if arguments.attentions else None
+    names = [name.strip() for name in arguments.attentions.split(",")] if arguments.attentions else None
     rows = bench_attention(names, arguments.batch, arguments.dtype, arguments.rounds, _log)
     return rows, table(rows)
 
@@ -123,7 +123,7 @@ def _step(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
     from hga_flax.bench.step import bench_step, table
 
     rows = bench_step(
-        arguments.models.split(","),
+        [name.strip() for name in arguments.models.split(",")],
         arguments.batch,
         arguments.image_size,
         arguments.dtype,

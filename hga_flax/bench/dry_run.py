@@ -205,9 +205,7 @@ def step_cost(experiment: Experiment, prepared: Prepared, compile_step: bool) ->
     with programs_for(experiment.mesh.devices.flat[0]):  # like training, whose compilation cache then holds the step
         lowered = step.lower(state, batch)
     compiled = measured = None
-    flops = float(lowered.cost_analysis()["flops"])
-    if experiment.mesh.devices.flat[0].platform != "cpu":
-        flops *= experiment.config.training.accumulation_steps  # XLA counts a loop's body once
+    flops = step_flops(experiment, lowered)
     estimate = step_seconds(experiment, flops)
     if compile_step or len(jax.tree.leaves(state.params)) <= QUICK:
         step = lowered.compile()
@@ -226,6 +224,23 @@ def step_cost(experiment: Experiment, prepared: Prepared, compile_step: bool) ->
         "activations": saved_bytes(experiment, state),
     }
     return Cost(flops, memory, compiled, estimate, measured)
+
+
+def step_flops(experiment: Experiment, lowered: Any) -> float:
+    """Returns the floating-point operations of a lowered training step on each device, as XLA counts them."""
+    flops = float(lowered.cost_analysis()["flops"])
+    if experiment.mesh.devices.flat[0].platform != "cpu":
+        flops *= experiment.config.training.accumulation_steps  # XLA counts a loop's body once
+    return flops
+
+
+def run_seconds(experiment: Experiment, plan: Plan, seconds: float) -> float:
+    """Returns the estimated seconds of a run with its evaluations, if a training step takes `seconds`."""
+    evaluated = len(experiment.dataset.open(experiment.config.data.eval_split))
+    # At the same image size, a forward pass takes a third of a training step.
+    larger = (experiment.eval_image_shape[0] / experiment.image_shape[0]) ** 2
+    evaluation = evaluated / experiment.config.training.batch_size * larger * seconds / 3
+    return plan.total_steps * seconds + plan.evaluations * evaluation
 
 
 def measured_seconds(step: Callable, state: TrainState, batch: dict[str, jax.ShapeDtypeStruct]) -> float | None:
@@ -340,10 +355,7 @@ def time_rows(experiment: Experiment, plan: Plan, cost: Cost) -> list[tuple[str,
     """Returns rows on the time of a step and of the run: measured, or a lower bound."""
     batch = experiment.config.training.batch_size
     seconds = cost.measured or cost.estimate
-    evaluated = len(experiment.dataset.open(experiment.config.data.eval_split))
-    # At the same image size, a forward pass takes a third of a training step.
-    larger = (experiment.eval_image_shape[0] / experiment.image_shape[0]) ** 2
-    whole = plan.total_steps * seconds + plan.evaluations * evaluated / batch * larger * seconds / 3
+    whole = run_seconds(experiment, plan, seconds)
     speed = f"{seconds:.3g} s, {batch / seconds:,.0f} images/s"
     if cost.measured:
         step = f"about {speed} (measured here on zeros, without data loading)"

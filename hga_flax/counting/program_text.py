@@ -18,7 +18,8 @@ import re
 from collections.abc import Iterator
 from functools import cached_property
 
-_BITS = {"pred": 8, "bf16": 16} | {f"{kind}{bits}": bits for kind in "suf" for bits in (2, 4, 8, 16, 32, 64)}
+_BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}
+_BITS |= {f"{kind}{bits}": bits for kind in "suf" for bits in (1, 2, 4, 8, 16, 32, 64)}
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _ON_CHIP = re.compile(r"\b[a-z]\w*\[[\d,]*\]\{[^{}]*S\([1-9]\d*\)[^{}]*\}")  # an array in another memory space
 _COMPUTATION = re.compile(r"^(ENTRY )?%?(\S+) \(.*\) -> .* \{$")

@@ -38,6 +38,11 @@ class Comparison:
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
 
+def is_finite(value: float | None) -> bool:
+    """Returns whether a run has a value that counts; a diverged one has none, or NaN."""
+    return value is not None and math.isfinite(value)
+
+
 def mean(values: Sequence[float]) -> float | None:
     """Returns the mean, or None for no values."""
     return statistics.fmean(values) if values else None
@@ -52,7 +57,7 @@ def compare(row: Mapping[int, float], baseline: Mapping[int, float], confidence:
     """Compares the values of two rows by seed; ignores non-finite values, such as those of diverged runs."""
     from scipy import stats  # takes half a second to import
 
-    seeds = [seed for seed in row if seed in baseline and math.isfinite(row[seed]) and math.isfinite(baseline[seed])]
+    seeds = [seed for seed in row if seed in baseline and is_finite(row[seed]) and is_finite(baseline[seed])]
     differences = [row[seed] - baseline[seed] for seed in seeds]
     pairs, centre = len(differences), mean(differences)
     spread = deviation(differences)

@@ -122,10 +122,9 @@ def arrange(study: Study, part: tuple[int, int] = (0, 1)) -> None:
         UserError: the machine has fewer devices than a run needs.
     """
     index, number = part
-    for name in POOL_VARIABLES:
-        os.environ[name] = str(study.threads)
+    _use_threads(study.threads)
     if visible := gpus():
-        _take_gpus(visible, study, index, number)
+        _take_gpus(visible, study.devices, index, number, study.file)
     else:
         use_cpu_devices(study)
     if number > 1 and hasattr(os, "sched_setaffinity"):
@@ -133,22 +132,47 @@ def arrange(study: Study, part: tuple[int, int] = (0, 1)) -> None:
         os.sched_setaffinity(0, cores[index::number] or [cores[index % len(cores)]])
 
 
+def arrange_as_recorded(folder: pathlib.Path) -> None:
+    """Restricts this process to the hardware of a folder's runs, as far as it has that kind; see `arrange`.
+
+    Raises:
+        UserError: the machine has fewer GPUs than a run needs.
+    """
+    kept = read_json(folder / FILE) or {}
+    visible = gpus()
+    if kept.get("platform") == "gpu" and visible:
+        _take_gpus(visible, kept["devices"], 0, 1, str(folder))
+    elif kept.get("platform") == "cpu" and not visible:
+        import jax
+
+        _use_threads(kept["threads"])
+        if not _simulates_devices():
+            jax.config.update("jax_num_cpu_devices", kept["devices"])
+
+
+def _use_threads(threads: int) -> None:
+    for name in POOL_VARIABLES:
+        os.environ[name] = str(threads)
+
+
+def _simulates_devices() -> bool:
+    return "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+
+
 def use_cpu_devices(study: Study) -> None:
     """Gives this process as many CPU devices as each run has, unless XLA_FLAGS sets their number."""
     import jax
 
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    if not _simulates_devices():
         jax.config.update("jax_num_cpu_devices", study.devices or 1)
 
 
-def _take_gpus(visible: list[str], study: Study, index: int, number: int) -> None:
-    if study.devices > len(visible):
-        raise UserError(
-            f"{study.file}: each run has {count(study.devices, 'device')}, and this machine has {len(visible)}"
-        )
-    own = [visible[(index * study.devices + i) % len(visible)] for i in range(study.devices)]
+def _take_gpus(visible: list[str], devices: int, index: int, number: int, study: str) -> None:
+    if devices > len(visible):
+        raise UserError(f"{study}: each run has {count(devices, 'device')}, and this machine has {len(visible)}")
+    own = [visible[(index * devices + i) % len(visible)] for i in range(devices)]
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(own)
-    if number * study.devices > len(visible):  # workers share GPUs, so none may reserve all the memory
+    if number * devices > len(visible):  # workers share GPUs, so none may reserve all the memory
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
@@ -163,6 +187,21 @@ def present() -> Hardware:
     said = next((os.environ[name] for name in POOL_VARIABLES if os.environ.get(name, "").isdecimal()), None)
     threads = int(said or available_cores()) if platform == "cpu" else None
     return Hardware(platform, jax.device_count(), threads)
+
+
+def facts(hardware: Hardware) -> dict[str, Any]:
+    """Returns what a result records of the hardware of this process."""
+    import jax
+
+    cpu = hardware.threads is not None
+    kind = count(hardware.threads, "CPU thread") if cpu else jax.devices()[0].device_kind
+    return {"device": kind, "devices": hardware.devices, "threads": hardware.threads}
+
+
+def made_on(recorded: dict[str, Any]) -> str:
+    """Returns the hardware that a result records, such as "2 x NVIDIA H200" or "1 CPU thread"."""
+    device, number = str(recorded["device"]), recorded.get("devices") or 1
+    return device if number == 1 else f"{number} x {device}"
 
 
 def hold(study: Study) -> Hardware:

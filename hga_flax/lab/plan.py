@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Sequence
 
-from hga_flax.bench.dry_run import step_seconds
+from hga_flax.bench.dry_run import run_seconds, step_flops, step_seconds
 from hga_flax.data.sources import dataset_info
 from hga_flax.errors import UserError
 from hga_flax.lab.hardware import count
@@ -50,7 +50,8 @@ def print_plan(study: Study, workers: int, minutes: float, *, retry: bool, estim
     """
     console, runs = Console(), all_runs(study)
     made = {row: [run for run in runs if run.row is row and run.result()] for row in study.rows.values()}
-    failed = {row: [run for run in runs if run.row is row and run.failure()] for row in study.rows.values()}
+    unmade = {row: [run for run in runs if run.row is row and not run.result()] for row in study.rows.values()}
+    failed = {row: [run for run in unmade[row] if run.failure()] for row in study.rows.values()}
     over = {row: len(made[row]) + (0 if retry else len(failed[row])) for row in study.rows.values()}
     left = {row: len(study.seeds) - over[row] for row in study.rows.values()}
     seeds = ", ".join(map(str, study.seeds))
@@ -101,7 +102,7 @@ def _short(overrides: Sequence[str]) -> list[str]:
 
 def row_seconds(row: Row, made: list[Run]) -> tuple[float, str]:
     """Returns how many seconds a run of a row takes on one worker, and the source of this figure."""
-    seconds = [result["seconds"] for run in made if (result := run.result()) and result["sessions"] == 1]
+    seconds = [result["seconds"] for run in made if (result := run.result()) and result.get("sessions", 1) == 1]
     if seconds:
         return statistics.mean(seconds), count(len(seconds), "run")
     return counted_seconds(row), "operations"
@@ -113,8 +114,5 @@ def counted_seconds(row: Row) -> float:
     prepared = prepare(experiment)
     optimizer = experiment.optimizer(prepared.schedule)
     step = make_train_step(experiment.model, optimizer, row.config, experiment.mesh)
-    flops = float(step.lower(prepared.state, experiment.abstract_batch).cost_analysis()["flops"])
-    seconds, plan = step_seconds(experiment, flops), prepared.plan
-    evaluated = len(experiment.dataset.open(row.config.data.eval_split))
-    # A forward pass is a third of a training step.
-    return plan.total_steps * seconds + plan.evaluations * evaluated / row.config.training.batch_size * seconds / 3
+    flops = step_flops(experiment, step.lower(prepared.state, experiment.abstract_batch))
+    return run_seconds(experiment, prepared.plan, step_seconds(experiment, flops))

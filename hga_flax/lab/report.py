@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save", metavar="DIR", help="also write DIR/NAME.md, .csv and .json, and the plots as .png and .svg"
     )
-    parser.add_argument("--runs", action="store_true", help="also print the workdir and the command of every run")
+    parser.add_argument("--runs", action="store_true", help="print each run's workdir and command instead of the table")
     parser.add_argument(
         "--metric", choices=METRICS, default=METRICS[0], help=f"metric to compare (default: {METRICS[0]})"
     )
@@ -39,11 +39,14 @@ def run(arguments: argparse.Namespace) -> None:
     """
     from hga_flax.lab import results, tables
 
-    loaded = results.load(arguments.study, arguments.dir, arguments.scale, arguments.overrides)
+    if arguments.runs and arguments.format != FORMATS[0]:
+        raise UserError(f"--format={arguments.format}: not with --runs; --format=json has the runs too")
+    which = (arguments.study, arguments.dir, arguments.scale, arguments.overrides)
     if arguments.time:
         from hga_flax.lab.step_times import measure
 
-        measure(loaded, lambda line: print(line, file=sys.stderr, flush=True))
+        measure(*results.locate(*which), lambda line: print(line, file=sys.stderr, flush=True))
+    loaded = results.load(*which)
     told = results.analyse(loaded, arguments.metric, arguments.baseline)
     sys.stdout.write(
         "\n".join([*tables.run_lines(told), ""]) if arguments.runs else tables.render(told, arguments.format)

@@ -13,6 +13,7 @@ from hga_flax.config.loading import build_model, from_json
 from hga_flax.data.sources import DatasetInfo, dataset_info
 from hga_flax.errors import UserError, expand, nearest, one_line
 from hga_flax.lab import comparison
+from hga_flax.lab.hardware import made_on
 from hga_flax.lab.runs import command, read_json, record
 from hga_flax.lab.study import check_same_rows, load_study
 from hga_flax.runs.workdir import read_dataset
@@ -35,23 +36,36 @@ def load(
         overrides: the overrides for all rows with which the study was run.
 
     Returns:
-        The study's `study`, `about`, `config`, `file`, `seeds` and `rows`, and each row's `row`, `overrides`,
-        `baseline`, `runs`, `missing` (seeds), `failed`, `params`, `gflops` and `step_ms`; where the parameters of a
-        begun row cannot be counted, `uncounted` says why.
+        The study's `study`, `about`, `config`, `file`, `seeds`, `timed_on` (hardware) and `rows`, and each row's
+        `row`, `overrides`, `baseline`, `runs`, `missing` (seeds), `failed`, `params`, `gflops` and `step_ms`; where
+        the parameters of a begun row cannot be counted, `uncounted` says why.
 
     Raises:
         UserError: there is no such study, or part of it cannot be read.
     """
     path = expand(study, "STUDY")
-    if (chosen := [f"--scale={scale}"] * bool(scale) + list(overrides)) and (path.suffix == ".json" or path.is_dir()):
-        raise UserError(f"{chosen[0]}: only for a study file; {study} is a single study")
+    if path.suffix != ".json":
+        return _gather(*locate(study, directory, scale, overrides))
+    for flag in [f"--dir={directory}"] * bool(directory) + [f"--scale={scale}"] * bool(scale) + list(overrides):
+        raise UserError(f"{flag}: only for a study file; {study} is a saved report")
+    return _saved(path)
+
+
+def locate(
+    study: str, directory: str | None = None, scale: str | None = None, overrides: Sequence[str] = ()
+) -> tuple[str, dict[str, Any], pathlib.Path]:
+    """Returns a study's name, its description and its folder; the arguments are those of `load`.
+
+    Raises:
+        UserError: there is no such study, or it is a saved report, which has no folder.
+    """
+    path = expand(study, "STUDY")
     if path.suffix == ".json":
-        return _saved(path)
+        raise UserError(f"{study}: a saved report has no runs; name the study's file or its folder")
     if path.is_dir():
-        if directory:
-            raise UserError(f"--dir={directory}: {study} is already a folder")
-        name, described, folder = _described(path)
-        return _gather(name, described, folder)
+        for flag in [f"--dir={directory}"] * bool(directory) + [f"--scale={scale}"] * bool(scale) + list(overrides):
+            raise UserError(f"{flag}: only for a study file; {study} is the folder of a single study")
+        return _described(path)
     loaded = load_study(study, directory, check=False, scale=scale, overrides=overrides)
     check_same_rows(loaded)
     if not loaded.directory.is_dir():
@@ -59,7 +73,7 @@ def load(
         flags = shlex.join([study, *named, *import_flags(), *overrides])
         raise UserError(f"{loaded.directory}: no runs yet; start python -m hga_flax study {flags}")
     recorded = read_json(loaded.directory / f"{loaded.name}.json") or {}
-    return _gather(loaded.name, record(loaded) | {"imports": recorded.get("imports", [])}, loaded.directory)
+    return loaded.name, record(loaded) | {"imports": recorded.get("imports", [])}, loaded.directory
 
 
 def is_record(file: pathlib.Path) -> bool:
@@ -90,7 +104,7 @@ def _saved(file: pathlib.Path) -> dict[str, Any]:
                 raise ValueError(f"there is no row {row['baseline']}, the baseline of {row['row']}")
         values["seeds"], values["study"]
         # What a report can do without.
-        values = {"about": ""} | values
+        values = {"about": "", "timed_on": None} | values
         values["rows"] = [
             {"params": None, "gflops": None, "step_ms": None, "overrides": []} | row for row in values["rows"]
         ]
@@ -111,7 +125,7 @@ def _command(
 
 
 def _gather(name: str, described: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:
-    times = (read_json(folder / STEP_TIMES.format(study=name)) or {}).get("step_ms", {})
+    timed = read_json(folder / STEP_TIMES.format(study=name)) or {}
     rows = []
     for row, facts in described["rows"].items():
         workdirs = {seed: folder / row / f"seed_{seed}" for seed in described["seeds"]}
@@ -134,11 +148,17 @@ def _gather(name: str, described: dict[str, Any], folder: pathlib.Path) -> dict[
                 "failed": failed,
                 "missing": [seed for seed in workdirs if seed not in over],
                 **_size(folder / row, workdirs.values(), described.get("imports", [])),
-                "step_ms": times.get(row),
+                "step_ms": timed.get("step_ms", {}).get(row),
             }
         )
     kept = {key: described[key] for key in ("file", "config", "about", "seeds")}
-    return {"study": name, **kept, "directory": str(folder), "rows": rows}
+    return {
+        "study": name,
+        **kept,
+        "directory": str(folder),
+        "timed_on": made_on(timed) if "device" in timed else None,
+        "rows": rows,
+    }
 
 
 def _data(workdir: pathlib.Path) -> str | None:
@@ -171,6 +191,12 @@ def _size(folder: pathlib.Path, workdirs: Any, imports: Sequence[str]) -> dict[s
     return {"params": counted.params, "gflops": counted.gflops}
 
 
+def _verdict(compared: comparison.Comparison | None, p: float | None, baseline: bool) -> str:
+    if compared is not None:
+        return comparison.verdict(compared, p)
+    return "baseline" if baseline else "not compared"
+
+
 def analyse(results: dict[str, Any], metric: str = "top1_error", baseline: str | None = None) -> dict[str, Any]:
     """Adds the statistics to a study's results.
 
@@ -191,7 +217,8 @@ def analyse(results: dict[str, Any], metric: str = "top1_error", baseline: str |
     if baseline is not None and baseline not in names:
         raise UserError(f"--baseline={baseline}: there is no such row{nearest(baseline, names)}; there are: "
                         + ", ".join(names))  # fmt: skip
-    values = {row["row"]: {r["seed"]: r[metric] for r in row["runs"] if r.get(metric) is not None} for row in rows}
+    finite = lambda row: [run for run in row["runs"] if comparison.is_finite(run.get(metric))]
+    values = {row["row"]: {run["seed"]: run[metric] for run in finite(row)} for row in rows}
     if any(row["runs"] for row in rows) and not any(values.values()):
         why = "; with five classes or fewer there is no top-5 error" if metric == "top5_error" else ""
         raise UserError(f"--metric={metric}: no run has it{why}")
@@ -209,7 +236,7 @@ def analyse(results: dict[str, Any], metric: str = "top1_error", baseline: str |
             | {"seeds": len(numbers), "mean": comparison.mean(numbers), "sd": comparison.deviation(numbers)}
             | {"baseline": against[name]}
             | {key: getattr(c, key, None) for key in ("pairs", "difference", "low", "high", "half_width", "p")}
-            | {"p_holm": corrected.get(name), "verdict": comparison.verdict(c, corrected[name]) if c else "baseline"}
+            | {"p_holm": corrected.get(name), "verdict": _verdict(c, corrected.get(name), name in against.values())}
         )
     counted = sum(p is not None for p in corrected.values())
     more = {

@@ -9,40 +9,38 @@ from hga_flax.bench.race import race
 from hga_flax.config.checks import complete
 from hga_flax.config.loading import from_json
 from hga_flax.errors import UserError
+from hga_flax.lab import hardware
 from hga_flax.lab.results import STEP_TIMES
 from hga_flax.lab.runs import write_text
 
 ROUNDS = 11
 
 
-def measure(results: dict[str, Any], say: Callable[[str], None]) -> None:
+def measure(study: str, described: dict[str, Any], folder: pathlib.Path, say: Callable[[str], None]) -> None:
     """Times the training steps of all rows in turn and saves the medians in the study's folder.
 
+    It uses as many devices and threads as the study's runs. Call before JAX initialises its devices.
+
     Args:
-        results: results loaded from the study's folder; sets each row's `step_ms`.
+        study, described, folder: the study, from `results.locate`.
         say: called with each line to show.
 
     Raises:
-        UserError: the results are from a saved report, or a row cannot be trained here.
+        UserError: a row has not been started, or cannot be trained here.
     """
-    import jax
-
-    folder = pathlib.Path(results["directory"])
-    if not folder.is_dir():
-        raise UserError(f"{folder}: not here; --time needs the study's folder, not a saved report")
+    rows = list(described["rows"])
+    for row in rows:
+        if not (folder / row / "row.json").is_file():
+            raise UserError(f"{folder}: --time needs every row, and '{row}' has not been started: run the study")
+    hardware.arrange_as_recorded(folder)
     turns = []
-    for row in results["rows"]:
-        if not (folder / row["row"] / "row.json").is_file():
-            raise UserError(f"{folder}: --time needs every row, and '{row['row']}' has not been started: run the study")
-    for row in results["rows"]:
-        say(f"compiling {row['row']} ...")
-        turns.append(_turn(folder / row["row"]))
+    for row in rows:
+        say(f"compiling {row} ...")
+        turns.append(_turn(folder / row))
     timings = race(turns, ROUNDS)
-    for row, timing in zip(results["rows"], timings, strict=True):
-        row["step_ms"] = timing.median * 1e3
-    kept = {"device": jax.devices()[0].device_kind, "rounds": ROUNDS}
-    kept["step_ms"] = {row["row"]: row["step_ms"] for row in results["rows"]}
-    write_text(folder / STEP_TIMES.format(study=results["study"]), json.dumps(kept, indent=1) + "\n")
+    kept = hardware.facts(hardware.present()) | {"rounds": ROUNDS}
+    kept["step_ms"] = {row: timing.median * 1e3 for row, timing in zip(rows, timings, strict=True)}
+    write_text(folder / STEP_TIMES.format(study=study), json.dumps(kept, indent=1) + "\n")
 
 
 def _turn(folder: pathlib.Path) -> Callable[[int], None]:

@@ -6,6 +6,8 @@ import json
 from collections import Counter
 from typing import Any
 
+from hga_flax.lab.comparison import is_finite
+from hga_flax.lab.hardware import made_on
 from hga_flax.lab.results import METRICS
 
 FORMATS = ("terminal", "markdown", "csv", "json")
@@ -61,7 +63,10 @@ def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def probability(p: float) -> str:
     """Returns a p-value with a sensible number of digits."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+    if p < 0.001:
+        return "< 0.001"
+    text = f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+    return text if text != "0.050" else f"{p:.5f}"  # at the threshold of the verdict, which side it is on
 
 
 def notes(results: dict[str, Any]) -> list[str]:
@@ -85,7 +90,7 @@ def notes(results: dict[str, Any]) -> list[str]:
         f"Left out: {row['row']} seed {run['seed']}: its {metric} is not finite."
         for row in rows
         for run in row["runs"]
-        if run.get(results["metric"]) is None
+        if not is_finite(run.get(results["metric"]))
     ]
     lines += [f"{row['row']}: parameters not known: {row['uncounted']}" for row in rows if row.get("uncounted")]
     lines += [f"Failed: {row['row']} seed {f['seed']}: {f['error']}" for row in rows for f in row["failed"]]
@@ -95,7 +100,7 @@ def notes(results: dict[str, Any]) -> list[str]:
         names.setdefault(made.replace("CPU core", "CPU thread"), made)
         for row in rows
         for run in row["runs"]
-        for made in [_made_on(run)]
+        for made in [made_on(run)]
     )
     if len(devices) > 1:
         lines.append("MIXED: the runs were not all made on the same hardware, which alone changes the results.")
@@ -119,21 +124,19 @@ def notes(results: dict[str, Any]) -> list[str]:
     ]
     if devices:
         lines.append("Made on: " + ", ".join(f"{device} ({count} runs)" for device, count in devices.items()) + ".")
+    if (timed := results.get("timed_on")) and any(row["step_ms"] for row in rows):
+        other = "" if timed.replace("CPU core", "CPU thread") in names else ", other hardware than that of the runs"
+        lines.append(f"Steps timed on: {timed}{other}.")
     return lines
 
 
 def _finished(row: dict[str, Any] | None, results: dict[str, Any]) -> int:
     """Returns the number of runs of a row that its mean is over."""
-    return sum(run.get(results["metric"]) is not None for run in row["runs"]) if row else 0
+    return sum(is_finite(run.get(results["metric"])) for run in row["runs"]) if row else 0
 
 
 def _baseline(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     return next((other for other in rows if other["row"] == row.get("baseline")), None)
-
-
-def _made_on(run: dict[str, Any]) -> str:
-    device, number = str(run["device"]), run.get("devices") or 1
-    return device if number == 1 else f"{number} x {device}"
 
 
 def run_lines(results: dict[str, Any]) -> list[str]:

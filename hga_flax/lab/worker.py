@@ -22,7 +22,7 @@ from typing import Any
 
 from hga_flax.config.command_line import code_in_use
 from hga_flax.errors import Interrupted, UserError, may_pass, one_line
-from hga_flax.lab.hardware import Hardware, count, hold
+from hga_flax.lab.hardware import Hardware, facts, hold
 from hga_flax.lab.runs import Run, all_runs, last_evaluation, open_directory, write_text
 from hga_flax.lab.study import Study
 from hga_flax.processes.preemption import handled_signals, survive_hangup
@@ -92,7 +92,7 @@ def work(study: Study, say: Callable[[str], None], budget_minutes: float = 0.0, 
     put_off &= {run.name for run in _pending(runs)}
     if put_off:
         say(f"put off, until the same command tries again: {', '.join(sorted(put_off))}")
-    return sum(run.failure() is not None for run in runs) + len(put_off)
+    return sum(run.failure() is not None and not run.result() for run in runs) + len(put_off)
 
 
 def _pending(runs: list[Run]) -> list[Run]:
@@ -207,14 +207,11 @@ def _facts(hardware: Hardware, claim: Claim, seconds: float) -> dict[str, Any]:
     """Returns facts about a run besides its evaluation; `seconds` is the time of its last session."""
     import jax
 
-    device = jax.devices()[0]
     return {
         "seconds": seconds,
         "sessions": claim.number + 1,
         "machine": platform.node(),
-        "device": device.device_kind if hardware.threads is None else count(hardware.threads, "CPU thread"),
-        "devices": hardware.devices,
-        "threads": hardware.threads,
+        **facts(hardware),
         "jax": jax.__version__,
         "hga_flax": code_in_use(),
     }

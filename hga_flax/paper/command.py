@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from hga_flax.attention import HGA, attention_options
 from hga_flax.counting.complexity import Complexity, complexity
+from hga_flax.errors import UserError, expand
 from hga_flax.models import create_model
 from hga_flax.paper.equations import compare_equations
 from hga_flax.paper.published import CONVOLUTIONS, NOTES, TABLE1, TABLES, Row
@@ -25,6 +26,7 @@ CHOICES = ("table1", *TABLES, "equations", "all")
 DATASETS = {"imagenet2012": ((224, 224, 3), 1000), "cifar10": ((32, 32, 3), 10), "cifar100": ((32, 32, 3), 100)}
 EQUATION_CHANNELS = (32, 64, 256)
 EQUATION_SIZE = (56, 56)
+WITHOUT_RESULTS = ("table1", "equations")
 EQUAL_EQUATIONS = ("8", "9", "10", "12")  # Eq. 11 includes Eq. 9, which counts a quarter of the pooling
 
 
@@ -34,7 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print a list of rows as JSON instead")
     parser.add_argument(
         "--results",
-        type=pathlib.Path,
         metavar="FILE",
         help="JSON file with the errors of our runs (default: results/paper.json if it exists)",
     )
@@ -46,11 +47,14 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: the results file is invalid.
     """
+    if arguments.results is not None and arguments.table in WITHOUT_RESULTS:
+        raise UserError(f"--results={arguments.results}: {arguments.table} shows no errors of networks")
+    file = None if arguments.results is None else expand(arguments.results, "--results")
     jax.config.update("jax_platforms", "cpu")  # tracing needs no accelerator, so do not occupy one
     chosen = CHOICES[:-1] if arguments.table == "all" else (arguments.table,)
     rows: list[dict[str, Any]] = []
     for table in chosen:
-        table_rows = make_rows(table, arguments.results)
+        table_rows = make_rows(table, file)
         rows += table_rows
         if not arguments.json:
             from hga_flax.paper.view import print_table  # --json does not need rich

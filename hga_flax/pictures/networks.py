@@ -59,10 +59,10 @@ def run(arguments: argparse.Namespace) -> None:
             if not arguments.json:
                 new = lines(rows)[-1:] if len(rows) > 1 else lines(rows)  # the head comes with the first row
                 print(*new, sep="\n", flush=True)
+    if not rows:
+        raise UserError(f"--attention={arguments.attention}: none of these networks has a place for it")
     if arguments.json:
         print(json.dumps(rows, indent=1))
-    elif not rows:
-        raise UserError(f"--attention={arguments.attention}: none of these networks has a place for it")
 
 
 def chosen(patterns: Iterable[str]) -> list[str]:

@@ -327,14 +327,17 @@ def _written(workdir: pathlib.Path) -> float:
 
 
 def _is_running(workdir: pathlib.Path) -> bool:
-    """Returns whether a `train.py` holds the workdir; on another machine, only if its heartbeat is recent."""
-    from hga_flax.runs.workdir import CLAIM
+    """Returns whether a `train.py` holds the workdir; on another machine, only if its heartbeat is recent.
+
+    The file server's clock may be ahead or behind, but not by more than STALE_SECONDS.
+    """
+    from hga_flax.runs.manifest import CLAIM
     from hga_flax.storage.locks import STALE_SECONDS, Claims
 
     claims = Claims(workdir)
     if not claims.is_held(CLAIM):
         return False
-    return not claims.is_elsewhere(CLAIM) or time.time() - claims.mark(CLAIM)[0] / 1e9 < STALE_SECONDS
+    return not claims.is_elsewhere(CLAIM) or abs(time.time() - claims.mark(CLAIM)[0] / 1e9) < STALE_SECONDS
 
 
 def lines(rows: Sequence[Row]) -> list[str]:

@@ -23,8 +23,7 @@ import orbax.checkpoint as ocp
 
 from hga_flax.errors import TemporaryError, UserError, one_line
 from hga_flax.processes.coordination import raise_if_lost
-from hga_flax.runs import saved_state
-from hga_flax.runs.manifest import UnreadableCheckpoint, find_damage, write_manifest
+from hga_flax.runs import manifest, saved_state
 from hga_flax.runs.progress import Progress
 from hga_flax.runs.ranking import Evaluations, LatestAndBest
 from hga_flax.runs.sharing import sharing
@@ -131,7 +130,7 @@ class Checkpoints:
         folder = min(self._directory.glob(f"{step}{TEMPORARY}*"), default=self._directory / str(step))
         if not (folder / "state" / "manifest.ocdbt").exists():  # Orbax only warns
             raise OSError("Orbax has not joined the arrays of its processes")
-        write_manifest(folder, step)
+        manifest.write_manifest(folder, step)
 
     def _supersede(self, step: int) -> None:
         if jax.process_index() == 0:
@@ -150,7 +149,17 @@ class Checkpoints:
         """Raises an `UnreadableCheckpoint` if a run in training has removed the step since it was listed."""
         if path := dict(entries(self._workdir)).get(step):
             return path
-        raise UnreadableCheckpoint(f"checkpoint {self._directory / str(step)} cannot be read: it is gone")
+        raise self._unreadable(self._directory / str(step), "it is gone")
+
+    def _may_be_removed(self) -> bool:
+        """With several processes no: each would list others then, and not all the same."""
+        return self._read_only and jax.process_count() == 1
+
+    def _unreadable(self, path: pathlib.Path, why: str) -> manifest.UnreadableCheckpoint:
+        return manifest.unreadable(path, why, may_be_removed=self._may_be_removed())
+
+    def _reading(self, path: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+        return manifest.reading(path, may_be_removed=self._may_be_removed())
 
     def best_step(self) -> int | None:
         """Returns the step with the best evaluation, or None if no kept step was evaluated."""
@@ -170,17 +179,15 @@ class Checkpoints:
 
     def _read_run(self, step: int, path: pathlib.Path) -> dict[str, Any]:
         with self._reading(path):
-            if damage := find_damage(path, step, "run"):
-                raise UnreadableCheckpoint(f"checkpoint {path} cannot be read: {damage}")
+            if damage := manifest.find_damage(path, step, "run"):
+                raise self._unreadable(path, damage)
             return self._run_item(path)
 
     def _run_item(self, path: pathlib.Path) -> dict[str, Any]:
         item = self._reader.restore(path, args=ocp.args.Composite(run=ocp.args.JsonRestore())).run
         if not isinstance(item, dict) or not {"run", "evaluation"} <= item.keys():
             what = "it has no progress and evaluation where this version writes them"
-            raise UnreadableCheckpoint(
-                f"checkpoint {path} cannot be read: {what}; read it with the version that wrote it"
-            )
+            raise self._unreadable(path, f"{what}; read it with the version that wrote it")
         return item
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
@@ -192,8 +199,8 @@ class Checkpoints:
         return self._restore_alike(step, self._path(step), like)
 
     def _check_whole(self, step: int, path: pathlib.Path, item: str | None = None) -> None:
-        if damage := self._sharing.damage(lambda: find_damage(path, step, item)):
-            raise UnreadableCheckpoint(f"checkpoint {path} cannot be read: {damage}")
+        if damage := self._sharing.damage(lambda: manifest.find_damage(path, step, item)):
+            raise self._unreadable(path, damage)
 
     def _restore(self, path: pathlib.Path, like: Any) -> tuple[Any, dict[str, Any]]:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
@@ -211,7 +218,7 @@ class Checkpoints:
         self._check_whole(step, path)
         try:
             return self._restore(path, like)
-        except UnreadableCheckpoint as error:
+        except manifest.UnreadableCheckpoint as error:
             if jax.process_count() == 1:
                 raise
             own = f"this is process {jax.process_index()}, and others may have read it, so no other checkpoint is tried"
@@ -244,13 +251,16 @@ class Checkpoints:
         Damaged checkpoints are reported through `warn` and skipped.
 
         Raises:
-            UserError: none of the evaluated checkpoints can be read, or they belong to another network.
+            UserError: none of the evaluated checkpoints can be read, or they belong to another network;
+                a `RemovedCheckpoint` if training has removed one since it was listed.
         """
         ranked = self._evaluations.best_first(self.steps())
         for place, step in enumerate(ranked, 1):
             try:
                 return step, *self.restore(step, like)
-            except UnreadableCheckpoint as error:
+            except manifest.RemovedCheckpoint:
+                raise
+            except manifest.UnreadableCheckpoint as error:
                 self._warn(f"warning: {error}" + ("; trying the next best" if place < len(ranked) else ""))
         if ranked:
             raise UserError(f"none of the {len(ranked)} evaluated checkpoints in {self._directory} can be read")
@@ -262,7 +272,8 @@ class Checkpoints:
         Damaged checkpoints are reported through `warn`, skipped and, unless read-only, moved to `damaged/`.
 
         Raises:
-            UserError: there are or were checkpoints, but none can be read, or they belong to another network.
+            UserError: there are or were checkpoints, but none can be read, or they belong to another network;
+                a `RemovedCheckpoint` as in `restore_best`.
         """
         self.wait()  # a checkpoint that is still being written counts too
         found, bad = entries(self._workdir), []
@@ -271,7 +282,9 @@ class Checkpoints:
             step, path = found.pop()
             try:
                 state, run = self._restore_alike(step, path, like)
-            except UnreadableCheckpoint as error:
+            except manifest.RemovedCheckpoint:
+                raise
+            except manifest.UnreadableCheckpoint as error:
                 self._warn(f"warning: {error}" + ("; trying the one before" if found else ""))
                 bad.append(path)
                 continue
@@ -319,19 +332,6 @@ class Checkpoints:
         saved_state.check_same_arrays(str(path), self._saved(path), like, self._changes)
 
     @contextlib.contextmanager
-    def _reading(self, path: pathlib.Path) -> Iterator[None]:
-        try:
-            yield
-        except UserError:
-            raise
-        except Exception as error:  # on damaged files Orbax and TensorStore may raise anything
-            raise_if_lost(error)
-            if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-                raise
-            why = one_line(error)[:300] if path.exists() else "it is gone; training there has removed it, perhaps"
-            raise UnreadableCheckpoint(f"checkpoint {path} cannot be read: {why}") from error
-
-    @contextlib.contextmanager
     def _written(self, step: int) -> Iterator[None]:
         try:
             yield
@@ -372,7 +372,7 @@ class Checkpoints:
             except Exception as error:  # also of deleting older ones
                 raise_if_lost(error)
                 # With several processes, only process 0 deletes, and only it has the error.
-                if jax.process_count() > 1 or find_damage(self._directory / str(step), step) is not None:
+                if jax.process_count() > 1 or manifest.find_damage(self._directory / str(step), step) is not None:
                     raise
                 self._warn(f"warning: an old checkpoint cannot be deleted: {one_line(error)[:300]}")
                 self._close_manager()

@@ -10,16 +10,73 @@ import json
 import pathlib
 import time
 import zlib
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
-from hga_flax.errors import TemporaryError, UserError, is_passing
+from hga_flax.errors import TemporaryError, UserError, is_passing, one_line
+from hga_flax.processes.coordination import raise_if_lost
 
 NAME = "seal.json"
+CLAIM = ".trained_by"  # in a run's folder, names the process that trains there; see locks.py
 CHUNK = 1 << 22  # bytes per read
 PAUSE_SECONDS = 2.0  # before a file is tried again
+GOING_SECONDS = 1.0  # after which a checkpoint that cannot be read and is still there is damaged
+TRIES = 8  # of listing checkpoints that training removes meanwhile
+T = TypeVar("T")
 
 
 class UnreadableCheckpoint(UserError):
     """A checkpoint whose files are damaged."""
+
+
+class RemovedCheckpoint(UnreadableCheckpoint):
+    """A checkpoint that a run in training has removed since it was listed: others have taken its place."""
+
+
+def unreadable(path: pathlib.Path, why: str, *, may_be_removed: bool) -> UnreadableCheckpoint:
+    """Returns the error for a checkpoint that cannot be read, with what it may mean that another process removes it."""
+    if may_be_removed and is_going(path):
+        what = "training there has removed it; try again, or train with a larger checkpoint.keep"
+        return RemovedCheckpoint(f"checkpoint {path} cannot be read: {what}")
+    return UnreadableCheckpoint(f"checkpoint {path} cannot be read: {why}")
+
+
+@contextlib.contextmanager
+def reading(path: pathlib.Path, *, may_be_removed: bool) -> Iterator[None]:
+    """Turns what Orbax raises for a damaged checkpoint into an `unreadable` one's error."""
+    try:
+        yield
+    except UserError as error:
+        if isinstance(error, UnreadableCheckpoint) or (path / NAME).exists():
+            raise
+        raise unreadable(path, one_line(error), may_be_removed=may_be_removed) from error  # the arrays may be deleted
+    except Exception as error:  # on damaged files Orbax and TensorStore may raise anything
+        raise_if_lost(error)
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        why = one_line(error)[:300] if path.exists() else "it is gone"
+        raise unreadable(path, why, may_be_removed=may_be_removed) from error
+
+
+def is_going(path: pathlib.Path) -> bool:
+    """Returns whether a checkpoint is gone or, where somebody trains, soon is: a folder takes a moment to delete."""
+    claimed = any(path.parent.parent.glob(f"{CLAIM}*"))
+    end = time.monotonic() + (GOING_SECONDS if claimed else 0)
+    while path.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    return not path.exists()
+
+
+def read_again(read: Callable[[], T]) -> T:
+    """Returns `read()`, which lists checkpoints and reads one; repeats it if that one was removed in between.
+
+    Raises:
+        RemovedCheckpoint: training removes them faster than they can be read.
+    """
+    for _ in range(TRIES - 1):
+        with contextlib.suppress(RemovedCheckpoint):
+            return read()
+    return read()
 
 
 def write_manifest(folder: pathlib.Path, step: int) -> None:

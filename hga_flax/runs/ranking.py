@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from hga_flax.errors import UserError
-from hga_flax.runs.manifest import UnreadableCheckpoint
+from hga_flax.runs.manifest import RemovedCheckpoint, UnreadableCheckpoint
 
 
 def comparable(evaluations: Mapping[int, Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
@@ -31,7 +31,8 @@ class Evaluations:
 
     Args:
         read: returns the evaluation of a step, or None if the step was not evaluated. It raises an
-            `UnreadableCheckpoint` if the checkpoint is damaged, and another `UserError` if it may be readable later.
+            `UnreadableCheckpoint` if the checkpoint is damaged, a `RemovedCheckpoint` (passed on) if training has
+            removed it since, and another `UserError` if it may be readable later.
         warn: called with one line for each checkpoint whose evaluation cannot be read.
 
     Attributes:
@@ -48,6 +49,8 @@ class Evaluations:
         if step not in self._known:
             try:
                 evaluation = self._read(step)
+            except RemovedCheckpoint:
+                raise  # what took its place may be better
             except UserError as error:
                 if step not in self.unknown:
                     self._warn(f"warning: {error}; its evaluation is not known")

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from hga_flax.errors import Interrupted, TemporaryError, UserError, leave
 from hga_flax.processes.coordination import barrier
 from hga_flax.runs.local_copy import LocalCopy, find
+from hga_flax.runs.manifest import CLAIM
 from hga_flax.runs.uploader import BucketUploader, Uploader
-from hga_flax.runs.workdir import CLAIM, open_workdir
+from hga_flax.runs.workdir import open_workdir
 from hga_flax.storage.buckets import is_remote
 from hga_flax.storage.locks import Claim, claimed, surely_lost
 

@@ -26,7 +26,6 @@ from hga_flax.runs.local_copy import is_local_copy
 MODEL_KEYS = ("model.name", "model.options", "model.attention", "model.attention_options")
 MODEL_KEYS += ("data.name", "data.fake", "init.weights")
 NEWEST = "newest_checkpoint.json"
-CLAIM = ".trained_by"  # names the process that trains in a local folder; see locks.py
 
 
 def open_workdir(path: str) -> pathlib.Path:

@@ -5,16 +5,23 @@ import json
 import math
 import os
 import pathlib
+import re
+import socket
+import struct
 import time
+from collections.abc import Iterator
 from typing import Any
 
+from google.protobuf.message import DecodeError
 from ml_collections import ConfigDict
 from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
 
 from hga_flax.config.loading import config_keys, get_key, to_json
 from hga_flax.runs.workdir import write_text, writing
+
+EVENTS = "events.out.tfevents."
 
 
 def finite_or_none(values: dict[str, float]) -> dict[str, float | None]:
@@ -50,16 +57,18 @@ class MetricWriter:
         self._events_file = folder
         with writing(folder):
             folder.mkdir(exist_ok=True)
-            # Event files are named by the second; the suffix keeps a quick restart from overwriting the last file.
-            self._events = EventsWriter(str(folder / "events"), f".{step:08}.{os.getpid()}")
-        # Tells TensorBoard to discard what it has read about later steps.
+            for file in folder.glob(f"{EVENTS}*"):
+                _drop_events_after(file, step, again)
+            self._events = RecordWriter(str(folder / _next_name(folder, step)))
+        self._event(Event(file_version="brain.Event:2"))
+        # Tells a TensorBoard that has read later steps already to discard them.
         self._event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
         self.flush()
 
     def _event(self, event: Event) -> None:
         event.wall_time = time.time()
         with writing(self._events_file):
-            self._events.write_event(event)
+            self._events.write(event.SerializeToString())
 
     def scalars(self, step: int, group: str, values: dict[str, float]) -> None:
         """Writes values as "group/name"; values that are not finite become null in the JSON."""
@@ -103,6 +112,53 @@ class MetricWriter:
                 self._lines.close()
             with contextlib.suppress(OSError):
                 self._events.close()
+
+
+def _next_name(folder: pathlib.Path, step: int) -> str:
+    """Returns the name of a new file of events, the last in order: TensorBoard reads them in the order of their names.
+
+    They are named by the second. A restart may follow within one, or with a clock that is behind.
+    """
+    found = (re.match(re.escape(EVENTS) + r"(\d+)\.", file.name) for file in folder.glob(f"{EVENTS}*"))
+    second = max([int(time.time()), *(int(match[1]) + 1 for match in found if match)])
+    return f"{EVENTS}{second:010}.{socket.gethostname()}.{step:08}.{os.getpid()}"
+
+
+def _drop_events_after(file: pathlib.Path, step: int, again: str | None) -> None:
+    """Drops from a file of events what `_drop_after` drops: not every TensorBoard minds where a session began."""
+    data = file.read_bytes()
+    kept = b"".join(
+        record
+        for record, event in _records(data)
+        if event.step <= step and not (event.step == step and again is not None and _is_of(event, again))
+    )
+    if len(kept) < len(data):
+        scratch = file.with_name(f".rewritten.{os.getpid()}")
+        try:
+            scratch.write_bytes(kept)
+            scratch.replace(file)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+
+def _is_of(event: Event, group: str) -> bool:
+    return any(value.tag.startswith(f"{group}/") for value in event.summary.value)
+
+
+def _records(data: bytes) -> Iterator[tuple[bytes, Event]]:
+    """Yields the records of a file of events, each with its event, up to one that is cut short or damaged."""
+    start = 0
+    while start + 12 <= len(data):  # length, its checksum, the event, its checksum
+        (length,) = struct.unpack_from("<Q", data, start)
+        end = start + 12 + length + 4
+        try:
+            event = Event.FromString(data[start + 12 : end - 4])
+        except DecodeError:
+            return
+        if end > len(data):
+            return
+        yield data[start:end], event
+        start = end
 
 
 def _drop_after(file: pathlib.Path, step: int, again: str | None) -> None:

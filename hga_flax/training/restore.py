@@ -17,6 +17,7 @@ from hga_flax.processes.settings import configure_process
 from hga_flax.runs import workdir as files
 from hga_flax.runs.checkpoints import Checkpoints
 from hga_flax.runs.local_copy import find
+from hga_flax.runs.manifest import read_again
 from hga_flax.training.evaluation import evaluate, no_images
 from hga_flax.training.experiment import Experiment, check_data_alike, create_experiment
 from hga_flax.training.state import TrainState, abstract_state
@@ -108,7 +109,7 @@ def restore_workdir(
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{path}: no checkpoint here yet")
     with contextlib.closing(Checkpoints(workdir, read_only=True, warn=warn)) as checkpoints:
-        step, state, _ = _restore(checkpoints, str(checkpoint), path, like)
+        step, state, _ = read_again(lambda: _restore(checkpoints, str(checkpoint), path, like))
     return Restored(experiment, state, step, weights or ("raw" if state.ema is None else "ema"))
 
 

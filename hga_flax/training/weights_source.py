@@ -20,6 +20,7 @@ from hga_flax.pretrained.torch_weights import find_peer, renamed
 from hga_flax.runs import workdir as files
 from hga_flax.runs.checkpoints import Checkpoints
 from hga_flax.runs.local_copy import find
+from hga_flax.runs.manifest import read_again
 from hga_flax.storage.buckets import Remote, fetch_file, is_remote
 from hga_flax.training.restore import choose_step, warn
 
@@ -182,13 +183,17 @@ def _check_run(given: str, folder: pathlib.Path, key: str) -> None:
 def _read_run(given: str, folder: pathlib.Path, checkpoint: str, key: str) -> Source:
     _check_run(given, folder, key)
     checkpoints = Checkpoints(folder, read_only=True, warn=warn)
-    try:
+
+    def read() -> tuple[int, str, dict[str, Any]]:
         if not checkpoints.steps():
             raise UserError(f"{key}={given}: no checkpoint here yet")
         if checkpoint == "best" and checkpoints.best_step() is None:
             raise UserError(f"{key}={given}: none of its checkpoints was evaluated; name {folder}@latest")
         step = choose_step(checkpoints, checkpoint, given, f"{key}={given}")
-        weights, arrays = checkpoints.restore_weights(step)
+        return step, *checkpoints.restore_weights(step)
+
+    try:
+        step, weights, arrays = read_again(read)
     finally:
         checkpoints.close()
     origin, remedy = called(f"step {step} of {folder}"), Source.remedy

@@ -26,6 +26,17 @@ def test_bad_input_is_refused(arguments, message):
         main(["bench", "input", *arguments])
 
 
+def test_names_may_have_blanks_between_them(monkeypatch, capsys):
+    named = []
+    monkeypatch.setattr("hga_flax.bench.step.bench_step", lambda models, *more: named.extend(models) or [])
+    monkeypatch.setattr("hga_flax.bench.attention.bench_attention", lambda names, *more: named.extend(names) or [])
+    for module in ("step", "attention"):
+        monkeypatch.setattr(f"hga_flax.bench.{module}.table", lambda rows: "")
+    main(["bench", "step", "--models=resnet18:se, resnet18:hga"])
+    main(["bench", "attention", "--attentions=se, hga"])
+    assert named == ["resnet18:se", "resnet18:hga", "se", "hga"]
+
+
 def test_a_command_without_a_configuration_refuses_its_keys():
     with pytest.raises(UserError, match="prepare takes no configuration"):
         main(["prepare", "cifar10", "--config.seed=1"])

@@ -110,6 +110,7 @@ def test_a_kernel_knows_the_innermost_line_of_ours():
 
 def test_bytes_of_types():
     assert array_bytes("bf16", "8,128") == 2048 and array_bytes("pred", "") == 1 and array_bytes("s4", "6") == 3
+    assert array_bytes("c64", "8") == 64 and array_bytes("c128", "8") == 128 and array_bytes("u1", "16") == 2
     assert array_bytes("f8e4m3fn", "8") == 8 and array_bytes("token", "") == 0
     assert type_bytes("(f32[2,3]{1,0}, (s8[5]{0}, u32[]))") == 24 + 5 + 4
 
@@ -154,6 +155,9 @@ def test_a_program_of_this_machine_can_be_read():
     x = jnp.ones((64, 32))
     compiled = jax.jit(lambda x: jnp.sin(x) @ x.T).lower(x).compile()
     assert cost(compiled).kernels >= 1
+    x = x.astype(jnp.complex64)  # as an attention with a Fourier transform holds them
+    doubled = jax.jit(lambda x: x * 2 + 1).lower(x).compile()
+    assert cost(doubled).main_memory_bytes >= 2 * 64 * 32 * 8
     (first,) = heaviest(compiled, 1)
     assert set(first) == {"bytes", "kind", "operation", "source", "name"} and first["bytes"] >= 64 * 32 * 4
 

@@ -57,10 +57,12 @@ def test_the_plan_counts_and_estimates_from_runs_already_made(tmp_path, monkeypa
 def test_the_plan_is_that_of_its_own_flags(tmp_path, capsys):
     study = load_study(write_study(tmp_path, budget_minutes=60), str(tmp_path / "runs"))
     write_text(study.directory / "none" / "seed_0" / "failure.json", '{"error": "it diverged"}')
+    write_text(study.directory / "se" / "seed_0" / "failure.json", '{"error": "after its last step"}')
+    write_result(study.directory / "se" / "seed_0", 1.0)  # a result counts, whatever came after it
     plan.print_plan(study, workers=1, minutes=0, retry=False, estimate=False)
-    assert "9: 0 done, 8 to do, 1 failed (--retry repeats them)" in " ".join(capsys.readouterr().out.split())
+    assert "9: 1 done, 7 to do, 1 failed (--retry repeats them)" in " ".join(capsys.readouterr().out.split())
     plan.print_plan(study, workers=1, minutes=0, retry=True, estimate=False)
-    assert "9: 0 done, 9 to do, 1 failed" in " ".join(capsys.readouterr().out.split())
+    assert "9: 1 done, 8 to do, 1 failed" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.medium
@@ -70,3 +72,8 @@ def test_operations_make_an_estimate(tmp_path, monkeypatch):
     short, long = (plan.counted_seconds(study.rows[name]) for name in ("none", "long"))
     assert 0 < short < long < 100 * short * 1.01
     assert plan.counted_seconds(study.rows["hga"]) > short
+    more = ["evaluation.image_size=32", "evaluation.every_epochs=0.05"]  # like train.py --dry-run, see test_dry_run.py
+    study = load_study(
+        write_study(tmp_path, "larger", rows={"larger": ["model.attention=none", *more]}, baseline="larger")
+    )
+    assert plan.counted_seconds(study.rows["larger"]) > 5 * short

@@ -45,6 +45,9 @@ def test_bad_arguments_are_one_line(made, tmp_path):  # noqa: F811
         (["report", file, "--baseline=x"], "no such row"),
         (["report", str(tmp_path / "none.py")], "no such file"),
         (["report", file, "--format=xml"], "invalid choice"),
+        (["report", file, "--format=csv", "--runs"], "--format=csv: not with --runs"),
+        (["report", str(tmp_path / "saved.json"), "--dir=x"], "--dir=x: only for a study file"),
+        (["report", str(study.directory), "--scale=x"], "--scale=x: only for a study file"),
     ):
         with pytest.raises(UserError, match=message):
             main(arguments)

@@ -89,8 +89,30 @@ def test_costs_are_those_of_the_network(made):
     assert rows["none"]["params"] == 5142 and rows["se"]["params"] > 5142 and rows["hga"]["gflops"] > 0
     assert rows["none"]["step_ms"] is None
     folder = made[1].directory
-    write_text(folder / "made_up.step_times.json", json.dumps({"step_ms": {"none": 3.5}}))
+    write_text(folder / "made_up.step_times.json", json.dumps({"step_ms": {"none": 3.5}}))  # of an older version
     assert by_row(results.load(made[0]))["none"]["step_ms"] == 3.5
+    write_text(folder / "made_up.step_times.json", json.dumps({"device": "X", "devices": 8, "step_ms": {"none": 3.5}}))
+    told = results.analyse(results.load(made[0]))
+    assert told["timed_on"] == "8 x X"
+    assert "Steps timed on: 8 x X, other hardware than that of the runs." in tables.notes(told)
+
+
+def test_a_row_that_nothing_is_compared_with_is_no_baseline(tmp_path):
+    baseline = {"hga": "none"}
+    study = load_study(write_study(tmp_path, baseline=baseline, directory=str(tmp_path / "runs")))
+    for row in study.rows:
+        write_result(study.directory / row / "seed_0", 1.0)
+    told = by_row(results.analyse(results.load(study.file)))
+    assert [told[row]["verdict"] for row in ("none", "se")] == ["baseline", "not compared"]
+
+
+def test_a_saved_value_that_is_not_finite_is_left_out(made, tmp_path):
+    told = results.load(made[0])
+    told["rows"][0]["runs"][0]["top1_error"] = float("nan")
+    write_text(tmp_path / "saved.json", json.dumps(told))
+    told = results.analyse(results.load(str(tmp_path / "saved.json")))
+    assert told["rows"][0]["seeds"] == 2 and "nan" not in tables.render(told, "terminal")
+    assert any(note.startswith("Left out: none seed 0") for note in tables.notes(told))
 
 
 def test_what_is_missing_or_failed_is_told(made):

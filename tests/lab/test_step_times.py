@@ -9,6 +9,7 @@ from hga_flax.errors import UserError
 from hga_flax.lab import results, step_times
 from hga_flax.lab.runs import open_directory
 from hga_flax.lab.study import load_study
+from tests import commands
 from tests.commands import ROOT
 from tests.lab.made_up import TINY, write_study
 
@@ -19,29 +20,29 @@ def at_the_root(monkeypatch):
 
 
 def test_a_saved_report_cannot_be_timed(tmp_path):
-    with pytest.raises(UserError, match="--time needs the study's folder"):
-        step_times.measure({"directory": str(tmp_path / "gone"), "rows": []}, print)
+    with pytest.raises(UserError, match="a saved report has no runs; name the study's file or its folder"):
+        results.locate(str(tmp_path / "report.json"))
 
 
 def test_a_row_that_was_not_started_is_named_before_anything_is_compiled(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "row.json").write_text("{")
     with pytest.raises(UserError, match="--time needs every row, and 'b' has not been started"):
-        step_times.measure({"directory": str(tmp_path), "rows": [{"row": "a"}, {"row": "b"}]}, print)
+        step_times.measure("study", {"rows": {"a": {}, "b": {}}}, tmp_path, print)
 
 
 @pytest.mark.slow
-def test_rows_are_timed_and_the_times_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(step_times, "ROUNDS", 3)
+def test_rows_are_timed_on_the_hardware_of_the_runs_and_the_times_kept(tmp_path):
     cache = f"training.compilation_cache={os.environ['JAX_COMPILATION_CACHE_DIR']}"
     rows = {"none": [], "wide": ["model.options=features=32"]}
     overrides = [*TINY, cache, "model.attention=none"]
     file = write_study(tmp_path, overrides=overrides, rows=rows, directory=str(tmp_path / "runs"))
     open_directory(load_study(file))
-    loaded, said = results.load(file), []
-    step_times.measure(loaded, said.append)
-    times = [row["step_ms"] for row in loaded["rows"]]
-    assert 0 < times[0] < times[1] and len(said) == 2
+    (tmp_path / "runs" / "hardware.json").write_text(json.dumps({"platform": "cpu", "devices": 1, "threads": 1}))
+    result = commands.run("-m", "hga_flax", "report", file, "--time", devices=0)
+    assert result.returncode == 0, result.stderr
     kept = json.loads((tmp_path / "runs" / "made_up.step_times.json").read_text())
-    assert kept["step_ms"] == {"none": times[0], "wide": times[1]} and kept["device"]
-    assert [row["step_ms"] for row in results.load(file)["rows"]] == times
+    assert 0 < kept["step_ms"]["none"] < kept["step_ms"]["wide"]
+    assert (kept["device"], kept["devices"], kept["threads"]) == ("1 CPU thread", 1, 1)  # not this machine's cores
+    assert "Steps timed on: 1 CPU thread" in result.stdout
+    assert {row["row"]: row["step_ms"] for row in results.load(file)["rows"]} == kept["step_ms"]

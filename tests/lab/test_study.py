@@ -174,7 +174,7 @@ def test_a_study_older_than_many_keys_goes_on_and_is_reported(tmp_path, monkeypa
 
     monkeypatch.setattr("hga_flax.training.experiment.create_experiment", create)
     with pytest.raises(UserError, match=r"^enough$"):  # and not "data.mixup is missing"
-        step_times.measure(results.load(study.file, str(study.directory)), print)
+        step_times.measure(*results.locate(study.file, str(study.directory)), print)
     assert checked
 
 

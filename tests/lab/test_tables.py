@@ -77,6 +77,7 @@ def test_loss_has_more_digits_and_probabilities_few():
     text = tables.render(analyse(gathered(), "loss"), "terminal")
     assert "0.3967 ± 0.0153" in text and "loss is" in text
     assert [tables.probability(p) for p in (0.0001, 0.0123, 0.456)] == ["< 0.001", "0.012", "0.46"]
+    assert [tables.probability(p) for p in (0.0496, 0.0504)] == ["0.04960", "0.05040"]  # significant or not
 
 
 def test_runs_of_other_hardware_are_said_to_be_so():

@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from hga_flax.__main__ import main
+from hga_flax.errors import UserError
 from hga_flax.models import create_model
 from hga_flax.paper import command as paper
 from hga_flax.paper.published import TABLES
@@ -143,6 +144,12 @@ def test_equations_print_equal_and_in_json_have_the_promised_keys(capsys):
     assert {(row["equation"], row["channels"]) for row in rows if row["difference"] == 0} == {
         (equation, channels) for equation in ("8", "9", "10", "12") for channels in (32, 64, 256)
     }
+
+
+@pytest.mark.parametrize("table", ["table1", "equations"])
+def test_results_of_a_table_without_errors_are_refused(table, tmp_path):
+    with pytest.raises(UserError, match=f"x.json: {table} shows no errors of networks"):
+        main(["paper", table, f"--results={tmp_path}/x.json"])
 
 
 def test_an_equation_that_does_not_hold_fails_the_command(monkeypatch, capsys):

@@ -42,6 +42,7 @@ def test_the_command(capsys):
     ("arguments", "message"),
     [
         (["vgg11", "--attention=sk"], "--attention=sk: none of these networks has a place for it"),
+        (["vgg11", "--attention=sk", "--json"], "--attention=sk: none of these networks has a place for it"),
         (["vgg11", "--attention=sf"], "unknown attention 'sf'; did you mean 's"),
         (["vgg11", "--image-size=16"], "--image-size=16: vgg11 needs at least 32"),
     ],

@@ -18,7 +18,7 @@ from hga_flax.errors import Interrupted, UserError
 from hga_flax.runs import checkpoints as module
 from hga_flax.runs import sharing
 from hga_flax.runs.checkpoints import Checkpoints
-from hga_flax.runs.manifest import UnreadableCheckpoint, write_manifest
+from hga_flax.runs.manifest import RemovedCheckpoint, UnreadableCheckpoint, write_manifest
 from hga_flax.training.optimizer import create_optimizer
 from hga_flax.training.state import abstract_state, make_init
 from tests.runs.damage import DAMAGE
@@ -197,7 +197,7 @@ def test_a_step_saved_again_stays_readable_until_its_successor_is_complete(tmp_p
     checkpoints.save(1, small(1), {}, None)
     checkpoints.wait()
     monkeypatch.setattr(
-        module, "write_manifest", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left"))
+        module.manifest, "write_manifest", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left"))
     )
     checkpoints.save(1, small(10), {}, metrics(3.0))
     with pytest.raises(UserError, match=r"checkpoint of step 1 cannot be written in .*: No space left on device"):
@@ -243,7 +243,9 @@ def test_a_commit_that_fails_in_the_background_leaves_no_step_that_is_not_there(
     checkpoints.wait()
     for step in (2, 3):
         with monkeypatch.context() as patch:
-            patch.setattr(module, "write_manifest", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space")))
+            patch.setattr(
+                module.manifest, "write_manifest", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space"))
+            )
             checkpoints.save(step, small(step), {}, metrics(0.0))
             with pytest.raises(UserError, match=f"checkpoint of step {step} cannot be written"):
                 checkpoints.wait()
@@ -296,7 +298,9 @@ def test_neither_a_signal_nor_a_step_that_training_removes_is_damage(tmp_path, m
         assert checkpoints.steps() == [1, 2] and not (tmp_path / "damaged").exists()
     with contextlib.closing(Checkpoints(tmp_path, read_only=True, warn=(said := []).append)) as checkpoints:
         shutil.rmtree(tmp_path / "checkpoints" / "2")
-        assert checkpoints.metrics(2) is None and "2 cannot be read: it is gone" in said[0]
+        with pytest.raises(RemovedCheckpoint, match="2 cannot be read: training there has removed it; try again"):
+            checkpoints.metrics(2)
+        assert said == []
 
 
 def test_an_old_checkpoint_that_cannot_be_deleted_is_a_warning(tmp_path, monkeypatch):
@@ -317,7 +321,7 @@ def test_an_old_checkpoint_that_cannot_be_deleted_is_a_warning(tmp_path, monkeyp
 
 
 def test_after_a_checkpoint_that_could_not_be_written_the_next_one_is_tried(tmp_path, monkeypatch):
-    said, full, write = [], [1], module.write_manifest
+    said, full, write = [], [1], module.manifest.write_manifest
 
     def fail_once(folder, step):
         if full:
@@ -325,7 +329,7 @@ def test_after_a_checkpoint_that_could_not_be_written_the_next_one_is_tried(tmp_
             raise OSError(errno.ENOSPC, "No space left on device")
         write(folder, step)
 
-    monkeypatch.setattr(module, "write_manifest", fail_once)
+    monkeypatch.setattr(module.manifest, "write_manifest", fail_once)
     with contextlib.closing(Checkpoints(tmp_path, warn=said.append)) as checkpoints:
         checkpoints.save(1, state(1), {}, None)
         checkpoints.save(2, state(2), {}, None)
@@ -340,7 +344,7 @@ def test_after_two_checkpoints_that_could_not_be_written_the_run_ends(tmp_path, 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     said = []
-    monkeypatch.setattr(module, "write_manifest", full)
+    monkeypatch.setattr(module.manifest, "write_manifest", full)
     checkpoints = Checkpoints(tmp_path, warn=said.append)
     checkpoints.save(1, state(1), {}, None)
     checkpoints.save(2, state(2), {}, None)

@@ -1,11 +1,16 @@
+import contextlib
 import errno
 import pathlib
+import shutil
+import threading
 
 import pytest
 
 from hga_flax.errors import UserError
 from hga_flax.runs import manifest
-from hga_flax.runs.manifest import find_damage, write_manifest
+from hga_flax.runs.checkpoints import Checkpoints
+from hga_flax.runs.manifest import find_damage, read_again, write_manifest
+from tests.runs.test_checkpoints import metrics, same, small
 
 
 @pytest.fixture
@@ -81,3 +86,30 @@ def test_a_folder_that_does_not_answer_is_no_damage_and_one_that_is_not_there_is
     monkeypatch.setattr(pathlib.Path, "read_text", stale)
     with pytest.raises(UserError, match="cannot be read now: Stale file handle"):
         find_damage(tmp_path, 3)
+
+
+@pytest.mark.parametrize("which", ["restore_latest", "restore_best"])
+@pytest.mark.parametrize("begun", [False, True], ids=["gone", "going"])
+def test_what_took_the_place_of_a_removed_checkpoint_is_read(which, begun, tmp_path, monkeypatch):
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, small(step), {}, metrics(9.0 - step))
+    folder = tmp_path / "checkpoints"
+    (folder / "3").rename(tmp_path / "3")
+    (tmp_path / ".trained_by.0").write_text("{}")  # somebody trains here
+    check, calls = Checkpoints._check_whole, []
+
+    def train_meanwhile(self, step, path, item=None):
+        calls.append(step)
+        if len(calls) == 1:  # between listing 1 and 2 and reading 2
+            (tmp_path / "3").rename(folder / "3")
+            (folder / "2" / "seal.json").unlink()
+            deleting = threading.Timer(0.2 if begun else 0, shutil.rmtree, [folder / "2"])
+            deleting.start()
+            begun or deleting.join()
+        return check(self, step, path, item)
+
+    monkeypatch.setattr(Checkpoints, "_check_whole", train_meanwhile)
+    with contextlib.closing(Checkpoints(tmp_path, read_only=True, warn=(said := []).append)) as checkpoints:
+        step, restored, _ = read_again(lambda: getattr(checkpoints, which)(small(0)))
+    assert step == 3 and same(restored, small(3)) and calls == [2, 3] and said == []

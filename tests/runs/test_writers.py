@@ -3,6 +3,7 @@ import time
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from hga_flax.errors import UserError
 from hga_flax.runs.writers import MetricWriter, finite_or_none
@@ -63,8 +64,51 @@ def test_a_run_that_starts_over_has_no_step_twice(tmp_path):
         for step in (1, 2):
             writer.scalars(step, "train", {"loss": loss})
         writer.close()
-        time.sleep(1.1)  # TensorBoard reads the files in the order of the seconds in their names
     assert [(e.step, e.value) for e in events(tmp_path).Scalars("train/loss")] == [(1, 2.0), (2, 2.0)]
+
+
+def test_a_run_that_resumes_with_a_clock_behind_is_read_last(tmp_path, monkeypatch):
+    now = time.time()
+    for step, behind in ((0, 0), (2, 7200), (4, 3600)):
+        monkeypatch.setattr("time.time", lambda behind=behind: now - behind)
+        writer = MetricWriter(tmp_path, step)
+        for later in (1, 2, 3):  # the third by a session that was killed after its checkpoint
+            writer.scalars(step + later, "train", {"loss": float(step)})
+        writer.close()
+    assert [(e.step, e.value) for e in events(tmp_path).Scalars("train/loss")] == [
+        *[(1, 0.0), (2, 0.0), (3, 2.0), (4, 2.0)],
+        *[(5, 4.0), (6, 4.0), (7, 4.0)],
+    ]
+
+
+def test_files_of_events_hold_no_abandoned_value(tmp_path):
+    """Not every TensorBoard discards them: its data server looks only at the steps that are written again."""
+    writer = MetricWriter(tmp_path, 0)
+    writer.config(tiny.config(), ["eval/top1_error"])
+    for step in (2, 4, 6, 8):
+        writer.scalars(step, "train", {"loss": float(step)})
+        writer.scalars(step, "eval", {"loss": float(step)})
+    writer.close()
+    (first,) = (tmp_path / "tensorboard").iterdir()
+    with first.open("ab") as file:
+        file.write(first.read_bytes()[-30:-5])  # a record that a kill cut short
+    writer = MetricWriter(tmp_path, 4, again="eval")
+    writer.scalars(4, "eval", {"loss": 40.0})
+    writer.scalars(7, "train", {"loss": 70.0})  # every 7 steps now
+    writer.close()
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+    found = [
+        (event.step, value.tag)
+        for file in sorted((tmp_path / "tensorboard").iterdir())
+        for event in EventFileLoader(str(file)).Load()
+        for value in event.summary.value
+        if value.tag.endswith("/loss")
+    ]
+    assert found == [
+        *[(2, "train/loss"), (2, "eval/loss"), (4, "train/loss")],
+        *[(4, "eval/loss"), (7, "train/loss")],
+    ]
+    assert "config/text_summary" in events(tmp_path).Tags()["tensors"]
 
 
 def test_a_folder_in_the_place_of_the_log_is_one_line(tmp_path):

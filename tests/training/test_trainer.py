@@ -76,8 +76,8 @@ def assert_same_run(ours, expected):
 def when(monkeypatch, place, number, action):
     """Does it before the `number`th batch (from 0) of a session's training or evaluations, or while it saves."""
     if place == "checkpoint":
-        write, save = checkpoints_module.write_manifest, Checkpoints.save
-        monkeypatch.setattr(checkpoints_module, "write_manifest", lambda *where: (action(), write(*where)))
+        write, save = checkpoints_module.manifest.write_manifest, Checkpoints.save
+        monkeypatch.setattr(checkpoints_module.manifest, "write_manifest", lambda *where: (action(), write(*where)))
         monkeypatch.setattr(Checkpoints, "save", lambda self, *what: (save(self, *what), self.wait()))
         return
     original, count = getattr(Dataset, f"{place}_batches"), itertools.count()
