@@ -44,6 +44,7 @@ def test_compare_attentions_prints_a_row_for_each():
     assert 0 <= float(none_error) <= 100 and 0 <= float(eca_error) <= 100
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -43,6 +43,7 @@ def test_only_some_parts(tmp_path):
     assert unknown.returncode == 2 and "no part soka; there are step_resnet50" in unknown.stderr
 
 
+@pytest.mark.medium
 def test_a_part_is_cut_short_in_time_and_its_output_is_shown(tmp_path, capsys):
     begun = time.monotonic()
     slow = gpu.Part("slow", ["-c", "print('begun', flush=True)\nimport time\ntime.sleep(60)"], most=1)

@@ -57,6 +57,7 @@ def test_importing_the_package_alone_loads_neither_jax_nor_anything_else_that_is
     assert result.stdout == "set()\n", result.stderr
 
 
+@pytest.mark.medium
 def test_a_program_may_set_up_its_logging_after_the_import():
     program = "import logging; from hga_flax import Predictor, restore_workdir; print(logging.root.handlers)"
     assert (result := run("-c", program)).stdout == "[]\n", result.stderr

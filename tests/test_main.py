@@ -30,6 +30,7 @@ def test_help_names_every_command_and_imports_no_jax():
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "False\n"
 
 
+@pytest.mark.medium
 def test_no_command_loads_matplotlib_to_start():
     modules = [module for module, _ in COMMANDS.values()]
     script = f"import sys, {', '.join(modules)}, hga_flax.training.trainer; print('matplotlib' in sys.modules)"
@@ -51,6 +52,7 @@ def test_a_script_called_as_a_command_is_named(script):
         main([script, "--workdir=runs/absent"])
 
 
+@pytest.mark.medium
 def test_a_table_as_a_subprocess():
     done = call("paper", "equations", "--json")
     assert done.returncode == 0, done.stderr

@@ -172,6 +172,7 @@ def test_many_random_overrides_are_refused_in_one_line_or_train(given, eighth):
         jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("key", KEYS)
 def test_each_wrong_value_of_each_key_is_refused_in_one_line_or_passes_the_checks(key):
     for value in WRONG:

@@ -165,8 +165,9 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
         return _read(config, overrides)
     except OVERRIDE_ERRORS as error:
         for argument in overrides:  # find the one that fails; a key may be given twice
+            group = overridden(argument).partition(".")[0]
             try:
-                _read(config, [argument])
+                _read(ConfigDict({group: config[group]}), [argument])
             except OVERRIDE_ERRORS:
                 kind = type(get_key(config, overridden(argument)))
                 known = KEYS.get(overridden(argument))

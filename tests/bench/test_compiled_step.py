@@ -39,6 +39,7 @@ def test_the_roofline_is_the_slowest_of_three():
     assert links["bound"] == "links" and links["roofline_s"] == pytest.approx(2 * 7 / 8)
 
 
+@pytest.mark.medium
 def test_the_chips_of_the_topology_are_checked_and_not_those_that_are_here():
     c = tiny.config(training__batch_size=6, data__mixup=0.2)  # 8 devices are here
     with pytest.raises(ConfigError, match="each of the 2 devices needs an even number of images"):

@@ -203,6 +203,7 @@ def test_the_flag_makes_a_dry_run_in_the_place_of_a_run(arguments, expected, mon
     assert calls == [expected]
 
 
+@pytest.mark.medium
 def test_the_command_refuses_what_training_refuses():
     result = commands.run("train.py", "--config=configs/digits.py", "--dry-run", "--config.training.batch_size=1501")
     assert result.returncode == 1 and result.stdout == ""

@@ -72,6 +72,7 @@ def test_bad_arguments_are_one_line(tmp_path):
             main(["soak", config, *arguments])
 
 
+@pytest.mark.medium
 def test_a_session_that_fails_is_one_line(tmp_path):
     with pytest.raises(
         UserError, match=r"a session ended with exit code 1: error: .*one batch|training split has only"

@@ -271,6 +271,7 @@ def test_randaugment_is_drawn_anew_over_images_that_are_kept_in_memory():
     assert any((a["image"] != b["image"]).any() for a, b in zip(kept, batches(10, 0), strict=True))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "options", [{"cache_mb": 64}, {}, {"threads": 2}, pytest.param({"workers": 1}, id="workers")], ids=str
 )

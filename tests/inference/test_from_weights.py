@@ -191,6 +191,7 @@ def test_a_runs_folder(tmp_path, decay, kind):
     assert restored.step == int(restored.state.step) == 2 and restore_weights(f"{tmp_path}@latest").step == 2
 
 
+@pytest.mark.medium
 def test_a_run_of_a_grey_vgg_takes_its_own_weights(tmp_path):
     vgg = {"model__name": "vgg11", "model__attention": "none", "model__attention_options": ""}
     small = {"model__options": "stage_sizes=(1,), features=2, hidden=4", "training__steps": 1, "data__image_size": 32}

@@ -106,6 +106,7 @@ class Finished:
         return 0
 
 
+@pytest.mark.medium
 def test_a_killed_worker_is_said_when_it_happens(tmp_path, monkeypatch, capsys):
     said = []
     monkeypatch.setattr(command, "say", lambda line: said.append((line, time.monotonic())))

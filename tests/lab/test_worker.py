@@ -179,6 +179,7 @@ def test_what_no_user_can_mend_does_not_end_the_study(study, monkeypatch):
     assert "Traceback" in (run.workdir / "log.txt").read_text()
 
 
+@pytest.mark.medium
 def test_a_diverged_run_names_its_own_command_not_the_studys(study, monkeypatch):
     from hga_flax.training import divergence, trainer
 

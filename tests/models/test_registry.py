@@ -64,6 +64,7 @@ def test_parameter_counts_with_hga_of_basic_blocks():
     assert count("resnet18", "hga") == PLAIN["resnet18"] + hga_count(widths)
 
 
+@pytest.mark.medium
 def test_parameter_counts_with_hga_outside_the_resnets():
     concatenations = [256, 480, 512, 512, 512, 528, 832, 832, 1024]
     assert count("googlenet", "hga") == PLAIN["googlenet"] + hga_count(concatenations)
@@ -78,6 +79,7 @@ def test_hga_costs_the_same_in_every_bottleneck(name):
     assert count(name, "hga") == PLAIN[name] + hga_count(widths)
 
 
+@pytest.mark.medium
 def test_table2_preset_has_the_papers_count():
     assert round(count("resnet50", "hga_table2") / 1e6, 2) == 26.73
     assert round(count("resnext50_32x4d", "hga_table2") / 1e6, 2) == 26.21

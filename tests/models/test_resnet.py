@@ -119,6 +119,7 @@ def test_dropping_adds_no_parameter_and_draws_in_training_only(name, rate):
     assert text.count("threefry") + text.count("rng_bit_generator") > 0
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("reduced_channels", [8, None])
 def test_what_the_block_hands_over_changes_nothing_but_the_cost(reduced_channels):
     """In float64, values, statistics and all gradients: with the source of the map, and with the map alone."""

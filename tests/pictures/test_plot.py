@@ -123,6 +123,7 @@ def test_a_logarithmic_axis_has_several_labels(runs, tmp_path, least):
     assert 4 <= sum(low <= tick <= high for tick in axes.get_yticks()) <= 10
 
 
+@pytest.mark.medium
 def test_the_command_writes_both_files_and_tells_the_last_and_best(runs, tmp_path):
     result = commands.run("-m", "hga_flax", "plot", *runs, f"--out={tmp_path / 'c'}", "--label=one", "--label=two")
     assert result.returncode == 0, result.stderr

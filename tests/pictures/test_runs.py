@@ -76,6 +76,7 @@ def test_json_says_what_the_run_says(runs, capsys):
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", new["written"])
 
 
+@pytest.mark.medium
 def test_neither_jax_nor_orbax_is_loaded(runs):
     script = (
         f"import sys; from hga_flax.__main__ import main; main(['runs', {str(runs)!r}]); "

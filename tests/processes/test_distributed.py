@@ -220,6 +220,7 @@ run_main(lambda: distributed.start(given, get_config()))
 """
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("process", [0, 1])  # which waits for the other, or was given a wrong address
 def test_a_process_does_not_wait_for_the_others_for_ever_and_ctrl_c_ends_it(process):
     address = free_address()

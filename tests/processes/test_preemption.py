@@ -125,6 +125,7 @@ with Preemption(float(sys.argv[1])) as preemption:
 """
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("what", "seconds", "line"), [("unsaved", 2.0, "after 2 s"), ("nothing", 9.0, "with nothing")])
 def test_a_main_thread_that_does_not_answer_is_ended(what, seconds, line):
     """As in a compilation: no handler runs before the call returns, but the thread hears of the signal."""

@@ -98,6 +98,7 @@ def test_training_in_64_bits_is_refused_at_the_start(monkeypatch):
         settings.configure_process(tiny.config(), train=False)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("variables", "expected"), [({}, 3), ({"JAX_NUM_CPU_DEVICES": "2"}, 2)], ids=str)
 def test_jax_has_that_many_devices(variables, expected):
     code = (

@@ -277,6 +277,7 @@ def test_an_empty_workdir_has_nothing_to_restore(tmp_path):
     checkpoints.close()
 
 
+@pytest.mark.medium
 def test_a_state_moves_between_numbers_of_devices(tmp_path):
     _, eight, _ = tiny.build(tiny.config(), tiny.mesh(8))
     checkpoints = Checkpoints(tmp_path)

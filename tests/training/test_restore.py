@@ -54,6 +54,7 @@ def test_another_split_and_data_directory(workdir, tmp_path):
     assert (tmp_path / "data" / "digits").is_dir()
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("damaged", "message"),
     [

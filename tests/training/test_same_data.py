@@ -89,6 +89,7 @@ def test_a_class_that_is_renamed_is_refused_in_every_command(copy):
     assert (run / "dataset.json").read_text() == before
 
 
+@pytest.mark.medium
 def test_a_run_that_has_no_checkpoint_yet_keeps_its_classes_too(copy):
     data, run, _ = copy
     shutil.rmtree(run / "checkpoints")
@@ -173,6 +174,7 @@ def test_a_packed_set_with_other_classes_is_refused(names, labels, message, tmp_
     assert (run / "dataset.json").read_text() == before
 
 
+@pytest.mark.medium
 def test_the_paths_of_a_run_are_kept_absolute(copy, tmp_path, monkeypatch):
     data, _, error = copy
     monkeypatch.chdir(data.parent)

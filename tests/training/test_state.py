@@ -72,6 +72,7 @@ def test_options_that_the_network_refuses_are_a_config_error():
         abstract_state(init(model__attention_options="kernels=(2,)"), tiny.mesh())
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", ["threefry2x32", "rbg"])
 def test_draws_of_any_shape_kind_and_length_are_those_of_a_compiled_program(kind):
     def make(key):

@@ -32,6 +32,7 @@ def rows(workdir, group):
     return [row for row in lines if any(key.startswith(group) for key in row)]
 
 
+@pytest.mark.medium
 def test_a_run_leaves_everything_that_the_readme_names(tmp_path, capsys):
     assert train(tiny.config(), str(tmp_path)) == 0
     assert {p.name for p in tmp_path.iterdir()} == {
@@ -294,6 +295,7 @@ def plain(**overrides):
     return tiny.config(model__attention="none", **overrides)
 
 
+@pytest.mark.medium
 def test_a_plan_that_ends_before_the_last_step_says_so(tmp_path, capsys):
     train(plain(training__steps=3), str(tmp_path))
     train(plain(training__steps=2), str(tmp_path))

@@ -52,6 +52,7 @@ def test_what_holds_no_weights_is_one_line(tmp_path, name, message):
             w.check_source(start(tmp_path / name), str(tmp_path / "run"))
 
 
+@pytest.mark.medium
 def test_a_run_that_goes_on_and_one_in_a_bucket_are_not_asked_for_their_source(tmp_path, run):
     for workdir in (str(run), "gs://bucket/run"):
         w.check_source(start(tmp_path / "nowhere"), workdir)
