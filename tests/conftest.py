@@ -73,6 +73,17 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def short_run(tmp_path_factory):
+    """The folder of a run of six steps on synthetic images, with checkpoints of two of them; to be copied."""
+    from hga_flax.training.trainer import train
+    from tests.training import tiny
+
+    folder = tmp_path_factory.mktemp("short")
+    train(tiny.config(), str(folder))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def workdir(trained, tmp_path_factory):
     """The folder of a small network that was trained on the embedded digits; each file of tests has a copy."""

@@ -289,8 +289,8 @@ def test_a_module_of_a_compact_method_is_named_as_usual():
 @pytest.mark.parametrize("name", attention_names())
 def test_integers_are_refused_and_a_batch_may_be_empty(name):
     module, x = create_attention(name, 16), jnp.ones((2, 4, 4, 16))
-    variables = module.init(jax.random.key(0), x)
-    assert module.apply(variables, x[:0]).shape == (0, 4, 4, 16)
+    variables = jax.jit(module.init)(jax.random.key(0), x)
+    assert jax.jit(module.apply)(variables, x[:0]).shape == (0, 4, 4, 16)
     if name != "none":
         with pytest.raises(ValueError, match=r"\(16\) needs a floating-point map, not int32"):
             module.apply(variables, x.astype(jnp.int32))

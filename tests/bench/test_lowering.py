@@ -56,6 +56,7 @@ def check(network, attention):
     assert "stablehlo.convolution" in program.lower(lowering_platforms=("tpu",)).as_text()
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("network", "attention"), FAST)
 def test_a_step_lowers_for_gpus_without_sort_and_scatter_and_for_tpus(network, attention):
     check(network, attention)

@@ -166,6 +166,7 @@ def check_like_a_whole_trace(network, image_shape):
     assert counted.batch_stats == sum(leaf.size for leaf in jax.tree.leaves(variables["batch_stats"]))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("name", "attention"),
     [("cifar_preact_resnet20", "hga_table2"), ("cifar_resnet20", "sk"), ("resnet50", "hga"), ("googlenet", "se")],

@@ -82,6 +82,7 @@ def test_a_batch_holds_the_examples_that_its_index_names():
             assert label == source[int(index)]["label"]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("augmentation", ["imagenet", "none"])
 @pytest.mark.parametrize("options", [{"threads": 1}, {"threads": 2}, {"threads": 4}, {"workers": 2}], ids=str)
 def test_threads_and_worker_processes_change_nothing(options, augmentation):

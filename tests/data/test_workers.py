@@ -27,6 +27,7 @@ class Fatal:
         return {"label": np.int32(index)}
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("signum", "message"),
     [

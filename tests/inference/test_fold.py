@@ -26,6 +26,7 @@ def network(name, attention, dtype=jnp.float32, **options):
     return lambda x: model.apply(variables, x)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("name", "attention"),
     [("cifar_resnet8", "hga"), ("cifar_preact_resnet11_bottleneck", "cbam")],

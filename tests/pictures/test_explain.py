@@ -11,19 +11,17 @@ from hga_flax.errors import UserError
 from hga_flax.pictures.explain import gate_rows, read_images, short_names
 from hga_flax.pictures.views import explain
 from hga_flax.training.restore import evaluate_workdir
-from hga_flax.training.trainer import train
 from tests import commands
-from tests.training import tiny
 
 IMAGES = 3
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(short_run, tmp_path_factory):
     """Two runs, one the copy of the other, and files of the images that they are evaluated on."""
     folder = tmp_path_factory.mktemp("runs")
-    train(tiny.config(), str(folder / "hga"))
-    shutil.copytree(folder / "hga", folder / "copy")
+    for name in ("hga", "copy"):
+        shutil.copytree(short_run, folder / name)
     source = SyntheticSource(48, 8, DatasetInfo("digits", 10, 1, ()))
     for i in range(48):
         cv2.imwrite(str(folder / f"{i}.png"), source[i]["image"])

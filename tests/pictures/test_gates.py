@@ -54,6 +54,7 @@ HGA_OPTIONS = [
 ]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("options", HGA_OPTIONS, ids=str)
 def test_the_cells_parts_add_up_to_what_the_gate_is_the_sigmoid_of(options):
     _, blocks = seen("hga", **options)

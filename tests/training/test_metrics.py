@@ -81,6 +81,7 @@ def test_what_is_not_finite():
     assert not all_finite({"a": jnp.asarray([1.0, jnp.inf])})
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("classes", [2, 5, 6])
 def test_of_five_classes_or_fewer_there_is_no_top_5_error(classes):
     logits, labels = jnp.asarray(LOGITS[:, :classes]), jnp.asarray(LABELS % classes)

@@ -2,6 +2,7 @@ import argparse
 import json
 import logging
 import os
+import pathlib
 import shutil
 import sys
 
@@ -19,15 +20,11 @@ from hga_flax.pictures import views
 from hga_flax.processes.settings import DETERMINISTIC_FLAGS
 from hga_flax.training import restore as module
 from hga_flax.training.restore import evaluate_restored, evaluate_workdir, restore_workdir
-from hga_flax.training.trainer import train
-from tests.training import tiny
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    train(tiny.config(), str(folder))
-    return folder
+def workdir(short_run, tmp_path_factory):
+    return pathlib.Path(shutil.copytree(short_run, tmp_path_factory.mktemp("run"), dirs_exist_ok=True))
 
 
 @pytest.mark.medium
