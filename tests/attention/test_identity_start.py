@@ -45,6 +45,7 @@ def test_starts_as_the_identity(name):
         np.testing.assert_array_equal(y, X)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("train", [False, True])
 def test_a_network_starts_as_the_one_without_attention(train):
     plain, ours = network("none"), network("hga", **SMALL, identity_start=True)

@@ -21,6 +21,7 @@ def test_the_parts_hold_every_parameter_and_their_maps():
     assert total(found).parameters - total(found).attention == plain
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("model", "attention", "options"),
     [("cifar_resnet8", "hga", {}), ("cifar_resnet8", "sk", {}), ("googlenet", "hga", {"width_divisor": 8})],

@@ -94,6 +94,7 @@ def test_normalize():
     np.testing.assert_allclose(out[..., 1], (IMAGES[..., 1] / 255 - 0.25) / 4, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.medium
 def test_erasing_fills_one_rectangle_of_the_area_asked_for():
     image = np.full((24, 20, 3), -1, np.float32)
     out = np.asarray(jax.vmap(lambda k: device.random_erasing(k, image, 0.5))(keys(index=range(300))))
@@ -167,6 +168,7 @@ def test_with_both_half_of_the_images_get_each():
     assert 240 < by_mixup.sum() < 360
 
 
+@pytest.mark.medium
 def test_mixing_does_not_depend_on_the_rest_of_the_batch():
     whole = device.mix(IMAGES, LABELS, keys(), 1.0, 1.0)
     part = device.mix(IMAGES[2:4], LABELS[2:4], keys(index=[2, 3]), 1.0, 1.0)

@@ -126,6 +126,7 @@ def test_bad_input(workdir, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("name", "options"), [("resnet18", {"average_down": True}), ("googlenet", {"transform_input": True})]
 )

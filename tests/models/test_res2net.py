@@ -26,6 +26,7 @@ def test_the_3x3s_are_one_fewer_than_the_groups():
     assert {name for name in block_of(scale=1) if name.startswith("conv2")} == {"conv2_1"}
 
 
+@pytest.mark.medium
 def test_each_3x3_reads_what_the_one_before_it_made():
     """In NumPy, a block that is not its stage's first; that one is what the goldens' first blocks show."""
     model = create_model("res2net50_26w_4s", **SMALL, scale=3, width_per_group=4)

@@ -45,6 +45,7 @@ def network_rows(table, *models):
     return [paper._network_row(row, {}) for row in TABLES[table][1]() if row.model in models]
 
 
+@pytest.mark.medium
 def test_table2_of_the_smallest_network():
     rows = network_rows("table2", "resnet50")
     assert len(rows) == 3

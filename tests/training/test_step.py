@@ -214,6 +214,7 @@ def test_accumulation_moves_batch_statistics_once_a_part():
     assert worst(before.batch_stats, after.batch_stats) > 0.1
 
 
+@pytest.mark.medium
 def test_the_average_follows_parameters_and_statistics():
     """Against arithmetic in float64; its warm-up keeps less than `ema_decay` at first."""
     c, on = tiny.config(training__ema_decay=0.2, **PLAIN), tiny.mesh()
@@ -237,6 +238,7 @@ def test_bfloat16_keeps_parameters_and_statistics_in_float32():
     assert np.isfinite(loss)
 
 
+@pytest.mark.medium
 def test_training_metrics_add_up_over_devices_and_steps():
     c, on = tiny.config(optimizer__learning_rate=1e-6, **tiny.ONE_BLOCK), tiny.mesh(4)
     _, state, step = tiny.build(c, on)
