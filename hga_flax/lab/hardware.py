@@ -136,18 +136,16 @@ def arrange_as_recorded(folder: pathlib.Path) -> None:
     """Restricts this process to the hardware of a folder's runs, as far as it has that kind; see `arrange`.
 
     Raises:
-        UserError: the machine has fewer GPUs than a run needs.
+        UserError: the machine has fewer GPUs than a run needs, or JAX has been used already.
     """
     kept = read_json(folder / FILE) or {}
     visible = gpus()
     if kept.get("platform") == "gpu" and visible:
-        _take_gpus(visible, kept["devices"], 0, 1, str(folder))
+        _take_gpus(visible, kept.get("devices") or 1, 0, 1, str(folder))
     elif kept.get("platform") == "cpu" and not visible:
-        import jax
-
-        _use_threads(kept["threads"])
-        if not _simulates_devices():
-            jax.config.update("jax_num_cpu_devices", kept["devices"])
+        if kept.get("threads"):
+            _use_threads(kept["threads"])
+        _set_cpu_devices(kept.get("devices") or 1)
 
 
 def _use_threads(threads: int) -> None:
@@ -155,16 +153,23 @@ def _use_threads(threads: int) -> None:
         os.environ[name] = str(threads)
 
 
-def _simulates_devices() -> bool:
-    return "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+def _set_cpu_devices(number: int) -> None:
+    import jax
+
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    try:
+        jax.config.update("jax_num_cpu_devices", number)
+    except RuntimeError:
+        raise UserError(
+            "the number of CPU devices cannot be set, because a module has used JAX already; if it is one of --import, "
+            "let it use JAX only inside functions"
+        ) from None
 
 
 def use_cpu_devices(study: Study) -> None:
     """Gives this process as many CPU devices as each run has, unless XLA_FLAGS sets their number."""
-    import jax
-
-    if not _simulates_devices():
-        jax.config.update("jax_num_cpu_devices", study.devices or 1)
+    _set_cpu_devices(study.devices or 1)
 
 
 def _take_gpus(visible: list[str], devices: int, index: int, number: int, study: str) -> None:

@@ -156,7 +156,7 @@ def _gather(name: str, described: dict[str, Any], folder: pathlib.Path) -> dict[
         "study": name,
         **kept,
         "directory": str(folder),
-        "timed_on": made_on(timed) if "device" in timed else None,
+        "timed_on": made_on(timed) if "devices" in timed else None,  # older versions did not say how many
         "rows": rows,
     }
 

@@ -125,8 +125,8 @@ def notes(results: dict[str, Any]) -> list[str]:
     if devices:
         lines.append("Made on: " + ", ".join(f"{device} ({count} runs)" for device, count in devices.items()) + ".")
     if (timed := results.get("timed_on")) and any(row["step_ms"] for row in rows):
-        other = "" if timed.replace("CPU core", "CPU thread") in names else ", other hardware than that of the runs"
-        lines.append(f"Steps timed on: {timed}{other}.")
+        alike = not names or timed.replace("CPU core", "CPU thread") in names
+        lines.append(f"Steps timed on: {timed}{'' if alike else ', other hardware than that of the runs'}.")
     return lines
 
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from hga_flax.errors import TemporaryError, UserError, is_passing, one_line
 from hga_flax.processes.coordination import raise_if_lost
+from hga_flax.storage.locks import Claims
 
 NAME = "seal.json"
 CLAIM = ".trained_by"  # in a run's folder, names the process that trains there; see locks.py
@@ -34,7 +35,7 @@ class RemovedCheckpoint(UnreadableCheckpoint):
 
 
 def unreadable(path: pathlib.Path, why: str, *, may_be_removed: bool) -> UnreadableCheckpoint:
-    """Returns the error for a checkpoint that cannot be read, with what it may mean that another process removes it."""
+    """Returns the error for a checkpoint that cannot be read: a `RemovedCheckpoint` if that may be and it is gone."""
     if may_be_removed and is_going(path):
         what = "training there has removed it; try again, or train with a larger checkpoint.keep"
         return RemovedCheckpoint(f"checkpoint {path} cannot be read: {what}")
@@ -47,24 +48,38 @@ def reading(path: pathlib.Path, *, may_be_removed: bool) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if isinstance(error, UnreadableCheckpoint) or (path / NAME).exists():
+        if isinstance(error, UnreadableCheckpoint | TemporaryError) or not may_be_removed or _is_there(path / NAME):
             raise
         raise unreadable(path, one_line(error), may_be_removed=may_be_removed) from error  # the arrays may be deleted
     except Exception as error:  # on damaged files Orbax and TensorStore may raise anything
         raise_if_lost(error)
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             raise
-        why = one_line(error)[:300] if path.exists() else "it is gone"
+        why = one_line(error)[:300] if _is_there(path) else "it is gone"
         raise unreadable(path, why, may_be_removed=may_be_removed) from error
 
 
 def is_going(path: pathlib.Path) -> bool:
     """Returns whether a checkpoint is gone or, where somebody trains, soon is: a folder takes a moment to delete."""
-    claimed = any(path.parent.parent.glob(f"{CLAIM}*"))
-    end = time.monotonic() + (GOING_SECONDS if claimed else 0)
-    while path.exists() and time.monotonic() < end:
+    if not _is_there(path):
+        return True
+    if not Claims(path.parent.parent).is_held(CLAIM):
+        return False
+    end = time.monotonic() + GOING_SECONDS
+    while _is_there(path) and time.monotonic() < end:
         time.sleep(0.05)
-    return not path.exists()
+    return not _is_there(path)
+
+
+def _is_there(path: pathlib.Path) -> bool:
+    """Returns False only if nothing has this name; a link to a disk that is away is there."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # the file server is away
+        return True
+    return True
 
 
 def read_again(read: Callable[[], T]) -> T:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from google.protobuf.message import DecodeError
 from ml_collections import ConfigDict
 from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -22,6 +21,7 @@ from hga_flax.config.loading import config_keys, get_key, to_json
 from hga_flax.runs.workdir import write_text, writing
 
 EVENTS = "events.out.tfevents."
+OURS = re.compile(re.escape(EVENTS) + r"\d+\..*\.\d{8}\.\d+")  # and not those of other writers in the folder
 
 
 def finite_or_none(values: dict[str, float]) -> dict[str, float | None]:
@@ -58,7 +58,8 @@ class MetricWriter:
         with writing(folder):
             folder.mkdir(exist_ok=True)
             for file in folder.glob(f"{EVENTS}*"):
-                _drop_events_after(file, step, again)
+                if OURS.fullmatch(file.name) and file.is_file() and not file.is_symlink():
+                    _drop_events_after(file, step, again)
             self._events = RecordWriter(str(folder / _next_name(folder, step)))
         self._event(Event(file_version="brain.Event:2"))
         # Tells a TensorBoard that has read later steps already to discard them.
@@ -146,14 +147,14 @@ def _is_of(event: Event, group: str) -> bool:
 
 
 def _records(data: bytes) -> Iterator[tuple[bytes, Event]]:
-    """Yields the records of a file of events, each with its event, up to one that is cut short or damaged."""
+    """Yields the records of a file of events, each with its event, up to one that cannot be parsed."""
     start = 0
     while start + 12 <= len(data):  # length, its checksum, the event, its checksum
         (length,) = struct.unpack_from("<Q", data, start)
         end = start + 12 + length + 4
         try:
             event = Event.FromString(data[start + 12 : end - 4])
-        except DecodeError:
+        except Exception:  # protobuf's DecodeError; tensorboardX needs protobuf, and nothing else here
             return
         if end > len(data):
             return

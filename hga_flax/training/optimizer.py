@@ -20,7 +20,7 @@ def warmup_steps(config: ConfigDict, steps_per_epoch: float, total_steps: int) -
         steps = int(schedule.warmup_share * total_steps + 1e-9)  # 0.29 * 100 is 28.999999999999996
         return min(max(1, steps), total_steps - 1)
     if schedule.warmup_epochs:
-        return max(1, round(schedule.warmup_epochs * steps_per_epoch))
+        return max(min(1, total_steps - 1), round(schedule.warmup_epochs * steps_per_epoch))
     return int(schedule.warmup_steps)
 
 

@@ -137,10 +137,12 @@ def batch_gradient(
             total += AUXILIARY_WEIGHT * target_loss(auxiliary).mean()
         return lax.pmean(total, DATA_AXIS), (logits, loss, updates.get("batch_stats", {}))
 
-    (mean_loss, (logits, loss, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-    if config.training.batch_norm_scope == "device" and not config.training.freeze_batch_stats:  # a mean rounds
-        batch_stats = lax.pmean(batch_stats, DATA_AXIS)
-    return Gradient(grads, batch_stats, mean_loss, logits, loss)
+    (mean_loss, (logits, loss, updated)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    if config.training.batch_norm_scope == "device":
+        # What is frozen is left alone, because the mean of equal numbers may round.
+        mean = lambda new, old: new if new is old else lax.pmean(new, DATA_AXIS)
+        updated = jax.tree.map(mean, updated, batch_stats)
+    return Gradient(grads, updated, mean_loss, logits, loss)
 
 
 def accumulated_gradient(

@@ -1,5 +1,6 @@
 import contextlib
 import errno
+import json
 import pathlib
 import shutil
 import threading
@@ -89,6 +90,41 @@ def test_a_folder_that_does_not_answer_is_no_damage_and_one_that_is_not_there_is
 
 
 @pytest.mark.parametrize("which", ["restore_latest", "restore_best"])
+def test_a_link_to_a_disk_that_is_away_is_no_removed_checkpoint(which, tmp_path):
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, small(step), {}, metrics(9.0 - step))
+    folder = tmp_path / "checkpoints"
+    folder.joinpath("2").rename(tmp_path / "away")
+    folder.joinpath("2").symlink_to(tmp_path / "unmounted")
+    with contextlib.closing(Checkpoints(tmp_path, read_only=True, warn=(said := []).append)) as checkpoints:
+        assert getattr(checkpoints, which)(small(0))[0] == 1
+    assert len(said) == 1 and "2 cannot be read: it is gone" in said[0]
+
+
+def test_an_evaluation_that_a_file_server_does_not_give_now_is_not_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest, "PAUSE_SECONDS", 0.0)
+    with contextlib.closing(Checkpoints(tmp_path, keep=1)) as checkpoints:
+        for step, error in ((1, 1.0), (2, 9.0)):
+            checkpoints.save(step, small(step), {}, metrics(error))
+    stat = pathlib.Path.stat
+
+    def refuse(path, **options):
+        if "checkpoints/1" in str(path):
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return stat(path, **options)
+
+    with contextlib.closing(Checkpoints(tmp_path, keep=1, warn=(said := []).append)) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr(pathlib.Path, "stat", refuse)
+            patch.setattr(pathlib.Path, "exists", lambda path: "checkpoints/1" not in str(path))  # as on Python 3.14
+            assert checkpoints.best_step() == 2 and "1 cannot be read now" in said[0]
+        checkpoints.save(3, small(3), {}, metrics(8.0))
+        checkpoints.wait()
+        assert checkpoints.steps() == [1, 3] and checkpoints.best_step() == 1
+
+
+@pytest.mark.parametrize("which", ["restore_latest", "restore_best"])
 @pytest.mark.parametrize("begun", [False, True], ids=["gone", "going"])
 def test_what_took_the_place_of_a_removed_checkpoint_is_read(which, begun, tmp_path, monkeypatch):
     with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
@@ -96,7 +132,8 @@ def test_what_took_the_place_of_a_removed_checkpoint_is_read(which, begun, tmp_p
             checkpoints.save(step, small(step), {}, metrics(9.0 - step))
     folder = tmp_path / "checkpoints"
     (folder / "3").rename(tmp_path / "3")
-    (tmp_path / ".trained_by.0").write_text("{}")  # somebody trains here
+    owner = {"machine": "another", "host": "another", "pid": 1, "start": "1"}
+    (tmp_path / ".trained_by.0").write_text(json.dumps(owner))  # somebody trains here
     check, calls = Checkpoints._check_whole, []
 
     def train_meanwhile(self, step, path, item=None):

@@ -4,9 +4,11 @@ import time
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboardX.event_file_writer import EventFileWriter
+from tensorboardX.proto.event_pb2 import Event
 
 from hga_flax.errors import UserError
-from hga_flax.runs.writers import MetricWriter, finite_or_none
+from hga_flax.runs.writers import OURS, MetricWriter, finite_or_none
 from tests.training import tiny
 
 
@@ -109,6 +111,21 @@ def test_files_of_events_hold_no_abandoned_value(tmp_path):
         *[(4, "eval/loss"), (7, "train/loss")],
     ]
     assert "config/text_summary" in events(tmp_path).Tags()["tensors"]
+
+
+def test_files_of_others_beside_ours_are_left_alone(tmp_path):
+    folder = tmp_path / "tensorboard"
+    MetricWriter(tmp_path, 0).close()
+    others = EventFileWriter(str(folder))  # a name without our step and process
+    for step in (1, 900):
+        others.add_event(Event(step=step))
+    others.close()
+    (folder / "events.out.tfevents.1.host.00000001.1").mkdir()
+    (folder / "events.out.tfevents.2.host.00000001.2").symlink_to("nowhere")
+    theirs = {file: file.read_bytes() for file in folder.iterdir() if file.is_file() and not OURS.fullmatch(file.name)}
+    assert len(theirs) == 1
+    MetricWriter(tmp_path, 5).close()
+    assert {file: file.read_bytes() for file in theirs} == theirs
 
 
 def test_a_folder_in_the_place_of_the_log_is_one_line(tmp_path):

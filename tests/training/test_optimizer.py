@@ -58,7 +58,11 @@ def test_a_warm_up_given_as_a_share_follows_the_length_of_the_training(total, fi
 
 @pytest.mark.parametrize(
     ("warmup", "total", "steps"),
-    [({"share": 0.29}, 100, 29), ({"share": 0.57}, 100, 57), ({"epochs": 0.04}, 100, 1), ({"epochs": 0.26}, 100, 3)],
+    [
+        *[({"share": 0.29}, 100, 29), ({"share": 0.57}, 100, 57)],
+        *[({"epochs": 0.04}, 100, 1), ({"epochs": 0.26}, 100, 3)],
+        *[({"share": 0.5}, 1, 0), ({"epochs": 0.04}, 1, 0)],  # there is no step to warm up for
+    ],
 )
 def test_a_warm_up_is_rounded_but_never_to_nothing(warmup, total, steps):
     ((length, value),) = warmup.items()
