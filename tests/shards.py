@@ -13,6 +13,7 @@ import pytest
 
 SECONDS = json.loads(pathlib.Path(__file__).with_name("slow_seconds.json").read_text())
 DEFAULT = 30
+MEDIUM = 5  # seconds of a medium test
 
 
 def pytest_addoption(parser):
@@ -41,12 +42,13 @@ def take_shard(config, items):
 def longest_files_first(items):
     """Sorts the files of tests, so that no long one is left to a single process at the end; keeps the order in a file.
 
-    A test that is not slow counts as one second.
+    A quick test counts as one second.
     """
+    rough = lambda item: MEDIUM if item.get_closest_marker("medium") else 1
     file = lambda item: item.nodeid.partition("::")[0]
     total = collections.Counter()
     for item in items:
-        total[file(item)] += seconds(item.nodeid) if item.get_closest_marker("slow") else 1
+        total[file(item)] += seconds(item.nodeid) if item.get_closest_marker("slow") else rough(item)
     items.sort(key=lambda item: (-total[file(item)], file(item)))
 
 

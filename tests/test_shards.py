@@ -48,11 +48,12 @@ def test_long_tests_are_spread(monkeypatch):
 
 def test_the_longest_file_comes_first_and_keeps_its_order(monkeypatch):
     monkeypatch.setattr(module, "SECONDS", {"b.py::x": 100, "c.py::y": 3})
-    slow = ("b.py::x", "c.py::y")
-    item = lambda name: SimpleNamespace(nodeid=name, get_closest_marker=lambda mark: name in slow)
-    items = [item(name) for name in ("a.py::x", "a.py::y", "b.py::y", "b.py::x", "c.py::y", "d.py::x")]
+    marks = {"b.py::x": "slow", "c.py::y": "slow", "e.py::x": "medium"}
+    item = lambda name: SimpleNamespace(nodeid=name, get_closest_marker=lambda mark: marks.get(name) == mark)
+    items = [item(name) for name in ("a.py::x", "a.py::y", "b.py::y", "b.py::x", "c.py::y", "d.py::x", "e.py::x")]
     longest_files_first(items)
-    assert [i.nodeid for i in items] == ["b.py::y", "b.py::x", "c.py::y", "a.py::x", "a.py::y", "d.py::x"]
+    names = [i.nodeid for i in items]
+    assert names == ["b.py::y", "b.py::x", "e.py::x", "c.py::y", "a.py::x", "a.py::y", "d.py::x"]
 
 
 @pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "a/b", "1/2/3", "-1/-1", ""])
