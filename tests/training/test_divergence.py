@@ -1,3 +1,4 @@
+import json
 import sys
 
 import jax
@@ -11,6 +12,7 @@ from hga_flax.processes.mesh import to_devices
 from hga_flax.training.divergence import Diverged, StepReports, command_line, explain, nonfinite
 from hga_flax.training.optimizer import create_optimizer
 from hga_flax.training.step import StepReport
+from hga_flax.training.trainer import train
 from tests.training import tiny
 
 NAN, INF = float("nan"), float("inf")
@@ -144,3 +146,15 @@ def test_clipping_is_of_the_whole_gradient_and_before_weight_decay():
     grads = {"a": jnp.full(1, 6.0), "b": jnp.full(1, 8.0)}  # of norm 10
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
     np.testing.assert_allclose([updates["a"][0], updates["b"][0]], [-(3 + 1), -(4 + 2)], rtol=1e-6)
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("option", ["jax_debug_nans", "jax_debug_infs"])
+def test_a_sound_run_trains_under_jax_s_search_for_nans(tmp_path, option):
+    jax.config.update(option, True)
+    try:
+        train(tiny.config(model__attention="none", training__steps=2), str(tmp_path))
+    finally:
+        jax.config.update(option, False)
+    (line, *_) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["step"] == 2 and "train/loss" in line

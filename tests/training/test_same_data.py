@@ -183,3 +183,10 @@ def test_the_paths_of_a_run_are_kept_absolute(copy, tmp_path, monkeypatch):
     saved = json.loads((tmp_path / "relative" / "config.json").read_text())
     assert saved["data"]["dir"] == str(data) and saved["training"]["compilation_cache"] == str(tmp_path / "cache")
     assert evaluate_workdir(str(tmp_path / "relative"), "latest")["top1_error"] == error
+
+
+@pytest.mark.medium
+def test_a_data_set_that_changed_is_refused(tmp_path):
+    train(tiny.config(), str(tmp_path))
+    with pytest.raises(UserError, match="the training split has 64 examples, but this run started with 48"):
+        train(tiny.config(training__steps=8, data__fake_examples=64), str(tmp_path))

@@ -325,17 +325,6 @@ def test_a_second_training_in_a_workdir_is_refused_and_leaves_it_alone(tmp_path,
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("option", ["jax_debug_nans", "jax_debug_infs"])
-def test_a_sound_run_trains_under_jax_s_search_for_nans(tmp_path, option):
-    jax.config.update(option, True)
-    try:
-        train(plain(training__steps=2), str(tmp_path))
-    finally:
-        jax.config.update(option, False)
-    assert [row["step"] for row in rows(tmp_path, "train")] == [2]
-
-
-@pytest.mark.medium
 def test_a_validation_split_without_a_readable_image_books_no_result(tmp_path, monkeypatch, capsys):
     whole = Dataset.eval_batches
 
@@ -368,13 +357,6 @@ def test_an_evaluation_of_nothing_that_an_older_version_booked_is_forgotten(tmp_
     checkpoints.save(3, {"params": np.zeros(3)}, {}, nothing)
     checkpoints.close()
     assert Checkpoints(tmp_path, read_only=True).metrics(3) is None
-
-
-@pytest.mark.medium
-def test_a_data_set_that_changed_is_refused(tmp_path):
-    train(tiny.config(), str(tmp_path))
-    with pytest.raises(UserError, match="the training split has 64 examples, but this run started with 48"):
-        train(tiny.config(training__steps=8, data__fake_examples=64), str(tmp_path))
 
 
 @pytest.mark.slow
