@@ -24,7 +24,7 @@ SHORT := tests/models/test_norm.py tests/data/test_digits.py tests/data/test_sou
 help:
 	@echo "make demo         train HGA on handwritten digits, evaluate it, say where to look"
 	@echo "make study        compare three attentions on handwritten digits, 3 seeds each; resumes if it was stopped"
-	@echo "make test         the style and the quick tests, 9 of 10"
+	@echo "make test         the style and the quick tests"
 	@echo "make test-medium  the tests that take up to a minute: whole runs, commands, several processes"
 	@echo "make test-slow    the slow tests; SHARD=k/N for the k-th of N parts"
 	@echo "make test-all     all of these"
