@@ -92,7 +92,8 @@ def workdir(trained, tmp_path_factory):
 
 @pytest.fixture
 def short_googlenet(monkeypatch):
-    """Leaves three of GoogLeNet's nine blocks, with both max poolings and an auxiliary head."""
+    """Leaves two of GoogLeNet's nine blocks, with both max poolings and an auxiliary head."""
     from hga_flax.models import googlenet
 
-    monkeypatch.setattr(googlenet, "BLOCKS", {name: googlenet.BLOCKS[name] for name in ("3b", "4a", "4e")})
+    monkeypatch.setattr(googlenet, "BLOCKS", {name: googlenet.BLOCKS[name] for name in ("3b", "4e")})
+    monkeypatch.setattr(googlenet, "AUXILIARY_AFTER", {"3b": "auxiliary1"})

@@ -20,7 +20,7 @@ from hga_flax.training.trainer import train
 from hga_flax.training.weights_source import read_source
 from tests import buckets, commands
 from tests.buckets import fresh_machine, steps, whole
-from tests.test_train import TINY
+from tests.test_train import ONE_BLOCK, TINY
 from tests.training import tiny
 from tests.training.processes import start_processes
 
@@ -124,7 +124,7 @@ def test_a_killed_run_goes_on_on_a_fresh_machine_by_the_real_protocol(scheme, tm
 @pytest.mark.slow
 @buckets.needs("s3")
 def test_two_processes_share_a_run_in_a_bucket_and_end_as_one(tmp_path, monkeypatch):
-    options = (*TINY, "--config.optimizer.learning_rate=0.01", "--config.training.steps=12")
+    options = (*TINY, *ONE_BLOCK, "--config.optimizer.learning_rate=0.01", "--config.training.steps=12")
     options += ("--config.checkpoint.every_steps=5", "--config.schedule.name=constant")
     one = commands.run(*options, f"--workdir={tmp_path / 'one'}", devices=8)
     assert one.returncode == 0, one.stderr

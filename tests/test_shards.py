@@ -1,7 +1,9 @@
 """All parts together are all the slow tests, each once, and none takes too long."""
 
 import itertools
+import os
 import re
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -60,6 +62,23 @@ def test_the_longest_file_comes_first_and_keeps_its_order(monkeypatch):
 def test_a_part_that_does_not_exist_is_refused(shard):
     with pytest.raises(pytest.UsageError, match="k/N with k from 1 to N"):
         taken(shard)
+
+
+@pytest.mark.parametrize(("minutes", "fails", "parts"), [(55, "no", 8), (0, "no", 1), (55, "SHARD", 1)])
+def test_ci_runs_every_part_or_as_many_as_there_is_time_for(minutes, fails, parts, tmp_path):
+    shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
+    script = tmp_path / ".ci" / "run"
+    script.write_text(re.sub(r"^MINUTES=.*", f"MINUTES={minutes}", script.read_text(), flags=re.MULTILINE))
+    make = tmp_path / "bin" / "make"
+    make.parent.mkdir()
+    make.write_text(f'#!/bin/sh\nsleep 0.3\necho ran "$@"\ncase "$*" in *{fails}=*) exit 2; esac\n')
+    make.chmod(0o755)
+    environment = os.environ | {"PATH": f"{make.parent}:{os.environ['PATH']}", "GIT_DIR": str(tmp_path)}
+    done = subprocess.run([script], env=environment, capture_output=True, text=True)
+    assert done.returncode == (0 if fails == "no" else 2), done.stderr
+    ran = re.findall(r"^ran .* test-slow SHARD=(\d)/8$", done.stdout, re.MULTILINE)
+    assert len(ran) == len(set(ran)) == parts
+    assert ("slow tests: 1 of 8 parts passed; there is no time" in done.stdout) == (minutes == 0)
 
 
 @pytest.mark.slow  # collects the whole suite

@@ -111,7 +111,7 @@ def parts(study_folder: pathlib.Path, tiny: bool, data: pathlib.Path | None) -> 
     found.append(Part("soak", soak, most=140))
     study = ["-m", "hga_flax", "study", STUDY, f"--dir={study_folder}"]
     if tiny:
-        study += [*(f"--config.{key}" for key in TINY_STUDY), "--minutes=1"]
+        study += [*(f"--config.{key}" for key in TINY_STUDY), "--minutes=0.3"]
     elif data:
         study += [f"--config.data.dir={data}", "--scale=large", "--workers=8"]
     if tiny or data:

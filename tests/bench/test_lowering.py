@@ -8,6 +8,7 @@ from hga_flax.attention import attention_names
 from hga_flax.bench.compiled_step import training_step
 from hga_flax.models import create_model, model_names
 from hga_flax.models.registry import model_options
+from tests.models.pairs import kind
 from tests.training import tiny
 
 SMALL = {
@@ -16,7 +17,7 @@ SMALL = {
 NETWORKS = [*model_names(), "cifar_resnet8", "cifar_preact_resnet11_bottleneck", "cifar_wide_resnet10_2"]
 # What a program for a GPU must not hold: with training.deterministic each of these comes with a sort of the whole map.
 SORTED = ("select_and_scatter", "stablehlo.scatter", "stablehlo.sort")
-LOWERED = {}  # (network as it is built, attention): name of the first such network
+LOWERED = {}  # kind of a pair: name of the first such network
 FAST = [("resnet50", "hga"), ("resnet50", "se"), ("densenet121", "eca"), ("cifar_resnet8", "ge")]
 
 
@@ -40,7 +41,7 @@ def check(network, attention):
     except ValueError as error:
         assert "no place for an attention" in str(error)
         pytest.skip(str(error))
-    if LOWERED.setdefault((repr(create_model(network, **options)), attention), network) != network:
+    if LOWERED.setdefault(kind(create_model(network, **options), attention), network) != network:
         return  # what differs between resnet50 and resnet101 is gone, and one of them has been lowered
     c = tiny.config(
         model__name=network,

@@ -85,8 +85,8 @@ def test_a_session_that_fails_is_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("kills", "options"),
     [
-        (4, (*TINY[2:], "--config.training.steps=60", "--config.checkpoint.every_steps=7")),
-        (10, ()),  # the demo's own run: minutes for each kill
+        (8, (*TINY[2:], "--config.training.steps=60", "--config.checkpoint.every_steps=7")),
+        (5, ("--config.training.epochs=6", "--config.evaluation.every_epochs=1")),  # the demo's own network
     ],
 )
 def test_digits_under_kills_end_with_the_bits_of_an_undisturbed_run(tmp_path, kills, options):

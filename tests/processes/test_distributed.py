@@ -17,7 +17,7 @@ from hga_flax.training.restore import restore_workdir
 from hga_flax.training.trainer import train
 from hga_flax.version import version_of_code
 from tests import commands
-from tests.test_train import TINY, rows
+from tests.test_train import ONE_BLOCK, TINY, rows
 from tests.training import tiny
 from tests.training.processes import LOST_SECONDS, STEPS, finish, free_address, start, start_pair, start_processes
 
@@ -179,7 +179,7 @@ def test_alone_the_union_is_the_own_indices():
     assert distributed.union([5, 1, 3], limit=10) == [1, 3, 5]
 
 
-RUN = (*TINY, "--config.optimizer.learning_rate=0.01", "--config.training.log_every_steps=2")
+RUN = (*TINY, *ONE_BLOCK, "--config.optimizer.learning_rate=0.01", "--config.training.log_every_steps=2")
 
 
 @pytest.mark.slow

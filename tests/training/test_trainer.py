@@ -360,15 +360,17 @@ def test_an_evaluation_of_nothing_that_an_older_version_booked_is_forgotten(tmp_
 
 
 @pytest.mark.slow
-def test_auxiliary_heads_are_trained(tmp_path):
+def test_auxiliary_heads_are_trained(short_googlenet, monkeypatch):
+    from hga_flax.models import googlenet
     from hga_flax.processes.mesh import to_devices
 
+    monkeypatch.setattr(googlenet, "AUXILIARY_AFTER", {"3b": "auxiliary1", "4e": "auxiliary2"})
     c = tiny.config(model__name="googlenet", model__options="aux_logits=True", model__attention="none")
     _, state, step = tiny.build(c, tiny.mesh(2), (32, 32, 3))
     before = jax.tree.map(np.asarray, state.params)
     after, _ = step(state, next(to_devices(iter([tiny.batch(4, 32, 3)]), tiny.mesh(2))))
     heads = [name for name in before if name.startswith("auxiliary")]
-    assert heads
+    assert len(heads) == 2
     for name in heads:
         changes = jax.tree.map(lambda a, b: np.abs(a - b).max(), before[name], after.params[name])
         assert min(jax.tree.leaves(changes)) > 1e-6  # more than weight decay does
