@@ -83,7 +83,7 @@ def test_the_versions_of_python_are_the_same_everywhere():
     for page in ("README.md", "docs/index.md", "docs/design.md"):
         assert "Python 3.11 to 3.14" in (ROOT / page).read_text(), page
     workflow = (ROOT / ".github/workflows/test.yml").read_text()
-    assert sorted(re.findall(r'"(3\.\d+)"', workflow)) == [named[0], named[-1]]
+    assert sorted(set(re.findall(r'"(3\.\d+)"', workflow))) == [named[0], named[-1]]
     assert f"python{named[-1]}" in (ROOT / ".ci/run").read_text()
 
 
