@@ -10,6 +10,7 @@ from hga_flax.models import create_model
 from hga_flax.models.res2net import Res2Net
 from hga_flax.models.resnest import ResNeSt
 from hga_flax.models.resnet import ResNet
+from hga_flax.platforms import programs_for
 from tests.reference import sample
 
 # The blocks of each of these end alike whatever their options (`finish_bottleneck`): an attention is called with the
@@ -67,7 +68,9 @@ def gradient_step(model: nn.Module) -> tuple[float, float, float]:
         losses = [optax.softmax_cross_entropy_with_integer_labels(head, labels).mean() for head in heads]
         return losses[0] + 0.3 * sum(losses[1:])
 
-    compiled = jax.jit(jax.value_and_grad(loss), compiler_options={"xla_backend_optimization_level": 0})
+    step = jax.jit(jax.value_and_grad(loss), compiler_options={"xla_backend_optimization_level": 0})
+    with programs_for(jax.devices()[0]):
+        compiled = step.lower(params, x).compile()
     before, gradient = jax.device_get(compiled(params, x))  # NumPy compiles nothing for each shape
     length = lambda tree: np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in jax.tree.leaves(tree)))
     norm = length(gradient)
