@@ -12,7 +12,7 @@ import pathlib
 import pytest
 
 SECONDS = json.loads(pathlib.Path(__file__).with_name("slow_seconds.json").read_text())
-DEFAULT = 30
+DEFAULT = 10
 MEDIUM = 5  # seconds of a medium test
 
 

@@ -14,7 +14,7 @@ from tests import shards as module
 from tests.commands import ROOT
 from tests.shards import SECONDS, longest_files_first, seconds, shards, take_shard
 
-SLOW_MACHINE = 2 / 2.2  # its two cores, in cores of the machine on which slow_seconds.json was written
+SLOW_MACHINE = 2 / 3  # its two cores, in cores of the machine on which slow_seconds.json was written
 NAMES = [f"tests/test_{file}.py::test_{name}[{case}]" for file in "abc" for name in "xyz" for case in range(9)]
 
 

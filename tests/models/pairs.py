@@ -1,4 +1,7 @@
-"""A gradient step of a network with an attention, and which of these pairs are one check."""
+"""Pairs of a network and an attention: which are one check, and a gradient step of one."""
+
+import re
+from collections.abc import Callable, Iterable
 
 import flax.linen as nn
 import jax
@@ -6,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from hga_flax.attention import attention_names
 from hga_flax.models import create_model
 from hga_flax.models.res2net import Res2Net
 from hga_flax.models.resnest import ResNeSt
@@ -21,10 +25,22 @@ ENDS_ALIKE = (ResNet, Res2Net, ResNeSt)
 EVERYWHERE = ("none", "hga", "sk")
 
 
-def kind(model: nn.Module, attention: str) -> tuple[str, str]:
-    """Returns a key that pairs share of which one needs to be checked; `model` is the network without the attention."""
-    shared = isinstance(model, ENDS_ALIKE) and attention not in EVERYWHERE
-    return type(model).__name__ if shared else repr(model), attention
+def has_place(name: str, attention: str) -> bool:
+    return attention != "sk" or not re.match("googlenet|densenet|vgg|res2ne|resnest", name)
+
+
+def different_pairs(names: Iterable[str], options: Callable[[str], dict]) -> list[tuple[str, str]]:
+    """Returns the pairs (network, attention) to be checked of networks that `options(name)` makes small.
+
+    What differs between resnet50 and resnet101 is gone then, and the first stands for both.
+    """
+    found: dict[tuple[str, str], str] = {}
+    for name in names:
+        model = create_model(name, **options(name))
+        for attention in filter(lambda attention: has_place(name, attention), attention_names()):
+            shared = isinstance(model, ENDS_ALIKE) and attention not in EVERYWHERE
+            found.setdefault((type(model).__name__ if shared else repr(model), attention), name)
+    return [(name, attention) for (_, attention), name in found.items()]
 
 
 def tiny_options(name: str) -> dict:
@@ -80,12 +96,7 @@ def gradient_step(model: nn.Module) -> tuple[float, float, float]:
     return float(before), float(after), float(length(attention))
 
 
-CHECKED: dict = {}  # kind of a pair: name of the first such network
-
-
 def check_gradient_step(name: str, attention: str) -> None:
-    if CHECKED.setdefault(kind(create_model(name, **tiny_options(name)), attention), name) != name:
-        return
     before, after, norm = gradient_step(create_model(name, attention=attention, num_classes=5, **tiny_options(name)))
     assert after < before  # a NaN fails too
     assert (norm > 0) == (attention != "none")
