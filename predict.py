@@ -81,7 +81,6 @@ def main() -> int:
     ignored = Endings()
     total = None if "-" in arguments.images else sum(1 for _ in find_images(arguments.images, sys.stdin))
     files = find_images(arguments.images, sys.stdin, ignored)
-    sys.stdout.reconfigure(errors="surrogateescape")  # a file name need not be valid UTF-8
     form = as_json if arguments.json else as_csv if arguments.csv else as_text
     if arguments.csv:
         print(",".join(CSV_HEADER))

@@ -1,10 +1,12 @@
 """The exception for all errors that a user can fix, and the wrapper that prints it."""
 
 import argparse
+import codecs
 import contextlib
 import difflib
 import errno
 import gc
+import io
 import logging
 import os
 import pathlib
@@ -26,6 +28,7 @@ TOO_LITTLE_MEMORY = re.compile(r"out of memory(?! in memory space vmem)|failed t
 NO_THREAD = "can't start new thread"  # Python's error
 BROKEN_PIPE = 141  # exit code after a broken pipe: 128 + SIGPIPE
 NOT_AWAITED = "not_awaited"  # begins the names of threads that a command does not wait for when it ends
+PRINTABLE = "hga_flax.printable"  # name of `_printable` among Python's handlers of errors
 _aliases: dict[str, str] = {}
 
 
@@ -171,6 +174,8 @@ def run_main(main: Callable[[], int | None]) -> None:
     for name in ("asyncio", "gcsfs", "s3fs"):  # these print tracebacks of exceptions, even of failed attempts
         logging.getLogger(name).setLevel(logging.CRITICAL)
     sys.unraisablehook = _not_raised
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors=PRINTABLE)
     try:
         code = _run(main)
     except BaseException:
@@ -191,6 +196,21 @@ def run_main(main: Callable[[], int | None]) -> None:
             processes._run_finalizers(0)  # as when Python exits: gives semaphores and shared memory back
         os._exit(code)
     sys.exit(code)
+
+
+def _printable(error: UnicodeError) -> tuple[bytes, int]:
+    """Writes what the encoding of standard output lacks: bytes of a file's name as they are, characters as "\\u732b".
+
+    Without it a name of a class would end a training whose output goes to a terminal that is not in UTF-8.
+    """
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    part = error.object[error.start : error.end]
+    named = lambda character: bytes([ord(character) - 0xDC00]) if "\udc80" <= character <= "\udcff" else None
+    return b"".join(named(c) or c.encode("ascii", "backslashreplace") for c in part), error.end
+
+
+codecs.register_error(PRINTABLE, _printable)
 
 
 def _not_raised(what: "sys.UnraisableHookArgs") -> None:
@@ -301,8 +321,8 @@ def _memory_error(error: Exception) -> str | None:
     return (
         f"too little memory: {reason[:300].rstrip('. ') or 'Python does not say for what'}; use a smaller batch "
         "(training.batch_size, evaluation.batch_size, --batch-size) or smaller images (data.image_size), and on a "
-        "CPU a smaller data.cache_mb; training can split a batch (training.accumulation_steps), and train.py "
-        "--dry-run=compile tells what a step needs"
+        "CPU a smaller data.cache_mb; on a GPU or TPU training can split a batch (training.accumulation_steps), and "
+        "train.py --dry-run=compile tells what a step needs"
     )
 
 

@@ -307,3 +307,15 @@ def test_a_full_disk_or_no_standard_output_is_no_traceback():
     line = f'{shlex.quote(sys.executable)} -c "{code.format(True)}" >&-'
     done = subprocess.run(line, shell=True, stderr=-1, text=True)
     assert done.returncode == 0 and not done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_what_standard_output_cannot_encode_ends_no_command(encoding):
+    """A file's name with a byte that is no UTF-8, as Python reads it, and characters that Latin-1 lacks."""
+    code = r"from hga_flax.errors import run_main; run_main(lambda: print('caf\udce9 \xe9 \u732b'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    others = {"latin-1": b"\xe9 \\u732b", "ascii": b"\\xe9 \\u732b", "utf-8": "é 猫".encode()}
+    assert done.stdout == b"caf\xe9 " + others[encoding] + b"\n"

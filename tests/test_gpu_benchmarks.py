@@ -118,14 +118,14 @@ def test_the_rehearsal_on_a_cpu(tmp_path):
     options = {"cwd": ROOT, "env": environment(), "capture_output": True, "text": True}
     first = subprocess.run([*rehearse, f"--scratch={scratch}"], **options)
     assert first.returncode == 0, first.stdout + first.stderr
-    state = json.loads((out / "state.json").read_text())
+    state = json.loads((out / "tiny" / "state.json").read_text())
     assert {name: about["status"] for name, about in state.items()} == dict.fromkeys(
         ("step_resnet50", "step_resnet50_free", "tests", "soak", "study", "attention"), "passed"
     )
     assert "runs of the study are finished" in first.stdout and "measured ms" in first.stdout
-    made = len(list(scratch.glob("cifar10/*/seed_*/result.json")))
+    made = len(list(scratch.glob("tiny/cifar10/*/seed_*/result.json")))
     assert made >= 1
     scratch = tmp_path / "another_machine"
     again = subprocess.run([*rehearse, f"--scratch={scratch}"], **options)
     assert again.returncode == 0 and again.stdout.count("finished before") == 5
-    assert len(list(scratch.glob("cifar10/*/seed_*/result.json"))) > made
+    assert len(list(scratch.glob("tiny/cifar10/*/seed_*/result.json"))) > made

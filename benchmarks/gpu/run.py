@@ -260,16 +260,17 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=8.0, metavar="M", help="time budget of this call (default: 8)")
     parser.add_argument("--scratch", metavar="DIR", help="folder for images and workdirs (default: a temporary one)")
     parser.add_argument("--only", metavar="PART,...", help="run only these parts: tests, step_resnet50, soak, ...")
-    parser.add_argument("--tiny", action="store_true", help="rehearse on a CPU")
+    parser.add_argument("--tiny", action="store_true", help="rehearse on a CPU, in DIR/tiny")
     parser.add_argument("--predict", metavar="TOPOLOGY", help="only compile the steps for h100, h200, ..., then exit")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
-    began, out = time.monotonic(), pathlib.Path(arguments.out).absolute()
+    apart = "tiny" if arguments.tiny else ""  # what is rehearsed counts for nothing
+    began, out = time.monotonic(), pathlib.Path(arguments.out).absolute() / apart
     out.mkdir(parents=True, exist_ok=True)
     if arguments.predict:
         return predict(out, arguments.predict, arguments.tiny)
     left = lambda: 60 * arguments.minutes - END_SECONDS - (time.monotonic() - began)
-    scratch = pathlib.Path(arguments.scratch or pathlib.Path(tempfile.gettempdir()) / "hga_flax_gpu").absolute()
+    scratch = pathlib.Path(arguments.scratch or pathlib.Path(tempfile.gettempdir()) / "hga_flax_gpu").absolute() / apart
     study, archive = scratch / "cifar10", out / "study.tar.gz"
     study.mkdir(parents=True, exist_ok=True)
     if not list(study.iterdir()):

@@ -28,11 +28,11 @@ def apply(config):
     if crops(config):
         data.image_size, training.batch_size = 224, 2048
         data.eval_crop_fraction = 0.95
+        config.evaluation.image_size = 0
     data.rotation_degrees = 0.0  # RandAugment rotates
     data.mixup, data.cutmix = 0.1, 1.0
     data.randaugment_ops = 0 if data.augmentation == "none" else 2
     data.randaugment_magnitude = 7.0
-    config.evaluation.image_size = 0
     add_stochastic_depth(config, 0.05)
 
     training.epochs = 300.0

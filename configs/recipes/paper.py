@@ -18,8 +18,8 @@ def apply(config):
     if crops(config):
         data.image_size, training.batch_size = 224, 1024
         data.eval_crop_fraction = 0.875
+        config.evaluation.image_size = 0
     data.rotation_degrees = 0.0 if data.augmentation == "none" else 10.0
-    config.evaluation.image_size = 0
 
     training.epochs = 100.0
     optimizer.name, optimizer.momentum, optimizer.nesterov = "sgd", 0.9, False

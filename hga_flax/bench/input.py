@@ -68,7 +68,7 @@ def measure(batches: Iterator[Any], batch_size: int, seconds: float) -> tuple[fl
     for _ in range(3):
         next(batches)  # warm up: start threads and processes, fill the buffers
     count, cpu, start = 0, cpu_seconds(), time.perf_counter()
-    while time.perf_counter() - start < seconds:
+    while not count or time.perf_counter() - start < seconds:
         next(batches)
         count += batch_size
     wall = time.perf_counter() - start

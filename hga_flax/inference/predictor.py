@@ -17,6 +17,7 @@ from hga_flax.data.pipeline import available_cores
 from hga_flax.images.bad_images import BadImage
 from hga_flax.images.host_augmentation import host_transform
 from hga_flax.images.image_files import SUFFIXES, Endings, images_below, read_image
+from hga_flax.images.jpeg import ORIENTATION, UPRIGHT
 from hga_flax.processes.mesh import replicate, to_devices
 from hga_flax.training.evaluation import apply_network
 from hga_flax.training.restore import Restored, restore_workdir
@@ -192,6 +193,7 @@ class Predictor:
             BadImage: the image cannot be read or decoded.
         """
         if _is_array(image):
+            _check_picture(image)
             image = np.asarray(image)
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != self._channels or not image.size:
                 raise BadImage(f"an array {image.dtype} {list(image.shape)} is not uint8 [H, W, {self._channels}]")
@@ -200,6 +202,16 @@ class Predictor:
         elif not isinstance(image, bytes):
             raise BadImage(f"{type(image).__name__} is not a file name, an encoded image (bytes) or an array")
         return self._transform(image, 0, 0)
+
+
+def _check_picture(image: Any) -> None:
+    """Raises a BadImage for an image of Pillow's whose pixels alone say the wrong thing."""
+    if not hasattr(image, "getexif"):
+        return
+    if image.mode not in ("RGB", "L"):
+        raise BadImage(f"an image of Pillow's in mode {image.mode}: convert it to RGB first")
+    if image.getexif().get(ORIENTATION, UPRIGHT) not in (0, UPRIGHT):
+        raise BadImage("an image of Pillow's that its EXIF data turn: use PIL.ImageOps.exif_transpose first")
 
 
 def _is_array(image: Any) -> bool:

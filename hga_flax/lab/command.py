@@ -107,8 +107,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     from hga_flax.lab.plan import check_rows, print_plan
     from hga_flax.lab.runs import all_runs
+    from hga_flax.runs.workdir import check_name
 
     check_same_rows(study)
+    check_name(study.directory.absolute())
     if arguments.workers > 1 and not arguments.dry_run:  # leave the devices to the workers
         jax.config.update("jax_platforms", "cpu")
         hardware.use_cpu_devices(study)

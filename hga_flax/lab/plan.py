@@ -12,6 +12,7 @@ from hga_flax.lab.study import Row, Study
 from hga_flax.processes.settings import configure_process
 from hga_flax.runs.console import Console, duration
 from hga_flax.training.experiment import Experiment, create_experiment, prepare
+from hga_flax.training.initial_weights import fit_weights
 from hga_flax.training.step import make_train_step
 
 
@@ -21,14 +22,17 @@ def check_rows(study: Study) -> None:
     Rows with a finished run are not checked again.
 
     Raises:
-        UserError: a data set is not prepared, or a row cannot be trained; the message names the row.
+        UserError: a data set is not prepared, a row cannot be trained, or its initial weights do not fit; the
+            message names the row.
     """
     proven = {run.row for run in all_runs(study) if run.result()}
     for row in study.rows.values():
         if row in proven:
             continue
         try:
-            prepare(_experiment(row))
+            prepared = prepare(_experiment(row))
+            if row.config.init.weights:
+                fit_weights(row.config, prepared.state)
         except UserError as error:
             raise UserError(f"{study.file}: row '{row.name}': {error}") from None
 
@@ -55,11 +59,13 @@ def print_plan(study: Study, workers: int, minutes: float, *, retry: bool, estim
     over = {row: len(made[row]) + (0 if retry else len(failed[row])) for row in study.rows.values()}
     left = {row: len(study.seeds) - over[row] for row in study.rows.values()}
     seeds = ", ".join(map(str, study.seeds))
+    # Without those that flags leave without effect.
+    common = [o for o in study.overrides if any(o in row.overrides for row in study.rows.values())]
     console.table(
         f"study {study.name}",
         [
             *([("asks", study.about)] if study.about else []),
-            ("recipe", " ".join([study.config, *_short(study.overrides)])),
+            ("recipe", " ".join([study.config, *_short(common)])),
             ("folder", str(study.directory)),
             ("seeds", seeds),
             ("each run", _hardware(study)),
@@ -76,7 +82,7 @@ def print_plan(study: Study, workers: int, minutes: float, *, retry: bool, estim
         ("row", "compared with", "done", "to do", "one run", "from", "overrides"),
         [
             (row.name, row.baseline or "-", f"{len(made[row])}", f"{left[row]}", duration(times[row][0]), times[row][1],
-             " ".join(_short(row.overrides[len(study.overrides):])))
+             " ".join(_short(row.own)))
             for row in study.rows.values()
         ],
     )  # fmt: skip

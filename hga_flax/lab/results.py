@@ -15,7 +15,7 @@ from hga_flax.errors import UserError, expand, nearest, one_line
 from hga_flax.lab import comparison
 from hga_flax.lab.hardware import made_on
 from hga_flax.lab.runs import command, read_json, record
-from hga_flax.lab.study import check_same_rows, load_study
+from hga_flax.lab.study import check_same_rows, fingerprint, load_study
 from hga_flax.runs.workdir import read_dataset
 
 METRICS = {"top1_error": "top-1 error, %", "top5_error": "top-5 error, %", "loss": "loss, nats"}
@@ -48,6 +48,8 @@ def load(
         return _gather(*locate(study, directory, scale, overrides))
     for flag in [f"--dir={directory}"] * bool(directory) + [f"--scale={scale}"] * bool(scale) + list(overrides):
         raise UserError(f"{flag}: only for a study file; {study} is a saved report")
+    if is_record(path):
+        raise UserError(f"{study} is the record of a study, not a saved report: name its folder, {path.parent}")
     return _saved(path)
 
 
@@ -124,6 +126,12 @@ def _command(
     return command(described["config"], overrides, seed, workdir, threads, devices, gpu=gpu, imports=imports)
 
 
+def _step_ms(timed: dict[str, Any], folder: pathlib.Path, row: str) -> float | None:
+    """Returns the time of a row's step; None if it was not timed, or timed before the row was made anew."""
+    of_another = "networks" in timed and timed["networks"].get(row) != fingerprint(folder / row)
+    return None if of_another else timed.get("step_ms", {}).get(row)
+
+
 def _gather(name: str, described: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     timed = read_json(folder / STEP_TIMES.format(study=name)) or {}
     rows = []
@@ -148,7 +156,7 @@ def _gather(name: str, described: dict[str, Any], folder: pathlib.Path) -> dict[
                 "failed": failed,
                 "missing": [seed for seed in workdirs if seed not in over],
                 **_size(folder / row, workdirs.values(), described.get("imports", [])),
-                "step_ms": timed.get("step_ms", {}).get(row),
+                "step_ms": _step_ms(timed, folder, row),
             }
         )
     kept = {key: described[key] for key in ("file", "config", "about", "seeds")}
@@ -184,7 +192,7 @@ def _size(folder: pathlib.Path, workdirs: Any, imports: Sequence[str]) -> dict[s
         info: DatasetInfo = read_dataset(begun) if begun else dataset_info(config.data.name, config.data.dir)
         size = config.data.image_size
         counted = complexity(build_model(config, info.num_classes), (size, size, info.channels))
-    except (OSError, UserError) as error:
+    except (OSError, ValueError, UserError) as error:  # ValueError: an attention whose operations cannot be counted
         missing = [f"--import={module}" for module in imports if module not in imported_modules()]
         why = f"{one_line(error)}" + (f"; try {' '.join(missing)}" if missing else "")
         return {"params": None, "gflops": None, "uncounted": why}

@@ -12,6 +12,7 @@ from hga_flax.errors import UserError
 from hga_flax.lab import hardware
 from hga_flax.lab.results import STEP_TIMES
 from hga_flax.lab.runs import write_text
+from hga_flax.lab.study import fingerprint
 
 ROUNDS = 11
 
@@ -40,6 +41,7 @@ def measure(study: str, described: dict[str, Any], folder: pathlib.Path, say: Ca
     timings = race(turns, ROUNDS)
     kept = hardware.facts(hardware.present()) | {"rounds": ROUNDS}
     kept["step_ms"] = {row: timing.median * 1e3 for row, timing in zip(rows, timings, strict=True)}
+    kept["networks"] = {row: fingerprint(folder / row) for row in rows}
     write_text(folder / STEP_TIMES.format(study=study), json.dumps(kept, indent=1) + "\n")
 
 

@@ -19,6 +19,7 @@ A study is a Python file whose `get_study()` returns a dictionary, or a TOML fil
 """
 
 import dataclasses
+import hashlib
 import importlib.util
 import json
 import pathlib
@@ -73,12 +74,14 @@ class Row:
         overrides: overrides of the recipe in train.py's format, those for all rows first.
         baseline: the row to compare with, or None.
         config: complete configuration; its seed is that of the recipe.
+        own: those of `overrides` that the row itself has, not all rows.
     """
 
     name: str
     overrides: tuple[str, ...]
     baseline: str | None
     config: ConfigDict
+    own: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -238,9 +241,11 @@ def _rows(
         except ConfigError as error:
             raise UserError(f"{file}: row '{name}': {error}") from None
         for other in rows.values():
-            if identity(other.config) == identity(config):
-                raise UserError(f"{file}: rows '{other.name}' and '{name}' have the same configuration; remove one")
-        rows[name] = Row(name, overrides, baselines[name], config)
+            folders = {row_config.data.dir for row_config in (other.config, config) if config.data.name == "folder"}
+            if identity(other.config) == identity(config) and len(folders) < 2:
+                remedy = "with these flags: leave them out, or remove one" if flags else "remove one"
+                raise UserError(f"{file}: rows '{other.name}' and '{name}' have the same configuration; {remedy}")
+        rows[name] = Row(name, overrides, baselines[name], config, tuple(o for o in overrides if o in its_own))
     if len({row.config.training.deterministic for row in rows.values()}) > 1:
         raise UserError(
             f"{file}: training.deterministic applies to a whole process: set it in overrides, for all rows, or make "
@@ -299,6 +304,14 @@ def identity(config: ConfigDict) -> str:
     return json.dumps(values, sort_keys=True)
 
 
+def fingerprint(folder: pathlib.Path) -> str | None:
+    """Returns a checksum of what makes a row's runs what they are; None if the row has not been started."""
+    try:
+        return hashlib.sha256(identity(complete(from_json((folder / "row.json").read_text()))).encode()).hexdigest()
+    except (OSError, ValueError, UserError):
+        return None
+
+
 def changes(old: ConfigDict, new: ConfigDict) -> list[str]:
     """Returns the differences that make two configurations different runs, as "key: old -> new"."""
     return [change for change in differences(old, new) if change.partition(": ")[0] not in ("seed", *MACHINE_KEYS)]
@@ -321,5 +334,5 @@ def check_same_rows(study: Study) -> None:
         if changed := changes(old, row.config):
             raise UserError(
                 f"{study.directory}: row '{row.name}' was started with another configuration ({'; '.join(changed)}); "
-                "choose another directory, or give the row another name"
+                "choose another directory, give the row another name, or give the --scale and the flags of those runs"
             )

@@ -92,7 +92,11 @@ def _is_network(name: str) -> bool:
 
 def row(name: str, attention: str, size: int = SIZE) -> dict[str, Any]:
     """Returns the size and cost of a network, plain and with an attention."""
-    plain, whole = (complexity(create_model(name, attention=a), (size, size, 3)) for a in ("none", attention))
+    plain = complexity(create_model(name), (size, size, 3))
+    try:
+        whole = complexity(create_model(name, attention=attention), (size, size, 3))
+    except ValueError as error:
+        raise UserError(f"--attention={attention}: {error}") from None
     return {
         "network": name,
         "attention": attention,

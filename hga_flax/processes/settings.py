@@ -56,8 +56,8 @@ def cpu_devices(config: ConfigDict, *, train: bool = True) -> int:
     if present := int(forced[1]) if forced else max(0, jax.config.jax_num_cpu_devices):
         if train and asked not in (0, present):
             raise ConfigError(
-                f"training.cpu_devices={asked}: XLA_FLAGS, JAX_NUM_CPU_DEVICES or a study's `devices` asks for "
-                f"{present} CPU device(s); set only one of them"
+                f"training.cpu_devices={asked}: XLA_FLAGS, JAX_NUM_CPU_DEVICES or a study (its key `devices`, 1 if "
+                f"it is not set) asks for {present} CPU device(s); set only one of them, in a study `devices`"
             )
         return 0
     if asked:

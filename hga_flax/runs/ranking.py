@@ -15,8 +15,8 @@ def comparable(evaluations: Mapping[int, Mapping[str, Any]]) -> dict[int, Mappin
 
 
 def is_comparable(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Returns whether two evaluations are of one split, prepared alike; those of older versions do not say."""
-    both = one.keys() & other.keys() & {"split", "image_size", "crop_fraction"}
+    """Returns whether two evaluations are of the same images, prepared alike; older ones do not say all."""
+    both = one.keys() & other.keys() & {"split", "split_size", "split_digest", "image_size", "crop_fraction"}
     return all(one[key] == other[key] for key in both)
 
 

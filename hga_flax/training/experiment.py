@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from hga_flax.config.loading import build_model
 from hga_flax.data.pipeline import Dataset, Shard
 from hga_flax.data.sources import DatasetInfo
-from hga_flax.errors import ConfigError
+from hga_flax.errors import ConfigError, UserError
 from hga_flax.processes.coordination import check_alike
 from hga_flax.processes.mesh import DATA_AXIS, check_batch_size, check_training_batch, create_mesh
 from hga_flax.processes.settings import check_configuration
@@ -159,6 +159,10 @@ def create_experiment(
         check_training_batch(config, mesh.devices.size)
     check_batch_size("evaluation.batch_size", config.evaluation.batch_size, mesh.devices.size)
     info = info() if callable(info) else info
+    if train and info.num_classes < 2:
+        only = f", {info.class_names[0]!r}" if info.class_names else ""
+        deep = "; is data.dir one level too high?" if config.data.name == "folder" else ""
+        raise UserError(f"{info.name} has only one class{only}: training needs at least two{deep}")
     for key in ("mean", "std"):
         if len(config.data[key]) not in (1, info.channels):
             noun, more = ("channels", f" or {info.channels}") if info.channels > 1 else ("channel", "")
@@ -228,16 +232,17 @@ def describe(experiment: Experiment, plan: Plan, params: Any, *, new: bool = Tru
     from hga_flax.counting.complexity import complexity
 
     config, mesh = experiment.config, experiment.mesh
-    counts = complexity(experiment.model, experiment.image_shape)
+    try:
+        counts = complexity(experiment.model, experiment.image_shape)
+        size = f"{counts.params:,} parameters, {counts.gflops:.4g} GFLOPs an image (multiply-accumulates + 2 x norm)"
+    except ValueError as error:  # an attention with a loop of unknown length, or a kernel of its own
+        size = f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,} parameters; {error}"
     device = mesh.devices.flat[0]
     batch, large = config.training.batch_size, config.evaluation.image_size
     in_parts = f" in {parts} parts" if (parts := config.training.accumulation_steps) > 1 else ""
     rows = [
         ("model", f"{config.model.name}, attention {config.model.attention}, {config.model.dtype}"),
-        (
-            "size",
-            f"{counts.params:,} parameters, {counts.gflops:.4g} GFLOPs an image (multiply-accumulates + 2 x norm)",
-        ),
+        ("size", size),
         ("parameters", ", ".join(f"{part} {size:,}" for part, size in parameters_by_part(params).items())),
         (
             "images",

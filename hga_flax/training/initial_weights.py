@@ -102,7 +102,14 @@ def fit_weights(config: ConfigDict, state: TrainState) -> Fitted:
         UserError: the weights cannot be read, or belong to another network.
     """
     places = _places(state)
-    return fit(read_source(config, places), places, config.model.name)
+    source = read_source(config, places)
+    fitted = fit(source, places, config.model.name)
+    own = tuple(config.data.mean), tuple(config.data.std)
+    if source.normalisation in (None, own):
+        return fitted
+    told = lambda mean, std: f"data.mean={mean}, data.std={std}"
+    note = f"the images: these weights were trained with {told(*source.normalisation)}; this run has {told(*own)}"
+    return dataclasses.replace(fitted, notes=[*fitted.notes, note])
 
 
 def _places(state: TrainState) -> dict[Path, Any]:

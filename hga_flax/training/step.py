@@ -167,7 +167,12 @@ def accumulated_gradient(
     count = config.training.accumulation_steps
     if count == 1:
         return batch_gradient(model, config, params, batch_stats, batch, root, dropout)
-    parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+    # The parts take turns: part 0 has images 0, count, 2 * count, ... of the global batch, or such pairs where images
+    # are mixed in pairs. However many devices there are, each part has the same images and batch statistics.
+    unit = 2 if config.data.mixup or config.data.cutmix else 1
+    deal = lambda x: x.reshape(-1, count, unit, *x.shape[1:]).swapaxes(0, 1).reshape(count, -1, *x.shape[1:])
+    collect = lambda x: x.reshape(count, -1, unit, *x.shape[2:]).swapaxes(0, 1).reshape(-1, *x.shape[2:])
+    parts = jax.tree.map(deal, batch)
     # Each device sums its own gradients, so that they are all-reduced once instead of once per part.
     params = jax.tree.map(lambda x: lax.pcast(x, DATA_AXIS, to="varying"), params)
 
@@ -181,7 +186,7 @@ def accumulated_gradient(
     zero = jax.tree.map(jnp.zeros_like, params), batch_stats, jnp.zeros(())
     (grads, batch_stats, mean_loss), each = lax.scan(add, zero, (jnp.arange(count), parts), unroll=unroll)
     grads = jax.tree.map(lambda g: lax.psum(g, DATA_AXIS) / count, grads)
-    logits, loss = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), each)
+    logits, loss = jax.tree.map(collect, each)
     return Gradient(grads, batch_stats, mean_loss / count, logits, loss)
 
 

@@ -344,6 +344,8 @@ class Loop:
         best, data = self._progress.best, experiment.config.data
         on = {"split": split, "image_size": experiment.eval_image_shape[0]}
         on["crop_fraction"] = data.eval_crop_fraction if data.augmentation == "imagenet" else None
+        found = experiment.dataset.described([split])
+        on |= {"split_size": found.num_examples[split], "split_digest": found.digests.get(split)}
         improved = best is None or not is_comparable(best, on) or rank(metrics) < rank(best)
         if improved:
             self._progress.best = {"step": step} | finite_or_none(metrics) | on

@@ -43,6 +43,7 @@ class Source:
         peer: network whose names the file uses, see `Found`; None for our own.
         path: path of the file.
         step: step of a run's checkpoint; None for a file.
+        normalisation: `data.mean` and `data.std` of a run; None if they are not known.
         weights: "ema" for a moving average of the weights, of a run or by its name in a file, else "raw".
     """
 
@@ -56,6 +57,7 @@ class Source:
     path: str = ""
     step: int | None = None
     weights: str = "raw"
+    normalisation: tuple[Any, Any] | None = None
 
 
 def check_source(config: ConfigDict, workdir: str | None) -> None:
@@ -197,11 +199,14 @@ def _read_run(given: str, folder: pathlib.Path, checkpoint: str, key: str) -> So
     finally:
         checkpoints.close()
     origin, remedy = called(f"step {step} of {folder}"), Source.remedy
+    normalisation = None
     with contextlib.suppress(UserError):  # the configuration only improves messages
-        model = files.read_config(folder).model
+        of_run = files.read_config(folder)
+        model, normalisation = of_run.model, (tuple(of_run.data.mean), tuple(of_run.data.std))
         origin += f", {model.name} with attention {model.attention}"
         flags = {"name": model.name} | ({"options": model.options} if model.options else {})
         remedy = " ".join(shlex.quote(f"--config.model.{name}={value}") for name, value in flags.items())
         remedy += " builds the network that they belong to"
     origin += ", its moving average" if weights == "ema" else ""
-    return Source(origin, flatten_dict(arrays), remedy=remedy, key=key, step=step, weights=weights)
+    arrays = flatten_dict(arrays)
+    return Source(origin, arrays, remedy=remedy, key=key, step=step, weights=weights, normalisation=normalisation)

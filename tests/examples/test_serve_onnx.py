@@ -104,10 +104,16 @@ def test_its_pixels_are_those_of_evaluation(tmp_path, size, channels):
 
 
 @pytest.mark.parametrize(
-    "data", [TURNED, b"P7\nWIDTH 1\nHEIGHT 1\nDEPTH 1\nMAXVAL 255\nTUPLTYPE GRAYSCALE\nENDHDR\n\0"]
+    "data",
+    [
+        TURNED,
+        b"P7\nWIDTH 1\nHEIGHT 1\nDEPTH 1\nMAXVAL 255\nTUPLTYPE GRAYSCALE\nENDHDR\n\0",
+        b"P5 1 1 4095\n\x0f\xff",
+        cv2.imencode(".tiff", np.zeros((2, 2, 4), np.uint8))[1].tobytes(),
+    ],
 )
 def test_formats_that_opencv_shows_wrongly_are_refused(tmp_path, data):
     file = tmp_path / "image"
     file.write_bytes(data)
-    with pytest.raises(ValueError, match="AVIF and PAM are not read here; convert it to PNG or JPEG"):
+    with pytest.raises(ValueError, match="AVIF, TIFF, PGM and their like are not read here; convert it to PNG or JPEG"):
         load().read_image(str(file), {"height": 8, "width": 8, "channels": "RGB", "short_side": None})

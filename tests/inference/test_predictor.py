@@ -100,6 +100,24 @@ def test_a_bad_image_is_told_in_its_place_and_moves_no_other(predictor, split, t
             predictor.predict(images)
 
 
+@pytest.mark.parametrize(
+    ("mode", "exif", "message"),
+    [("L", {274: 6}, "that its EXIF data turn: use PIL"), ("YCbCr", {}, "in mode YCbCr: convert it to RGB first")],
+)
+def test_an_image_of_pillows_whose_pixels_alone_say_the_wrong_thing_is_refused(predictor, split, mode, exif, message):
+    class Picture:  # as Pillow's are
+        def __init__(self, mode, exif):
+            self.mode, self.getexif = mode, lambda: exif
+
+        def __array__(self, dtype=None, copy=None):
+            return pixels
+
+    pixels = cv2.imdecode(np.frombuffer(split[0][5], np.uint8), cv2.IMREAD_GRAYSCALE)[..., None]
+    np.testing.assert_array_equal(predictor.load(Picture("L", {274: 1})), predictor.load(pixels))
+    with pytest.raises(BadImage, match=message):
+        predictor.load(Picture(mode, exif))
+
+
 def test_many_images_are_read_as_they_are_needed(predictor, split):
     read = 0
 

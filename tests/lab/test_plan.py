@@ -25,6 +25,23 @@ def test_a_row_that_cannot_be_trained_is_found_before_the_first_run(tmp_path):
             plan.check_rows(load_study(write_study(tmp_path, rows=rows)))
 
 
+def test_initial_weights_are_looked_for_before_the_first_run(tmp_path):
+    rows = {"none": [], "bad": ["model.attention=se", f"init.weights={tmp_path / 'absent.pth'}"]}
+    with pytest.raises(UserError, match=r"row 'bad': init.weights=.*absent\.pth: there is no such file or folder"):
+        plan.check_rows(load_study(write_study(tmp_path, rows=rows)))
+
+
+def test_the_plan_shows_what_each_row_overrides_beside_flags_too(tmp_path, monkeypatch, capsys):
+    flags = ["--config.training.steps=3"]  # the file's epochs have no effect any more
+    common = [*(item for item in TINY if "training.steps" not in item), "training.epochs=9"]
+    study = load_study(write_study(tmp_path, overrides=common), str(tmp_path), overrides=flags)
+    monkeypatch.setattr(plan, "counted_seconds", lambda row: 120.0)
+    plan.print_plan(study, workers=1, minutes=0, retry=False, estimate=True)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "operations model.attention=se" in printed
+    assert "training.steps=3" in printed and "training.epochs=9" not in printed
+
+
 def test_a_row_with_a_run_is_not_built_again(tmp_path, monkeypatch):
     study, built = load_study(write_study(tmp_path), str(tmp_path / "runs")), []
     write_result(study.directory / "se" / "seed_2", 1.0)

@@ -104,6 +104,17 @@ def test_a_bad_study_is_one_line(tmp_path, change, message):
     assert str(caught.value).startswith(file) and "\n" not in str(caught.value)
 
 
+def test_rows_may_differ_in_their_folder_of_images_and_flags_are_blamed_for_what_they_make_equal(tmp_path):
+    rows = {name: ["data.name=folder", "data.fake=false", f"data.dir=/data/{name}"] for name in ("cats", "dogs")}
+    drop = [item for item in TINY if "fake" not in item]
+    study = load_study(write_study(tmp_path, rows=rows, baseline="cats", overrides=drop), check=False)
+    assert [row.config.data.dir for row in study.rows.values()] == ["/data/cats", "/data/dogs"]
+    rows = {"a": ["training.epochs=2"], "b": ["training.epochs=3"]}
+    file = write_study(tmp_path, rows=rows, baseline="a", overrides=[o for o in TINY if "training.steps" not in o])
+    with pytest.raises(UserError, match="have the same configuration; with these flags: leave them out, or remove one"):
+        load_study(file, overrides=["--config.training.steps=5"], check=False)
+
+
 def test_scales_are_studies_of_their_own(tmp_path):
     scales = {"cpu": [], "gpu": ["training.steps=7"]}
     file = write_study(tmp_path, scales=scales)

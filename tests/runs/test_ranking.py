@@ -27,6 +27,13 @@ def test_the_latest_and_the_best_of_the_evaluated_are_preserved():
     assert dropped == [1, 2, 3, 4]
 
 
+def test_evaluations_of_other_images_are_not_compared():
+    on = metrics(0.0) | {"split": "val", "split_size": 5, "split_digest": "a"}
+    for change in ({"split": "test"}, {"split_size": 6}, {"split_digest": "b"}):
+        assert list(comparable({1: on, 2: on | {"top1_error": 9.0} | change})) == [2]
+    assert list(comparable({1: metrics(0.0), 2: on})) == [1, 2]  # an older version's does not say
+
+
 def test_what_cannot_be_read_is_said_once_and_kept_while_it_may_be_read_later():
     errors = {1: UnreadableCheckpoint("1 is damaged"), 2: UserError("2 is away"), 3: None}
 

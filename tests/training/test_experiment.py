@@ -1,8 +1,13 @@
+import dataclasses
 import logging
+import re
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import pytest
 
+from hga_flax.attention import registry
 from hga_flax.data.sources import DatasetInfo, SyntheticSource
 from hga_flax.errors import UserError
 from hga_flax.processes.settings import configure_process
@@ -144,6 +149,34 @@ def test_everything_is_checked_before_an_image_is_read(monkeypatch):
 def test_what_only_the_data_or_the_network_shows_is_refused_before_compilation(overrides, message):
     with pytest.raises(UserError, match=message):
         e.prepare(e.create_experiment(tiny.config(**overrides), INFO))
+
+
+def test_one_class_is_refused_in_training_alone():
+    """Its loss would be 0 and its error 0 %."""
+    one = dataclasses.replace(INFO, num_classes=1, class_names=("images",))
+    with pytest.raises(UserError, match=r"has only one class, 'images': training needs at least two$"):
+        e.create_experiment(tiny.config(), one)
+    with pytest.raises(UserError, match=r"two; is data\.dir one level too high\?$"):
+        e.create_experiment(tiny.config(data__name="folder"), one)
+    e.create_experiment(tiny.config(), one, train=False)
+
+
+def test_an_attention_whose_operations_cannot_be_counted_is_described_all_the_same(monkeypatch):
+    class Loop(nn.Module):
+        channels: int
+        dtype: object = None
+        axis_name: str | None = None
+
+        @nn.compact
+        def __call__(self, x, train=False):
+            turns = lambda x: jax.lax.while_loop(lambda y: (y < 0).any(), lambda y: y @ jnp.eye(self.channels), x)
+            return x + jax.lax.stop_gradient(turns(x * 0))
+
+    monkeypatch.setitem(registry._REGISTRY, "loop", (Loop, {}))
+    experiment = e.create_experiment(tiny.config(model__attention="loop"), INFO)
+    prepared = e.prepare(experiment)
+    rows = dict(e.describe(experiment, prepared.plan, prepared.state.params))
+    assert re.fullmatch(r"[\d,]+ parameters; cannot count the operations of a 'while': .*", rows["size"])
 
 
 def test_an_evaluation_asks_for_less_than_a_training(tmp_path):

@@ -10,6 +10,8 @@ import pytest
 from hga_flax.bench.dry_run import dry_run
 from hga_flax.data import packing
 from hga_flax.errors import UserError
+from hga_flax.runs.checkpoints import Checkpoints
+from hga_flax.training import trainer
 from hga_flax.training.restore import evaluate_workdir
 from hga_flax.training.trainer import train
 from tests.training import tiny
@@ -106,29 +108,39 @@ def test_a_folder_with_test_alone_is_evaluated(copy):
     assert evaluate(data, run, split="test") == error
 
 
+def worse_from_now_on(monkeypatch):
+    """Every evaluation finds more errors than there were before."""
+    real = trainer.evaluate
+    monkeypatch.setattr(trainer, "evaluate", lambda *given: real(*given) | {"top1_error": 100.0, "loss": 1e3})
+
+
 @pytest.mark.medium
-def test_splits_of_another_size_are_said_or_refused(copy, capfd):
+def test_splits_of_another_size_are_said_or_refused(copy, capfd, monkeypatch):
     data, run, _ = copy
     write(data / "val" / "bee", 1, count=8)
     said = "the split 'val' has 14 examples, and had 12 when the run began"
     evaluate(data, run)
     assert capfd.readouterr().err.count(said) == 1
+    worse_from_now_on(monkeypatch)
     goes_on(data, run)
     assert capfd.readouterr().out.count(said) == 1
+    assert Checkpoints(run, read_only=True).best_step() > 3
     write(data / "train" / "bee", 1, count=8)
     with pytest.raises(UserError, match="the training split has 14 examples, but this run started with 12"):
         train(config(data, training__steps=7), str(run))
 
 
 @pytest.mark.medium
-def test_other_files_of_equal_number_are_said_or_refused(copy, capfd):
+def test_other_files_of_equal_number_are_said_or_refused(copy, capfd, monkeypatch):
     data, run, error = copy
     said = "the split 'val' has files of other names or classes than when the run began"
     (data / "val" / "bee" / "0.png").rename(data / "val" / "bee" / "x.png")
     assert evaluate(data, run) == error
     assert capfd.readouterr().err.count(said) == 1
+    worse_from_now_on(monkeypatch)
     goes_on(data, run)
     assert capfd.readouterr().out.count(said) == 1
+    assert Checkpoints(run, read_only=True).best_step() > 3
     (data / "train" / "bee" / "0.png").rename(data / "train" / "ant" / "x.png")
     message = "the split 'train' has files of other names or classes than when the run began; restore the files"
     for command in (lambda: train(config(data, training__steps=7), str(run)), lambda: told(data, run)):

@@ -66,6 +66,20 @@ def test_a_resnext_with_hga_steps_the_same_on_8_devices_and_gathers_nothing():
 
 
 @pytest.mark.medium
+@pytest.mark.parametrize("mixed", [{}, {"data__mixup": 0.2}])
+def test_a_batch_in_parts_has_the_same_parts_on_any_number_of_devices(mixed):
+    """Each part is normalised by statistics of its own."""
+    c = tiny.config(**tiny.ONE_BLOCK, **mixed, training__accumulation_steps=2)
+    one, two = (one_step(c, devices, tiny.batch()) for devices in (1, 4))
+    assert one[3] == pytest.approx(two[3], rel=1e-5)
+    assert worst(one[2].batch_stats, two[2].batch_stats) < 1e-5 and worst(one[2].params, two[2].params) < 1e-5
+    sums = [
+        (float(m.loss.total), float(m.top1_error.total), float(m.loss.count)) for m in (one[2].metrics, two[2].metrics)
+    ]
+    assert sums[0] == pytest.approx(sums[1], rel=1e-5)  # logits and losses are those of their labels
+
+
+@pytest.mark.medium
 def test_where_each_device_has_its_own_statistics_the_step_depends_on_how_many_there_are():
     c = tiny.config(**tiny.ONE_BLOCK, training__batch_norm_scope="device")
     after = [one_step(c, devices, tiny.batch())[2] for devices in (1, 8)]
