@@ -152,6 +152,16 @@ def test_a_recipe_sees_the_network_that_a_flag_chooses(name):
     assert options == ("stochastic_depth=0.05" if "stochastic_depth" in model_options(name) else "")
 
 
+@pytest.mark.parametrize("recipe", ["paper", "modern-100", "modern-300"])
+def test_data_that_are_not_cropped_keep_their_sizes(recipe):
+    config = load_config("configs/digits.py").unlock()
+    config.evaluation.image_size = 32
+    sizes = lambda: (config.data.image_size, config.training.batch_size, config.evaluation.image_size)
+    before = sizes()
+    apply_recipe(config, recipe)
+    assert sizes() == before
+
+
 def test_a_recipe_leaves_it_to_training_to_refuse_an_unknown_network():
     assert configure("configs/digits.py", ["--config.model.name=resnet5"], "modern-300").model.options == ""
 

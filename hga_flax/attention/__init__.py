@@ -1,6 +1,7 @@
 """The attention modules (HGA, SE, SK and others), one Flax module per file.
 
-Imports nothing from the rest of the project. Start at hga.py. Attentions are registered by name in registry.py.
+Imports only platforms.py from the rest of the project. Start at hga.py. Attentions are registered by name in
+registry.py.
 """
 
 from hga_flax.attention.cbam import ConvolutionalBlockAttention

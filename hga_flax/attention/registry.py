@@ -4,6 +4,7 @@ import collections.abc
 import contextlib
 import dataclasses
 import difflib
+import inspect
 import math
 import sys
 import types
@@ -211,7 +212,10 @@ def uses_source(factory: AttentionFactory) -> bool:
     """Returns whether the attention's module accepts (x, train, source), see `hga_flax.attention.Source`."""
     while isinstance(factory, partial):
         factory = factory.keywords["attention"] if factory.func is IdentityStart else factory.func
-    return getattr(factory, "uses_source", False)
+    module: Any = factory
+    if not getattr(module, "uses_source", False):
+        return False
+    return "source" in inspect.signature(module.__call__).parameters  # a subclass may have a `__call__` of its own
 
 
 def _named(module: nn.Module) -> nn.Module:

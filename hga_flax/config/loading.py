@@ -232,7 +232,12 @@ def parse_options(text: str, key: str) -> dict[str, Any]:
         options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):  # the last two: nested too deeply
         raise ConfigError(f'{key}={text!r}: write keyword arguments, like "kernels=(7,), mfe_norm=True"') from None
-    return {name: value for name, value in options.items() if name is not None}
+    return {name: _hashable(value) for name, value in options.items() if name is not None}
+
+
+def _hashable(value: Any) -> Any:
+    """Returns the value with tuples in place of lists: modules are arguments of compiled functions."""
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
 
 
 def validate(config: ConfigDict) -> ConfigDict:

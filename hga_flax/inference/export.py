@@ -167,7 +167,7 @@ def metadata(predictor: Predictor) -> dict[str, Any]:
         "preprocessing": {
             "height": height,
             "width": width,
-            "channels": "RGB" if channels == 3 else "grey",
+            "channels": {1: "grey", 3: "RGB"}.get(channels, channels),
             # Resize the short side to this length and crop the centre; null: resize the whole image to height x width.
             "short_side": round(height / config.data.eval_crop_fraction) if crops else None,
             "crop_fraction": config.data.eval_crop_fraction if crops else None,

@@ -26,7 +26,13 @@ from hga_flax.data.sources import FOLDER, DatasetInfo, dataset_info
 from hga_flax.errors import ConfigError, UserError
 from hga_flax.inference.exported import Exported, read_exported
 from hga_flax.pretrained.cifar_weights import is_cifar
-from hga_flax.pretrained.preprocessing import Preprocessing, preprocessing_of
+from hga_flax.pretrained.preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    TRANSFORM_INPUT,
+    Preprocessing,
+    preprocessing_of,
+)
 from hga_flax.pretrained.torch_names import ATTENTION_OPTIONS, PEERS
 from hga_flax.processes.mesh import create_mesh
 from hga_flax.processes.settings import configure_process
@@ -122,6 +128,8 @@ def restore_weights(
     known = None if source.peer is None else preprocessing_of(source.peer, source.path)
     if exported:
         known = exported.preprocessing
+    if known == TRANSFORM_INPUT and parse_options(config.model.options, "config.model.options").get("transform_input"):
+        known = dataclasses.replace(known, mean=IMAGENET_MEAN, std=IMAGENET_STD)  # the network does the rest itself
     if known:
         _prepare_images(config, known, given)
     classes, channels = _shapes(source, config)

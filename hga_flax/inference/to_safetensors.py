@@ -5,7 +5,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-_NAMES = {"float32": "F32", "float64": "F64", "float16": "F16", "bfloat16": "BF16", "int32": "I32", "int64": "I64"}
+from hga_flax.pretrained.torch_files import SAFETENSORS
+
+_NAMES = {dtype.name: name for name, dtype in SAFETENSORS.items()}
 _ALIGNMENT = 8  # bytes; the data starts at a multiple of this, because readers memory-map it
 
 

@@ -36,6 +36,8 @@ class Preprocessing:
     std: tuple[float, ...] = IMAGENET_STD
 
 
+# What GoogLeNet's option `transform_input` makes of images with ImageNet's mean and std.
+TRANSFORM_INPUT = Preprocessing("torchvision, transform_input", mean=(0.5,) * 3, std=(0.5,) * 3)
 # The first pattern found in a file's name decides; files are named by torchvision, timm or the Hugging Face cache.
 _TV2 = "11ad3fa6|cd907fc2|f82ba261|1a0047aa|110c445d|173b62eb|9ba9bcbe|d733dc28|[._]tv2_in1k"
 _NAMED = (
@@ -43,7 +45,7 @@ _NAMED = (
     (r"ra4_e3600", Preprocessing("timm", 224, 0.9, "bicubic", (0.5,) * 3, (0.5,) * 3)),
     (r"resnet50[._]a1h(2_\d+)?(-|_in1k)|[._]bamboo", Preprocessing("timm", 224, 1.0, "bicubic")),
     (r"[._](a1|a2|a3|a1h|b1k|b2k|c|c1|c2|d)(h?2?_\d+)?(-|_in1k)", Preprocessing("timm", 224, 0.95, "bicubic")),
-    (r"1378be20", Preprocessing("torchvision, transform_input", mean=(0.5,) * 3, std=(0.5,) * 3)),
+    (r"1378be20", TRANSFORM_INPUT),
     (r"[._](ra|ra2|ram|racm|am|bt|gluon)(_224)?(-|_in1k)|gluon_|rw_resnet50|resnet34-43635321",
      Preprocessing("timm", 224, 0.875, "bicubic")),
 )  # fmt: skip

@@ -25,7 +25,7 @@ from hga_flax.pretrained.file_kinds import weights_layout, zip_kind
 from hga_flax.pretrained.torch_contents import Contents
 from hga_flax.pretrained.torch_pickle import Storage, Tensor, Unpickler, contiguous, part, read_legacy
 
-_SAFETENSORS = {
+SAFETENSORS = {
     "F32": np.dtype("<f4"),
     "F64": np.dtype("<f8"),
     "F16": np.dtype("<f2"),
@@ -111,7 +111,7 @@ def _read_safetensors(file: BinaryIO) -> dict[str, Tensor]:
         if name == "__metadata__":
             continue
         kind, shape, start, stop = _place(name, entry)
-        dtype = _SAFETENSORS.get(kind)
+        dtype = SAFETENSORS.get(kind)
         if dtype is None:
             raise ValueError(f"tensor '{name}' has dtype {kind}, which is not supported")
         count = math.prod(shape)

@@ -99,8 +99,15 @@ def _plain_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _squeezed(name: str | None, path: tuple[str, ...], tensor: np.ndarray) -> np.ndarray:
     """Flattens kernels of whole-map convolutions, which timm's SE, SK and VGG have in place of our FC layers."""
-    dense = path[-2] in ("hidden1", "hidden2", "classifier") or (_is_timms(name, path) and tensor.shape[2:] == (1, 1))
+    dense = _head(path) in ("hidden1", "hidden2", "classifier") or (
+        _is_timms(name, path) and tensor.shape[2:] == (1, 1)
+    )
     return tensor.reshape(len(tensor), -1) if dense and tensor.ndim == 4 else tensor
+
+
+def _head(path: tuple[str, ...]) -> str:
+    """Returns the name of the layer of a variable; "" within an attention, whose author may call a layer "hidden"."""
+    return "" if "attention" in path else path[-2]
 
 
 def _is_timms(name: str | None, path: tuple[str, ...]) -> bool:
@@ -126,7 +133,7 @@ def _converted(path: tuple[str, ...], tensor: np.ndarray) -> np.ndarray:
         return tensor
     if tensor.ndim == 4:
         return tensor.transpose(2, 3, 1, 0)
-    (outputs, inputs), size = tensor.shape, _FLATTENED.get(path[-2], 1)
+    (outputs, inputs), size = tensor.shape, _FLATTENED.get(_head(path), 1)
     if inputs % size**2:
         return tensor.T  # of another shape; the caller reports it
     return tensor.reshape(outputs, inputs // size**2, size, size).transpose(2, 3, 1, 0).reshape(inputs, outputs)
@@ -138,11 +145,19 @@ def torch_tensors(name: str | None, variables: Mapping[str, Any]) -> dict[str, n
     Args:
         name: peer whose names the state dict gets, see `peer_name`.
         variables: `{"params": ..., "batch_stats": ...}` of a network with the peer's layers and any attention.
+
+    Raises:
+        UserError: two variables get one name.
     """
-    return {
-        peer_name(name, path[1:]): _as_torch(name, path, np.asarray(array))
-        for path, array in flatten_dict(dict(variables)).items()
-    }
+    tensors: dict[str, np.ndarray] = {}
+    paths: dict[str, tuple[str, ...]] = {}
+    for path, array in flatten_dict(dict(variables)).items():
+        key = peer_name(name, path[1:])
+        if paths.setdefault(key, path) != path:
+            both = " and ".join("/".join(p[1:]) for p in (paths[key], path))
+            raise UserError(f"{both} would both be called {key} in the file; give them other names")
+        tensors[key] = _as_torch(name, path, np.asarray(array))
+    return tensors
 
 
 def _as_torch(name: str | None, path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
@@ -151,8 +166,8 @@ def _as_torch(name: str | None, path: tuple[str, ...], array: np.ndarray) -> np.
         return array
     if array.ndim == 4:
         return array.transpose(3, 2, 0, 1)
-    if path[-2] in _FLATTENED:
-        size = _FLATTENED[path[-2]]
+    if _head(path) in _FLATTENED:
+        size = _FLATTENED[_head(path)]
         return array.reshape(size, size, -1, array.shape[-1]).transpose(3, 2, 0, 1).reshape(array.shape[::-1])
     return array.T[:, :, None, None] if _is_timms(name, path) else array.T  # see `_squeezed`
 

@@ -163,6 +163,12 @@ def fit(source: Source, places: Mapping[Path, Any], network: str) -> Fitted:
         raise UserError(f"{source.key}={source.origin}: {other}; {wrapped_advice(foreign) or source.remedy}")
     for paths in optional.values():
         loaded |= _whole(paths, source.arrays, places, notes)
+    started = {_optional_group(path) for path in source.arrays if path[-1] == SHARE and path not in places}
+    if started & {_optional_group(path) for path in loaded}:
+        raise UserError(
+            f"{source.key}={source.origin}: only a share of its attention takes effect, and here all of it would; set "
+            "identity_start=True in config.model.attention_options"
+        )
     unreal = [f"{_name(p)} ({a.dtype})" for p, a in loaded.items() if not jnp.issubdtype(a.dtype, jnp.floating)]
     if unreal:
         raise UserError(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from hga_flax.bench.input import PHOTO_SIZE, PhotoSource, _shares, cpu_seconds
+from hga_flax.bench.input import PHOTO_SIZE, PhotoSource, _shares, cpu_seconds, measure
 from hga_flax.images.decoding import decode
 
 FAKE = ["--config=configs/hga_resnet50.py", "--config.data.fake=true", "--config.data.num_threads=1"]
@@ -25,6 +25,10 @@ def test_the_loader_is_timed_as_a_subprocess():
     assert row["images_per_s"] > 20 and row["images_per_s_per_core"] > 20
     assert set(row["shares"]) == {"read", "decode", "warp", "batching"}
     assert sum(row["shares"].values()) == pytest.approx(1, abs=0.01)
+
+
+def test_a_measurement_has_at_least_one_batch():
+    assert measure(iter(range(9)), 8, 1e-9)[0] > 0
 
 
 def test_photographs_are_of_imagenets_size_and_differ():

@@ -29,6 +29,7 @@ def test_overrides_take_the_type_of_the_default():
     assert config.data.fake is True and config.data.mean == (0.1, 0.2) and config.seed == 7
     assert config.schedule.decay_at_steps == (3, 4)
     assert c.parse_options(config.model.attention_options, "x") == {"kernels": (7,), "mfe_act": "relu"}
+    assert c.parse_options("kernels=[3, 5], x=[[1]]", "x") == {"kernels": (3, 5), "x": ((1,),)}  # modules are hashed
 
 
 @pytest.mark.parametrize(

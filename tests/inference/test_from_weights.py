@@ -4,12 +4,14 @@ import cv2
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 
 from hga_flax.data.sources import DatasetInfo
 from hga_flax.errors import UserError
 from hga_flax.inference import from_weights
 from hga_flax.inference.from_weights import CIFAR10, base_config, describe_weights, restore_weights
 from hga_flax.inference.predictor import Predictor
+from hga_flax.pretrained.torch_weights import torch_tensors
 from hga_flax.training.restore import evaluate_restored, restore_workdir
 from hga_flax.training.trainer import train
 from hga_flax.training.weights_source import Source
@@ -124,6 +126,15 @@ def test_a_file_of_torchvisions(tmp_path):
     assert predictor.image_shape == (224, 224, 3) and predictor.class_names == ("0", "1", "2")  # three classes
     images = dict(describe_weights(predictor.restored))["images"]
     assert images == "224 pixels, the centre after resizing the short side to 232"
+
+
+@pytest.mark.parametrize(("options", "mean"), [("", 0.5), (", transform_input=True", 0.485)])
+def test_googlenets_images_are_transformed_once(options, mean, tmp_path, short_googlenet):
+    there = places("googlenet", channels=3, classes=3, width_divisor=8)
+    arrays = {path: np.ones(leaf.shape, np.float32) for path, leaf in there.items()}
+    file = torch_writer.save(torch_tensors("googlenet", unflatten_dict(arrays)), tmp_path / "googlenet-1378be20.pth")
+    flags = ["--config.model.options=width_divisor=8" + options]
+    assert restore_weights(str(file), "googlenet", overrides=flags).experiment.config.data.mean[0] == mean
 
 
 def test_a_thousand_classes_have_imagenets_names(tmp_path):

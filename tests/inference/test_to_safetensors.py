@@ -12,6 +12,8 @@ TENSORS = {
     "scalar": np.array(2.5, np.float64),
     "brain": np.array([0.5, 3.0], ml_dtypes.bfloat16),
     "count": np.array([7], np.int64),
+    "seen": np.array([7, 9], np.uint32),
+    "mask": np.array([True, False]),
     "empty": np.zeros((0, 3), np.float32),
 }
 

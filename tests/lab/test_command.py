@@ -39,6 +39,7 @@ def test_bad_arguments_are_one_line(tmp_path):
         (["study", file, "--config.seed=3"], "use the study's key 'seeds'"),
         (["study", file, "--config.model.nmae=x"], "no such key; did you mean 'model.name'"),
         (["study", file, "--scale=gpu"], "has no scales"),
+        (["study", file, f"--dir={tmp_path}/a[1]"], r"checkpoints may be lost below a path with \["),
         (["study", write_study(tmp_path, "two", scales=SCALES), "--scale=larg"], "did you mean 'large'"),
     ):
         with pytest.raises(UserError, match=message):

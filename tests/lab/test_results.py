@@ -14,7 +14,7 @@ from hga_flax.data.sources import DatasetInfo
 from hga_flax.errors import UserError
 from hga_flax.lab import results, tables
 from hga_flax.lab.runs import open_directory, write_text
-from hga_flax.lab.study import load_study
+from hga_flax.lab.study import fingerprint, load_study
 from hga_flax.pictures.costs import draw_costs
 from hga_flax.runs.workdir import write_dataset
 from tests.commands import ROOT
@@ -95,6 +95,19 @@ def test_costs_are_those_of_the_network(made):
     told = results.analyse(results.load(made[0]))
     assert told["timed_on"] == "8 x X"
     assert "Steps timed on: 8 x X, other hardware than that of the runs." in tables.notes(told)
+
+
+def test_a_time_measured_before_a_row_was_made_anew_is_not_shown(made):
+    _, study = made
+    row = study.directory / "hga" / "row.json"
+    timed = {"step_ms": {"hga": 20.0}}
+    assert results._step_ms(timed, study.directory, "hga") == 20.0  # an older version's
+    timed["networks"] = {"hga": fingerprint(row.parent)}
+    assert results._step_ms(timed, study.directory, "hga") == 20.0
+    row.write_text(to_json(study.rows["se"].config))
+    assert results._step_ms(timed, study.directory, "hga") is None
+    with pytest.raises(UserError, match="is the record of a study, not a saved report: name its folder, "):
+        results.load(str(study.directory / f"{study.name}.json"))
 
 
 def test_a_row_that_nothing_is_compared_with_is_no_baseline(tmp_path):

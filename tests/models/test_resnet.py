@@ -126,6 +126,13 @@ def test_what_the_block_hands_over_changes_nothing_but_the_cost(reduced_channels
     hga = partial(HGA, reduced_channels=reduced_channels, kernels=(1, 3), bins=(1, 2), dtype=jnp.float64)
     by_map = lambda channels, name: hga(channels, name=name)  # says nothing of `uses_source`
     assert uses_source(hga) and not uses_source(by_map)
+
+    class Derived(HGA):
+        @nn.compact
+        def __call__(self, x, train=False):
+            return 2 * super().__call__(x, train)
+
+    assert not uses_source(Derived)  # whose author knows of (x, train) alone
     conv = partial(nn.Conv, use_bias=False, padding=0, dtype=jnp.float64)
     norm = partial(BatchNorm, False, dtype=jnp.float64)
     with jax.enable_x64(True):

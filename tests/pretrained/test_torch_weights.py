@@ -83,6 +83,26 @@ def test_axes():
     np.testing.assert_allclose(ours, weight @ pooled.reshape(-1))
 
 
+@pytest.mark.parametrize("layer", ["hidden", "hidden1", "classifier"])
+def test_a_layer_of_an_attention_is_no_head_whatever_it_is_called(layer):
+    kernel, wide = np.arange(64 * 8.0).reshape(64, 8), np.arange(2.0 * 3).reshape(1, 1, 2, 3)
+    variables = {
+        "params": {"stage1_block1": {"attention": {layer: {"kernel": kernel}, "wide": {layer: {"kernel": wide}}}}}
+    }
+    tensors = torch_tensors(None, variables)
+    np.testing.assert_array_equal(tensors[f"stage1_block1.attention.{layer}.weight"], kernel.T)
+    places = flatten_dict(variables)
+    arrays, left = renamed(None, tensors, places)
+    assert not left and all((arrays[path] == places[path]).all() for path in places)
+
+
+def test_two_variables_of_one_name_are_named():
+    variables = {"params": {"attention": {"kernel": np.ones((2, 2)), "scale": np.ones(2)}}}
+    message = "attention/kernel and attention/scale would both be called attention.weight in the file"
+    with pytest.raises(UserError, match=message):
+        torch_tensors(None, variables)
+
+
 def test_batches_tracked_are_ignored_and_classes_are_read_off():
     tensors = zeros("resnet50") | {
         "bn1.num_batches_tracked": np.array(5),

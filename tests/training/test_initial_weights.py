@@ -100,6 +100,9 @@ def test_a_trained_attention_goes_on_acting_behind_an_identity_start():
     assert all((again[path] == source(here).arrays[path]).all() for path in here)
     fresh = w.fit(source(places()), here, "x")
     assert not [path for path in fresh.loaded if "attention" in path]
+    with pytest.raises(UserError, match="only a share of its attention takes effect, and here all of it would; set id"):
+        w.fit(source(here), there, "x")
+    assert not [path for path in w.fit(source(here), places(attention="gc"), "x").loaded if "attention" in path]
 
 
 @pytest.mark.parametrize(("there", "here"), [(3, 1), (1, 3), (1, 4), (4, 1)])
