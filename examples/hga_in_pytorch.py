@@ -68,13 +68,12 @@ def main() -> None:
     with safe_open(arguments.file, "pt") as file:
         facts = {key: json.loads(value) for key, value in file.metadata().items() if key != "format"}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
-    classes, channels = facts["class_names"], facts["preprocessing"]["channels"]
-    channels = {"RGB": 3, "grey": 1}.get(channels, channels)
+    classes, colours = facts["class_names"], facts["preprocessing"]["channels"]
+    channels = {"RGB": 3, "grey": 1}.get(colours, colours)
     network = timm.create_model(facts["names"]["network"], num_classes=len(classes), in_chans=channels)
     add_hga(network, **facts["attention_options"]).load_state_dict(tensors)
     images = np.load(arguments.images) if arguments.images else np.random.randn(2, channels, 224, 224)
-    logits = network.eval()(torch.as_tensor(images, dtype=torch.float32))
-    print([classes[i] for i in logits.argmax(1)])
+    print([classes[i] for i in network.eval()(torch.as_tensor(images, dtype=torch.float32)).argmax(1)])
 
 
 if __name__ == "__main__":

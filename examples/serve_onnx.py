@@ -18,8 +18,7 @@ def read_image(file: str, how: dict) -> np.ndarray:
     data = np.fromfile(file, np.uint8)
     if not data.size:
         raise ValueError("the file is empty")
-    start = data[:12].tobytes()
-    if start[4:8] == b"ftyp" or start[:1] == b"P" or start[:2] in (b"II", b"MM"):  # which OpenCV may show wrongly
+    if data[4:8].tobytes() == b"ftyp" or data[:1].tobytes() in b"PIM":  # which OpenCV may show wrongly
         raise ValueError("AVIF, TIFF, PGM and their like are not read here; convert it to PNG or JPEG")
     image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB if how["channels"] == "RGB" else cv2.IMREAD_GRAYSCALE)
     if image is None:
